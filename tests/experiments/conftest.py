@@ -6,11 +6,15 @@ import sys
 import pytest
 
 from experiments import runs
-from experiments.text_generator import train
+from experiments.text_generator import train as training
 from experiments.text_generator.checkpoints import described
 from experiments.text_generator.data import Data
 from experiments.text_generator.model import CharacterModel
 from rnnjax.training import Checkpoints, fitting
+
+# What most runs of the text generator are: of one size, which is compiled once.
+TINY = ["--layers", "1", "--hidden-size", "4", "--batch-size", "4", "--seq-length", "10",
+        "--sample-length", "3", "--corpus", "text.txt"]  # fmt: skip
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,15 +23,15 @@ def traced_once():
 
     To trace and lower them anew takes most of the time of a run of a few steps.
     """
-    make_optimizer = functools.lru_cache(64)(train.make_optimizer)
+    make_optimizer = functools.lru_cache(64)(training.make_optimizer)
 
     def of_its_length(options, *length):
         """A rate that stays as it is does so in a run of any length."""
         return make_optimizer(options, *((1, 1) if options.schedule == "constant" else length))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "make_optimizer", of_its_length)
-        for module, name in ((train, "make_loss"), (fitting, "make_train_steps")):
+        patch.setattr(training, "make_optimizer", of_its_length)
+        for module, name in ((training, "make_loss"), (fitting, "make_train_steps")):
             patch.setattr(module, name, functools.lru_cache(64)(getattr(module, name)))
         yield
 
@@ -39,7 +43,9 @@ def untrained():
     def untrained(config):
         data = Data.load(config.text, config.seed)
         model = CharacterModel.build(config.model, len(data.vocabulary))
-        state = train.new_state(model, config, train.make_optimizer(config.optimization, 1, 1))
+        state = training.new_state(
+            model, config, training.make_optimizer(config.optimization, 1, 1)
+        )
         about = {"config": described(config, data)}
         Checkpoints(config.run_dir / "checkpoints").save(state, about)
         return config.run_dir
@@ -82,14 +88,53 @@ def program(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
+def generator(program):
+    """Run a command of the text generator."""
+    return functools.partial(program, "text_generator")
+
+
+@pytest.fixture
+def tiny():
+    """The options of `train` below, for those that start a process."""
+    return TINY
+
+
+@pytest.fixture
+def train(generator):
+    """Train a tiny model, in the folder ``run`` unless another is named."""
+    return lambda *options, to="run", **more: generator(
+        "train", *TINY, *options, "--run-dir", to, **more
+    )
+
+
+@pytest.fixture
+def resume(generator):
+    """Go on with the run in the folder ``run``."""
+    return functools.partial(generator, "train", "--resume", "--run-dir", "run")
+
+
+@pytest.fixture
+def refused(generator):
+    """What a command of the text generator says that is refused with status 2 and a sentence."""
+
+    def refused(*arguments):
+        result = generator(*arguments, check=False)
+        assert (result.returncode, "Traceback" in result.stderr) == (2, False)
+        return result.stderr
+
+    return refused
+
+
+@pytest.fixture
 def start(tmp_path, environment):
     """Start a program in a process of its own, and go on; it is ended with the test."""
     processes = []
 
-    def run(name, *arguments):
+    def run(name, *arguments, devices=1, **variables):
         process = subprocess.Popen(
             [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
-            cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            cwd=tmp_path, env=environment(devices, **variables), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         processes.append(process)
         return process

@@ -1,12 +1,15 @@
 """What every program says of itself."""
 
+import errno
 import re
-import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
 from experiments.__main__ import main, programs
+from experiments.runs import exit_with
+from rnnjax import InvalidInputError
 from rnnjax.interop.convert import make_parser
 
 COMMANDS = [f"text_generator {c}" for c in ("train", "generate", "evaluate", "inspect", "export")]
@@ -51,7 +54,18 @@ def test_help_of_the_converter_begins_with_an_example(
     assert f"\n\nExample: {example}" in capsys.readouterr().out
 
 
-def test_the_list_runs_as_a_command() -> None:
-    command = [sys.executable, "-m", "experiments"]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "experiments.t_maze" in out
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (OSError(errno.ENOSPC, "no space"), 2, "error: there is no room for what was to be"),
+        (MemoryError("9 GB"), 2, "error: there is not enough memory (9 GB); take a smaller"),
+        (RuntimeError("RESOURCE_EXHAUSTED: 9 GB"), 2, "error: there is not enough memory"),
+        (InvalidInputError("it must be so"), 2, "error: it must be so"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_what_ends_a_program_is_a_sentence_and_a_status(error, status, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        exit_with(Mock(side_effect=error))
+    assert end.value.code == status
+    assert capsys.readouterr().err.startswith(message)

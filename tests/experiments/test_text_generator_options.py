@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import functools
 import json
 import os
 import re
@@ -22,23 +21,15 @@ from experiments.text_generator.checkpoints import (
     require_unchanged,
     write_about,
 )
-from experiments.text_generator.config import Optimization, Text, Train
+from experiments.text_generator.config import Architecture, Optimization, Text, Train, flat
 from experiments.text_generator.data import Data
 from experiments.text_generator.model import surprise
 from experiments.text_generator.presets import load_preset
-from experiments.text_generator.train import learning_rate, make_optimizer, run_training
+from experiments.text_generator.train import changed_schedule, learning_rate, make_optimizer
 from experiments.text_generator.trained import Trained, existing
 from rnnjax import InvalidInputError
 from rnnjax.training import processes
-from rnnjax.training.files import read_sealed
 from rnnjax.training.sharding import Sharding
-
-# As in `test_text_generator`, whose runs are compiled with these.
-TINY = ["--layers", "1", "--hidden-size", "4", "--batch-size", "4", "--seq-length", "10",
-        "--sample-length", "3", "--corpus", "text.txt"]  # fmt: skip
-FAST = ["--preset", "fast", *TINY, "--dropout", "0", "--recurrent-dropout", "0"]
-# Of a run that diverges, in three tests: a part held out for each purpose, and as much to train on.
-DIVERGING = ["--learning-rate", "1e4", "--validation", "0.2", "--test", "0.15"]
 
 
 def rates(options, epochs, steps_per_epoch):
@@ -48,8 +39,7 @@ def rates(options, epochs, steps_per_epoch):
     return np.asarray(jax.jit(jax.vmap(rate))(np.arange(updates)))
 
 
-@pytest.mark.parametrize("steps_per_epoch", [3, 7, 28])
-@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize(("steps_per_epoch", "accumulate"), [(3, 4), (28, 1)])
 def test_a_cosine_ends_with_the_run_whatever_is_accumulated(steps_per_epoch, accumulate):
     options = Optimization(schedule="cosine", learning_rate=1.0, warmup=3, accumulate=accumulate)
     got = rates(options, 20, steps_per_epoch)
@@ -60,18 +50,17 @@ def test_a_cosine_ends_with_the_run_whatever_is_accumulated(steps_per_epoch, acc
     assert got[middle] == pytest.approx(0.505, abs=0.06)
 
 
-@pytest.mark.parametrize("warmup", [0, 5])
-def test_steps_fall_where_epochs_end_as_in_char_rnn(warmup):
-    for decay_after, factors in [
-        (0, [1, 0.5, 0.25, 0.125]), (1, [1, 0.5, 0.25, 0.125]), (2, [1, 1, 0.5, 0.25]),
-        (3, [1, 1, 1, 0.5]),
-    ]:  # fmt: skip
-        options = Optimization(
-            schedule="steps", learning_rate=1.0, decay=0.5, decay_after=decay_after, warmup=warmup
-        )
-        got = rates(options, 4, 10)
-        assert got[warmup:] == pytest.approx(np.repeat(factors, 10)[warmup:])
-        assert got[:warmup] == pytest.approx(np.arange(warmup) / max(1, warmup))
+@pytest.mark.parametrize(
+    ("decay_after", "warmup", "factors"),
+    [(0, 0, [1, 0.5, 0.25, 0.125]), (1, 5, [1, 0.5, 0.25, 0.125]), (3, 0, [1, 1, 1, 0.5])],
+)
+def test_steps_fall_where_epochs_end_as_in_char_rnn(decay_after, warmup, factors):
+    options = Optimization(
+        schedule="steps", learning_rate=1.0, decay=0.5, decay_after=decay_after, warmup=warmup
+    )
+    got = rates(options, 4, 10)
+    assert got[warmup:] == pytest.approx(np.repeat(factors, 10)[warmup:])
+    assert got[:warmup] == pytest.approx(np.arange(warmup) / max(1, warmup))
 
 
 def first_update(gradient, **options):
@@ -81,20 +70,17 @@ def first_update(gradient, **options):
     return optimizer.update(gradient, optimizer.init(params), params)[0]
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def clipped_and_not(gradient, name):
-    """The first update of a gradient that is clipped, of one that is a fifth, and of it itself."""
-    options = {"optimizer": name, "learning_rate": 10.0}
-    small = jax.tree.map(lambda leaf: leaf / 5, gradient)
-    clipped = first_update(gradient, clip_norm=1e-8, **options)
-    return clipped, *(first_update(g, **options) for g in (small, gradient))
-
-
-@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop"])
-def test_it_is_the_gradient_that_is_clipped(name):
+def test_it_is_the_gradient_that_is_clipped():
     """So that the update is that of a smaller gradient, however large it is itself."""
     gradient = {"kernel": np.array([[3e-8, 4e-8]]), "bias": np.array([0.0])}  # the norm is 5e-8
-    clipped, expected, plain = clipped_and_not(gradient, name)
+
+    @jax.jit
+    def updates(gradient):
+        small = jax.tree.map(lambda leaf: leaf / 5, gradient)
+        clipped = first_update(gradient, clip_norm=1e-8, learning_rate=10.0)
+        return clipped, *(first_update(each, learning_rate=10.0) for each in (small, gradient))
+
+    clipped, expected, plain = updates(gradient)
     for key in gradient:
         np.testing.assert_allclose(clipped[key], expected[key], rtol=1e-5)
     assert np.abs(plain["kernel"] / clipped["kernel"]).min() > 1.5
@@ -109,32 +95,32 @@ def test_weights_decay_but_not_biases():
     np.testing.assert_array_equal(update["bias"], 0)
 
 
-def test_epochs_that_are_given_count_more_than_the_steps_of_a_preset(program, text, tmp_path):
-    done = program("text_generator", "train", *FAST, "--epochs", "2", "--run-dir", "run")
-    assert ", 2 epochs of 7 steps" in done.stdout
+def test_epochs_that_are_given_count_more_than_the_steps_of_a_preset(train, text, tmp_path):
+    fast = ["--preset", "fast", "--dropout", "0", "--recurrent-dropout", "0"]
+    assert ", 2 epochs of 7 steps" in train(*fast, "--epochs", "2").stdout
     assert len((tmp_path / "run" / "epochs.jsonl").read_text().splitlines()) == 2
     assert Train(steps=9).epochs_of(7) == Train(steps=9, epochs=7).epochs_of(7) == 2
 
 
-def test_what_was_given_is_known_from_what_is_the_default(program, text, monkeypatch):
-    program("text_generator", "train", *TINY, "--epochs", "1", "--seed", "7", "--run-dir", "run")
-    resume = ["train", "--resume", "--run-dir", "run"]
+def test_what_was_given_is_known_from_what_is_the_default(
+    train, resume, refused, text, tmp_path, monkeypatch
+):
+    train("--epochs", "1", "--seed", "7")
     for given, message in [
         (["--seed", "1"], "--seed 1 cannot be changed: the run has 7"),
         (["--preset", "fast"], "--preset fast cannot be changed: the run has tutorial"),
         (["--layers", "3"], "--layers 3 cannot be changed: the run has 1"),
+        (["--patience", "2"], "no text is held out"),
     ]:
-        refused = program("text_generator", *resume, *given, check=False)
-        assert refused.returncode == 2
-        assert message in refused.stderr
-    assert "going on from step" in program("text_generator", *resume, "--layers=1").stdout
+        assert message in refused("train", "--resume", "--run-dir", "run", *given)
+    assert "going on from step" in resume("--layers=1", "--keep-last", "3").stdout
     settled_as = []
     monkeypatch.setattr(
         "experiments.text_generator.__main__.run_training",
         lambda config: settled_as.append(config) or 0,
     )
     assert Train().epochs == 20
-    program("text_generator", *resume, "--epochs", "20")
+    resume("--epochs", "20")
     assert (settled_as[0].epochs, settled_as[0].seed) == (20, 7)
 
 
@@ -151,72 +137,51 @@ def test_epochs_replace_the_steps_of_a_run_that_goes_on():
     assert length(steps=4900, epochs=9) == (9, 4900)
 
 
-def test_a_schedule_that_ends_elsewhere_is_said(program, text, tmp_path):
+def test_a_schedule_that_ends_elsewhere_is_said(train, resume, text):
     """Only the cosine depends on the length of the run."""
-    said = {}
-    for schedule in ("cosine", "steps"):
-        options = ["--schedule", schedule, "--epochs", "2", "--learning-rate", "0.01"]
-        program("text_generator", "train", *TINY, *options, "--run-dir", schedule)
-        resume = ["train", "--resume", "--run-dir", schedule]
-        assert "learning rate" not in program("text_generator", *resume, "--epochs", "2").stdout
-        said[schedule] = program("text_generator", *resume, "--epochs", "4").stdout
-        assert "learning rate" not in program("text_generator", *resume).stdout
-    assert "learning rate" not in said["steps"]
+    cosine = ["--schedule", "cosine", "--epochs", "2", "--learning-rate", "0.01"]
+    assert "learning rate" not in train(*cosine).stdout
     line = (
         "--schedule cosine falls to the end of the run, which was step 18 and is 36 now: after "
-        "step 18 the learning rate is 0.00505 in place of 0.0001\n"
+        "step 18 the learning rate is 0.00505 in place of 0.0001"
     )
-    assert line in said["cosine"]
-    steps = program("text_generator", "train", "--resume", "--run-dir", "cosine", "--steps", "50",
-                    "--learning-rate", "0.1").stdout  # fmt: skip
-    assert "was step 36 and is 54 now" in steps
-    assert "is 0.0257 in place of 0.0001" in steps
+    assert f"{line}\n" in resume("--epochs", "4").stdout
+
+    def said(schedule, **changed):
+        optimization = Optimization(schedule=schedule, learning_rate=0.01)
+        before = Train(epochs=2, optimization=optimization)
+        after = dataclasses.replace(before, **changed)
+        return changed_schedule(after, flat(before.as_json()), 18, 9)
+
+    assert said("cosine", steps=28) == line
+    assert said("cosine", patience=9) is said("steps", epochs=4) is None
 
 
-def test_a_text_that_moved_is_the_same_text(program, text, tmp_path):
+def test_the_text_of_a_run_may_be_elsewhere(train, resume, generator, refused, text, tmp_path):
     """It is known by its digest, and not by how its path or its encoding is spelled."""
-    moved = tmp_path / "elsewhere" / "moved.txt"
-    program("text_generator", "train", *TINY, "--epochs", "1", "--run-dir", "run")
-    resume = ["train", "--resume", "--run-dir", "run"]
-    for corpus in (tmp_path / "text.txt", "./text.txt"):
-        said = program("text_generator", *resume, "--corpus", corpus).stdout
-        assert "going on from step 9, after 1 of 1 epochs" in said
-    moved.parent.mkdir()
-    (tmp_path / "text.txt").rename(moved)
-    commands = (
-        [*resume, "--corpus", "text.txt"],
-        ["evaluate", "--run-dir", "run", "--corpus", "text.txt"],
-        ["inspect", "--run-dir", "run", "--to", "page.html", "--corpus", "text.txt"],
-    )
-    for command in commands:
-        refused = program("text_generator", *command, check=False)
-        assert refused.returncode == 2
-        assert f"there is no file {tmp_path / 'text.txt'}; name the new place" in refused.stderr
-        program("text_generator", *command[:-1], moved)
-    # What goes on knows the new place, and so do the commands that read it.
-    program("text_generator", *resume, "--epochs", "2")
-    assert (
-        "moved.txt, on which it was trained"
-        in program("text_generator", "evaluate", "--run-dir", "run").stdout
-    )
-    (tmp_path / "wide.txt").write_text(
-        f"\n*** START OF IT ***\n{text}\n*** END OF IT ***\n", encoding="utf-16"
-    )
-    read_so = ["--corpus", "wide.txt", "--encoding", "utf-16", "--strip-licence"]
-    assert "going on" in program("text_generator", *resume, *read_so).stdout
-    assert "wide.txt, on which" in program("text_generator", "evaluate", "--run-dir", "run").stdout
-    both = program("text_generator", "evaluate", "wide.txt", "--corpus", moved, check=False)
-    assert (both.returncode, "one text is read" in both.stderr) == (2, True)
-
-
-def test_another_text_is_refused_with_the_name_of_each(program, text, tmp_path):
-    program("text_generator", "train", *TINY, "--epochs", "1", "--run-dir", "run")
+    train("--epochs", "1")
     (tmp_path / "other.txt").write_text(text[1:])
-    for command in (["train", "--resume", "--run-dir", "run"], ["evaluate", "--run-dir", "run"]):
-        refused = program("text_generator", *command, "--corpus", "other.txt", check=False)
-        assert refused.returncode == 2
-        assert "the text of 'other.txt' (SHA-256 " in refused.stderr
-        assert "is not the one that the run in run began with, that of 'text.txt'" in refused.stderr
+    evaluate = ["evaluate", "--run-dir", "run"]
+    for command in (["train", "--resume", "--run-dir", "run"], evaluate):
+        said = refused(*command, "--corpus", "other.txt")
+        assert "the text of 'other.txt' (SHA-256 " in said
+        assert "is not the one that the run in run began with, that of 'text.txt'" in said
+        (tmp_path / "text.txt").rename(tmp_path / "moved.txt")
+        there_is_none = f"there is no file {tmp_path / 'text.txt'}; name the new place"
+        assert there_is_none in refused(*command)
+        (tmp_path / "moved.txt").rename(tmp_path / "text.txt")
+    wide = f"x\n*** START OF IT ***\n{text}\n*** END OF IT ***\n".encode("utf-16")
+    (tmp_path / "wide.txt").write_bytes(wide)
+    read_so = ["--corpus", "wide.txt", "--encoding", "utf-16", "--strip-licence"]
+    assert "going on from step 9, after 1 of 1 epochs" in resume(*read_so).stdout
+    # What goes on knows the new place, and so do the commands that read it.
+    assert generator(*evaluate).stdout.startswith("wide.txt, on which it was trained")
+    (tmp_path / "copy.txt").write_bytes(wide)
+    for same in ("./wide.txt", tmp_path / "copy.txt", "text.txt"):
+        said = generator(*evaluate, same).stdout
+        assert said.startswith(f"all of {Path(same).name}, most of which it was trained on: ")
+    assert generator(*evaluate, "other.txt").stdout.startswith("other.txt: ")
+    assert "one text is read" in refused(*evaluate, "wide.txt", "--corpus", "text.txt")
 
 
 def test_processes_may_each_have_the_text_elsewhere(monkeypatch):
@@ -236,18 +201,6 @@ def test_processes_may_each_have_the_text_elsewhere(monkeypatch):
             check_alike(other, digest)
 
 
-def test_no_update_at_all_is_refused(text, tmp_path):
-    options = Train(
-        text=Text(str(tmp_path / "text.txt"), seq_length=10, batch_size=4),
-        optimization=Optimization(accumulate=100),
-        epochs=2,
-        run_dir=tmp_path / "run",
-    )
-    with pytest.raises(InvalidInputError, match="makes one update of so many steps, but the run"):
-        run_training(options)
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -255,187 +208,135 @@ def test_no_update_at_all_is_refused(text, tmp_path):
         (["--cell", "mingru", "--weight-drop", "0.1"], "weight_drop needs a recurrent_kernel"),
         (["--sample-temperature", "inf"], "temperature must be a number from 0"),
         (["--seed", str(2**32)], "--seed must be at least 0 and at most 4294967295"),
+        (["--epochs", "2", "--accumulate", "100"], "makes one update of so many steps, but the"),
+        (["--tensorboard"], "pip install tensorboardX"),
+        (["--mesh", "8"], "a mesh of 8 x 1 must take some of the"),
+        (["--mesh", "0"], '--mesh must be a number of devices (8), two of them (4x2), or "auto"'),
+        (["--mesh", "4x2x1"], "but is '4x2x1'"),
     ],
 )
 def test_options_that_do_not_go_together_leave_no_run_behind(
-    program, text, tmp_path, options, message
+    refused, text, tmp_path, monkeypatch, options, message
 ):
-    refused = program("text_generator", "train", *TINY, *options, check=False)
-    assert refused.returncode == 2
-    assert message in refused.stderr
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_missing_tensorboard_leaves_no_run_behind(program, text, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
-    refused = program("text_generator", "train", *TINY, "--tensorboard", check=False)
-    assert refused.returncode == 2
-    assert "pip install tensorboardX" in refused.stderr
-    assert not (tmp_path / "runs").exists()
+    tiny = ["--layers", "1", "--hidden-size", "4", "--seq-length", "10", "--corpus", "text.txt"]
+    assert message in refused("train", *tiny, *options)
+    assert [*tmp_path.iterdir()] == [tmp_path / "text.txt"]
 
 
-def test_the_test_is_of_the_model_that_the_other_commands_take(program, text, tmp_path):
-    options = ["--epochs", "4", "--checkpoint-every", "1", *DIVERGING]
-    for name, more in [("last", ["--validation", "0", "--test", "0.35"]), ("best", [])]:
-        program("text_generator", "train", *TINY, *options, *more, "--run-dir", name)
-        trained = Trained.load(tmp_path / name)
-        measured = json.loads((tmp_path / name / "test.json").read_text())
-        assert measured["step"] == trained.step
-        data = Data.load(trained.config.text, trained.config.seed)
-        loss = surprise(trained.model, trained.params, data.test).mean()
-        assert measured["test_loss"] == pytest.approx(loss, rel=1e-5)
-
-
-def test_the_end_by_patience_is_told_and_can_be_lifted(program, text, tmp_path):
-    options = [*DIVERGING, "--epochs", "9", "--patience", "1"]
-    done = program("text_generator", "train", *TINY, *options, "--run-dir", "run")
+def test_a_run_that_diverges_ends_by_patience_which_can_be_lifted(
+    train, resume, generator, text, tmp_path
+):
+    """The test is of the model that the other commands take."""
+    parts = ["--validation", "0.2", "--test", "0.15", "--checkpoint-every", "1"]
+    options = [*parts, "--learning-rate", "1e4", "--epochs", "9", "--patience", "1"]
+    done = train(*options)
     told = re.search(r"ended after (\d+) of (\d+) steps: no better validation loss", done.stdout)
     assert told, done.stdout
     assert int(told[1]) < int(told[2])
-    resume = ["train", "--resume", "--run-dir", "run"]
-    assert "ended after" in program("text_generator", *resume).stdout
-    lifted = program("text_generator", *resume, "--patience", "0")
-    assert "ended after" not in lifted.stdout
+    trained = Trained.load(tmp_path / "run")
+    measured = json.loads((tmp_path / "run" / "test.json").read_text())
+    assert measured["step"] == trained.step < int(told[1])
+    data = Data.load(trained.config.text, trained.config.seed)
+    loss = surprise(trained.model, trained.params, data.test).mean()
+    assert measured["test_loss"] == pytest.approx(loss, rel=1e-5)
+    assert "perplexity inf" in generator("evaluate", "--run-dir", "run").stdout
+    assert "ended after" in resume().stdout
+    assert "ended after" not in resume("--patience", "0").stdout
     assert len((tmp_path / "run" / "epochs.jsonl").read_text().splitlines()) == 9
 
 
-def test_options_are_checked_with_those_of_the_run(program, text, tmp_path):
-    options = [*FAST, "--epochs", "2", "--run-dir", "run"]
-    program("text_generator", "train", *options)
-    resume = ["train", "--resume", "--run-dir", "run", "--epochs", "2"]
-    decay = str(load_preset("fast").optimization.weight_decay)
-    same = ["--forget", "0.01", "--weight-decay", decay, "--patience", "3"]
-    assert "going on from step" in program("text_generator", *resume, *same).stdout
-    stored = read_sealed(tmp_path / "run" / "run.json")["options"]
-    assert (stored["patience"], stored["epochs"]) == (3, 2)
-    program("text_generator", "train", *TINY, "--epochs", "1", "--run-dir", "plain")
-    refused = program(
-        "text_generator", "train", "--resume", "--run-dir", "plain", "--patience", "2", check=False
-    )
-    assert refused.returncode == 2
-    assert "no text is held out" in refused.stderr
-
-
-def test_what_is_left_of_a_sample_does_not_stop_a_run(program, text, tmp_path):
-    program("text_generator", "train", *TINY, "--epochs", "1", "--run-dir", "run")
+def test_samples_are_those_up_to_the_checkpoint(train, resume, text, tmp_path):
+    train("--epochs", "4", "--checkpoint-every", "2")
     samples = tmp_path / "run" / "samples.txt"
     whole = samples.read_text()
-    samples.write_bytes(b"\nepoch 1: 'of before'\n" + whole.encode() + b"epoch 2, st\xc3")
-    program("text_generator", "train", "--resume", "--epochs", "2", "--run-dir", "run")
-    lines = samples.read_text().splitlines()
-    assert lines[:3] == ["", "epoch 1: 'of before'", whole.strip()]
-    assert len(lines) == 4
-    assert lines[3].startswith("epoch 2, step ")
-
-
-def test_samples_behind_the_checkpoint_are_taken_back(program, text, tmp_path):
-    options = [*TINY, "--epochs", "4", "--checkpoint-every", "2", "--run-dir", "run"]
-    program("text_generator", "train", *options)
-    samples = tmp_path / "run" / "samples.txt"
-    whole = samples.read_text()
+    assert len(whole.splitlines()) == 4
     last = max((tmp_path / "run" / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
     last.rename(tmp_path / "gone")  # as if it had been killed before the last checkpoint
-    program("text_generator", "train", "--resume", "--run-dir", "run")
-    assert samples.read_text() == whole
-    assert len(whole.splitlines()) == 4
+    samples.write_bytes(b"\nepoch 1: 'of before'\n" + whole.encode() + b"epoch 5, st\xc3")
+    resume()
+    assert samples.read_text() == f"\nepoch 1: 'of before'\n{whole}"
 
 
-def test_another_text_is_read_as_it_is_said_to_be(program, tmp_path):
+# What is read: the commands on a model that has learned nothing.
+
+
+@pytest.fixture
+def begun(untrained, tmp_path, monkeypatch):
+    """Make the folder ``run`` of a model of ``text.txt``."""
+
+    def begun(**options):
+        monkeypatch.chdir(tmp_path)
+        text = Text("text.txt", seq_length=10, batch_size=4, **options)
+        model = Architecture(layers=1, hidden_size=4)
+        untrained(Train(text=text, model=model, run_dir=tmp_path / "run"))
+        return ["--run-dir", "run"]
+
+    return begun
+
+
+def test_another_text_is_read_as_it_is_said_to_be(train, begun, generator, refused, tmp_path):
     """A line says how much of it the vocabulary lacks."""
     inside = "café or naïve\n" * 30
     (tmp_path / "text.txt").write_text(
         f"*** START OF IT ***\n{inside}*** END OF IT ***\n", encoding="latin-1"
     )
-    options = [*TINY, "--epochs", "1", "--encoding", "latin-1", "--strip-licence"]
+    options = ["--epochs", "1", "--encoding", "latin-1", "--strip-licence"]
     lost = "; 60 others were dropped, which --vocabulary learned keeps"
-    said = program("text_generator", "train", *options).stdout
-    assert f"(68 in the vocabulary{lost})" in said
-    said = program("text_generator", "train", *options, "--vocabulary", "learned").stdout
-    assert "(12 in the vocabulary)" in said
+    assert f"(68 in the vocabulary{lost})" in train(*options, to="tutorial").stdout
+    run = begun(vocabulary="learned", encoding="latin-1", strip_licence=True)
     (tmp_path / "utf8.txt").write_text("café", encoding="utf-8")
     (tmp_path / "latin.txt").write_text("café", encoding="latin-1")
-    utf8 = program("text_generator", "evaluate", "utf8.txt").stdout
-    latin = program("text_generator", "evaluate", "latin.txt", "--encoding", "latin-1").stdout
+    utf8 = generator("evaluate", "utf8.txt", *run).stdout
+    latin = generator("evaluate", "latin.txt", "--encoding", "latin-1", *run).stdout
     assert "over 3 characters" in utf8
     assert utf8.partition(":")[2] == latin.partition(":")[2]
-    wrong = program("text_generator", "evaluate", "latin.txt", check=False)
-    assert wrong.returncode == 2
+    assert "0xe9 at offset 3" in refused("evaluate", "latin.txt", *run)
     (tmp_path / "unknown.txt").write_text("cake")
     for command in (["evaluate", "unknown.txt"], ["inspect", "unknown.txt", "--to", "page.html"]):
-        refused = program("text_generator", *command, check=False)
-        assert refused.returncode == 2
-        assert "unknown.txt must be of characters that the model was trained on" in refused.stderr
-        assert "'k'; leave them out" in refused.stderr
+        said = refused(*command, *run)
+        assert "unknown.txt must be of characters that the model was trained on" in said
+        assert "'k'; leave them out" in said
 
 
 @pytest.mark.parametrize("vocabulary", ["tutorial", "lines"])
-def test_what_is_not_scored_is_said(program, text, tmp_path, vocabulary):
-    options = [*TINY, "--vocabulary", vocabulary, "--epochs", "1"]
-    program("text_generator", "train", *options, "--run-dir", "run")
-    run = ["--run-dir", "run"]
-    own = program("text_generator", "evaluate", *run, "--json", "bits.json").stdout
-    assert "dropped" not in own
-    assert json.loads((tmp_path / "bits.json").read_text())["dropped"] == 0
+def test_what_is_not_scored_is_said(begun, generator, refused, text, tmp_path, vocabulary):
+    (tmp_path / "text.txt").write_text(f"{text}é", encoding="utf-8")
+    run = begun(vocabulary=vocabulary)
+    own = f"; 1 of the {len(text) + 1} characters of the whole text (0.28%) were"
+    assert own in generator("evaluate", *run).stdout
     (tmp_path / "other.txt").write_text("the cat ñ\nand é, ñ ran.\n", encoding="utf-8")
     lost = (
         "; 3 of the 24 characters of the whole text (12.50%) were dropped before, because the "
         "model does not know them"
     )
     files = ["--json", "bits.json", "--page", "bits.html"]
-    scored = program("text_generator", "evaluate", "other.txt", *run, *files).stdout
+    scored = generator("evaluate", "other.txt", *run, *files).stdout
     assert scored.endswith(f" characters{lost}\n")
     stored = json.loads((tmp_path / "bits.json").read_text())
     assert (stored["dropped"], stored["dropped_share"]) == (3, 0.125)
-    assert f"at step 9{lost}." in (tmp_path / "bits.html").read_text()
-    inside = program("text_generator", "inspect", "other.txt", *run, "--to", "in.html").stdout
+    assert f"at step 0{lost}." in (tmp_path / "bits.html").read_text()
+    inside = generator("inspect", "other.txt", *run, "--to", "in.html").stdout
     assert inside.endswith(f" MB{lost}\n")
     assert f"on average{lost}." in (tmp_path / "in.html").read_text()
-    begun = program("text_generator", "generate", *run, "--prime-file", "other.txt")
-    assert "note: dropped 3 of the 24 characters of other.txt" in begun.stderr
     (tmp_path / "greek.txt").write_text("αβγ", encoding="utf-8")
-    refused = program("text_generator", "evaluate", "greek.txt", *run, check=False)
-    assert refused.returncode == 2
-    assert "at least 2 characters that the model knows, but of its 3 it knows 0" in refused.stderr
+    said = refused("evaluate", "greek.txt", *run)
+    assert "at least 2 characters that the model knows, but of its 3 it knows 0" in said
 
 
-def test_what_a_run_dropped_of_its_own_text_is_said(program, text, tmp_path):
-    (tmp_path / "text.txt").write_text(f"{text}é", encoding="utf-8")
-    program("text_generator", "train", *TINY, "--epochs", "1", "--validation", "0.3")
-    for command in (["evaluate"], ["evaluate", "text.txt"]):
-        said = program("text_generator", *command).stdout
-        assert f"; 1 of the {len(text) + 1} characters of the whole text (0.28%) were" in said
-
-
-def test_the_text_of_a_run_is_known_wherever_it_is(program, text, tmp_path):
-    wide = f"x\n*** START OF IT ***\n{text}\n*** END OF IT ***\n".encode("utf-16")
-    (tmp_path / "wide.txt").write_bytes(wide)
-    options = [*TINY, "--corpus", "wide.txt", "--encoding", "utf-16", "--strip-licence"]
-    program("text_generator", "train", *options, "--epochs", "1")
-    (tmp_path / "copy.txt").write_bytes(wide)
-    for same in ("wide.txt", "./wide.txt", tmp_path / "copy.txt", "text.txt"):
-        said = program("text_generator", "evaluate", same).stdout
-        assert said.startswith(f"all of {Path(same).name}, most of which it was trained on: ")
-    (tmp_path / "copy.txt").write_text(text[1:])
-    assert program("text_generator", "evaluate", "copy.txt").stdout.startswith("copy.txt: ")
-
-
-def test_bits_are_of_what_the_vocabulary_counts(program, tmp_path):
+def test_bits_are_of_what_the_vocabulary_counts(begun, generator, tmp_path):
     (tmp_path / "text.txt").write_text("Ёлка, ель и ёж. " * 30, encoding="utf-8")
-    options = [*TINY, "--vocabulary", "bytes", "--epochs", "1"]
-    done = program("text_generator", "train", *options)
-    assert "bits per byte" in done.stdout + done.stderr
-    assert "per character" not in done.stdout + done.stderr
-    assert "bytes (256 in the vocabulary)" in done.stdout
+    run = begun(vocabulary="bytes")
     (tmp_path / "other.txt").write_text("ёж и ель", encoding="utf-8")
-    printed = program("text_generator", "evaluate", "other.txt").stdout
+    printed = generator("evaluate", "other.txt", *run).stdout
     per_byte = float(re.search(r"([\d.]+) bits per byte", printed)[1])
     per_character = float(re.search(r"that is ([\d.]+) bits per character", printed)[1])
     # 13 bytes of 8 characters, the first of which is known by half.
     assert per_character == pytest.approx(per_byte * 13 / 8, rel=1e-3)
 
 
-def test_no_text_is_replaced_by_a_page(program, text, tmp_path):
-    program("text_generator", "train", *TINY, "--epochs", "1")
+def test_no_text_is_replaced_by_a_page(begun, refused, text, tmp_path):
+    run = begun()
     (tmp_path / "other.txt").write_text("the cat")
     before = [(tmp_path / name).read_text() for name in ("text.txt", "other.txt")]
     for command in (
@@ -445,16 +346,9 @@ def test_no_text_is_replaced_by_a_page(program, text, tmp_path):
         ["evaluate", "--json", "text.txt"],
         ["evaluate", "other.txt", "--page", "a.html", "--json", "a.html"],
     ):
-        refused = program("text_generator", *command, check=False)
-        assert refused.returncode == 2
-        assert "replace" in refused.stderr
+        assert "replace" in refused(*command, *run)
     assert [(tmp_path / name).read_text() for name in ("text.txt", "other.txt")] == before
     assert not (tmp_path / "a.html").exists()
-
-
-def test_a_model_that_diverged_has_an_infinite_perplexity(program, text):
-    program("text_generator", "train", *TINY, "--epochs", "2", *DIVERGING)
-    assert "perplexity inf" in program("text_generator", "evaluate").stdout
 
 
 def test_the_newest_run_is_the_one_that_went_on_last(tmp_path, monkeypatch):
@@ -466,31 +360,24 @@ def test_the_newest_run_is_the_one_that_went_on_last(tmp_path, monkeypatch):
         write_about(folder, {})
     os.utime(tmp_path / "runs" / "program" / "middle" / "run.json", (2e9, 2e9))
     assert existing("program", None).name == "zebra"
-
-
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidInputError, match="cannot be made"):
         new_folder("program", tmp_path / "file" / "run")
 
 
 def test_a_damaged_run_json_is_told_and_the_options_of_the_checkpoint_taken(
-    program, text, tmp_path
+    train, resume, refused, text, tmp_path
 ):
-    program("text_generator", "train", *TINY, "--epochs", "1", "--run-dir", "run")
-    for epochs, content in enumerate(('{"config": 3}', "", "[]", "no JSON"), start=2):
-        (tmp_path / "run" / "run.json").write_text(content)
-        resume = ["train", "--resume", "--run-dir", "run", "--epochs", epochs]
-        resumed = program("text_generator", *resume)
-        assert "warning: " in resumed.stderr
-        assert "run.json" in resumed.stderr
-        assert f"going on from step {9 * epochs - 9}, after" in resumed.stdout
+    train("--epochs", "1")
+    about = tmp_path / "run" / "run.json"
+    about.write_text('{"config": 3}')
+    resumed = resume("--epochs", "2")
+    assert re.search(r"warning: .*run\.json", resumed.stderr)
+    assert "going on from step 9, after" in resumed.stdout
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     for content in ('{"config": 3}', "", "[]", "no JSON"):
-        (tmp_path / "run" / "run.json").write_text(content)
-        refused = program("text_generator", *resume, check=False)
-        assert refused.returncode == 2
-        assert "begin a new run" in refused.stderr
+        about.write_text(content)
+        assert "begin a new run" in refused("train", "--resume", "--run-dir", "run")
 
 
 def test_presets_set_fields(tmp_path):
@@ -524,20 +411,19 @@ def test_a_preset_that_cannot_be_is_said(tmp_path, content, message):
         load_preset(str(tmp_path / "own.toml"))
 
 
-def test_a_diverged_run_goes_on_with_a_smaller_learning_rate(program, text, tmp_path):
-    options = [*TINY, "--epochs", "3", "--run-dir", "run"]
-    failed = program("text_generator", "train", *options, "--learning-rate", "1e38", check=False)
+def test_a_diverged_run_goes_on_with_a_smaller_learning_rate(
+    train, resume, refused, text, tmp_path
+):
+    failed = train("--epochs", "3", "--learning-rate", "1e38", check=False)
     assert failed.returncode == 2
     assert "train --resume --run-dir run --learning-rate 1e+37" in failed.stderr
-    assert "Traceback" not in failed.stderr
-    resume = ["train", "--resume", "--run-dir", "run"]
-    assert program("text_generator", *resume, check=False).returncode == 2
-    program("text_generator", *resume, "--learning-rate", "1e-3")
+    refused("train", "--resume", "--run-dir", "run")
+    resume("--learning-rate", "1e-3")
     assert len((tmp_path / "run" / "epochs.jsonl").read_text().splitlines()) == 3
 
 
-def test_a_folder_that_cannot_be_written_to_gets_one_sentence(program, text, tmp_path, monkeypatch):
-    program("text_generator", "train", *TINY, "--epochs", "1", "--run-dir", "run")
+def test_a_folder_that_cannot_be_written_to_gets_one_sentence(begun, refused, text, monkeypatch):
+    run = begun()
     # A superuser may write anywhere: the system's answer is put in its place.
     real = Path.open
 
@@ -547,14 +433,8 @@ def test_a_folder_that_cannot_be_written_to_gets_one_sentence(program, text, tmp
         return real(path, mode, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", refuse)
-    for command in (
-        ["train", "--resume", "--run-dir", "run", "--epochs", "2"],
-        ["evaluate", "--run-dir", "run", "--json", "bits.json"],
-    ):
-        refused = program("text_generator", *command, check=False)
-        assert refused.returncode == 2
-        assert "Permission denied" in refused.stderr
-        assert "Traceback" not in refused.stderr
+    for command in (["train", "--resume", "--epochs", "2"], ["evaluate", "--json", "bits.json"]):
+        assert "Permission denied" in refused(*command, *run)
 
 
 def test_an_option_that_a_run_did_not_know_was_as_by_default() -> None:
