@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,6 @@ from experiments.cookbook.common import data
 from experiments.cookbook.common.report import Report
 from experiments.text_tools.corpora import CorpusError
 from rnnjax.errors import InvalidInputError
-
-FOLDER = os.environ.get("RNNJAX_DATA")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,25 +27,6 @@ def test_sequences_side_by_side_with_time_first():
     assert lengths.tolist() == [3, 4]
     with pytest.raises(InvalidInputError, match="a sequence at least"):
         data.padded([])
-
-
-def test_made_data_is_of_the_kind_of_the_real():
-    digits = data.digits(data.MADE)
-    assert digits.train_x.shape[1:] == digits.test_x.shape[1:] == (28, 28)
-    assert set(digits.train_y.tolist()) == set(range(10))
-    same = [x for x, y in zip(digits.train_x, digits.train_y, strict=True) if y == 1]
-    assert 0 < np.mean(same[0] > 0) < 0.2
-    assert all(german and english for german, english in data.pairs("val", data.MADE))
-    assert data.pairs("val", data.MADE) != data.pairs("train", data.MADE)[:40]
-    words, kinds = data.questions("train", data.MADE)
-    assert len(words) == len(kinds)
-    names, languages = data.names(data.MADE)
-    assert len(names) == len(languages)
-    assert data.chords("JSB_Chorales", data.MADE)["train"][0].sum(1).tolist() == [3] * 40
-    assert data.table("airline-passengers", data.MADE).count(b"\n") == 144
-    spoken = data.recordings(data.MADE)
-    assert len(spoken.waves) == len(spoken.digits) == len(spoken.takes)
-    assert len(data.text("tinyshakespeare", data.MADE)) > 10_000
 
 
 def test_what_is_not_in_the_folder_is_said(tmp_path):
@@ -74,13 +52,6 @@ def test_bad_options(tmp_path):
         with pytest.raises(InvalidInputError, match=message):
             Report.begin("program", "error", Options(tmp_path / "run", **options))
     assert not (tmp_path / "run").exists()
-
-
-def test_every_file_has_an_address_a_checksum_and_a_licence():
-    for address, digest, licence in data.FILES.values():
-        assert address.startswith("https://")
-        assert len(bytes.fromhex(digest)) == 32
-        assert licence
 
 
 @pytest.mark.parametrize(("bound", "status"), [(2.0, 0), (0.5, 1)])

@@ -96,7 +96,7 @@ def test_parts_of_the_digits_share_no_image():
     assert all(labels[x.tobytes()] == y for x, y in zip(*parts["validation"], strict=True))
 
 
-@pytest.mark.parametrize(("size", "window", "stride"), [(28, 5, 2), (14, 3, 2), (7, 3, 1)])
+@pytest.mark.parametrize(("size", "window", "stride"), [(28, 5, 2), (7, 3, 1)])
 def test_a_convolution_is_that_of_xla(size, window, stride):
     rng = np.random.default_rng(0)
     xs, kernel = rng.normal(size=(2, 3, size, size, 2)), rng.normal(size=(window, window, 2, 3))

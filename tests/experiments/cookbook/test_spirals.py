@@ -1,5 +1,3 @@
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -9,17 +7,14 @@ from experiments.cookbook.spirals import Config
 
 
 @pytest.mark.slow
-def test_s5_tells_spirals_apart_by_the_times_of_their_points(tmp_path):
-    config = Config(data="made", run_dir=tmp_path / "run", seeds=2, epochs=8)
-    assert spirals.run(config) == 0
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    (regular, irregular, published) = result["rows"]
-    assert min(regular["score"]) > 95
-    assert len(irregular["score"]) == 2
-    assert min(irregular["score"]) > 90
-    assert published["source"] == "Diffrax's page"
-    assert len(result["seen"]["S5, time as its step"]) == config.points
-    assert (tmp_path / "run" / "points.png").stat().st_size > 10_000
+def test_s5_tells_spirals_apart_by_the_times_of_their_points(ran):
+    result, scores = ran(spirals, "points", seeds=2, epochs=8)
+    regular, irregular, _ = scores.values()
+    assert min(regular) > 95
+    assert len(irregular) == 2
+    assert min(irregular) > 90
+    assert result["rows"][2]["source"] == "Diffrax's page"
+    assert len(result["seen"]["S5, time as its step"]) == Config().points
 
 
 def test_a_spiral_turns_and_shrinks_with_the_time():

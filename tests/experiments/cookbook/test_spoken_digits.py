@@ -1,5 +1,3 @@
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -23,19 +21,14 @@ NAMES = WAVES, SPECTRA, BOTH, STREAM
 
 
 @pytest.mark.slow
-def test_made_digits_are_heard(tmp_path):
-    run_dir = tmp_path / "run"
-    assert spoken_digits.run(Config(data="made", run_dir=run_dir, seeds=1, epochs=8)) == 0
-    result = json.loads((run_dir / "result.json").read_text())
-    scores = {row["name"]: row["score"] for row in result["rows"]}
+def test_made_digits_are_heard(ran):
+    _, scores = ran(spoken_digits, "seven", "spectrum", seeds=1, epochs=8)
     shipped = "the last of these, in bfloat16, exported, a step a call"
     assert list(scores)[:6] == [*NAMES, shipped, "mean spectrum"]
     assert scores[WAVES][0] >= 70  # by chance 10
     assert min(scores[name][0] for name in NAMES[1:]) >= 90
     assert scores[shipped] >= 90
     assert scores["mean spectrum"] == 100  # each digit is a tone of its own
-    assert (run_dir / "seven.png").stat().st_size > 10_000
-    assert (run_dir / "spectrum.png").stat().st_size > 5_000
 
 
 def test_a_tone_is_in_the_band_of_its_pitch():
