@@ -3,29 +3,65 @@
 import datetime
 import errno
 import inspect
+import math
 import sys
+import typing
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from rnnjax import InvalidInputError, RnnjaxError
 
 Options = TypeVar("Options")
+# At least, and below: JAX's integers have 32 bits, and larger seeds would not all be different.
+Positive = Annotated[int, (1, 2**31)]
+PositiveOrNone = Annotated[int | None, (1, 2**31)]
+Natural = Annotated[int, (0, 2**31)]
+Seed = Annotated[int, (0, 2**32)]
+NotNegative = Annotated[float, (0.0, math.inf)]
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def options(config: type[Options], program: str, example: str) -> Options:
-    """What the command line says; ``--help`` begins with an example of it."""
+    """What the command line says; ``--help`` begins with an example of it.
+
+    Options with a method ``check`` are checked here, not where they are made: the command line's
+    parser would wrap the error's sentence into one of its own.
+    """
     prog = f"python -m experiments.{program}"
-    return tyro.cli(config, prog=prog, description=described(config, f"{prog} {example}"))
+    found = tyro.cli(config, prog=prog, description=described(config, f"{prog} {example}"))
+    if check := getattr(found, "check", None):
+        check()
+    return found
 
 
 def described(config: type, example: str) -> str:
     """The text of ``--help``: an example, and what the class of the options says of itself."""
     return f"Example: {example}\n\n{inspect.getdoc(config)}"
+
+
+def option(name: str) -> str:
+    """The command-line spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def check_ranges(options: Any) -> None:
+    """Raise InvalidInputError unless every number lies in the range that its type declares."""
+    for name, kind in typing.get_type_hints(type(options), include_extras=True).items():
+        value, noted = getattr(options, name), getattr(kind, "__metadata__", ())
+        for least, below in (note for note in noted if isinstance(note, tuple)):  # tyro has others
+            if value is not None and not least <= value < below:
+                needed = f"be at least {least}" if least else "not be negative"
+                if isinstance(below, int):
+                    needed = f"be at least {least} and at most {below - 1}"
+                elif not value < least:
+                    needed = f"be a number from {least:g} up to, but not including, {below:g}"
+                raise InvalidInputError(
+                    f"{option(name)} must {needed}, but is {value}; --help has the usual one"
+                )
 
 
 def new_folder(program: str, folder: Path | None) -> Path:

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from experiments.runs import Positive, Seed, check_ranges
 from rnnjax import InvalidInputError
 
 SUBSTRINGS = 1000
@@ -24,21 +25,21 @@ class Config:
     random sub-strings of up to so many letters, with zeros before."""
     stateful: bool = True
     """Carry the state from one input to the next; otherwise reset it after every batch."""
-    batch_size: int = 1
+    batch_size: Positive = 1
     """The number of inputs of an update. Each row of a batch has its own state."""
     cell: Literal["lstm", "gru", "simple"] = "lstm"
     """The type of recurrent cell."""
-    hidden_size: int = 50
+    hidden_size: Positive = 50
     """The number of hidden units."""
-    epochs: int = 300
+    epochs: Positive = 300
     """The number of passes over the alphabet."""
     learning_rate: float = 1e-3
     """The learning rate of Adam."""
     decay: bool = False
     """Decrease the learning rate linearly, to 0 after the last update."""
-    seed: int = 0
+    seed: Seed = 0
     """The seed of the initial weights."""
-    seeds: int = 1
+    seeds: Positive = 1
     """The number of seeds, from --seed on, to train together in one vmapped run."""
     all: bool = False
     """Train the tutorial's six framings with 20 seeds each, from --seed on, and ignore all other
@@ -46,25 +47,21 @@ class Config:
     run_dir: Path | None = None
     """Where the result goes; by default a new folder under runs/alphabet."""
 
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "hidden_size", "epochs", "seeds"):
-            if getattr(self, name) < 1:
-                option = "--" + name.replace("_", "-")
-                raise InvalidInputError(
-                    f"{option} must be at least 1, but is {getattr(self, name)}"
-                )
+    def check(self) -> None:
+        """Raise InvalidInputError unless the options fit."""
+        check_ranges(self)
         if not 1 <= self.seq_length <= 25:
             raise InvalidInputError(
                 f"--seq-length must be from 1 to 25, so that a letter follows, but is "
-                f"{self.seq_length}"
+                f"{self.seq_length}; take fewer"
             )
         count = SUBSTRINGS if self.mode == "variable" else 26 - self.seq_length
         if count % self.batch_size or (self.stateful and self.batch_size > 1):
             raise InvalidInputError(
                 f"--batch-size must divide the {count} inputs, and be 1 where the state is carried "
-                f"(--stateful), but is {self.batch_size}"
+                f"(--stateful), but is {self.batch_size}; 1 always fits"
             )
-        if self.seed < 0:
-            raise InvalidInputError(f"--seed must not be negative, but is {self.seed}")
         if not self.learning_rate > 0:
-            raise InvalidInputError(f"--learning-rate must be above 0, but is {self.learning_rate}")
+            raise InvalidInputError(
+                f"--learning-rate must be above 0, but is {self.learning_rate}; 1e-3 is usual"
+            )

@@ -1,17 +1,23 @@
 """The options of the commands; those of `train` have the tutorial's values as defaults.
 
-They are checked by `check`, not where they are made: the command line's parser would wrap the
-error's sentence into one of its own.
+They are checked by `check`, not where they are made: see `experiments.runs.options`.
 """
 
 import dataclasses
 import importlib.util
 import math
 import re
-import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from experiments.runs import (
+    Natural,
+    NotNegative,
+    Positive,
+    PositiveOrNone,
+    Seed,
+    check_ranges,
+)
 from rnnjax.errors import InvalidInputError
 
 CellName = Literal[
@@ -19,36 +25,8 @@ CellName = Literal[
     "mgu", "mgu_reset_before", "mingru", "minlstm",
 ]  # fmt: skip
 ProductType = Literal["float32", "bfloat16"]
-
-# At least, and below: JAX's integers have 32 bits, and larger seeds would not all be different.
-Positive = Annotated[int, (1, 2**31)]
-PositiveOrNone = Annotated[int | None, (1, 2**31)]
-Natural = Annotated[int, (0, 2**31)]
-Seed = Annotated[int, (0, 2**32)]
 Share = Annotated[float, (0.0, 1.0)]
-NotNegative = Annotated[float, (0.0, math.inf)]
 Temperature = Annotated[float, (0.0, float(2**128))]  # what float32 can hold
-
-
-def option(name: str) -> str:
-    """The command-line spelling of a field."""
-    return "--" + name.replace("_", "-")
-
-
-def check_ranges(options: Any) -> None:
-    """Raise InvalidInputError unless every number lies in the range that its type declares."""
-    for name, kind in typing.get_type_hints(type(options), include_extras=True).items():
-        value, noted = getattr(options, name), getattr(kind, "__metadata__", ())
-        for least, below in (note for note in noted if isinstance(note, tuple)):  # tyro has others
-            if value is not None and not least <= value < below:
-                needed = f"be at least {least}" if least else "not be negative"
-                if isinstance(below, int):
-                    needed = f"be at least {least} and at most {below - 1}"
-                elif not value < least:
-                    needed = f"be a number from {least:g} up to, but not including, {below:g}"
-                raise InvalidInputError(
-                    f"{option(name)} must {needed}, but is {value}; --help has the usual one"
-                )
 
 
 @dataclasses.dataclass(frozen=True)

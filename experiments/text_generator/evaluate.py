@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import tyro
 
+from experiments.runs import option
 from experiments.text_generator.checkpoints import require_same_text
-from experiments.text_generator.config import option
 from experiments.text_generator.data import Data
 from experiments.text_generator.model import bits, surprise
 from experiments.text_generator.reading import AnyVocabulary, ReadText, read_text, require_there

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.text_generator.config import ProductType, Seed, check_ranges
+from experiments.runs import Seed, check_ranges
+from experiments.text_generator.config import ProductType
 from experiments.text_generator.model import CharacterModel
 from experiments.text_generator.reading import AnyVocabulary, cleaned_as, dropped_of, text_bytes
 from experiments.text_generator.trained import Trained, encode

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from experiments.text_generator.config import check_ranges
+from experiments.runs import check_ranges
 from experiments.text_generator.evaluate import (
     not_read,
     one_text,
