@@ -1,9 +1,9 @@
-"""A sequence in 32 numbers: an LSTM reads the rows of a digit, another writes them from the code.
+"""Learns to keep the image of a digit in 32 numbers, and to draw it again from them.
 
-The LSTM autoencoder (Srivastava et al., 2015): an encoder reads the 28 rows of an image, one a
-step; a code of 32 numbers is all that the decoder gets, which writes the rows again. Beside it
-stands the best linear code of 32 numbers, the principal components of the same training images. The
-picture: digits written again, and what lies between two digits in the space of codes.
+The LSTM autoencoder (Srivastava et al., 2015): an LSTM reads the 28 rows of an image, one a step; a
+code of 32 numbers is all that another LSTM gets, which writes the rows again. Beside it stands the
+best linear code of 32 numbers, the principal components of the same training images. The picture:
+digits written again, and what lies between two digits in the space of codes.
 
 MNIST (LeCun et al., 1998): 55,000 images to learn from, 5,000 choose the epoch, 10,000 test.
 

@@ -1,4 +1,4 @@
-"""Scenes of digits put into words, "a 3 above a 7": one image comes in, a sentence goes out.
+"""Learns to describe an image in a sentence: which digits are in it, such as "a 3 above a 7".
 
 A scene has one or two digits of MNIST (LeCun et al., 1998), at half their size, above or beside one
 another in 24 x 24 pixels. A CNN reads it, and what it finds is the first state of a GRU that writes

@@ -1,4 +1,4 @@
-"""What kind of answer a question wants, and which language a name is from: networks compared.
+"""Learns what kind of answer a question wants, and which language a family name is from.
 
 Questions are read word by word: "Who wrote Hamlet ?" wants a person, one of six kinds of answers
 (TREC: Li & Roth, 2002; 5,452 to train on, 500 to test). Family names are read letter by letter, and

@@ -1,4 +1,4 @@
-"""A network taken apart: the fixed points by which it remembers three bits.
+"""Learns to remember three bits, and is taken apart to see by which states it does so.
 
 Pulses come on three channels, and each output is the sign of its channel's last one. How that was
 learned is read off the network's step without input (Sussillo & Barak, "Opening the black box",

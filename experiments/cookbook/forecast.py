@@ -1,4 +1,4 @@
-"""Forecasts of the series in a CSV file, beside the baselines that a network has to beat.
+"""Learns to forecast the series of a CSV file, beside the baselines that it has to beat.
 
 Without a file: airline passengers (Box & Jenkins, 1976), monthly sunspots and Melbourne's daily
 minimum temperatures. A GRU reads each series, its state carried on, and forecasts the next values
@@ -36,6 +36,7 @@ KNOWN = {"airline-passengers": "thousands", "monthly-sunspots": "spots",
          "daily-min-temperatures": "°C"}  # fmt: skip
 PUBLISHED = {"value": 47.53, "window": 58.03, "steps": 58.88, "stateful": 52.23, "stacked": 56.35}
 SAVED = ("target", "inputs", "by", "time", "unit", "horizon", "period")  # options of a network
+WINDOW = 200  # steps of a training sequence
 CELL, DROPOUT, OURS = rnnjax.GRUCell(32), rnnjax.Dropout(0.3), "GRU, mean forecast"
 
 
@@ -59,8 +60,6 @@ class Config:
     """The number of next values to forecast at each time."""
     period: tuple[int, ...] = ()
     """The number of steps of each season; by default what the dates suggest."""
-    window: int = 200
-    """The number of steps of a training sequence."""
     load: Path | None = None
     """The --run-dir of an earlier run, whose network forecasts without training."""
     data: str | None = None
@@ -186,7 +185,7 @@ def learn(
     windows = []
     for column, valid in enumerate(steps["valid"][: train - 1].T):
         if len(times := np.flatnonzero(valid)):
-            cuts = np.array_split(times, -(-len(times) // config.window))
+            cuts = np.array_split(times, -(-len(times) // WINDOW))
             windows += [numbers[cut, column] for cut in cuts]
     rows = rnnjax.pad(windows, sizes=(max(map(len, windows)),))
     size = min(32, len(windows))

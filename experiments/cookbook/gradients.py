@@ -1,4 +1,4 @@
-"""How far a gradient reaches back, and whether a network learns what lies far back.
+"""Learns to add two numbers from far back in a sequence, and measures how far gradients reach.
 
 The last output is differentiated by the states 1 to 99 steps before, with recurrent weights as they
 are drawn, halved and enlarged: gradients vanish or explode (Bengio et al., 1994; Pascanu et al.,

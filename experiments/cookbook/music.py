@@ -1,4 +1,4 @@
-"""Polyphonic music: which of a piano's 88 keys sound next, by recurrent networks and by a TCN.
+"""Learns which of a piano's 88 keys sound next in chorales of Bach, or in folk tunes.
 
 A network reads the chords so far, and gives each key a probability of being pressed in the next
 one. The data: 382 chorales of Bach (JSB), or folk tunes (`--pieces Nottingham --epochs 6`), in the

@@ -1,4 +1,4 @@
-"""Learning at every step, without ever storing a sequence.
+"""Learns to recall a marked letter, with an update at every step and no sequence ever stored.
 
 A letter is marked, letters that do not matter follow, and then it is asked for. Networks read many
 such streams, each row at another place, and are updated after every step, of which nothing is kept.

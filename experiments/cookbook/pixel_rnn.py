@@ -1,4 +1,4 @@
-"""Digits drawn pixel by pixel: a Row LSTM, and the lower halves with which it completes images.
+"""Learns to draw digits pixel by pixel, and completes images of which it sees the upper half.
 
 The Row LSTM of PixelRNN (van den Oord et al., 2016), in small: a pixel's probability follows from
 those above it and to its left. A masked convolution reads the near ones; then LSTMs run from row

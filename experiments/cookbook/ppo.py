@@ -1,4 +1,4 @@
-"""Proximal policy optimisation with a memory: rollouts that hold many episodes in a row.
+"""Learns to act from memory in a T-maze and in a game of cards, by policy optimisation (PPO).
 
 Acting calls the agent with one step, learning with a whole rollout, from the carry with which it
 began (Schulman et al., "Proximal policy optimization algorithms", 2017). A reset stands where an
@@ -21,6 +21,9 @@ from experiments.cookbook.common import data
 from experiments.cookbook.common.agents import Agent, Options, Task, Train, compare, look
 from experiments.cookbook.common.report import Report
 
+DISCOUNT, TRUST = 0.95, 0.9  # gamma and lambda of advantage estimation (Schulman et al., 2016)
+ENTROPY_WEIGHT = 0.02
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(Options):
@@ -38,14 +41,8 @@ class Config(Options):
     """The number of minibatches of a rollout."""
     learning_rate: float = 2e-3
     """The first learning rate of Adam; it decreases to zero."""
-    discount: float = 0.95
-    """The discount of a reward per step."""
-    trust: float = 0.9
-    """Lambda of generalised advantage estimation (Schulman et al., 2016)."""
     clip: float = 0.2
     """The largest relative change of a probability in one update."""
-    entropy_weight: float = 0.02
-    """The weight of the entropy bonus."""
 
 
 class Step(NamedTuple):
@@ -86,9 +83,9 @@ def learner(config: Config, task: Task, agent: Agent, remembers: bool) -> Train:
     def advantages(steps: Step, last_value: jax.Array) -> jax.Array:
         def back(after: Any, step: Step) -> Any:
             advantage, next_value = after
-            goes_on = jnp.where(step.ended, 0.0, config.discount)
+            goes_on = jnp.where(step.ended, 0.0, DISCOUNT)
             surprise = step.reward + goes_on * next_value - step.value
-            advantage = surprise + goes_on * config.trust * advantage
+            advantage = surprise + goes_on * TRUST * advantage
             return (advantage, step.value), advantage
 
         begin = jnp.zeros_like(last_value), last_value
@@ -103,7 +100,7 @@ def learner(config: Config, task: Task, agent: Agent, remembers: bool) -> Train:
         clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
         gain = jnp.minimum(ratio * advantage, clipped * advantage).mean()
         entropy = -(jnp.exp(logits) * logits).sum(axis=-1).mean()
-        return 0.5 * ((values - target) ** 2).mean() - gain - config.entropy_weight * entropy
+        return 0.5 * ((values - target) ** 2).mean() - gain - ENTROPY_WEIGHT * entropy
 
     def update(at: Any, key: jax.Array) -> tuple[Any, Any]:
         params, moments, before = at

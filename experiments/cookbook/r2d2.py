@@ -1,4 +1,4 @@
-"""Q-learning from replayed sequences, with stored state and burn-in: a small R2D2.
+"""Learns to act from memory in a T-maze and in a game of cards, by replayed sequences (R2D2).
 
 A replay holds pieces of the rows' streams, each with the carry with which it began (Kapturowski et
 al., "Recurrent experience replay in distributed reinforcement learning", 2019). That carry is of
@@ -23,6 +23,9 @@ from experiments.cookbook.common import data
 from experiments.cookbook.common.agents import Agent, Options, Task, Train, compare, look
 from experiments.cookbook.common.report import Report
 
+DISCOUNT = 0.9  # of a reward per step
+PACE = 0.02  # at which the target network follows at each step of the optimiser
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(Options):
@@ -42,12 +45,8 @@ class Config(Options):
     """The number of sequences per optimiser step."""
     learning_rate: float = 2e-3
     """The learning rate of Adam."""
-    discount: float = 0.9
-    """The discount of a reward per step."""
     horizon: int = 3
     """The number of steps whose rewards are summed before the target network's value."""
-    pace: float = 0.02
-    """The rate at which the target network follows at each step of the optimiser."""
 
 
 class Piece(NamedTuple):
@@ -89,7 +88,7 @@ def learner(config: Config, task: Task, agent: Agent, remembers: bool) -> Train:
     def loss(params: Any, slow: Any, burn_in: Piece, piece: Piece) -> jax.Array:
         values = values_of(params, burn_in, piece)
         later = pick(values_of(slow, burn_in, piece), values.argmax(axis=-1))
-        goes_on = jnp.where(piece.ended, 0.0, config.discount)
+        goes_on = jnp.where(piece.ended, 0.0, DISCOUNT)
         target = later
         for _ in range(config.horizon):  # fewer steps where the piece ends before
             target = piece.reward[:-1] + goes_on[:-1] * target[1:]
@@ -125,7 +124,7 @@ def learner(config: Config, task: Task, agent: Agent, remembers: bool) -> Train:
             gradients = jax.tree.map(lambda g: jnp.where(count > 0, g, 0.0), gradients)
             changes, moments = optimizer.update(gradients, moments)
             params = optax.apply_updates(params, changes)
-            return (params, optax.incremental_update(params, slow, config.pace), moments), None
+            return (params, optax.incremental_update(params, slow, PACE), moments), None
 
         keys = jax.random.split(learn_key, config.turns)
         params, slow, moments = jax.lax.scan(learn, (params, slow, moments), keys)[0]

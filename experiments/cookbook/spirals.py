@@ -1,4 +1,4 @@
-"""Which way a spiral turns, from points at irregular times.
+"""Learns which way a spiral turns, from points at irregular times.
 
 Points run around the origin, clockwise or against it, and towards it. First the data and the budget
 of Diffrax's page on neural controlled differential equations (Kidger et al., 2020), where points

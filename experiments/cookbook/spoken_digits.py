@@ -1,4 +1,4 @@
-"""Spoken digits: from the waveform to a spectrogram, and by a GRU to the digit, also as it is said.
+"""Learns to hear which digit is spoken, from the recording's spectrogram or its waveform.
 
 A "seven" is some 3,400 numbers. A GRU reads their log-mel spectrogram in both directions (the
 energy in 40 bands of pitch; Davis & Mermelstein, 1980), a CNN the same spectrogram, and another the

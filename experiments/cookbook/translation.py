@@ -1,4 +1,4 @@
-"""Translation: a GRU reads a German sentence, another with attention writes an English one.
+"""Learns to translate sentences from German into English, with attention.
 
 Multi30k (Elliott et al., 2016; github.com/multi30k/dataset): 29,000 descriptions of pictures with
 their translations. The last states of a bidirectional GRU, by `rnnjax.Bridge`, begin one that

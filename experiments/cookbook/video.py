@@ -1,4 +1,4 @@
-"""Films of two moving digits: which they are and where they go, and how the film goes on.
+"""Learns which two digits move in a film and where they go, and draws how the film goes on.
 
 Two different digits of MNIST (LeCun et al., 1998), at half their size, cross a frame of 20 x 20 and
 bounce off its borders for ten frames, much as in Srivastava et al. (2015), *Unsupervised Learning

@@ -1,4 +1,4 @@
-"""The next word of Shakespeare and of Alice: an LSTM beside a Kneser-Ney trigram.
+"""Learns to tell the next word of Shakespeare and of Alice, beside a Kneser-Ney trigram.
 
 A language model says how probable each word is as the next one; at a perplexity of 80 it is as
 unsure as if it chose among 80. A trigram counts which words came behind two others, and falls back
