@@ -55,22 +55,6 @@ def test_a_pack_has_thirteen_cards_of_each_suit_and_the_one_before_is_asked_for(
     np.testing.assert_array_equal(success[:102], expected > 0)
 
 
-def test_the_best_return_without_memory():
-    """Name a suit that is not on the table: the card before is of it in 13 of 51 packs."""
-    task = RepeatPrevious()
-
-    def step(state, key):
-        action = (task.observe(state).argmax(axis=-1) + 1) % 4
-        later, outcome = task.step(key, state, action)
-        return later, outcome.reward
-
-    keys = jax.random.split(KEY, 51)
-    rewards = jax.lax.scan(step, task.reset(KEY, (20_000,)), keys)[1]
-    assert float(rewards.sum(axis=0).mean()) == pytest.approx(
-        TASKS["repeat_previous"].without, abs=0.005
-    )
-
-
 @functools.cache
 def trained(program, name, memory, remembers=True):
     """Parameters at first and at last, and all rewards and ends, in float64."""
@@ -82,7 +66,10 @@ def trained(program, name, memory, remembers=True):
         return jax.device_get((first, *jax.jit(train)(jax.random.key(3))))
 
 
-@pytest.mark.parametrize(("program", "name"), [(ppo, "t_maze"), (r2d2, "repeat_previous")])
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [(ppo, "t_maze"), pytest.param(r2d2, "repeat_previous", marks=pytest.mark.slow)],
+)
 def test_both_memories_learn_the_same(program, name):
     (first, last, path), (begin, end, same) = (
         trained(program, name, memory) for memory in (ScannedRNN, LayerRNN)
@@ -108,26 +95,6 @@ def test_without_memory_something_else_is_learned(program):
     assert max(jax.tree.leaves(apart)) > 1e-3
 
 
-def test_learning_sees_the_states_that_acting_had():
-    task = TASKS["t_maze"]
-    agent = Agent(LayerRNN, 8, heads(ppo, task))
-    params = agent.begin(KEY, task)
-    state = task.environment.reset(KEY, (5,))
-    carry = begin = jnp.ones((5, 8))
-    records = []
-    for t in range(30):
-        observation, resets = agents.look(task, state, True)
-        carry, (logits, _) = agent.apply(params, carry, observation[None], resets[None])
-        action = jax.random.categorical(jax.random.key(t), logits[0])
-        state, _ = task.environment.step(jax.random.key(t), state, action)
-        records.append((observation, resets, logits[0]))
-    observations, resets, acted = map(jnp.stack, zip(*records, strict=True))
-    assert resets[1:].any()
-    last, (learned, _) = agent.apply(params, begin, observations, resets)
-    np.testing.assert_allclose(learned, acted, atol=1e-5)
-    np.testing.assert_allclose(last, carry, atol=1e-5)
-
-
 @pytest.mark.slow
 @PROGRAMS
 def test_a_program_runs_on_all_tasks(program, ran):
@@ -137,22 +104,6 @@ def test_a_program_runs_on_all_tasks(program, ran):
         for who in (*agents.MEMORIES, agents.WITHOUT):
             assert len(rows[f"{name}: {who}"]) == len(result["train_seconds"][name][who]) == 2
             assert max(rows[f"{name}: {who}"]) <= rows[f"{name}: all remembered"] + 1e-6
-
-
-def test_a_curve_is_of_whole_episodes():
-    ended = np.zeros((10, 4, 3), bool)
-    ended.reshape(40, 3)[4::5] = True  # of five steps, the twentieth of which is two
-    ended[..., 2] = False
-    rewards = np.ones((10, 4, 3))
-    rewards[..., 1] = np.where(ended[..., 1], 5.0, 0.0)
-    curve = agents.on_the_way(rewards, ended)
-    ends = [k for k in range(20) if any(t % 5 == 4 for t in (2 * k, 2 * k + 1))]
-    assert np.flatnonzero(np.isfinite(curve)).tolist() == ends
-    np.testing.assert_allclose(curve[ends], 5)
-    other = rewards.copy()
-    other[7, 3, 0] = 2
-    assert agents.alike(rewards, rewards) == 100
-    assert agents.alike(rewards, other) == 70
 
 
 def test_a_task_that_there_is_not(tmp_path):

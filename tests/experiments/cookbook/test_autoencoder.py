@@ -39,7 +39,3 @@ def test_all_that_the_decoder_gets_is_the_code(random_like):
     # Each row of a batch is coded and written for itself.
     alone = decode(config, params, encode(config, params, images[:, 1:2]))
     np.testing.assert_allclose(written[:, 1:2], alone, rtol=1e-5)
-    first_image = jax.jacobian(lambda codes: autoencoder.decode(config, params, codes)[:, 0])
-    slopes = np.asarray(jax.jit(first_image)(codes))
-    assert (abs(slopes[:, :, 0]).max(axis=2) > 0).all()  # each pixel hangs on the code
-    assert (slopes[:, :, 1:] == 0).all()

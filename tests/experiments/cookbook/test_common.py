@@ -18,7 +18,6 @@ class Options:
     run_dir: Path
     seed: int = 0
     epochs: tuple[int, ...] = (1, 2)
-    rate: float = 0.0
 
 
 def test_sequences_side_by_side_with_time_first():

@@ -88,14 +88,6 @@ def test_a_forecast_knows_all_before_it_and_nothing_else():
     assert (differs[:, 105:] > 0).any(axis=1).all()  # by the state alone, which was carried on
 
 
-def test_what_is_learned_is_before_the_border():
-    values, longer = wave(120), np.concatenate([wave(120)[:80], 500 + wave(40, 1)])
-    ys, about = forecast.learn(Config(**QUICK), months(values), "", True, 80, 1)
-    others, other = forecast.learn(Config(**QUICK), months(longer), "", True, 80, 1)
-    assert about == other  # with the moments by which numbers are scaled
-    np.testing.assert_array_equal(ys[:, 13:80], others[:, 13:80])
-
-
 def test_series_of_other_lengths_and_gaps():
     values = np.stack([wave(120), wave(120, 1)], axis=1)
     values[:30, 1] = values[50, 0] = values[100:104, 0] = np.nan
@@ -138,28 +130,7 @@ def test_a_season_is_read_where_it_tells_more_than_the_last_value():
     late = wave(120)
     late[:40] = np.nan  # 16 values are left
     assert months(late).lag == 0
-    assert not any(
-        "ETS, season" in label for kind in baselines.rivals(months(late)) for label in kind
-    )
     assert months(np.cumsum(np.random.default_rng(0).normal(size=120))).lag == 0
-
-
-def test_classical_forecasts_are_those_of_statsmodels():
-    from statsmodels.tsa.api import SARIMAX, AutoReg, ETSModel
-
-    values = wave(72)
-    ys = baselines.ets(values, 72, 14, period=12)
-    model = ETSModel(values, trend="add", damped_trend=True, seasonal="add", seasonal_periods=12)
-    np.testing.assert_allclose(ys[-1], model.fit(disp=False).forecast(14), rtol=1e-6)
-    ys = baselines.arima(values, 72, 14, period=12)
-    model = SARIMAX(values, order=(0, 1, 1), seasonal_order=(0, 1, 1, 12)).fit(disp=False)
-    np.testing.assert_allclose(ys[-1], model.forecast(14), rtol=1e-6)
-    np.testing.assert_allclose(ys[20:-1, 0], model.predict(21, 71), rtol=1e-6)
-    lags = np.sin(np.arange(100) / 3) + 0.1 * np.random.default_rng(0).normal(size=100)
-    ys = baselines.ar(lags, 100, 5)
-    assert any(
-        np.allclose(ys[-1], AutoReg(lags, lag).fit().forecast(5), rtol=1e-4) for lag in range(1, 11)
-    )
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import pytest
 
 import rnnjax
 from experiments.cookbook import gradients
-from experiments.cookbook.common import data
 
 
 @pytest.mark.slow
@@ -22,17 +21,6 @@ def test_a_gru_learns_to_add_few_numbers_and_gradients_are_measured(ran):
     weights, exploded, clipped = result["clipping"]
     assert exploded > 1e10 > weights
     assert clipped == pytest.approx(1, rel=1e-5)
-
-
-def test_two_numbers_are_marked_one_in_each_half():
-    xs, ys = data.sums(0, 20, 3, 50)
-    assert xs.shape == (3, 20, 50, 2)
-    assert set(np.unique(xs[..., 1])) == {0, 1}
-    assert (xs[:, :10, :, 1].sum(axis=1) == 1).all()
-    assert (xs[:, 10:, :, 1].sum(axis=1) == 1).all()
-    np.testing.assert_allclose((xs[..., 0] * xs[..., 1]).sum(axis=1), ys, rtol=1e-6)
-    assert not (xs[0] == xs[1]).all()
-    assert 0 <= xs[..., 0].min() < xs[..., 0].max() <= 1
 
 
 def test_the_reach_of_a_linear_cell_is_that_of_its_powers():

@@ -34,11 +34,6 @@ def test_digits_move_by_a_pixel_and_bounce(source):
                 moved = np.roll(films[frame - 1, n], (2 * down - 1, 2 * right - 1), (0, 1))
                 np.testing.assert_array_equal(films[frame, n], moved)
     assert found > 50
-    # They turn at the borders, and not before.
-    square = np.ones((2, DIGIT, DIGIT)), np.array([1, 8])
-    lit = unpatched(images.draw_films(square, 50, 0)["films"])
-    assert all(edge.any() for edge in (lit[..., 0, :], lit[..., -1, :], lit[..., 0], lit[..., -1]))
-    assert 0.05 < lit[1:, :, 0].any(axis=-1).mean() < 0.15  # each is on top once in 20 frames
 
 
 def sentences(words):
@@ -71,18 +66,6 @@ def test_sentences_say_what_is_in_scenes_and_parts_share_no_place(part):
         assert said == expected
     assert found == {"a #", "a # above a #", "a # left of a #", "a # above another #",
                      "a # left of another #"}  # fmt: skip
-
-
-def test_small_digits_are_whole_and_in_the_middle():
-    rng = np.random.default_rng(0)
-    xs = np.zeros((20, 28, 28), np.uint8)
-    for x in xs:
-        top, left = rng.integers(0, 28 - 2 * DIGIT, 2)
-        x[top : top + 2 * DIGIT, left : left + 2 * DIGIT] = 100
-        x[top, left : left + 2 * DIGIT] = 200
-    small = images.shrink(xs)
-    np.testing.assert_allclose(small[:, 1:], 100 / 255)
-    np.testing.assert_allclose(small[:, 0], 150 / 255)
 
 
 def test_parts_of_the_digits_share_no_image():

@@ -69,16 +69,6 @@ def test_the_tcn_looks_fourteen_steps_back_and_never_ahead():
     assert reached.tolist() == [3 <= time <= 17 for time in range(20)]
 
 
-def test_how_often_keys_are_pressed(pieces):
-    batch = music.lay(pieces[:1], 20)
-    share = (pieces[0][1:].sum(axis=0) + 1) / (len(pieces[0]) - 1 + 2)
-    logits = music.counted(batch)
-    np.testing.assert_allclose(jax.nn.sigmoid(logits), share, rtol=1e-5)
-    ys, p = pieces[0][1:], share
-    expected = -(ys * np.log(p) + (1 - ys) * np.log(1 - p)).sum(axis=1).mean()
-    np.testing.assert_allclose(music.nats(logits, batch), expected, rtol=1e-5)
-
-
 def test_what_is_written_goes_on_from_what_was_given(pieces):
     config, cell = Config(units=8), rnnjax.GRUCell(8)
     params = init(config, cell, jax.random.key(0))

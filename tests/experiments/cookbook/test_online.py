@@ -37,13 +37,3 @@ def test_a_stream_asks_for_the_letter_that_was_marked():
             assert answers[row] == last[row]
             asked_rows.add(row)
     assert asked_rows == set(range(5))
-
-
-def test_only_what_is_asked_for_counts():
-    head, loss = {"kernel": np.eye(4), "bias": np.zeros(4)}, jax.jit(online.loss)
-    ys = 50 * np.eye(4)[[0, 1, 2]]
-    asked, answers = np.array([True, False, True]), np.array([0, 3, 1])
-    mean, (right, of) = loss(head, ys, asked, answers)
-    np.testing.assert_allclose(mean, 25)
-    assert (int(right), int(of)) == (1, 2)
-    assert loss(head, ys, np.zeros(3, bool), answers)[0] == 0

@@ -83,20 +83,3 @@ def test_a_completion_draws_what_the_network_over_whole_images_expects(params, i
     again = draw(np.arange(known * SIZE, SIZE * SIZE), expected)
     again = np.asarray(again).reshape(SIZE - known, SIZE, -1).swapaxes(1, 2)
     np.testing.assert_array_equal(again, drawn[known:])
-
-
-def test_pixels_are_drawn_with_their_grey_and_parts_share_no_image(monkeypatch):
-    digits = pixel_rnn.data.digits("made")
-    grey = np.full((600, SIZE, SIZE), 51, np.uint8)
-    grey[:, 0] = np.arange(600)[:, None] % 2 * 255  # the first row: the number of the image
-    made = digits._replace(
-        train_x=grey, train_y=grey[:, 0, 0], test_x=grey[:100], test_y=grey[:100, 0, 0]
-    )
-    monkeypatch.setattr(pixel_rnn.data, "digits", lambda _: made)
-    parts = pixel_rnn.binary_digits(CONFIG)
-    assert {name: part.shape for name, part in parts.items()} == {
-        "train": (SIZE, 500, SIZE), "validation": (SIZE, 100, SIZE), "test": (SIZE, 100, SIZE),
-    }  # fmt: skip
-    assert parts["train"][1:].mean() == pytest.approx(0.2, abs=0.005)
-    assert 0.3 < parts["validation"][0].mean() < 0.7
-    assert (np.ptp(parts["train"][0], axis=1) == 0).all()

@@ -4,19 +4,9 @@ import pytest
 
 from experiments.cookbook import spoken_digits
 from experiments.cookbook.common import data
-from experiments.cookbook.spoken_digits import (
-    BANDS,
-    BLOCK,
-    BOTH,
-    HOP,
-    RATE,
-    SAMPLES,
-    SPECTRA,
-    STREAM,
-    WAVES,
-    Config,
-)
+from experiments.cookbook.spoken_digits import BANDS, BLOCK, BOTH, HOP, RATE, STREAM, Config
 
+WAVES, SPECTRA = spoken_digits.WAVES, spoken_digits.SPECTRA
 NAMES = WAVES, SPECTRA, BOTH, STREAM
 
 
@@ -32,12 +22,12 @@ def test_made_digits_are_heard(ran):
 
 
 def test_a_tone_is_in_the_band_of_its_pitch():
-    time = np.arange(SAMPLES) / RATE
+    time = np.arange(spoken_digits.SAMPLES) / RATE
     edges = 700 * (np.exp(np.linspace(0, np.log1p(RATE / 2 / 700), BANDS + 2)) - 1)
     for band in (12, 20, 33):
         tone = np.sin(2 * np.pi * edges[band + 1] * time)
         spectrum = spoken_digits.log_mel(tone)
-        assert spectrum.shape == (SAMPLES // HOP, BANDS)
+        assert spectrum.shape == (spoken_digits.SAMPLES // HOP, BANDS)
         assert (spectrum[:-1].argmax(axis=1) == band).all()
         louder = spoken_digits.log_mel(10 * tone)[:-1, band]
         np.testing.assert_allclose(louder - spectrum[:-1, band], np.log(100), atol=0.01)
@@ -89,12 +79,12 @@ def test_takes_make_the_parts_and_the_test_part_scales_nothing(monkeypatch):
     )
     after = spoken_digits.read(Config(data="made"))
     for name in NAMES:
-        for part in (1, 2):
-            np.testing.assert_array_equal(before[name][part]["xs"], after[name][part]["xs"])
-        assert (before[name][0]["xs"] != after[name][0]["xs"]).any()
-    assert (after[WAVES][0]["lengths"] == SAMPLES // HOP).all()  # what is longer is cut
+        alike = [(x["xs"] == y["xs"]).all() for x, y in zip(before[name], after[name], strict=True)]
+        assert alike == [False, True, True]
+    assert (
+        after[WAVES][0]["lengths"] == spoken_digits.SAMPLES // HOP
+    ).all()  # what is longer is cut
     train = after[BOTH][2]
-    assert train["lengths"].max() == -(-2400 // HOP)
     heard = train["xs"][: train["lengths"].max()].reshape(-1, BANDS)
     np.testing.assert_allclose(heard.mean(axis=0), 0, atol=1e-3)
     np.testing.assert_allclose(heard.std(axis=0), 1, atol=1e-3)

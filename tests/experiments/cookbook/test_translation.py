@@ -8,16 +8,7 @@ import pytest
 
 import rnnjax
 from experiments.cookbook import translation
-from experiments.cookbook.translation import (
-    BEGIN,
-    END,
-    NO_SPACE,
-    PADDING,
-    UNKNOWN,
-    Model,
-    numbered,
-    words_of,
-)
+from experiments.cookbook.translation import BEGIN, END, PADDING, UNKNOWN, Model, numbered
 
 
 @pytest.mark.slow
@@ -32,9 +23,9 @@ def test_it_translates_made_sentences(ran):
 
 def test_words_and_sentences():
     sentence = "a man's red-haired boy (left) doesn't run, or stop!"
-    words = words_of(sentence)
+    words = translation.words_of(sentence)
     assert words[:4] == ["a", "man", "'s", "red"]
-    assert NO_SPACE.sub("", " ".join(words)) == sentence
+    assert translation.NO_SPACE.sub("", " ".join(words)) == sentence
 
 
 def test_numbers_of_words_in_parts():

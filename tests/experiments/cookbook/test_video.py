@@ -8,11 +8,6 @@ from experiments.cookbook.common.images import FRAMES, draw_films, small_digits
 from experiments.cookbook.video import SEEN
 
 
-@pytest.fixture(scope="module")
-def source():
-    return small_digits("made")["train"]
-
-
 @pytest.mark.slow
 def test_networks_go_on_with_made_films(ran, monkeypatch):
     few = {"CNN": (False, None, 1, 50), "ConvLSTM": (True, rnnjax.ConvLSTMCell(8), 3, 5)}
@@ -28,9 +23,9 @@ def test_networks_go_on_with_made_films(ran, monkeypatch):
 
 
 @pytest.mark.parametrize("cell", [rnnjax.LSTMCell(6), rnnjax.ConvLSTMCell(3)])
-def test_what_is_drawn_follows_from_seen_frames_alone(source, cell):
+def test_what_is_drawn_follows_from_seen_frames_alone(cell):
     params = jax.jit(video.init, static_argnums=(0, 1))(True, cell, jax.random.key(0))
-    films = draw_films(source, 3, 1)["films"]
+    films = draw_films(small_digits("made")["train"], 3, 1)["films"]
     apply = jax.jit(lambda films: jax.nn.sigmoid(video.go_on(cell, params, films)))
     drawn = np.asarray(apply(films))
     unseen, last = films.copy(), films.copy()
@@ -50,15 +45,3 @@ def test_what_is_drawn_follows_from_seen_frames_alone(source, cell):
         return jax.nn.sigmoid(ys @ params["head"] + params["bias"]).reshape(drawn.shape)
 
     np.testing.assert_allclose(given(params, once[:-1]), drawn, atol=1e-5)
-
-
-def test_what_is_right():
-    targets = np.zeros((1, 3, 10), int)
-    targets[0, :, 2], targets[0, :, 7] = 1, 4
-    logits = np.zeros((1, 3, 10, 5))
-    logits[..., 0] = 3
-    logits[0, :, 2, 1] = logits[0, :, 7, 4] = 5
-    logits[0, 1, 7, 2] = 6  # another way
-    logits[0, 2, 7], logits[0, 2, 8, 4] = [3, 0, 0, 0, 0], 5  # another digit
-    found = video.right(logits, {"targets": targets})
-    np.testing.assert_allclose(found, [[2 / 3], [1 / 3]], rtol=1e-6)
