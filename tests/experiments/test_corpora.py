@@ -2,8 +2,6 @@
 
 import hashlib
 import logging
-import os
-import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -55,6 +53,11 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "deep" / "cache"
 
 
+@pytest.fixture
+def book(tmp_path):
+    return tmp_path / "book.txt"
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -73,116 +76,72 @@ def refused(source, **options):
 # Files
 
 
-def test_a_file_loses_its_byte_order_mark_and_carriage_returns(tmp_path):
-    path = tmp_path / "book.txt"
-    path.write_bytes(BOOK)
-    assert load_corpus(path) == load_corpus(str(path)) == TEXT
-
-
-def test_only_line_ends_are_normalised(tmp_path):
-    path = tmp_path / "book.txt"
-    path.write_bytes(b"a\rb\r\nc\n\xef\xbb\xbfd")
-    assert load_corpus(path) == "a\rb\nc\n\ufeffd"
-
-
 def test_a_path_may_bear_the_name_of_a_corpus(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("alice").write_text("mine", encoding="utf-8")
-    assert load_corpus(Path("alice")) == "mine"
-
-
-@pytest.mark.parametrize("source", ["alcie", Path("no", "such.txt"), "nul\0byte"])
-def test_a_missing_file_names_the_corpora(source, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    message = refused(source)
-    assert "'alice', 'python-docs'" in message
-    assert f"no file {str(source)!r} exists" in message
-
-
-def test_a_file_taken_for_a_folder_is_missing(tmp_path):
-    (tmp_path / "file").write_bytes(b"x")
-    assert "no file" in refused(tmp_path / "file" / "book.txt")
-
-
-def test_a_folder_is_refused(tmp_path):
-    assert f"{tmp_path} is a folder" in refused(tmp_path)
-
-
-@pytest.mark.parametrize("data", [b"", b"\xef\xbb\xbf"])
-def test_an_empty_file_is_refused(tmp_path, data):
-    path = tmp_path / "book.txt"
-    path.write_bytes(data)
-    assert f"{path} must hold text, but it is empty" in refused(path)
+    Path("alice").write_bytes(BOOK)
+    assert load_corpus(Path("alice")) == load_corpus("./alice") == TEXT
 
 
 @pytest.mark.parametrize(
-    ("data", "where"),
-    [(b"don\x92t", "0x92 at offset 3"), (b"\xef\xbb\xbfdon\x92t", "0x92 at offset 6")],
+    ("source", "message"),
+    [
+        ("alcie", "must be 'alice', 'python-docs' or the path of a text file, but no file 'alcie'"),
+        ("nul\0byte", "no file 'nul\\x00byte' exists"),
+        ("file/book.txt", "no file"),
+        (".", ". is a folder"),
+        ("empty", "empty must hold text, but it is empty"),
+        ("mark", "mark must hold text, but it is empty"),
+    ],
 )
-def test_an_undecodable_file_is_refused_with_the_offset(tmp_path, data, where):
-    path = tmp_path / "book.txt"
-    path.write_bytes(data)
-    assert where in refused(path)
+def test_what_cannot_be_read_is_refused(tmp_path, monkeypatch, source, message):
+    monkeypatch.chdir(tmp_path)
+    for name, data in (("file", b"x"), ("empty", b""), ("mark", b"\xef\xbb\xbf")):
+        Path(name).write_bytes(data)
+    assert message in refused(source)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permission bits")
-def test_an_unreadable_file_is_refused(tmp_path, monkeypatch):
-    def deny(self, mode):
-        raise PermissionError(13, "Permission denied", str(self))
-
-    monkeypatch.setattr(Path, "open", deny)
-    assert "Permission denied" in refused(tmp_path / "book.txt")
+ENCODINGS = ["utf-8", "utf-16", "utf-32", "utf-8-sig", "cp1252", "shift_jis"]
 
 
-ENCODINGS = ["utf-8", "utf-16", "utf-32", "utf-8-sig", "utf-7", "cp1252", "shift_jis", "gb18030"]
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("size", [1, 3, 100])
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_a_text_is_the_same_whatever_pieces_it_is_read_in(tmp_path, monkeypatch, encoding, size):
+def test_a_text_is_the_same_whatever_pieces_it_is_read_in(book, monkeypatch, encoding, size):
     """A piece may end inside of a character, of a line end, or of the byte-order mark."""
     monkeypatch.setattr(corpora, "_PIECE", size)
     text = "a\r\nb\rc\r\r\n\r"
     text += {"cp1252": "né\n", "shift_jis": "字\n"}.get(encoding, "né字🐇\ufeff\n")
-    path = tmp_path / "book.txt"
     for mark in ("", "\ufeff") if encoding.startswith("utf") else ("",):
-        path.write_bytes((mark + text).encode(encoding))
-        pieces = list(corpora.corpus_pieces(path, encoding=encoding))
+        book.write_bytes((mark + text).encode(encoding))
+        pieces = list(corpora.corpus_pieces(book, encoding=encoding))
         assert "".join(pieces) == text.replace("\r\n", "\n")
         assert all(0 < len(piece) <= size for piece in pieces)
     if encoding in ("utf-16", "utf-32"):
         data = "né字🐇".encode(encoding)[int(encoding[-2:]) // 8 :]
-        path.write_bytes(data)
-        assert load_corpus(path, encoding=encoding) == data.decode(encoding) == "né字🐇"
+        book.write_bytes(data)
+        assert load_corpus(book, encoding=encoding) == data.decode(encoding) == "né字🐇"
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 100])
 @pytest.mark.parametrize(
     ("encoding", "data"),
     [
         ("utf-8", b"\xef\xbb\xbfn\xc3\xa9 \xe5\xad\xff"),
-        ("utf-8", b"n\xc3\xa9 \xe5\xad"),
-        ("utf-16", b"\xff\xfea\x00b\x00c"),
         ("utf-16", b"\xff\xfea\x00\x00\xd8b\x00"),
         ("ascii", b"abc\xe9"),
-        ("shift_jis", b"ab\x8e\x9a\xff"),
     ],
 )
-def test_the_offset_of_an_error_is_that_in_the_file(tmp_path, monkeypatch, encoding, data, size):
-    monkeypatch.setattr(corpora, "_PIECE", size)
-    path = tmp_path / "book.txt"
-    path.write_bytes(data)
+def test_the_offset_of_an_error_is_that_in_the_file(book, monkeypatch, encoding, data):
+    monkeypatch.setattr(corpora, "_PIECE", 1)
+    book.write_bytes(data)
     with pytest.raises(UnicodeDecodeError) as error:
         data.decode(encoding)
     at = error.value.start
-    assert f"the byte 0x{data[at]:02x} at offset {at} is not" in refused(path, encoding=encoding)
+    assert f"the byte 0x{data[at]:02x} at offset {at} is not" in refused(book, encoding=encoding)
 
 
 @pytest.mark.parametrize("encoding", ["hex", "base64", "no such"])
-def test_what_is_no_encoding_of_text_is_refused(tmp_path, encoding):
-    path = tmp_path / "book.txt"
-    path.write_bytes(b"00")
-    assert "must be one that Python knows" in refused(path, encoding=encoding)
+def test_what_is_no_encoding_of_text_is_refused(book, encoding):
+    book.write_bytes(b"00")
+    assert "must be one that Python knows" in refused(book, encoding=encoding)
 
 
 # Licences
@@ -196,7 +155,6 @@ LICENSED = (
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
-        (LICENSED, "\nOnce\n"),
         (LICENSED.replace("\n", "\r\n"), "\nOnce\n"),
         (LICENSED.replace("*** START OF", "***START OF").replace("*** END", "***END"), "\nOnce\n"),
         (LICENSED.replace("BOOK ALICE", "BOOK ALICE'S ADVENTURES\nIN *THE* GARDEN"), "\nOnce\n"),
@@ -204,22 +162,19 @@ LICENSED = (
         ("*** END OF A ***\n*** START OF IT ***\nOnce", "Once"),
         ("*** START OF IT ***", ""),
     ],
-    ids=["new", "crlf", "old", "wrapped title", "no end", "end before start", "nothing"],
 )
-def test_strip_licence_keeps_what_lies_between_the_markers(tmp_path, text, kept):
-    path = tmp_path / "book.txt"
-    path.write_bytes(text.encode())
-    assert load_corpus(path, strip_licence=True) == kept
-    assert load_corpus(path) == text.replace("\r\n", "\n")
+def test_strip_licence_keeps_what_lies_between_the_markers(book, text, kept):
+    book.write_bytes(text.encode())
+    assert load_corpus(book, strip_licence=True) == kept
+    assert load_corpus(book) == text.replace("\r\n", "\n")
 
 
 @pytest.mark.parametrize("text", ["Once", "*** START: FULL LICENSE ***\n", "a *** START OF b ***"])
-def test_strip_licence_needs_a_start(tmp_path, text):
-    path = tmp_path / "book.txt"
-    path.write_text(text, encoding="utf-8")
-    message = refused(path, strip_licence=True)
+def test_strip_licence_needs_a_start(book, text):
+    book.write_text(text, encoding="utf-8")
+    message = refused(book, strip_licence=True)
     assert "*** START OF ... ***" in message
-    assert str(path) in message
+    assert str(book) in message
 
 
 # The documentation inside CPython
@@ -232,70 +187,45 @@ def test_python_docs_are_the_topics_in_order():
     assert len(text) > 100_000
 
 
-def test_python_docs_may_be_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    assert "ships without it" in refused("python-docs")
-
-
 # Downloads
 
 
-def test_download_is_cached_with_its_checksum(server, cache):
+def test_a_download_is_silent_and_cached_with_its_checksum(
+    server, cache, capfd, caplog, monkeypatch
+):
+    caplog.set_level(logging.INFO)
     assert load_corpus("alice", cache_dir=cache) == TEXT
+    assert (*capfd.readouterr(), caplog.records) == ("", "", [])
     assert names(cache) == ["alice.txt", "alice.txt.sha256"]
     assert (cache / "alice.txt").read_bytes() == BOOK
     line = f"{hashlib.sha256(BOOK).hexdigest()}  alice.txt\n".encode()
     assert (cache / "alice.txt.sha256").read_bytes() == line
-    assert server.requests == ["/alice"]
-
-
-def test_cached_text_needs_no_network(server, cache):
-    load_corpus("alice", cache_dir=cache)
+    # From there on it takes no network, and no pooch.
     server.pages.clear()
-    assert load_corpus("alice", cache_dir=cache) == TEXT
-    assert server.requests == ["/alice"]
-
-
-def test_cached_text_needs_no_pooch(server, cache, monkeypatch):
-    load_corpus("alice", cache_dir=cache)
     monkeypatch.setitem(sys.modules, "pooch", None)
     assert load_corpus("alice", cache_dir=cache) == TEXT
+    assert server.requests == ["/alice"]
 
 
-def test_download_is_silent(server, cache, capfd, caplog):
-    caplog.set_level(logging.INFO)
-    load_corpus("alice", cache_dir=cache)
-    captured = capfd.readouterr()
-    assert captured.out + captured.err == ""
-    assert not caplog.records
-
-
-def test_the_environment_names_the_cache(server, cache, tmp_path, monkeypatch):
-    monkeypatch.setenv("RNNJAX_CACHE", str(cache))
-    load_corpus("alice")
-    assert names(cache) == ["alice.txt", "alice.txt.sha256"]
-    load_corpus("alice", cache_dir=tmp_path / "nearer")  # the argument goes before it
-    assert names(tmp_path / "nearer") == names(cache)
-
-
-def test_the_default_cache_is_that_of_the_operating_system(server, cache, monkeypatch):
+def test_where_the_cache_is(server, cache, tmp_path, monkeypatch):
     monkeypatch.setattr("pooch.os_cache", lambda project: cache / project)
     load_corpus("alice")
-    assert names(cache / "rnnjax") == ["alice.txt", "alice.txt.sha256"]
+    monkeypatch.setenv("RNNJAX_CACHE", str(tmp_path / "named"))
+    load_corpus("alice")
+    load_corpus("alice", cache_dir=tmp_path / "nearer")  # the argument goes before it
+    for folder in (cache / "rnnjax", tmp_path / "named", tmp_path / "nearer"):
+        assert names(folder) == ["alice.txt", "alice.txt.sha256"]
 
 
-@pytest.mark.parametrize("damage", ["text", "checksum", "empty checksum", "no checksum"])
-def test_damaged_cache_is_refused_until_deleted(server, cache, damage):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("", BOOK[:-1]), (".sha256", b"\xff0  alice.txt\n"), (".sha256", b""), (".sha256", None)],
+)
+def test_damaged_cache_is_refused_until_deleted(server, cache, name, content):
     load_corpus("alice", cache_dir=cache)
-    path, checksum = cache / "alice.txt", cache / "alice.txt.sha256"
-    if damage == "text":
-        path.write_bytes(BOOK[:-1])
-    elif damage == "checksum":
-        checksum.write_bytes(b"\xff0  alice.txt\n")
-    elif damage == "empty checksum":
-        checksum.write_bytes(b"")
-    else:
-        checksum.unlink()
+    path = cache / "alice.txt"
+    damaged = cache / f"alice.txt{name}"
+    damaged.unlink() if content is None else damaged.write_bytes(content)
     for _ in range(2):  # a refusal repairs nothing behind one's back
         assert f"delete {path} " in refused("alice", cache_dir=cache)
     assert server.requests == ["/alice"]
@@ -305,25 +235,18 @@ def test_damaged_cache_is_refused_until_deleted(server, cache, damage):
 
 
 @pytest.mark.parametrize(
-    ("page", "reason"), [("/missing", "HTTP 404"), ("/truncated", "ChunkedEncodingError")]
+    ("url", "reason"),
+    [
+        ("{}/missing", "HTTP 404"),
+        ("{}/truncated", "ChunkedEncodingError"),
+        ("http://127.0.0.1:1/alice", "ConnectionError"),  # a port that nobody listens to
+    ],
 )
-def test_failed_download_leaves_nothing(server, cache, monkeypatch, page, reason):
-    monkeypatch.setattr(corpora, "ALICE_URL", server.url + page)
+def test_failed_download_leaves_nothing(server, cache, monkeypatch, url, reason):
+    url = url.format(server.url)
+    monkeypatch.setattr(corpora, "ALICE_URL", url)
     message = refused("alice", cache_dir=cache)
-    assert f"the download of {server.url}{page} failed ({reason})" in message
-    assert "save the text by hand and give the path" in message
-    assert not cache.parent.exists()
-
-
-def test_closed_port_leaves_nothing(cache, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    monkeypatch.setattr(corpora, "ALICE_URL", f"http://127.0.0.1:{port}/alice")
-    message = refused("alice", cache_dir=cache)
-    assert "failed (ConnectionError)" in message
+    assert f"the download of {url} failed ({reason})" in message
     assert "save the text by hand and give the path" in message
     assert not cache.parent.exists()
 
@@ -340,17 +263,6 @@ def test_a_download_that_is_no_text_is_not_cached(server, cache, body, reason):
     server.pages["/alice"] = body
     assert reason in refused("alice", cache_dir=cache)
     assert not cache.parent.exists()
-
-
-def test_failed_write_leaves_nothing(server, cache, monkeypatch):
-    def full(source, target):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    message = refused("alice", cache_dir=cache)
-    assert "No space left on device" in message
-    assert "RNNJAX_CACHE" in message
-    assert names(cache) == []
 
 
 def test_without_pooch_the_install_line_is_given(cache, monkeypatch):
