@@ -125,21 +125,29 @@ def refused(generator):
     return refused
 
 
+# A shell starts what runs in its background, the tests too, with interrupts ignored.
+HEED_INTERRUPTS = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.fixture
 def start(tmp_path, environment):
     """Start a program in a process of its own, and go on; it is ended with the test."""
     processes = []
 
-    def run(name, *arguments, devices=1, **variables):
+    def start(name, *arguments, devices=1, files=None, **variables):
+        files = files or {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         process = subprocess.Popen(
-            [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
-            cwd=tmp_path, env=environment(devices, **variables), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [sys.executable, "-c", HEED_INTERRUPTS, f"experiments.{name}", *map(str, arguments)],
+            cwd=tmp_path, env=environment(devices, **variables), text=True, **files,
         )  # fmt: skip
         processes.append(process)
         return process
 
-    yield run
+    yield start
     for process in processes:
         process.kill()
         process.communicate()
