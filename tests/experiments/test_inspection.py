@@ -6,27 +6,16 @@ import math
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-import rnnjax
 from experiments.text_generator.config import Architecture, Text, Train
-from experiments.text_generator.evaluate import Evaluate, run_evaluation, surprise_as_json
+from experiments.text_generator.evaluate import Evaluate, run_evaluation
 from experiments.text_generator.model import CELLS, CharacterModel, surprise
 from experiments.text_tools.inspect import Inspect, run_inspection
 from experiments.text_tools.pages import LIMIT
-from experiments.text_tools.properties import (
-    PROPERTIES,
-    characters_of,
-    passage,
-    properties,
-    properties_at,
-    score,
-)
-from experiments.text_tools.recording import Gate, record
+from experiments.text_tools.properties import PROPERTIES, properties, score
+from experiments.text_tools.recording import record
 from rnnjax import InvalidInputError
 from rnnjax.errors import NonFiniteError
-from rnnjax.text import ByteVocabulary, Vocabulary
 
 SIZE = 11
 
@@ -48,33 +37,17 @@ def by_hand(model, params, ids):
     return np.array(states), p / p.sum(axis=1, keepdims=True)
 
 
-OPTIONS = {
-    "plain": {},
-    "regularized": {"recurrent_dropout": 0.3, "weight_drop": 0.2, "dropout": 0.5},
-    "embedding": {"embedding_size": 4, "tied": True},
-}
-
-
 @pytest.mark.parametrize(
     ("cell", "options"),
-    [("lstm", "plain"), ("gru", "regularized"), ("mgu", "embedding")],
+    [
+        ("lstm", {}),
+        ("gru", {"recurrent_dropout": 0.3, "weight_drop": 0.2, "dropout": 0.5}),
+        ("mgu", {"embedding_size": 4, "tied": True}),
+        *(pytest.param(cell, {}, marks=pytest.mark.slow) for cell in CELLS),
+    ],
 )
 def test_the_recording_is_what_stepping_by_hand_gives(random_like, cell, options):
-    check_recording(*model_of(random_like, cell, **OPTIONS[options]))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("options", OPTIONS)
-def test_the_recording_is_what_stepping_by_hand_gives_for_every_cell(random_like, cell, options):
-    extra = OPTIONS[options]
-    if cell in ("mingru", "minlstm", "gru_reset_before", "mgu_reset_before"):
-        extra = {name: v for name, v in extra.items() if name not in ("recurrent_dropout",
-                                                                      "weight_drop")}  # fmt: skip
-    check_recording(*model_of(random_like, cell, **extra))
-
-
-def check_recording(model, params):
+    model, params = model_of(random_like, cell, **options)
     ids = np.random.default_rng(0).integers(0, SIZE, 1013)  # more than a piece, and not whole ones
     recording = record(model, params, ids)
     few = 25
@@ -93,21 +66,11 @@ def check_recording(model, params):
     assert recording.states.shape == (1013, sum(group.size for group in recording.groups))
 
 
-def test_all_probabilities_are_there_in_a_small_vocabulary(random_like):
-    model = CharacterModel.build(Architecture(layers=1, hidden_size=3), 4)
-    params = random_like(lambda: model.init(jax.random.key(1)), 0)
-    recording = record(model, params, np.array([0, 3, 1, 2, 2]))
-    assert recording.expected.shape == (5, 4)
-    np.testing.assert_allclose(recording.probabilities.sum(axis=1), 1, atol=1e-6)
-    assert (np.diff(recording.probabilities, axis=1) <= 0).all()
-    assert (np.sort(recording.expected, axis=1) == np.arange(4)).all()
-
-
 @pytest.mark.parametrize(
     ("cell", "letters", "kinds"),
     [
         ("lstm", "ifo", ("hidden", "cell")),
-        ("gru", "rz", ("hidden",)),
+        ("gru", "rz", ("hidden",)),  # with the noise of training around it
         ("mgu", "f", ("hidden",)),
         ("gru_reset_before", "", ("hidden",)),
         ("peephole_lstm", "", ("hidden", "cell")),
@@ -115,7 +78,8 @@ def test_all_probabilities_are_there_in_a_small_vocabulary(random_like):
     ],
 )
 def test_gates_are_those_that_the_step_computes_with(random_like, cell, letters, kinds):
-    model, params = model_of(random_like, cell)
+    noise = {"recurrent_dropout": 0.5} if cell == "gru" else {}
+    model, params = model_of(random_like, cell, **noise)
     ids = np.array([1, 5, 2, 7, 3])
     recording = record(model, params, ids)
     assert [(g.layer, g.name) for g in recording.gates] == [(k, c) for k in (0, 1) for c in letters]
@@ -138,12 +102,6 @@ def test_gates_are_those_that_the_step_computes_with(random_like, cell, letters,
         for layer in (0, 1):
             hidden, cells = states[2 * layer : 2 * layer + 2]
             np.testing.assert_allclose(hidden, gates[layer, "o"] * np.tanh(cells), atol=2e-3)
-
-
-def test_saturation_counts_each_side():
-    values = np.array([[0.05, 0.95, 0.5, 0.05]] * 3 + [[0.5, 0.95, 0.5, 0.95]], np.float16)
-    shares = Gate(0, "f", values).saturation()
-    np.testing.assert_allclose(shares, [[0.75, 0], [0, 1], [0, 0], [0.75, 0.25]])
 
 
 def test_too_short_a_text_and_a_broken_model_are_refused(random_like):
@@ -195,38 +153,6 @@ def test_counting_properties_count():
     assert values[odd].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=60)
-@given(st.text(st.characters(), max_size=60))
-def test_every_property_has_a_finite_number_for_every_character(text):
-    characters = list(text)
-    values = properties(characters)
-    assert set(values) == set(PROPERTIES)
-    for value in values.values():
-        assert value.shape == (len(text),)
-        assert np.isfinite(value).all()
-    ids = ByteVocabulary().encode(text)
-    assert len(characters_of(ids, ByteVocabulary())) == len(ids)
-
-
-def test_bytes_that_are_no_text_are_characters_too():
-    assert characters_of(np.array([65, 0xFF, 0xC3, 0xA9]), ByteVocabulary()) == [
-        "A", "\udcff", "é", "é",
-    ]  # fmt: skip
-    assert characters_of(np.array([1, 0]), Vocabulary("ab")) == ["b", "a"]
-
-
-def test_properties_of_bytes_are_those_of_their_characters():
-    text = "À table: ÉLAN, un été. Vive 3 É.\n"
-    ids = ByteVocabulary().encode(text)
-    at, whole = properties_at(ids, ByteVocabulary()), properties(list(text))
-    firsts = np.flatnonzero((ids & 0xC0) != 0x80)  # of each character
-    for name, values in whole.items():
-        np.testing.assert_array_equal(at[name][firsts], values)
-        assert at[name].shape == ids.shape
-    assert whole["word in capitals"].sum() == 4
-    assert at["word in capitals"].sum() == 5  # É is two bytes
-
-
 def quoting(length, seed):
     """A text in which some words are quoted, with line breaks."""
     rng = np.random.default_rng(seed)
@@ -265,15 +191,6 @@ def test_a_planted_unit_ranks_first_and_its_score_is_the_held_out_one():
     assert set(scores.names) | set(scores.unchanging) == set(PROPERTIES)
 
 
-def test_a_unit_that_follows_only_where_it_is_chosen_scores_nothing():
-    values = {"a": np.random.default_rng(0).normal(size=8000)}
-    odd = np.arange(8000) // 500 % 2 == 1
-    states = np.where(odd, np.random.default_rng(1).normal(size=8000), values["a"])[:, None]
-    (finding,) = score(states, values).of_units()
-    assert finding.chosen == pytest.approx(1, abs=1e-5)
-    assert abs(finding.reported) < 0.05
-
-
 def test_constant_units_and_constant_properties_score_nothing():
     rng = np.random.default_rng(0)
     states = np.stack([np.full(4000, 0.1), rng.normal(size=4000)], axis=1).astype(np.float32)
@@ -283,15 +200,6 @@ def test_constant_units_and_constant_properties_score_nothing():
     assert score(states[:1], {"a": np.ones(1)}).of_units() == []
     with pytest.raises(InvalidInputError, match="one number for each of 4000 characters"):
         score(states, {"a": np.ones(7)})
-
-
-def test_a_passage_begins_where_a_line_does():
-    characters = list("aaaa\nbbbb\n\ncccc\ndd")
-    values = np.zeros(len(characters))
-    values[12:14] = 1
-    assert passage(characters, values, 4) == 11
-    assert passage(list("a" * 100), np.eye(100)[45], 10) == 40
-    assert passage(list("ab"), np.array([0.0, 1.0]), 10) == 0
 
 
 # The commands, on a model that has learned nothing.
@@ -355,48 +263,15 @@ def test_evaluate_writes_json_and_a_page(run_dir, tmp_path, capsys):
     assert f"<strong>{stored['bits_per_character']:.3f}</strong>" in page.read_text("utf-8")
 
 
-def test_bytes_are_written_down_as_numbers():
-    ids = ByteVocabulary().encode("né")
-    stored = surprise_as_json(ByteVocabulary(), ids, np.log([2.0, 4.0], dtype=np.float32))
-    assert stored.pop("bits_per_byte") == pytest.approx(1.5)
-    assert stored == {"bytes": [110, 195, 169], "bits": [None, 1, 2]}
-
-
-def test_a_changed_text_is_not_taken_for_the_one_held_out(run_dir, tmp_path):
-    corpus = run_dir.with_name("text.txt")
-    before = corpus.read_text(encoding="utf-8")
-    corpus.write_text(before[:-3], encoding="utf-8")
-    with pytest.raises(InvalidInputError, match="name a file with that text by --corpus"):
-        run_inspection(Inspect(tmp_path / "page.html", run_dir=run_dir))
-    corpus.write_text(before, encoding="utf-8")
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (lambda path: Inspect(path), "--to should name a file, but .* is a folder"),
-        (lambda path: Inspect(path / "a" / "b.html"), "does not; make it first"),
-        (lambda path: Inspect(path / "b.html", characters=1), "--characters must be at least 2"),
-        (lambda path: Evaluate(page=path), "--page should name a file"),
-        (lambda path: Evaluate(json=path / "a" / "b"), "--json should name a file in a folder"),
+        ("inspect --to .", "--to should name a file, but . is a folder"),
+        ("inspect --to a/b.html", "does not; make it first"),
+        ("inspect --to b.html --characters 1", "--characters must be at least 2"),
+        ("evaluate --page .", "--page should name a file"),
+        ("evaluate --json a/b", "--json should name a file in a folder"),
     ],
 )
-def test_where_no_file_can_be_made_nothing_is_computed(tmp_path, command, message):
-    run = run_inspection if isinstance(command(tmp_path), Inspect) else run_evaluation
-    with pytest.raises(InvalidInputError, match=message):
-        run(command(tmp_path))
-
-
-def test_the_command_line_takes_the_file_by_its_place(program, tmp_path):
-    result = program("text_generator", "inspect", "x.txt", "--to", "p.html", check=False)
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: there is no run under")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_gates_of_a_regularized_cell_are_those_of_the_cell_within(random_like):
-    cell = rnnjax.Regularized(rnnjax.LSTMCell(3), recurrent_dropout=0.5)
-    model = CharacterModel(rnnjax.Stack([cell]), SIZE)
-    params = random_like(lambda: model.init(jax.random.key(0)), 0)
-    assert [g.name for g in record(model, params, np.arange(9)).gates] == ["i", "f", "o"]
+def test_where_no_file_can_be_made_nothing_is_computed(refused, command, message):
+    assert message in refused(*command.split())
