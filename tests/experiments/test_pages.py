@@ -11,24 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.text_tools.embedded import halves, quantized
-from experiments.text_tools.pages import (
-    EVALUATED,
-    LIMIT,
-    About,
-    evaluation_page,
-    fill,
-    inspection_page,
-    write,
-)
+from experiments.text_tools import pages
+from experiments.text_tools.embedded import quantized
 from experiments.text_tools.properties import characters_of, properties, score
 from experiments.text_tools.recording import Gate, Group, Recording
-from experiments.text_tools.sections import histogram
-from experiments.text_tools.symbols import symbol, symbol_of
+from experiments.text_tools.symbols import symbol
 from rnnjax import InvalidInputError
 from rnnjax.text import ByteVocabulary, Vocabulary
 
-ABOUT = About("A <model> & its text", "It read </script> “a file”.")
+ABOUT = pages.About("A <model> & its text", "It read </script> “a file”.")
 
 
 def recording_of(text, *, layers=3, size=128, kinds=("hidden", "cell"), gates="ifo", seed=0,
@@ -61,14 +52,15 @@ def page_of(recording, vocabulary, **options):
     characters = characters_of(recording.ids, vocabulary)
     values = properties(characters)
     scores = score(recording.states, values)
-    return inspection_page(ABOUT, recording, scores, values, characters, vocabulary, **options)
+    return pages.inspection_page(
+        ABOUT, recording, scores, values, characters, vocabulary, **options
+    )
 
 
 def embedded(page):
     """The data of a page, found by a parser of HTML as a browser would find it."""
 
     class Finder(html.parser.HTMLParser):
-        found = None
         inside = False
 
         def handle_starttag(self, tag, attributes):
@@ -76,10 +68,7 @@ def embedded(page):
 
         def handle_data(self, data):
             if self.inside:
-                self.found = json.loads(data)
-
-        def handle_endtag(self, tag):
-            self.inside = False
+                self.found, self.inside = json.loads(data), False
 
     finder = Finder()
     finder.feed(page)
@@ -96,32 +85,29 @@ def prose(length, seed=0):
     return "".join(rng.choice(letters, length))
 
 
-@pytest.mark.parametrize(
-    ("length", "size", "limit"),  # odd, so that the last half of a byte is empty
-    [pytest.param(20_001, 128, LIMIT, marks=pytest.mark.slow), (5_001, 40, 400_000)],
-)
-def test_hidden_and_cell_units_over_many_characters_fit_in_the_limit(length, size, limit):
-    units = 6 * size
-    recording, vocabulary = recording_of(prose(length), size=size)
+def unpacked(text, rows, length):
+    """Levels of units, two to a byte."""
+    packed = numbers(text).reshape(rows, -1)
+    return np.stack([packed & 15, packed >> 4], axis=2).reshape(rows, -1)[:, :length]
+
+
+def test_hidden_and_cell_units_over_many_characters_fit_in_the_limit():
+    length, limit = 5001, 400_000  # odd, so that the last half of a byte is empty
+    recording, vocabulary = recording_of(prose(length), size=40)
     page = page_of(recording, vocabulary, limit=limit)
-    assert limit - 10_000 < len(page.encode()) <= limit <= LIMIT < 3_000_000
+    assert limit - 10_000 < len(page.encode()) <= limit <= pages.LIMIT < 3_000_000
     data = embedded(page)
-    assert len(data["whole"]["units"]) == 40
-    kept = data["excerpt"]["length"]
+    units, kept = data["whole"]["units"], data["excerpt"]["length"]
+    assert len(units) == 40
     assert 0.15 * length < kept < length
     assert f"all of them for the first {kept:,} characters" in page
-    assert len(numbers(data["excerpt"]["data"])) == units * ((kept + 1) // 2)
-    assert len(numbers(data["whole"]["data"])) == 40 * ((length + 1) // 2)
     # What is kept is what was there, to a level.
     levels, scales = quantized(recording.states)
     np.testing.assert_array_equal(numbers(data["scales"], "<f4"), scales)
-    for unit in (0, 4 * size - 12, units - 1):
-        row = numbers(data["excerpt"]["data"]).reshape(units, -1)[unit]
-        unpacked = np.stack([row & 15, row >> 4], axis=1).ravel()[:kept]
-        np.testing.assert_array_equal(unpacked, levels[:kept, unit])
-    row = numbers(data["whole"]["data"]).reshape(40, -1)[7]
-    unpacked = np.stack([row & 15, row >> 4], axis=1).ravel()[:length]
-    np.testing.assert_array_equal(unpacked, levels[:, data["whole"]["units"][7]])
+    first = unpacked(data["excerpt"]["data"], 240, kept)
+    np.testing.assert_array_equal(first, levels[:kept].T)
+    whole = unpacked(data["whole"]["data"], 40, length)
+    np.testing.assert_array_equal(whole, levels[:, units].T)
 
 
 def test_a_small_recording_is_there_as_a_whole():
@@ -202,34 +188,6 @@ def test_hostile_texts_stay_data(vocabulary):
         assert not re.search(r"[\x00-\x1f\x7f-\xa0\u200b-\u200f\u2028-\u202f\ud800-\udfff]", text)
 
 
-@pytest.mark.slow
-@settings(derandomize=True, deadline=None, database=None, max_examples=1000)
-@given(st.text(st.characters() | st.sampled_from("<>&\"'/!-{}\n\t"), min_size=2, max_size=80),
-       st.booleans())  # fmt: skip
-def test_drawn_texts_come_back_from_the_page(text, bytewise):
-    recording, vocabulary = recording_of(
-        text, layers=1, size=2, gates="", vocabulary=ByteVocabulary() if bytewise else None
-    )
-    page = page_of(recording, vocabulary)
-    assert page.count("</script>") == 2
-    data = embedded(page)
-    ids = numbers(data["ids"], "<u2" if data["wide"] else np.uint8)
-    assert [tuple(data["symbols"][i]) for i in ids] == [
-        tuple(symbol_of(int(i), vocabulary)) for i in recording.ids
-    ]
-
-
-@settings(derandomize=True, deadline=None, database=None, max_examples=300)
-@given(st.characters())
-def test_every_character_can_be_seen(character):
-    shown, name, kind = symbol(character)
-    assert shown.strip() or character == " "
-    assert name.strip()
-    assert shown.isprintable()
-    assert kind in {"plain", "space", "break", "code"}
-    shown.encode("utf-8")
-
-
 def test_a_page_asks_the_network_for_nothing():
     page = page_of(*recording_of(prose(300), layers=1, size=3))
     assert "default-src 'none'" in page
@@ -238,39 +196,40 @@ def test_a_page_asks_the_network_for_nothing():
     assert set(re.findall(r"https?://[^\s\"']+", page)) == {"http://www.w3.org/2000/svg"}
 
 
+def test_letters_can_be_read_on_every_colour():
+    """In a light page and a dark one; what is mixed of these colours lies between them."""
+    page = page_of(*recording_of(prose(300), layers=1, size=3))
+    colours = dict(re.findall(r"--(\w+): light-dark\(#(\w{6}, #\w{6})\)", page))
+
+    def light(name):
+        parts = [[*bytes.fromhex(one)] for one in colours[name].split(", #")]
+        parts = np.array(parts) / 255
+        parts = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return parts @ [0.2126, 0.7152, 0.0722] + 0.05
+
+    for name in ("page", "low", "high", "much"):
+        assert np.exp(np.abs(np.log(light("ink") / light(name)))).min() > 4.5, name
+
+
 def test_the_page_of_an_evaluation():
-    text = prose(EVALUATED + 1000)
+    text = prose(pages.EVALUATED + 1000)
     vocabulary = Vocabulary.learned(text)
     ids = vocabulary.encode(text)
     bits = np.random.default_rng(0).exponential(2.5, len(ids) - 1)
-    page = evaluation_page(ABOUT, ids, bits, vocabulary)
+    page = pages.evaluation_page(ABOUT, ids, bits, vocabulary)
     assert f"<strong>{bits.mean():.3f}</strong>" in page
     assert "the first 20,000 of 21,000 characters" in page
     data = embedded(page)
-    assert len(numbers(data["ids"])) == EVALUATED
+    assert len(numbers(data["ids"])) == pages.EVALUATED
     stored = numbers(data["surprise"], "<u2")
-    np.testing.assert_allclose(stored[1:] / 1000, bits[: EVALUATED - 1], atol=6e-4)
+    np.testing.assert_allclose(stored[1:] / 1000, bits[: pages.EVALUATED - 1], atol=6e-4)
     assert "bits per character, on average" in page
-    short = evaluation_page(ABOUT, ids[:50], bits[:49], ByteVocabulary())
+    shares = [100 * np.mean((bits >= k) & (bits < k + 1)) for k in range(12)]
+    assert all(f"{k} to {k + 1} bits: {share:.1f} %" in page for k, share in enumerate(shares))
+    assert f"12 bits or more: {100 * np.mean(bits >= 12):.1f} %" in page
+    short = pages.evaluation_page(ABOUT, ids[:50], bits[:49], ByteVocabulary())
     assert "This is the whole text." in short
     assert "bits per byte, on average" in short
-
-
-def test_a_histogram_counts_whole_bits():
-    picture = histogram(np.array([0.0, 0.5, 1.5, 30.0]), "character")
-    assert "0 to 1 bits: 50.0 %" in picture
-    assert "1 to 2 bits: 25.0 %" in picture
-    assert "12 bits or more: 25.0 %" in picture
-
-
-def test_parts_are_not_searched_for_names(tmp_path):
-    filled = fill("evaluate.html", bits="{{shown}}", unit="", histogram="", shown="x", reader="")
-    assert "<strong>{{shown}}</strong>" in filled
-    with pytest.raises(KeyError):
-        fill("evaluate.html", bits="")
-    assert halves(np.array([[1, 4], [2, 5], [3, 6]], np.uint8)).tolist() == [[33, 3], [84, 6]]
-    with pytest.raises(InvalidInputError, match="but writing failed"):
-        write(tmp_path / "none" / "page.html", "")
 
 
 # In a browser.
@@ -299,18 +258,18 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
-@pytest.fixture(scope="module")
-def opened(browser, tmp_path_factory):
-    """Open a page from a file."""
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Open a page from a file; nothing is to be complained of."""
 
     def open_page(page):
-        path = tmp_path_factory.mktemp("pages") / "page.html"
-        write(path, page)
-        browser.get_log("browser")
-        browser.get(path.as_uri())
+        pages.write(tmp_path / "page.html", page)
+        browser.get((tmp_path / "page.html").as_uri())
         return browser
 
-    return open_page
+    browser.get_log("browser")
+    yield open_page
+    assert browser.get_log("browser") == []
 
 
 @pytest.fixture(scope="module")
@@ -338,49 +297,39 @@ def classes(driver):
     return driver.execute_script("return spans.map((s) => s.className.split(' ').pop())")
 
 
-def background(driver, place):
-    return driver.execute_script("return getComputedStyle(spans[arguments[0]]).backgroundColor",
-                                 place)  # fmt: skip
-
-
 @needs_browser
 def test_the_keys_change_the_unit_and_the_colours(opened, inspected):
     from selenium.webdriver.common.keys import Keys
 
     page, recording, _ = inspected
     driver = opened(page)
-    assert text_of(driver, "#unit-note").startswith("Layer 1, cell 6: goes best with “position in")
     levels, _ = quantized(recording.states)
-    assert classes(driver) == [f"u{level}" for level in levels[:, 13]]
-    low, high = int(levels[:, 13].argmin()), int(levels[:, 13].argmax())
-    assert background(driver, low) != background(driver, high)
-    # The whole way by the keyboard: from the top of the page by Tab to the slider of the units.
-    body = driver.find_element("css selector", "body")
-    reached = []
-    for _ in range(12):
-        body.send_keys(Keys.TAB) if not reached else driver.switch_to.active_element.send_keys(
-            Keys.TAB
-        )
-        reached.append(driver.execute_script("return document.activeElement.id"))
-    ids = [name for name in reached if name]
-    assert ids == ["theme", "colour", "layer", "kind", "unit", "text"]
-    slider = driver.find_element("id", "unit")
-    slider.send_keys(Keys.ARROW_RIGHT)
-    assert classes(driver) == [f"u{level}" for level in levels[:, 14]]
-    assert text_of(driver, "#unit-name") == "7 of 8"
-    outline = driver.execute_script(
-        "arguments[0].focus(); return getComputedStyle(arguments[0]).outlineStyle", slider
+
+    def shows(unit):
+        return classes(driver) == [f"u{level}" for level in levels[:, unit]]
+
+    assert text_of(driver, "#unit-note").startswith("Layer 1, cell 6: goes best with “position in")
+    assert shows(13)
+    backgrounds = driver.execute_script(
+        "return arguments[0].map((place) => getComputedStyle(spans[place]).backgroundColor)",
+        [int(levels[:, 13].argmin()), int(levels[:, 13].argmax())],
     )
-    assert outline == "solid"
-    text = driver.find_element("id", "text")
-    text.send_keys("n")
-    assert classes(driver) == [f"u{level}" for level in levels[:, 15]]
-    text.send_keys("n")  # round to the first of the same group
-    assert classes(driver) == [f"u{level}" for level in levels[:, 8]]
-    driver.find_element("id", "layer").send_keys("2")
-    assert classes(driver) == [f"u{level}" for level in levels[:, 24]]
-    driver.find_element("id", "kind").send_keys("h")
-    assert classes(driver) == [f"u{level}" for level in levels[:, 16]]
+    assert backgrounds[0] != backgrounds[1]
+    # The whole way by the keyboard: from the top of the page by Tab to the slider of the units.
+    reached = []
+    driver.find_element("css selector", "body").send_keys(Keys.TAB)
+    for _ in range(12):
+        reached.append(driver.execute_script("return document.activeElement.id"))
+        driver.switch_to.active_element.send_keys(Keys.TAB)
+    assert [*filter(None, reached)] == ["theme", "colour", "layer", "kind", "unit", "text"]
+    # Each of these keys in turn; n goes round to the first of the same group.
+    for control, key, unit in (
+        ("unit", Keys.ARROW_RIGHT, 14), ("text", "n", 15), ("text", "n", 8), ("layer", "2", 24),
+        ("kind", "h", 16),
+    ):  # fmt: skip
+        driver.find_element("id", control).send_keys(key)
+        assert shows(unit)
+    assert text_of(driver, "#unit-name") == "1 of 8"
     driver.find_element("id", "colour").send_keys("s")
     bits = np.minimum(np.floor(recording.surprise[1:] + 5e-4), 7).astype(int)
     assert classes(driver)[0] == "absent"
@@ -390,12 +339,10 @@ def test_the_keys_change_the_unit_and_the_colours(opened, inspected):
     card.send_keys(Keys.ENTER)
     assert card.get_attribute("aria-pressed") == "true"
     assert "correlation" in card.get_attribute("aria-label")
-    unit = int(card.get_attribute("data-unit"))
-    assert unit == 20
-    assert classes(driver) == [f"u{level}" for level in levels[:, unit]]
+    assert card.get_attribute("data-unit") == "20"
+    assert shows(20)
     card.send_keys(Keys.ARROW_RIGHT)
-    assert driver.execute_script("return document.activeElement.dataset.unit") != str(unit)
-    assert driver.get_log("browser") == []
+    assert driver.execute_script("return document.activeElement.dataset.unit") != "20"
 
 
 @needs_browser
@@ -426,9 +373,8 @@ def test_pointing_and_the_arrow_keys_show_what_is_expected_next(opened, inspecte
             assert said == pytest.approx(recording.surprise[place], abs=0.0061)
 
     check(0)
-    for place in (3, 17):
-        ActionChains(driver).move_to_element(span(driver, place)).perform()
-        check(place)
+    ActionChains(driver).move_to_element(span(driver, 17)).perform()
+    check(17)
     text = driver.find_element("id", "text")
     text.send_keys(Keys.ARROW_RIGHT)
     check(18)
@@ -436,85 +382,35 @@ def test_pointing_and_the_arrow_keys_show_what_is_expected_next(opened, inspecte
     assert said.startswith(text_of(driver, "#character") + ", " + text_of(driver, "#bits"))
     assert "then expected" in said
     assert said.endswith("unit " + text_of(driver, "#value"))
-    text.send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
-    check(16)
-    text.send_keys(Keys.END)
-    check(42)
-    text.send_keys(Keys.HOME)
-    check(0)
-    text.send_keys(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
-    check(44)
-    text.send_keys(Keys.ARROW_UP)
-    check(43)
-    for _ in range(4):
-        text.send_keys(Keys.PAGE_DOWN)
+    for keys, place in (
+        ([Keys.ARROW_LEFT] * 2, 16), ([Keys.END], 42), ([Keys.HOME], 0),
+        ([Keys.ARROW_DOWN] * 2, 44), ([Keys.ARROW_UP], 43),
+    ):  # fmt: skip
+        text.send_keys(*keys)
+        check(place)
+    text.send_keys(*[Keys.PAGE_DOWN] * 4)
     place = driver.execute_script("return cursor")
     check(place)
     box, at = (driver.execute_script("return arguments[0].getBoundingClientRect().toJSON()", e)
                for e in (text, span(driver, place)))  # fmt: skip
     assert box["top"] <= at["top"]
     assert at["bottom"] <= box["bottom"]
-    assert driver.get_log("browser") == []
 
 
 @needs_browser
 def test_dark_light_and_narrow(opened, inspected):
-    page, *_ = inspected
-    driver = opened(page)
-
-    def scheme(name):
-        features = [{"name": "prefers-color-scheme", "value": name}]
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-
-    def contrasts():
-        """The least contrast of the text with the colours of all levels and of the page."""
-        return driver.execute_script("""
-            const canvas = document.createElement("canvas").getContext(
-              "2d", { willReadFrequently: true });
-            function light(colour) {
-              canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
-              const parts = [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3)
-                .map((c) => c / 255)
-                .map((c) => (c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4));
-              return .2126 * parts[0] + .7152 * parts[1] + .0722 * parts[2];
-            }
-            const ink = light(getComputedStyle(document.body).color);
-            const probe = document.body.appendChild(document.createElement("i"));
-            const names = [...Array(15).keys()].map((k) => "u" + k)
-              .concat([...Array(8).keys()].map((k) => "s" + k).filter((k) => k !== "s0"));
-            const all = names.map((name) => {
-              probe.className = name;
-              const other = light(getComputedStyle(probe).backgroundColor);
-              return (Math.max(ink, other) + .05) / (Math.min(ink, other) + .05);
-            });
-            probe.remove();
-            return [light(getComputedStyle(document.body).backgroundColor), Math.min(...all)];
-        """)
-
-    try:
-        scheme("light")
-        page_light, contrast = contrasts()
-        assert page_light > 0.8
-        assert contrast > 4.5
-        scheme("dark")
-        page_dark, contrast = contrasts()
-        assert page_dark < 0.05
-        assert contrast > 4.5
-        toggle = driver.find_element("id", "theme")
-        seen = []
-        for _ in range(3):
-            toggle.click()
-            seen.append((toggle.text, contrasts()[0] > 0.5))
-        assert seen == [("Theme: light", True), ("Theme: dark", False), ("Theme: system", False)]
-        for width in (320, 420, 800):
-            metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-            wide = driver.execute_script("return document.documentElement.scrollWidth")
-            assert wide <= width
-    finally:
-        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-    assert driver.get_log("browser") == []
+    driver = opened(inspected[0])
+    light = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0] > 128"
+    toggle = driver.find_element("id", "theme")
+    seen = []
+    for _ in range(3):
+        toggle.click()
+        seen.append((toggle.text, driver.execute_script(light)))
+    assert seen[:2] == [("Theme: light", True), ("Theme: dark", False)]
+    metrics = {"width": 320, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= 320
+    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @needs_browser
@@ -524,7 +420,6 @@ def test_where_a_unit_is_not_on_the_page_there_is_no_colour(opened):
     data = embedded(page)
     kept = data["excerpt"]["length"]
     unit = min(set(range(256)) - set(data["whole"]["units"]))
-    assert 10 < kept < 1000
     driver = opened(page)
     driver.execute_script("showUnit(arguments[0])", unit)
     levels, _ = quantized(recording.states)
@@ -534,10 +429,6 @@ def test_where_a_unit_is_not_on_the_page_there_is_no_colour(opened):
     assert text_of(driver, "#value") == "not on this page"
     driver.execute_script("moveCursor(arguments[0])", kept - 1)
     assert text_of(driver, "#value").startswith("about")
-    whole = data["whole"]["units"][3]
-    driver.execute_script("showUnit(arguments[0])", whole)
-    assert classes(driver) == [f"u{x}" for x in levels[:, whole]]
-    assert driver.get_log("browser") == []
 
 
 @needs_browser
@@ -550,26 +441,5 @@ def test_hostile_texts_and_cells_without_gates_open_in_a_browser(opened):
     assert driver.find_element("id", "text").get_property("textContent") == "".join(
         s.shown + "\n" * (s.kind == "break") for s in kinds
     )
-    assert driver.get_log("browser") == []
     driver = opened(page_of(*recording_of("ab", layers=1, size=2)))
     assert text_of(driver, "#unit-note").endswith("no property of this text could be measured.")
-    assert driver.get_log("browser") == []
-
-
-@needs_browser
-def test_the_page_of_an_evaluation_in_a_browser(opened):
-    vocabulary = Vocabulary.learned(HOSTILE)
-    ids = vocabulary.encode(HOSTILE)
-    bits = np.random.default_rng(0).exponential(2.5, len(ids) - 1)
-    bits[1] = 1e9
-    driver = opened(evaluation_page(ABOUT, ids, bits, vocabulary))
-    found = classes(driver)
-    assert found[0] == "absent"
-    rounded = np.minimum(np.floor(np.rint(1000 * bits) / 1000), 7).astype(int)
-    assert found[1:] == [f"s{b}" for b in rounded]
-    driver.find_element("id", "text").send_keys("\ue014")  # the right arrow
-    said = float(text_of(driver, "#bits").removesuffix(" bits"))
-    assert said == pytest.approx(bits[0], abs=0.0061)
-    driver.find_element("id", "text").send_keys("\ue014")
-    assert text_of(driver, "#bits") == "65.53 bits or more"
-    assert driver.get_log("browser") == []
