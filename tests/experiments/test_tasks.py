@@ -11,7 +11,6 @@ from experiments.tasks import __main__ as tasks
 from experiments.tasks import data
 from experiments.tasks.__main__ import CELLS, PUBLISHED, TASKS, Config
 from rnnjax import InvalidInputError, Memory, matrix_memory
-from rnnjax.testing import check_cell
 
 RNG = np.random.default_rng
 
@@ -54,7 +53,6 @@ def test_permutations_are_done_one_after_the_other():
 
 def test_several_writes_a_step_are_those_of_a_matrix_memory():
     cell, rng = tasks.DeltaProductCell(8, writes=2), RNG(8)
-    check_cell(cell)
     x = rng.normal(size=(5, 3, 7, 2, 4)).astype(np.float32)  # the gates, in heads
     q, *writes = np.moveaxis(x, 2, 0)
     keys, values, betas = (np.stack(writes[i::3], 1).reshape(10, 3, 2, 4) for i in range(3))
@@ -71,28 +69,21 @@ def test_several_writes_a_step_are_those_of_a_matrix_memory():
     np.testing.assert_allclose(np.stack(ys), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_letters_are_said_in_their_order():
+def test_letters_are_said_in_their_order_and_keys_ask_for_their_values():
     symbols, said, places = data.selective_copying(RNG(2), 1, 30, 20)
     assert (places.sum(axis=0) == data.LETTERS).all()
     for row in range(20):
         letters = [s for s in symbols[:22, row] if s < data.LETTERS]
         assert letters == said[places[:, row], row].tolist()
-    assert len({tuple(np.flatnonzero(one < data.LETTERS)) for one in symbols.T}) > 10
     symbols, said, places = data.copying(RNG(2), 1, 1020, 4)
     assert (symbols[:10] == said).all()
-    assert places.shape == (10, 4)
     assert (symbols[10:] >= data.LETTERS).all()
-
-
-def test_keys_ask_for_their_values():
-    symbols, values, places = data.recall(RNG(3), 1, 3 * data.PAIRS, 20)
+    symbols, values, _ = data.recall(RNG(3), 1, 3 * data.PAIRS, 20)
     first, asked = symbols[: 2 * data.PAIRS], symbols[2 * data.PAIRS :]
     for row in range(20):
         known = dict(zip(first[::2, row], first[1::2, row] - 2 * data.PAIRS, strict=True))
-        assert len(known) == data.PAIRS
-        assert [known[key] for key in asked[:, row]] == values[places[:, row], row].tolist()
+        assert [known[key] for key in asked[:, row]] == values[:, row].tolist()
     assert (first[::2] != asked).any()
-    assert symbols.max() < TASKS["recall"].symbols
 
 
 def test_a_sum_is_right_within_its_bound():
@@ -102,14 +93,6 @@ def test_a_sum_is_right_within_its_bound():
     loss, right = jax.jit(tasks.measure)((sums + off)[..., None], sums, places)
     np.testing.assert_allclose(loss, 0.02, rtol=1e-5)
     assert right.tolist()[-1] == [True, True, False]
-
-
-def test_only_the_places_that_count_do():
-    outputs = 50 * np.eye(3)[:, None]
-    places = np.array([[True], [False], [True]])
-    loss, right = jax.jit(tasks.measure)(outputs, np.array([[0], [0], [0]]), places)
-    assert loss == 25
-    assert np.ravel(right).tolist() == [True, False, False]
 
 
 def test_a_quick_run_fills_the_table(tmp_path, monkeypatch):
@@ -130,7 +113,7 @@ def test_a_quick_run_fills_the_table(tmp_path, monkeypatch):
     assert table.startswith("| cell | parity |\n|---|---|\n| GRU | ")
 
 
-def test_digits_are_read_pixel_by_pixel(tmp_path):
+def test_digits_are_read_pixel_by_pixel():
     images, digits, _, _ = digits_of("made")
     xs, answers, places = data.pixels(images, digits, RNG(6), 1, 784, 40)
     assert xs.shape == (784, 40, 1)
@@ -140,21 +123,19 @@ def test_digits_are_read_pixel_by_pixel(tmp_path):
         assert digits[found] == digit
     few = data.pixels(images, digits, RNG(6), 1, 24, 40)[0]
     assert (few[[0, -1]] == xs[[0, -1]]).all()
-    assert few.shape == (24, 40, 1)
-    config = Config(("pixels",), ("minGRU",), None, True, tmp_path / "run")
-    assert tasks.run(config) == 0
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert round(60 * result["rows"][0]["score"][0], 6).is_integer()  # of the whole test part
-    assert result["accepts"] == []
 
 
-def test_what_is_not_known_is_said(tmp_path):
-    with pytest.raises(InvalidInputError, match="there is no task sorting; there are parity"):
-        tasks.run(Config(tasks=("sorting",), run_dir=tmp_path / "run"))
-    with pytest.raises(InvalidInputError, match="there is no cell RNN; there are LSTM"):
-        tasks.run(Config(cells=("RNN",), run_dir=tmp_path / "run"))
-    with pytest.raises(InvalidInputError, match="--seeds must be at least 1, but is 0"):
-        tasks.run(Config(seeds=0, run_dir=tmp_path / "run"))
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"tasks": ("sorting",)}, "there is no task sorting; there are parity"),
+        ({"cells": ("RNN",)}, "there is no cell RNN; there are LSTM"),
+        ({"seeds": 0}, "--seeds must be at least 1, but is 0"),
+    ],
+)
+def test_what_is_not_known_is_said(tmp_path, option, message):
+    with pytest.raises(InvalidInputError, match=message):
+        tasks.run(Config(run_dir=tmp_path / "run", **option))
 
 
 def test_every_task_is_drawn_as_it_says():
