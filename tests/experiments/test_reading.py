@@ -15,13 +15,7 @@ from experiments.text_generator.data import Data
 from experiments.text_generator.reading import read_text, text_bytes
 from experiments.text_tools import corpora
 from experiments.text_tools.corpora import CorpusError
-from rnnjax.text import (
-    Vocabulary,
-    plain_lines,
-    shuffled_batches,
-    streams,
-    windows,
-)
+from rnnjax.text import Vocabulary, plain_lines, shuffled_batches, streams, windows
 
 
 @pytest.mark.parametrize("kind", ["tutorial", "learned", "lines", "bytes"])
@@ -41,16 +35,6 @@ def test_a_text_that_is_read_in_pieces_is_the_whole_text(tmp_path, monkeypatch, 
         assert read.vocabulary == Vocabulary.learned(cleaned)
     unknown = {"tutorial": "*é🐇字", "lines": "é🐇字"}.get(kind, "")
     assert read.dropped == sum(map(text.count, unknown))
-
-
-@pytest.mark.parametrize(("size", "dtype"), [(257, np.uint16), (70_000, np.int32)])
-def test_ids_are_of_the_narrowest_type(tmp_path, size, dtype):
-    text = "".join(map(chr, range(0x10000, 0x10000 + size)))
-    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
-    options = Text(str(tmp_path / "text.txt"), vocabulary="learned", seq_length=9, batch_size=3)
-    data = Data.load(options, seed=0)
-    assert data.train.dtype == data.batches(0)["inputs"].dtype == dtype
-    np.testing.assert_array_equal(data.train, np.arange(size))
 
 
 @pytest.mark.parametrize("carry_state", [False, True])

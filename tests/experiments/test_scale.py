@@ -13,10 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.text_generator.checkpoints import (
-    divided_axis,
-    sharding_of,
-)
+from experiments.text_generator.checkpoints import divided_axis, sharding_of
 from experiments.text_generator.config import Architecture, Text, Train
 from experiments.text_generator.data import Data
 
@@ -120,26 +117,19 @@ def test_hidden_units_are_divided_and_characters_are_not():
 
 
 def test_the_cores_are_taken_where_it_pays_unless_a_mesh_is_asked_for():
-    def kernel(hidden: int) -> dict:
-        return {"kernel": jax.ShapeDtypeStruct((hidden, 4 * hidden), jnp.float32)}
-
-    def devices(config: Train, params: dict) -> int:
+    def devices(rows: int, hidden: int, mesh: str | None = None) -> int:
+        params = {"kernel": jax.ShapeDtypeStruct((hidden, 4 * hidden), jnp.float32)}
+        config = Train(text=Text(batch_size=rows), mesh=mesh, model=Architecture(hidden_size=7))
         sharding = sharding_of(config, params)
-        if sharding is None:
-            return 1
-        assert sharding.mesh.shape["hidden"] == 1
-        return sharding.mesh.shape["data"]
+        return 1 if sharding is None else sharding.mesh.size
 
     all_of_them = jax.device_count()
     assert all_of_them in (2, 4)
-    rows = {n: Train(text=Text(batch_size=n)) for n in (12, 31, 32)}
-    assert devices(rows[32], kernel(512)) == all_of_them
-    assert devices(rows[12], kernel(700)) == 1  # few rows for a large kernel
-    assert devices(rows[32], kernel(16)) == 1  # too little to do
-    assert devices(rows[31], kernel(512)) == 1  # cannot be divided
-    for mesh, number in (("1", 1), ("1x1", 1), ("auto", all_of_them)):
-        config = Train(mesh=mesh, model=Architecture(hidden_size=7))
-        assert sharding_of(config, kernel(512)).mesh.size == number
+    assert devices(32, 512) == devices(32, 512, "auto") == all_of_them
+    assert devices(12, 700) == 1  # few rows for a large kernel
+    assert devices(32, 16) == 1  # too little to do
+    assert devices(31, 512) == 1  # cannot be divided
+    assert devices(32, 512, "1") == devices(32, 512, "1x1") == 1
 
 
 def test_each_process_reads_its_rows_alone(text, tmp_path):

@@ -3,7 +3,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import time
 
@@ -93,42 +92,6 @@ def test_a_damaged_last_checkpoint_costs_a_warning(train, resume, text, tmp_path
             file.write_bytes(file.read_bytes()[:-500])
     assert re.search(r"warning: .* is damaged", resume().stderr)
     assert arrays(tmp_path / "run") == whole
-
-
-def damage(path, rng):
-    """Whatever may become of a file."""
-    content = path.read_bytes()
-    at = rng.randrange(len(content) + 1)
-    flipped = content[:at] + bytes(byte ^ rng.randint(1, 255) for byte in content[at : at + 1])
-    others = content[:at], bytes(len(content)), rng.randbytes(len(content) + rng.randint(0, 9))
-    path.write_bytes(rng.choice([*others, flipped + content[at + 1 :]]))
-    if rng.random() < 0.2:
-        path.unlink()
-
-
-@pytest.mark.slow
-def test_a_damaged_run_goes_on_exactly_or_says_why_not(train, resume, generator, text, tmp_path):
-    """Any files of a run folder are damaged: exact, with a warning, or one sentence."""
-    train("--epochs", "3", "--checkpoint-every", "1", "--validation", "0.1", to="whole")
-    whole, rng, exact = tmp_path / "whole", random.Random(0), 0
-    expected = arrays(whole)
-    files = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
-    for _ in range(300):
-        shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        shutil.copytree(whole, tmp_path / "run")
-        for path in rng.sample(files, rng.choice([1, 1, 2, 5])):
-            damage(tmp_path / "run" / path, rng)
-        resumed = resume(check=False)
-        assert "Traceback" not in resumed.stderr
-        if resumed.returncode:
-            assert resumed.returncode == 2
-            assert resumed.stderr.splitlines()[-1].startswith("error: ")
-        else:
-            exact += 1
-            assert arrays(tmp_path / "run") == expected
-            generated = generator("generate", "--run-dir", "run", "--length", "3")
-            assert len(generated.stdout) == 5
-    assert exact > 0
 
 
 def test_train_generate_evaluate(generator, tiny, refused, text, tmp_path):
