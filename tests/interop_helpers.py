@@ -13,7 +13,7 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 
 from rnnjax.errors import InteropError
-from rnnjax.interop import Dense, Embedding, Model, Network, Recurrent
+from rnnjax.interop import Dense, Embedding, Layer, Model, OneHotIds, Recurrent, Sequential
 
 
 def drawn(count: int) -> Callable[..., Any]:
@@ -41,26 +41,26 @@ def distance(actual: Any, expected: Any) -> float:
     return float(max(jax.tree.leaves(difference)) / max(scale, 1e-3))
 
 
-def random_model(network: Network, inputs: int = 0, seed: int = 0) -> Model:
+def random_model(*layers: Layer, inputs: int = 0, seed: int = 0) -> Model:
     """Random parameters for a row of layers; no two numbers alike, so that no swap can hide."""
-    rng, params = np.random.default_rng(seed), {}
-    for name, layer in network.layers.items():
+    rng, params, key = np.random.default_rng(seed), {}, jax.random.key(0)
+    for layer in layers:
         shapes: Any
         if isinstance(layer, Recurrent):
-            key = jax.random.key(0)
-            shapes = jax.eval_shape(lambda c=layer.cell, n=inputs, k=key: c.init(k, n))
+            shapes = jax.eval_shape(lambda c=layer.cell, n=inputs: c.init(key, n))
             inputs = layer.cell.output_size
         elif isinstance(layer, Dense | Embedding):
             weights = layer.weights[""].items()
             shapes = {k: np.zeros([inputs if n is None else n for n in one]) for k, one in weights}
             inputs = layer.size
         else:
+            inputs = layer.size if isinstance(layer, OneHotIds) else inputs
             continue
-        params[name] = jax.tree.map(
+        params[layer.name] = jax.tree.map(
             lambda leaf: jax.device_put((0.6 * rng.standard_normal(leaf.shape)).astype(np.float32)),
             shapes,
         )
-    return Model(network, params)
+    return Model(Sequential(layers), params)
 
 
 def assert_same_bits(actual: Any, expected: Any) -> None:

@@ -37,7 +37,7 @@ WRITERS = (".keras", ".weights.h5", ".safetensors", ".onnx")
 def tagger(cell: rnnjax.Cell | None = None, **options: Any) -> Model:
     """What every format can hold: an embedding, a recurrent layer, a dense one."""
     recurrent = Recurrent("lstm", rnnjax.LSTMCell(4) if cell is None else cell, **options)
-    return random_model(Sequential((Embedding("embedding", 7, 3), recurrent, Dense("dense", 5))))
+    return random_model(Embedding("embedding", 7, 3), recurrent, Dense("dense", 5))
 
 
 def written(model: Model, path: Path) -> Path:
@@ -101,10 +101,8 @@ def test_relu_of_pytorch_and_the_order_of_modules(tmp_path: Path, capsys: Any) -
 def test_weights_alone_take_their_layers_from_another_file(tmp_path: Path, capsys: Any) -> None:
     """Where sizes leave the order of two layers open, a file of any format tells it."""
     cell = rnnjax.LSTMCell(4)
-    row = Sequential(
-        (Recurrent("lstm", cell), Recurrent("lstm_1", cell), Dense("dense", 6, "tanh"))
-    )
-    model, other = (random_model(row, 6, seed) for seed in range(2))
+    row = Recurrent("lstm", cell), Recurrent("lstm_1", cell), Dense("dense", 6, "tanh")
+    model, other = (random_model(*row, inputs=6, seed=seed) for seed in range(2))
     source = written(model, tmp_path / "a.weights.h5")
     assert main(["show", str(source)]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -259,7 +259,7 @@ def every_layer() -> Model:
         Recurrent("back", lstm, reverse=True, keep_order=False, return_sequences=False),
         Dense("head", 2, "softmax", use_bias=False),
     )
-    return random_model(Sequential(chain), 3)
+    return random_model(*chain)
 
 
 def test_keras_opens_what_is_written(tmp_path: Path) -> None:
@@ -284,8 +284,7 @@ def test_keras_opens_what_is_written(tmp_path: Path) -> None:
 
 def test_one_hot_ids_are_vectors_in_keras(tmp_path: Path) -> None:
     lstm = Recurrent("lstm", rnnjax.LSTMCell(3))
-    ours = Sequential((OneHotIds("ids", 5), lstm, Dense("head", 5)))
-    model = Model(ours, random_model(Sequential(ours.layer_list[1:]), 5).params)
+    model = random_model(OneHotIds("ids", 5), lstm, Dense("head", 5))
     interop.save(model, tmp_path / "ours.keras")
     theirs = keras.saving.load_model(tmp_path / "ours.keras")
     ids = np.array([[1, 4], [0, 2], [3, 3]])
@@ -296,7 +295,7 @@ def test_one_hot_ids_are_vectors_in_keras(tmp_path: Path) -> None:
 def test_masking_and_unmerged_directions(tmp_path: Path) -> None:
     both = rnnjax.Bidirectional(rnnjax.LSTMCell(2))
     chain = (Masking("mask", -1.0), Recurrent("both", both, merged=False, return_sequences=False))
-    model = random_model(Sequential(chain), 2)
+    model = random_model(*chain, inputs=2)
     interop.save(model, tmp_path / "ours.keras")
     theirs = keras.saving.load_model(tmp_path / "ours.keras")
     xs = np.random.default_rng(0).standard_normal((BATCH, TIME, 2)).astype(np.float32)
@@ -306,12 +305,12 @@ def test_masking_and_unmerged_directions(tmp_path: Path) -> None:
 
 
 def of(cell: rnnjax.Cell) -> Model:
-    return random_model(Sequential((Recurrent("rnn", cell),)), FEATURES)
+    return random_model(Recurrent("rnn", cell), inputs=FEATURES)
 
 
 def with_layer(**options: Any) -> Model:
     cell = options.pop("cell", rnnjax.LSTMCell(2))
-    return random_model(Sequential((Recurrent("lstm", cell, **options),)), FEATURES)
+    return random_model(Recurrent("lstm", cell, **options), inputs=FEATURES)
 
 
 @pytest.mark.parametrize(

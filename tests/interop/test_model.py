@@ -50,7 +50,7 @@ def test_a_chain_is_its_layers_by_hand(assert_close: Any) -> None:
         Dense("dense", 7, use_bias=False),
         Activation("softmax", "softmax"),
     )
-    model = random_model(Sequential(layers))
+    model = random_model(*layers)
     table, dense = model.params["embedding"]["embedding"], model.params["dense"]["kernel"]
     ids = np.array([[1, 2, 0], [3, 0, 0], [4, 6, 0], [5, 1, 0], [2, 0, 0]])
     mask = ids != 0
@@ -194,11 +194,11 @@ def test_what_does_not_fit_is_refused(make: Any, message: str) -> None:
 def simple(last: bool = False) -> Model:
     layers = [Recurrent("rnn", GRUCell(2), return_sequences=not last)]
     layers += [Recurrent("again", GRUCell(2))] * last
-    return random_model(Sequential(tuple(layers)), 3)
+    return random_model(*layers, inputs=3)
 
 
 def embedded() -> Model:
-    return random_model(Sequential((Embedding("embedding", 3, 2),)))
+    return random_model(Embedding("embedding", 3, 2))
 
 
 def dense() -> Model:
