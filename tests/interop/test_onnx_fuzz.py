@@ -1,84 +1,52 @@
-"""Damaged and hostile ONNX files: each is read or refused in a sentence, fast and in bounds.
+"""Damaged and hostile ONNX files: each is read or refused in a sentence, fast and in bounds."""
 
-The files are read in a process of their own, whose memory is limited: this file is its program.
-"""
-
-import collections
 import contextlib
-import json
 import pathlib
 import random
-import resource
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 import onnx
 import pytest
+from interop_helpers import change, check_damaged
 from onnx import TensorProto, helper, numpy_helper
+from onnx_helpers import graph_of, node, normal, proto_of, value
+
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop import Model
+from rnnjax.interop import onnx as rnnjax_onnx
 
 OPERATORS = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain}
-SECONDS, BYTES = 5, 2**30
 
 
-def run_child(first: int, count: int) -> dict[str, Any]:
-    """Outcomes of so many mutated files, by their names; fails with the child."""
-    child = subprocess.run(
-        [sys.executable, __file__, str(first), str(count)],
-        capture_output=True,
-        text=True,
-        timeout=60 + count * SECONDS,
-        check=False,
-    )
-    assert child.returncode == 0, child.stdout[-2000:] + child.stderr[-4000:]
-    outcomes: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
-    assert sum(outcomes["counts"].values()) == count
-    assert set(outcomes["counts"]) <= {"read", "read and traced", "refused"}, outcomes
-    return outcomes
+def traced(path: pathlib.Path) -> Model:
+    model = rnnjax_onnx.load(path)
+    given = {
+        one.name: jax.ShapeDtypeStruct(
+            tuple(3 if n is None else n for n in one.shape or ()), one.dtype
+        )
+        for one in model.network.inputs
+    }
+    try:
+        jax.eval_shape(model.apply, model.params, given)
+    except InvalidInputError as error:  # of these inputs
+        raise InteropError(str(error)) from error
+    return model
 
 
-def test_some_mutated_files() -> None:
-    outcomes = run_child(0, 60)
-    assert outcomes["counts"]["refused"] > 20
-    assert outcomes["counts"]["read and traced"] > 3  # not all are refused out of hand
-
-
-@pytest.mark.slow
-def test_many_mutated_files() -> None:
-    outcomes = run_child(1000, 2000)
-    print(outcomes)
-    assert outcomes["counts"]["read and traced"] > 100
+@pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.slow)])
+def test_mutated_files_are_traced_or_refused(count: int, tmp_path: pathlib.Path) -> None:
+    models = [read_aloud(), heard()]
+    contents = (mutated(number, models) for number in range(count))
+    outcomes = check_damaged(tmp_path / "a.onnx", contents, traced)
+    print(f"{count} mutations: {outcomes}")
+    assert outcomes["refusals"] > count // 3
+    assert outcomes["models"] > count // 20  # not all are refused out of hand
 
 
 # --- The files ---
-
-
-def seeds() -> list[Any]:
-    """Small models with all kinds of things in them."""
-    return [read_aloud(), heard()]
-
-
-def model(nodes: list[Any], inputs: list[Any], arrays: dict[str, np.ndarray]) -> Any:
-    """With the output y."""
-    held = [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()]
-    graph = helper.make_graph(nodes, "seed", inputs, [info("y", None)], held)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def info(name: str, shape: Any, kind: int = TensorProto.FLOAT) -> Any:
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-RNG = np.random.default_rng(0)
-node = helper.make_node
-
-
-def normal(*shape: int) -> np.ndarray:
-    return RNG.standard_normal(shape).astype(np.float32)
 
 
 def read_aloud() -> Any:
@@ -111,29 +79,26 @@ def read_aloud() -> Any:
         "B1": normal(1, 18), "W2": normal(1, 3, 3), "R2": normal(1, 3, 3), "K": normal(3, 5),
         "b": normal(5),
     }  # fmt: skip
-    ids, lengths = (info(n, s, TensorProto.INT64) for n, s in (("ids", "TN"), ("lengths", "N")))
-    return model(nodes, [ids, lengths, info("h", [2, "N", None])], arrays)
+    ids, lengths = (value(n, s, TensorProto.INT64) for n, s in (("ids", "TN"), ("lengths", "N")))
+    return proto_of(nodes, [ids, lengths, value("h", [2, "N", None])], ["y"], **arrays)
 
 
 def heard() -> Any:
     """Convolutions, pools, indices, branches and loops, all of which name sizes."""
 
-    def body(nodes: list[Any], inputs: list[Any], outputs: list[str]) -> Any:
-        return helper.make_graph(nodes, "body", inputs, [info(name, None) for name in outputs])
-
-    state = info("s", [2, 4])
-    step = body(
+    state = value("s", [2, 4])
+    step = graph_of(
         [node("Mul", ["s", "half"], ["h"]), node("Add", ["h", "m"], ["t"]),
          node("Identity", ["more"], ["again"])],
-        [info("i", [], TensorProto.INT64), info("more", [], TensorProto.BOOL), state],
+        [value("i", [], TensorProto.INT64), value("more", [], TensorProto.BOOL), state],
         ["again", "t", "h"],
     )  # fmt: skip
-    scanned = body(
+    scanned = graph_of(
         [node("Add", ["s", "one"], ["t"]), node("Tanh", ["t"], ["u"])],
-        [state, info("one", [2, 4])],
+        [state, value("one", [2, 4])],
         ["t", "u"],
     )
-    branches = [body([node(name, ["last"], [name])], [], [name]) for name in ("Neg", "Exp")]
+    branches = [graph_of([node(name, ["last"], [name])], [], [name]) for name in ("Neg", "Exp")]
     nodes = [
         node("Pad", ["x", "around"], ["p"], mode="reflect"),
         node("Conv", ["p", "K", "k"], ["c"], group=2, dilations=[2], strides=[2], pads=[1, 1]),
@@ -164,25 +129,10 @@ def heard() -> Any:
         "values": normal(2), "half": np.array(0.5, np.float32), "k": np.abs(normal(2)),
         "K": normal(2, 1, 3),
     }  # fmt: skip
-    return model(nodes, [info("x", [2, 2, 9])], arrays)
+    return proto_of(nodes, [value("x", [2, 2, 9])], ["y"], **arrays)
 
 
 # --- What is done to them: to the bytes, and to what they mean ---
-
-
-def damage(data: bytearray, rng: random.Random) -> None:
-    """Bits flipped, bytes written over, repeated or left out, or the end cut off."""
-    start, size, kind = rng.randrange(len(data)), rng.randint(1, 32), rng.randrange(5)
-    if kind == 0:
-        for _ in range(rng.randint(1, 8)):
-            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    elif kind == 1:
-        data[start : start + size] = rng.randbytes(size)
-    elif kind == 2:
-        data[start:start] = data[start : start + size]
-    else:
-        del data[start : start + size if kind == 3 else None]
-
 
 NUMBERS = (0, 1, -1, 2, 3, 4, 7, 2**20, 2**31 - 1, 2**31, 2**40, 2**63 - 1, -(2**63))
 TEXTS = ("", "nowhere", "Y", "W", "reverse", "Tanh", *sorted(OPERATORS))
@@ -190,9 +140,9 @@ TEXTS = ("", "nowhere", "Y", "W", "reverse", "Tanh", *sorted(OPERATORS))
 
 def places(message: Any) -> Iterator[tuple[Any, str, int | None]]:
     """Every number and text in a message: what holds it, the field, and the place in a list."""
-    for field, value in message.ListFields():
-        listed = hasattr(value, "__len__") and not isinstance(value, str | bytes)
-        for i, one in enumerate(value if listed else [value]):
+    for field, held in message.ListFields():
+        listed = hasattr(held, "__len__") and not isinstance(held, str | bytes)
+        for i, one in enumerate(held if listed else [held]):
             if hasattr(one, "ListFields"):
                 yield from places(one)
             else:
@@ -236,8 +186,8 @@ def change_attribute(proto: Any, rng: random.Random) -> None:
     """One of another type."""
     attribute = rng.choice([one for node in proto.graph.node for one in node.attribute])
     kinds = [7, [2**40] * 4, 0.5, [0.5] * 6, "reverse", ["Tanh"] * 3, proto.graph]
-    value = rng.choice([*kinds, numpy_helper.from_array(np.ones(3))])
-    attribute.CopyFrom(helper.make_attribute(attribute.name, value))
+    new = rng.choice([*kinds, numpy_helper.from_array(np.ones(3))])
+    attribute.CopyFrom(helper.make_attribute(attribute.name, new))
 
 
 def shuffle_nodes(proto: Any, rng: random.Random) -> None:
@@ -258,9 +208,9 @@ def grow_without_end(proto: Any, rng: random.Random) -> None:
     graph = proto.graph
     name = rng.choice([t.name for t in graph.initializer])
     for i in range(rng.choice([10, 60, 1200])):
-        graph.node.insert(i, helper.make_node("Concat", [name, name], [f"{name}+"], axis=0))
+        graph.node.insert(i, node("Concat", [name, name], [f"{name}+"], axis=0))
         name = f"{name}+"
-    graph.output.add().CopyFrom(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    graph.output.add().CopyFrom(value(name))
 
 
 STRUCTURAL: tuple[Callable[[Any, random.Random], None], ...] = (
@@ -273,76 +223,14 @@ STRUCTURAL: tuple[Callable[[Any, random.Random], None], ...] = (
 )
 
 
-def mutated(number: int, models: list[Any]) -> tuple[str, bytes]:
-    """One file, always the same for its number, and what was done to it."""
+def mutated(number: int, models: list[Any]) -> bytes:
+    """One file, always the same for its number."""
     rng = random.Random(number)
     proto = onnx.ModelProto()
     proto.CopyFrom(rng.choice(models))
     if rng.random() < 0.4:
-        data = bytearray(proto.SerializeToString())
-        damage(data, rng)
-        return "damage", bytes(data)
-    structural = rng.choice(STRUCTURAL)
-    structural(proto, rng)
+        return change(rng, proto.SerializeToString())
+    rng.choice(STRUCTURAL)(proto, rng)
     if rng.random() < 0.3:
         rng.choice(STRUCTURAL[:-1])(proto, rng)
-    return structural.__name__, proto.SerializeToString()
-
-
-# --- The child ---
-
-
-def outcome(data: bytes) -> str:
-    """Whether a file was read and traced, read, or refused."""
-    import jax
-
-    from rnnjax.errors import InteropError, InvalidInputError
-    from rnnjax.interop import onnx as rnnjax_onnx
-
-    try:
-        model = rnnjax_onnx.load(data)
-    except InteropError as error:
-        return "refused" if "\n" not in str(error) else "refused in several lines"
-    given = {
-        one.name: jax.ShapeDtypeStruct(
-            tuple(3 if n is None else n for n in one.shape or ()), one.dtype
-        )
-        for one in model.network.inputs
-    }
-    try:
-        jax.eval_shape(model.apply, model.params, given)
-    except (InteropError, InvalidInputError):
-        return "read"
-    return "read and traced"
-
-
-def main() -> None:
-    def too_long(*_: Any) -> None:
-        raise TimeoutError(f"longer than {SECONDS} seconds")
-
-    signal.signal(signal.SIGPROF, too_long)
-    counts: collections.Counter[str] = collections.Counter()
-    models, slowest = seeds(), 0.0
-    for model in models:
-        outcome(model.SerializeToString())  # all modules are there before memory is limited
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    first, count = map(int, sys.argv[1:])
-    for number in range(first, first + count):
-        change, data = mutated(number, models)
-        # Of the processor, so that a busy machine fails no test.
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        begun = time.process_time()
-        try:
-            counts[outcome(data)] += 1
-        except BaseException as error:
-            print(f"file {number}, {change}: {error!r}", flush=True)
-            raise
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        slowest = max(slowest, time.process_time() - begun)
-    print(json.dumps({"counts": counts, "slowest": slowest}))
-
-
-if __name__ == "__main__":
-    main()
+    return bytes(proto.SerializeToString())
