@@ -1,5 +1,6 @@
 """What the tests of the readers share: drawn cases, comparisons, damaged files."""
 
+import json
 import pathlib
 import random
 import resource
@@ -8,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import h5py
 import jax
 import numpy as np
 from hypothesis import HealthCheck, settings
@@ -109,3 +111,36 @@ def check_damaged(
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert grown < 2**30
     return outcomes
+
+
+Named = dict[str, list[tuple[str, np.ndarray]]]
+"""The arrays of each layer, with the names that they have in a file of Keras 1 or 2."""
+
+
+def write_old(
+    path: pathlib.Path,
+    layers: Named,
+    config: Any = None,
+    version: str | None = None,
+    split: bool = False,
+) -> pathlib.Path:
+    """A file in the layout of Keras 1 and 2; ``split`` writes the list of names in pieces."""
+    with h5py.File(path, "w") as file:
+        if config is not None:
+            file.attrs["model_config"] = json.dumps(config).encode()
+        top = file if config is None else file.create_group("model_weights")
+        if version is not None:
+            top.attrs["keras_version"] = version.encode()
+            top.attrs["backend"] = b"tensorflow"
+        names = [name.encode() for name in layers]
+        if split:
+            for i, name in enumerate(names):
+                top.attrs[f"layer_names{i}"] = [name]
+        else:
+            top.attrs["layer_names"] = names
+        for name, arrays in layers.items():
+            group = top.create_group(name)
+            group.attrs["weight_names"] = [key.encode() for key, _ in arrays]
+            for key, array in arrays:
+                group[key] = array
+    return path

@@ -15,7 +15,7 @@ from rnnjax.interop.keras import files, hdf5
 @pytest.fixture(autouse=True)
 def read_in_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """HDF5 is read by the same program, but not in a process of its own: each takes 0.3 s."""
-    if "process_of_its_own" in request.fixturenames:
+    if "process_of_its_own" in request.fixturenames or request.node.get_closest_marker("slow"):
         return
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:

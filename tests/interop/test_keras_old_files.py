@@ -1,6 +1,5 @@
 """Files of Keras 1 and 2, made here with h5py from known gates: the same numbers come out."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,14 @@ import h5py
 import jax
 import numpy as np
 import pytest
+from interop_helpers import Named, random_model, write_old
 
 import rnnjax
 from rnnjax import GRUCell, InteropError, InvalidInputError, LSTMCell, SimpleRNNCell
-from rnnjax.interop import Model, Recurrent, Sequential
+from rnnjax.interop import Model, Recurrent
 from rnnjax.interop import keras as interop
 
 IN, SIZE = 3, 4
-Named = dict[str, list[tuple[str, np.ndarray]]]
 
 
 def gates(seed: int, count: int) -> list[tuple[np.ndarray, ...]]:
@@ -29,34 +28,25 @@ def side_by_side(*arrays: np.ndarray) -> np.ndarray:
     return np.concatenate(arrays, axis=-1)
 
 
-def write(
-    path: Path, layers: Named, config: Any = None, version: str | None = None, split: bool = False
-) -> Path:
-    """A file in the layout of Keras 1 and 2; ``split`` writes the list of names in pieces."""
-    with h5py.File(path, "w") as file:
-        if config is not None:
-            file.attrs["model_config"] = json.dumps(config).encode()
-        top = file if config is None else file.create_group("model_weights")
-        if version is not None:
-            top.attrs["keras_version"] = version.encode()
-            top.attrs["backend"] = b"tensorflow"
-        names = [name.encode() for name in layers]
-        if split:
-            for i, name in enumerate(names):
-                top.attrs[f"layer_names{i}"] = [name]
-        else:
-            top.attrs["layer_names"] = names
-        for name, arrays in layers.items():
-            group = top.create_group(name)
-            group.attrs["weight_names"] = [key.encode() for key, _ in arrays]
-            for key, array in arrays:
-                group[key] = array
-    return path
-
-
 def sequential(*entries: tuple[str, dict[str, Any]]) -> dict[str, Any]:
     layers = [{"class_name": kind, "config": config} for kind, config in entries]
     return {"class_name": "Sequential", "config": layers}
+
+
+def functional(*row: tuple[str, str, dict[str, Any]], ends: int = 1) -> dict[str, Any]:
+    """A functional model of layers in a row, whose last output may be given more than once."""
+    layers = [
+        {
+            "class_name": kind,
+            "name": name,
+            "config": {"name": name, **config},
+            "inbound_nodes": [[[row[k - 1][1], 0, 0, {}]]] if k else [],
+        }
+        for k, (kind, name, config) in enumerate(row)
+    ]
+    begin, end = [[row[0][1], 0, 0]], [[row[-1][1], 0, 0]]
+    inner = {"name": "m", "layers": layers, "input_layers": begin, "output_layers": end * ends}
+    return {"class_name": "Model", "config": inner}
 
 
 def check_same(model: Model, cell: rnnjax.Cell, params: Any) -> None:
@@ -69,16 +59,15 @@ def check_same(model: Model, cell: rnnjax.Cell, params: Any) -> None:
         np.testing.assert_array_equal(np.asarray(a), np.asarray(e))
 
 
-def lstm_params(seed: int = 0) -> tuple[dict[str, np.ndarray], list[tuple[np.ndarray, ...]]]:
-    ifgo = gates(seed, 4)
-    w, u, b, c = (side_by_side(*parts) for parts in zip(*ifgo, strict=True))
-    return {"kernel": w, "recurrent_kernel": u, "bias": b + c}, ifgo
-
-
-def gru_params(seed: int = 0) -> tuple[dict[str, np.ndarray], list[tuple[np.ndarray, ...]]]:
-    rzn = gates(seed, 3)
-    w, u, b, c = (side_by_side(*parts) for parts in zip(*rzn, strict=True))
-    return {"kernel": w, "recurrent_kernel": u, "bias": b, "recurrent_bias": c}, rzn
+def gates_of(kind: str, seed: int = 0) -> tuple[rnnjax.Cell, Any, list[tuple[np.ndarray, ...]]]:
+    """A cell, its parameters, and its gates in the order of Keras."""
+    ours = gates(seed, 4 if kind == "LSTM" else 3)
+    w, u, b, c = (side_by_side(*parts) for parts in zip(*ours, strict=True))
+    params = {"kernel": w, "recurrent_kernel": u}
+    if kind == "LSTM":
+        return LSTMCell(SIZE), params | {"bias": b + c}, ours
+    r, z, n = ours
+    return GRUCell(SIZE), params | {"bias": b, "recurrent_bias": c}, [z, r, n]
 
 
 def cudnn(parts: list[tuple[np.ndarray, ...]]) -> list[tuple[str, np.ndarray]]:
@@ -95,43 +84,31 @@ def cudnn(parts: list[tuple[np.ndarray, ...]]) -> list[tuple[str, np.ndarray]]:
 @pytest.mark.parametrize("form", ["whole", "like"])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_cudnn(kind: str, form: str, tmp_path: Path) -> None:
-    if kind == "LSTM":
-        (params, parts), cell = lstm_params(), LSTMCell(SIZE)
-    else:
-        (params, (r, z, n)), cell = gru_params(), GRUCell(SIZE)
-        parts = [z, r, n]
+    cell, params, parts = gates_of(kind)
     options = {"name": "a", "units": SIZE, "return_sequences": True}
     config = sequential((f"CuDNN{kind}", options)) if form == "whole" else None
-    path = write(tmp_path / "old.h5", {"a": cudnn(parts)}, config, "2.2.4")
+    path = write_old(tmp_path / "old.h5", {"a": cudnn(parts)}, config, "2.2.4")
     like = Model.of(cell, jax.tree.map(np.zeros_like, params)) if form == "like" else None
     check_same(interop.load(path, like=like), cell, params)
 
 
 def test_cudnn_in_both_directions(tmp_path: Path) -> None:
-    (forward, f_gates), (backward, b_gates) = lstm_params(0), lstm_params(1)
+    (cell, *forward), (_, *backward) = (gates_of("LSTM", seed) for seed in range(2))
     inner = {"class_name": "CuDNNLSTM", "config": {"units": SIZE, "return_sequences": True}}
     config = sequential(("Bidirectional", {"name": "b", "layer": inner, "merge_mode": "ave"}))
-    arrays = [(f"{d}/{k}", v) for d, g in (("f", f_gates), ("b", b_gates)) for k, v in cudnn(g)]
-    model = interop.load(write(tmp_path / "old.h5", {"b": arrays}, config, "2.2.4"))
-    cell = rnnjax.Bidirectional(LSTMCell(SIZE), merge="average")
-    check_same(model, cell, rnnjax.Directions(forward, backward))
+    sides = ("f", forward[1]), ("b", backward[1])
+    arrays = [(f"{side}/{key}", array) for side, g in sides for key, array in cudnn(g)]
+    model = interop.load(write_old(tmp_path / "old.h5", {"b": arrays}, config, "2.2.4"))
+    both = rnnjax.Bidirectional(cell, merge="average")
+    check_same(model, both, rnnjax.Directions(forward[0], backward[0]))
 
 
 def test_a_graph_in_the_layout_of_cudnn_is_not_written(tmp_path: Path) -> None:
-    options = {"name": "a", "units": SIZE, "return_sequences": True}
-    start = {"name": "x", "batch_input_shape": [None, None, IN]}
-    layers = [
-        {"class_name": kind, "name": config["name"], "config": config, "inbound_nodes": nodes}
-        for kind, config, nodes in (
-            ("InputLayer", start, []),
-            ("CuDNNLSTM", options, [[["x", 0, 0, {}]]]),
-        )
-    ]
-    ends = [["a", 0, 0], ["a", 0, 0]]
-    inner = {"name": "m", "layers": layers, "input_layers": [["x", 0, 0]], "output_layers": ends}
-    config = {"class_name": "Model", "config": inner}
-    arrays = {"x": [], "a": cudnn(lstm_params()[1])}
-    model = interop.load(write(tmp_path / "old.h5", arrays, config, "2.2.4"))
+    start = "InputLayer", "x", {"batch_input_shape": [None, None, IN]}
+    layer = "CuDNNLSTM", "a", {"units": SIZE, "return_sequences": True}
+    arrays: Named = {"x": [], "a": cudnn(gates_of("LSTM")[2])}
+    config = functional(start, layer, ends=2)
+    model = interop.load(write_old(tmp_path / "old.h5", arrays, config, "2.2.4"))
     with pytest.raises(InteropError, match="'a' was read in the layout of Keras 1 or of CuDNN"):
         interop.save(model, tmp_path / "again.h5")
     for written, name in ((model, "again.keras"), (Model(model.network, model.params), "a.h5")):
@@ -176,9 +153,9 @@ def test_keras_1(kind: str, tmp_path: Path) -> None:
     if kind != "SimpleRNN":
         options["inner_activation"] = "hard_sigmoid"
     config = sequential((kind, options))
-    model = interop.load(write(tmp_path / "old.h5", {"rnn_1": arrays}, config, None))
+    model = interop.load(write_old(tmp_path / "old.h5", {"rnn_1": arrays}, config, None))
     check_same(model, cell, {"kernel": w, "recurrent_kernel": u, "bias": b})
-    weights = write(tmp_path / "weights.h5", {"rnn_1": arrays}, None, None)
+    weights = write_old(tmp_path / "weights.h5", {"rnn_1": arrays}, None, None)
     check_same(interop.load(weights, like=model), cell, model.params["rnn_1"])
 
 
@@ -187,36 +164,15 @@ def test_keras_1_model_of_several_layers(tmp_path: Path) -> None:
     i, f, g, o = gates(0, 4)
     rng = np.random.default_rng(3)
     table, w, b = (rng.standard_normal(s).astype(np.float32) for s in ((7, IN), (SIZE, 2), (2,)))
-    entries = [
+    dense = {"class_name": "Dense", "config": {"output_dim": 2}}
+    config = functional(
         ("InputLayer", "input_1", {"batch_input_shape": [None, None]}),
         ("Embedding", "emb", {"input_dim": 7, "output_dim": IN, "mask_zero": True}),
         ("LSTM", "rnn", {"output_dim": SIZE, "return_sequences": True, "dropout_U": 0.25}),
         ("Dropout", "drop", {"p": 0.5}),
-        (
-            "TimeDistributed",
-            "head",
-            {"layer": {"class_name": "Dense", "config": {"output_dim": 2}}},
-        ),
+        ("TimeDistributed", "head", {"layer": dense}),
         ("Activation", "soft", {"activation": "softmax"}),
-    ]
-    layers = [
-        {
-            "class_name": kind,
-            "name": name,
-            "config": {"name": name, **config},
-            "inbound_nodes": [[[entries[k - 1][1], 0, 0]]] if k else [],
-        }
-        for k, (kind, name, config) in enumerate(entries)
-    ]
-    config = {
-        "class_name": "Model",
-        "config": {
-            "name": "model_1",
-            "layers": layers,
-            "input_layers": [["input_1", 0, 0]],
-            "output_layers": [["soft", 0, 0]],
-        },
-    }
+    )
     arrays: Named = {
         "input_1": [],
         "emb": [("emb_W", table)],
@@ -225,7 +181,7 @@ def test_keras_1_model_of_several_layers(tmp_path: Path) -> None:
         "head": [("head_W", w), ("head_b", b)],
         "soft": [],
     }
-    model = interop.load(write(tmp_path / "old.h5", arrays, config, "1.2.2", split=True))
+    model = interop.load(write_old(tmp_path / "old.h5", arrays, config, "1.2.2", split=True))
     assert list(model.layers) == ["emb", "rnn", "drop", "head", "soft"]
     rnn = model.layers["rnn"]
     assert isinstance(rnn, Recurrent)
@@ -261,19 +217,19 @@ def test_defaults_are_those_of_the_version(
     version: str, reset_after: bool, gate: str, tmp_path: Path
 ) -> None:
     """Options that are left out have that version's default; those written count."""
-    params, (r, z, n) = gru_params()
-    w, u, b, c = (side_by_side(*part) for part in zip(z, r, n, strict=True))
+    _, params, zrn = gates_of("GRU")
+    w, u, b, c = (side_by_side(*part) for part in zip(*zrn, strict=True))
     bias = np.stack([b, c]) if reset_after else b
     arrays: Named = {"g": [("g/kernel:0", w), ("g/recurrent_kernel:0", u), ("g/bias:0", bias)]}
     options = {"name": "g", "units": SIZE, "return_sequences": True, "time_major": True}
     path = tmp_path / "old.h5"
-    model = interop.load(write(path, arrays, sequential(("GRU", options)), version))
+    model = interop.load(write_old(path, arrays, sequential(("GRU", options)), version))
     cell = GRUCell(SIZE, reset_after=reset_after, recurrent_activation=gate)
     params = params if reset_after else {k: params[k] for k in params if k != "recurrent_bias"}
     check_same(model, cell, params)
 
     written = {**options, "recurrent_activation": "hard_sigmoid", "reset_after": reset_after}
-    model = interop.load(write(path, arrays, sequential(("GRU", written)), version))
+    model = interop.load(write_old(path, arrays, sequential(("GRU", written)), version))
     layer = model.layers["g"]
     assert isinstance(layer, Recurrent)
     old = "hard_sigmoid" if version.startswith("3") else "legacy_hard_sigmoid"
@@ -281,34 +237,31 @@ def test_defaults_are_those_of_the_version(
 
 
 def test_like_has_to_fit(tmp_path: Path) -> None:
-    _, ifgo = lstm_params()
-    path = write(tmp_path / "old.h5", {"a": cudnn(ifgo)}, None, "2.2.4")
-    cell, other = LSTMCell(SIZE), GRUCell(SIZE)
-    with pytest.raises(InteropError, match="arrays of the shapes"):
-        interop.load(path, like=Model.of(other, other.init(jax.random.key(0), IN)))
-    with pytest.raises(InteropError, match="another model"):
-        interop.load(path, like=Model.of(cell, cell.init(jax.random.key(0), IN + 1)))
-    two = Sequential((Recurrent("a", cell), Recurrent("b", cell)))
-    params = cell.init(jax.random.key(0), IN)
-    with pytest.raises(InteropError, match="1 layers, but the model given as like has 2"):
-        interop.load(path, like=Model(two, {"a": params, "b": params}))
+    arrays: Named = {"a": cudnn(gates_of("LSTM")[2])}
+    path = write_old(tmp_path / "old.h5", arrays, None, "2.2.4")
+    one, two = (Recurrent(name, LSTMCell(SIZE)) for name in "ab")
     whole = sequential(("CuDNNLSTM", {"name": "a", "units": SIZE}))
-    path = write(tmp_path / "whole.h5", {"a": cudnn(ifgo)}, whole, "2.2.4")
-    with pytest.raises(InvalidInputError, match="weights alone"):
-        interop.load(path, like=Model.of(cell, params))
-
-
-def test_weights_alone_do_not_say_their_layers(tmp_path: Path) -> None:
-    path = write(tmp_path / "old.h5", {"a": cudnn(lstm_params()[1])}, None, "2.2.4")
-    with pytest.raises(InteropError, match=r"weights alone.*load\(path, like=model\)"):
-        interop.load(path)
+    other = write_old(tmp_path / "whole.h5", arrays, whole, "2.2.4")
+    for source, like, kind, says in (
+        (
+            path,
+            random_model(Recurrent("a", GRUCell(SIZE)), inputs=IN),
+            InteropError,
+            "arrays of th",
+        ),
+        (path, random_model(one, inputs=IN + 1), InteropError, "another model"),
+        (path, random_model(one, two, inputs=IN), InteropError, "1 layers, but the model given as"),
+        (path, None, InteropError, r"weights alone.*load\(path, like=model\)"),
+        (other, random_model(one, inputs=IN), InvalidInputError, "weights alone"),
+    ):
+        with pytest.raises(kind, match=says):
+            interop.load(source, like=like)
 
 
 def test_files_of_windows(tmp_path: Path) -> None:
     """Keras 2.13 to 2.15 joined the paths in a file by the separator of the system."""
     cell = LSTMCell(SIZE)
-    params = cell.init(jax.random.key(0), IN)
-    model = Model.of(cell, params)
+    model = random_model(Recurrent("lstm", cell), inputs=IN)
     interop.save(model, tmp_path / "model.weights.h5")
     with (
         h5py.File(tmp_path / "model.weights.h5") as ours,
@@ -317,4 +270,4 @@ def test_files_of_windows(tmp_path: Path) -> None:
         for i, array in enumerate(ours["layers/lstm/cell/vars"].values()):
             theirs[f"layers\\lstm\\cell/vars/{i}"] = array[()]
     like = model.with_params(jax.tree.map(np.zeros_like, model.params))
-    check_same(interop.load(tmp_path / "windows.weights.h5", like=like), cell, params)
+    check_same(interop.load(tmp_path / "windows.weights.h5", like=like), cell, model.params["lstm"])
