@@ -1,21 +1,20 @@
 """Drawn Keras 3 models, run live on its JAX backend, against `rnnjax.interop.keras`.
 
-For each: outputs, final states, gradients of inputs and weights, and the way back, bit for bit.
-Keras is batch-major; every comparison is made with time first.
+For each: outputs, final states, and the way back, bit for bit.
 """
 
+import functools
 import os
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from interop_helpers import distance, drawn
 
 from rnnjax.interop import Model, Recurrent
 from rnnjax.interop import keras as interop
@@ -30,11 +29,10 @@ layers = keras.layers
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:You are using a softmax over axis"),
-    pytest.mark.filterwarnings("ignore:the gradient of .* is taken without its dropout"),
 ]
 
 TIME, BATCH, WORDS = 4, 3, 5
-TOLERANCE = 1e-5  # of the largest number among the outputs, or among the gradients
+TOLERANCE = 1e-5  # of the largest number
 
 FUNCTIONS = [
     "tanh", "sigmoid", "relu", "elu", "selu", "softsign", "softplus", "hard_sigmoid", "gelu",
@@ -95,21 +93,16 @@ def both_directions(draw: Draw, sequences: bool, units: int, last: bool) -> Any:
     return layers.Bidirectional(forward, merge_mode=mode, backward_layer=other)
 
 
-def between(draw: Draw) -> Any:
-    return draw(
-        st.sampled_from(
-            [
-                lambda: layers.Dropout(0.4),
-                lambda: layers.SpatialDropout1D(0.4),
-                lambda: layers.Activation("gelu"),
-                lambda: layers.ReLU(max_value=6),
-                lambda: layers.LeakyReLU(0.15),
-                lambda: layers.Dense(2, activation="softplus"),
-                lambda: layers.TimeDistributed(layers.Dense(2, use_bias=False)),
-                lambda: layers.TimeDistributed(layers.Dense(2, activation="tanh")),
-            ]
-        )
-    )()
+BETWEEN = [
+    lambda: layers.Dropout(0.4),
+    lambda: layers.SpatialDropout1D(0.4),
+    lambda: layers.Activation("gelu"),
+    lambda: layers.ReLU(max_value=6),
+    lambda: layers.LeakyReLU(0.15),
+    lambda: layers.Dense(2, activation="softplus"),
+    lambda: layers.TimeDistributed(layers.Dense(2, use_bias=False)),
+    lambda: layers.TimeDistributed(layers.Dense(2, activation="tanh")),
+]
 
 
 def models(draw: Draw) -> tuple[Any, str, int]:
@@ -132,28 +125,16 @@ def models(draw: Draw) -> tuple[Any, str, int]:
             layer = recurrent(draw, sequences, units, draw(st.booleans()))
         row.append(layer)
         if sequences and not last and draw(st.booleans()):
-            row.append(between(draw))
+            row.append(draw(st.sampled_from(BETWEEN))())
         if tail:
             row.append(layers.Dense(2, activation=draw(functions())))
     ids = source in ("Embedding", "words")
     start = keras.Input((TIME,) if ids else (TIME, features), dtype="int32" if ids else "float32")
-    functional = draw(st.booleans())
-    if functional:
-        end = start
-        for layer in row:
-            end = layer(end)
-        model = keras.Model(start, end)
+    if draw(st.booleans()):
+        model = keras.Model(start, functools.reduce(lambda end, layer: layer(end), row, start))
     else:
         model = keras.Sequential([start, *row])
     return model, source, draw(st.integers(0, 2**16))
-
-
-def swap(array: Any) -> Any:
-    return jnp.swapaxes(jnp.asarray(array), 0, 1)
-
-
-def time_first(tree: Any, sequences: bool) -> Any:
-    return jax.tree.map(swap, tree) if sequences else tree
 
 
 def inputs_of(model: Any, source: str, rng: Any) -> tuple[Any, Any]:
@@ -202,126 +183,56 @@ def keras_states(model: Any, xs: Any, mask: Any) -> list[Any]:
     return states
 
 
-def randomise(model: Any, rng: Any) -> None:
+def check_equal(model: Any, source: str, seed: int) -> None:
+    """Outputs and states of a Keras model and of ours, and the way back."""
+    rng = np.random.default_rng(seed)
     for variable in model.weights:
         variable.assign(0.6 * rng.standard_normal(variable.shape).astype(np.float32))
-
-
-def error_of(actual: Any, expected: Any) -> float:
-    """The largest difference, as a part of the largest number that is expected."""
-    a, e = jax.tree.leaves(actual), jax.tree.leaves(expected)
-    assert [np.shape(x) for x in a] == [np.shape(x) for x in e]
-    if not e:
-        return 0.0
-    scale = max(1e-3, *(float(np.max(np.abs(x), initial=0.0)) for x in e))
-    assert np.isfinite(scale)
-    return (
-        max(
-            float(np.max(np.abs(np.asarray(x) - y), initial=0.0)) for x, y in zip(a, e, strict=True)
-        )
-        / scale
-    )
-
-
-def check_equal(model: Any, source: str, seed: int) -> dict[str, float]:
-    """Outputs, states and gradients of a Keras model and of ours, and the way back."""
-    rng = np.random.default_rng(seed)
-    randomise(model, rng)
     xs, mask = inputs_of(model, source, rng)
     more = {} if mask is None else {"mask": mask}
     weights = [variable.value for variable in model.trainable_variables]
     fixed = [variable.value for variable in model.non_trainable_variables]
-    shape = jax.eval_shape(lambda: model.stateless_call(weights, fixed, xs, training=False)[0])
-    parts = jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shape)
-    floats = source not in ("Embedding", "words")
-    wanted = (0, 1) if floats else (0,)
 
-    def theirs(weights: Any, xs: Any) -> Any:
+    @jax.jit
+    def theirs(xs: Any) -> Any:
         out, _ = model.stateless_call(weights, fixed, xs, training=False, **more)
-        return sum(map(jnp.vdot, jax.tree.leaves(parts), jax.tree.leaves(out))), out
-
-    gradients, out = jax.jit(jax.grad(theirs, argnums=wanted, has_aux=True))(weights, xs)
-    states = jax.jit(lambda xs: keras_states(model, xs, mask))(xs)
+        return out, keras_states(model, xs, mask)
 
     ours = interop.load(model)
-    last = [layer for layer in ours.layers.values() if isinstance(layer, Recurrent)][-1]
-    sequences = last.return_sequences
-
-    def loss(params: Any, xs: Any) -> Any:
-        carry, ys = ours.apply(params, xs, mask=None if mask is None else swap(mask))
-        weight = time_first(parts, sequences)
-        total = sum(map(jnp.vdot, jax.tree.leaves(weight), jax.tree.leaves(ys)))
-        return total, (carry, ys)
-
-    (d_params, *d_xs), (carry, ys) = jax.jit(jax.grad(loss, argnums=wanted, has_aux=True))(
-        ours.params, swap(xs)
-    )
+    turned = np.swapaxes(xs, 0, 1), None if mask is None else np.swapaxes(mask, 0, 1)
+    carry, ys = jax.jit(lambda xs, mask: ours(xs, mask=mask))(*turned)
     assert jax.tree.structure(carry) == jax.tree.structure(ours.initial_carry((BATCH,)))
-    errors = {
-        "outputs": error_of(time_first(ys, sequences), out),
-        "states": error_of([carry[name] for name in ours.layers if name in carry], states),
-    }
+    last = [layer for layer in ours.layers.values() if isinstance(layer, Recurrent)][-1]
+    if last.return_sequences:
+        ys = jax.tree.map(lambda y: np.swapaxes(y, 0, 1), ys)
+    actual = ys, [carry[name] for name in ours.layers if name in carry]
+    assert distance(*map(jax.tree.leaves, (actual, theirs(xs)))) < TOLERANCE, ours.network
+
     before = [np.asarray(variable.value) for variable in model.weights]
-    put(model, ours.with_params(d_params))  # our gradients, in Keras's places
-    mapped = [np.asarray(variable.value) for variable in model.trainable_variables]
-    errors["gradients"] = error_of((mapped, [swap(d) for d in d_xs]), gradients)
-
-    put(model, ours)
-    for variable, array in zip(model.weights, before, strict=True):
-        np.testing.assert_array_equal(np.asarray(variable.value), array)
-    return errors
-
-
-def put(model: Any, ours: Model) -> None:
     with tempfile.TemporaryDirectory() as folder:
         interop.save(ours, f"{folder}/ours.weights.h5")
         model.load_weights(f"{folder}/ours.weights.h5")
+        # A row that is written anew is the same model in Keras.
+        interop.save(Model(ours.network, ours.params), f"{folder}/ours.keras")
+        again = keras.saving.load_model(f"{folder}/ours.keras")
+    assert interop.load(again).network == ours.network
+    for one in (model, again):
+        for variable, array in zip(one.weights, before, strict=True):
+            np.testing.assert_array_equal(np.asarray(variable.value), array)
 
 
-def check_written(model: Any, folder: Path) -> None:
-    """A row that is written anew is the same model in Keras, to the bit."""
-    live = interop.load(model)
-    interop.save(Model(live.network, live.params), folder / "ours.keras")
-    again = keras.saving.load_model(folder / "ours.keras")
-    assert interop.load(again).network == live.network
-    for variable, expected in zip(again.weights, model.weights, strict=True):
-        np.testing.assert_array_equal(np.asarray(variable.value), np.asarray(expected.value))
+@pytest.mark.parametrize("count", [2, pytest.param(500, marks=pytest.mark.slow)])
+def test_drawn_models(count: int) -> None:
+    left = count
 
+    @drawn(count)
+    @given(st.data())  # drawn inside, because Keras's layers use Python's random numbers
+    def check(data: Any) -> None:
+        nonlocal left
+        left -= 1
+        check_equal(*models(data.draw))
+        if left % 20 == 0:
+            jax.clear_caches()
+            keras.backend.clear_session()
 
-def run_drawn(part: int, count: int, check: Callable[[Any, str, int], None]) -> None:
-    drawing = settings(
-        max_examples=count,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],  # a smaller failing model would take minutes to find
-        report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
-    )
-    # Drawn inside of the test, because Keras's layers use Python's random numbers.
-    drawing(seed(part)(given(st.data())(lambda data: check(*models(data.draw)))))()
-
-
-def check_drawn(part: int, count: int, folder: Path) -> None:
-    worst: dict[str, float] = {}
-
-    def check(model: Any, source: str, seed: int) -> None:
-        for name, error in check_equal(model, source, seed).items():
-            worst[name] = max(worst.get(name, 0.0), error)
-            assert error < TOLERANCE, (name, error, interop.load(model).network)
-        check_written(model, folder)
-
-    run_drawn(part, count, check)
-    print(f"{count} models, largest errors {worst}")
-
-
-def test_drawn_models(tmp_path: Path) -> None:
-    check_drawn(0, 2, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("part", range(1, 26))
-def test_many_drawn_models(part: int, tmp_path: Path) -> None:
-    check_drawn(part, 20, tmp_path)
-    jax.clear_caches()
-    keras.backend.clear_session()
+    check()
