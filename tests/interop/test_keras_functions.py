@@ -75,24 +75,22 @@ def test_the_hard_sigmoid_of_keras_1_and_2_is_another() -> None:
 
 
 @pytest.mark.parametrize(
-    "layer",
+    ("kind", "options"),
     [
-        lambda: keras.layers.ReLU(),
-        lambda: keras.layers.ReLU(max_value=6),
-        lambda: keras.layers.LeakyReLU(),
-        lambda: keras.layers.ELU(0.4),
-        lambda: keras.layers.Softmax(),
+        ("ReLU", {}),
+        ("ReLU", {"max_value": 6}),
+        ("LeakyReLU", {}),
+        ("ELU", {"alpha": 0.4}),
+        ("Softmax", {}),
     ],
 )
-def test_activation_layers(layer: Any) -> None:
+def test_activation_layers(kind: str, options: dict[str, Any]) -> None:
     """They are layers in a model, and can stand for an activation inside of another layer."""
-    theirs = layer()
-    value = keras.saving.serialize_keras_object(theirs)
-    function = function_in(value)
+    theirs = getattr(keras.layers, kind)(**options)
+    function = function_in(keras.saving.serialize_keras_object(theirs))
     ours = get_function(function)(XS)
-    np.testing.assert_allclose(ours, np.asarray(theirs(XS)), rtol=2e-6, atol=2e-6)
-    again = keras.activations.get(name_of(function, "a test"))
-    np.testing.assert_allclose(ours, np.asarray(again(XS)), rtol=2e-6, atol=2e-6)
+    for expected in (theirs, keras.activations.get(name_of(function, "a test"))):
+        np.testing.assert_allclose(ours, np.asarray(expected(XS)), rtol=2e-6, atol=2e-6)
 
 
 def test_the_options_of_keras_2() -> None:

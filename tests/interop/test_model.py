@@ -23,15 +23,8 @@ from rnnjax.interop import (
 )
 
 TIME, BATCH, FEATURES, HIDDEN = 5, 3, 2, 4
+XS = np.ones((2, 1, 3), np.float32)
 MASK = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 0]], bool)
-
-
-@pytest.fixture
-def draw(random_like: Any) -> Any:
-    def params_of(cell: rnnjax.Cell, seed: int = 0, features: int = FEATURES) -> Any:
-        return random_like(lambda: cell.init(jax.random.key(0), features), seed)
-
-    return params_of
 
 
 @pytest.fixture
@@ -76,12 +69,9 @@ def test_each_layer_draws_its_own() -> None:
     assert 0.15 < (np.asarray(ys) != 0).mean() < 0.35
 
 
-def test_the_carry_goes_on_and_can_be_given_in_part(
-    draw: Any, xs: jax.Array, assert_close: Any
-) -> None:
+def test_the_carry_goes_on_and_can_be_given_in_part(xs: jax.Array, assert_close: Any) -> None:
     lstm, gru = LSTMCell(HIDDEN), GRUCell(HIDDEN)
-    network = Sequential((Recurrent("lstm", lstm), Recurrent("gru", gru)))
-    model = Model(network, {"lstm": draw(lstm, 1), "gru": draw(gru, 2, HIDDEN)})
+    model = random_model(Recurrent("lstm", lstm), Recurrent("gru", gru), inputs=FEATURES)
 
     @jax.jit
     def run(xs: jax.Array) -> Any:
@@ -99,51 +89,57 @@ def test_the_carry_goes_on_and_can_be_given_in_part(
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("cell", [LSTMCell(HIDDEN), Stack([GRUCell(3), LSTMCell(HIDDEN)])], ids=str)
 def test_the_last_outputs_of_two_directions(
-    cell: rnnjax.Cell, reverse: bool, draw: Any, xs: jax.Array, assert_close: Any
+    cell: rnnjax.Cell, reverse: bool, xs: jax.Array, assert_close: Any
 ) -> None:
     """Each is that of the step which its own direction reads last; so for pairs, not merged."""
     layer = Bidirectional(cell, merge="sum")
-    params = draw(layer)
     recurrent = Recurrent("both", layer, reverse=reverse, return_sequences=False)
-    model = Model(Sequential((recurrent,)), {"both": params})
-    carry, last = model(xs, mask=MASK)
+    model = random_model(recurrent, inputs=FEATURES)
+    carry, last = jax.jit(lambda xs: model(xs, mask=MASK))(xs)
     # Of an LSTM the output is the hidden state, and the carry is that of the last valid step.
     ends = [one[-1] if isinstance(cell, Stack) else one for one in carry["both"]]
     assert_close(last, ends[0].hidden + ends[1].hidden, 1e-6)
 
+    ways = reverse, not reverse
     pairs = Recurrent("both", layer, reverse=reverse, keep_order=False, merged=False)
-    _, ys = Model(Sequential((pairs,)), {"both": params})(xs)
-    assert isinstance(ys, Directions)
-    for cell, one, part, back in zip(layer.cells, ys, params, (reverse, not reverse), strict=True):
-        expected = rnnjax.unroll(cell, part, xs, reverse=back)[1]
-        assert_close(one, expected[::-1] if reverse else expected, 1e-6)
+
+    @jax.jit
+    def both(params: Any) -> Any:
+        expected = [
+            rnnjax.unroll(cell, part, xs, reverse=back)[1][:: -1 if reverse else 1]
+            for cell, part, back in zip(layer.cells, params["both"], ways, strict=True)
+        ]
+        return Model(Sequential((pairs,)), params)(xs)[1], Directions(*expected)
+
+    assert_close(*both(model.params), 1e-6)
 
 
-def test_masks_and_lengths_and_masking_meet(draw: Any, xs: jax.Array, assert_close: Any) -> None:
+def test_masks_and_lengths_and_masking_meet(xs: jax.Array, assert_close: Any) -> None:
     cell = GRUCell(HIDDEN)
-    model = Model(
-        Sequential((Masking("masking", 3.0), Recurrent("gru", cell))), {"gru": draw(cell)}
-    )
+    model = random_model(Masking("masking", 3.0), Recurrent("gru", cell), inputs=FEATURES)
     marked = np.array(xs)
     marked[2, 0] = 3.0
     lengths = np.array([5, 4, 2])
-    _, ys = model(marked, lengths=lengths, mask=MASK)
     valid = MASK & (np.arange(TIME)[:, None] < lengths)
     valid[2, 0] = False
-    assert_close(ys, rnnjax.unroll(cell, model.params["gru"], xs, mask=valid)[1], 1e-6)
+
+    @jax.jit
+    def run(params: Any) -> Any:
+        ys = model.apply(params, marked, lengths=lengths, mask=MASK)[1]
+        return ys, rnnjax.unroll(cell, params["gru"], xs, mask=valid)[1]
+
+    assert_close(*run(model.params), 1e-6)
 
 
-def test_one_hot_ids_are_one_hot_vectors(draw: Any, assert_close: Any) -> None:
+def test_one_hot_ids_are_one_hot_vectors(assert_close: Any) -> None:
     cell = LSTMCell(HIDDEN)
-    model = Model(
-        Sequential((OneHotIds("one_hot", 6), Recurrent("lstm", cell))), {"lstm": draw(cell, 0, 6)}
-    )
+    model = random_model(OneHotIds("one_hot", 6), Recurrent("lstm", cell))
     ids = jnp.array([[1, 5, 0], [2, 2, 2]])
-    expected = rnnjax.unroll(cell, model.params["lstm"], jax.nn.one_hot(ids, 6))
-    assert_close(model(ids), ({"lstm": expected[0]}, expected[1]), 1e-6)
+    carry, ys = rnnjax.unroll(cell, model.params["lstm"], jax.nn.one_hot(ids, 6))
+    assert_close(model(ids), ({"lstm": carry}, ys), 1e-6)
 
 
-def test_a_network_built_twice_compiles_once(draw: Any, xs: jax.Array) -> None:
+def test_a_network_built_twice_compiles_once(xs: jax.Array) -> None:
     traced = []
 
     def run(network: Sequential, params: Any, xs: jax.Array) -> Any:
@@ -151,9 +147,9 @@ def test_a_network_built_twice_compiles_once(draw: Any, xs: jax.Array) -> None:
         return Model(network, params).apply(params, xs)
 
     jitted = jax.jit(run, static_argnums=0)
-    params = {"rnn": draw(LSTMCell(HIDDEN))}
     for _ in range(2):
-        jitted(Sequential((Recurrent("rnn", LSTMCell(HIDDEN)),)), params, xs)
+        model = random_model(Recurrent("rnn", LSTMCell(HIDDEN)), inputs=FEATURES)
+        jitted(model.network, model.params, xs)
     assert len(traced) == 1
 
 
@@ -163,26 +159,14 @@ def test_a_network_built_twice_compiles_once(draw: Any, xs: jax.Array) -> None:
         (lambda: Sequential(()), "at least one layer"),
         (lambda: Sequential((LSTMCell(3),)), "but got LSTMCell("),
         (lambda: Sequential((Activation("a", "tanh"),) * 2), "a occurs twice"),
-        (
-            lambda: simple()(np.ones((2, 1, 3), np.float32), {"other": 1}),
-            "entries for some of ['rnn']",
-        ),
-        (
-            lambda: simple()(np.ones((2, 1, 3), np.float32), {"other": 1, 2: 3}),
-            "but is ['2', 'other']",
-        ),
-        (lambda: simple().apply(None, np.ones((2, 1, 3), np.float32)), "dict like model.params"),
-        (
-            lambda: simple().with_params({"rnn": {"kernel": np.ones(3, np.float32)}}),
-            "do not belong",
-        ),
-        (lambda: simple(last=True)(np.ones((2, 1, 3), np.float32)), "set return_sequences there"),
-        (lambda: dense()(np.ones((2, 1, 3), np.float32)), "its kernel takes 4"),
-        (lambda: embedded()(np.ones((2, 1), np.float32)), "takes integer ids"),
-        (
-            lambda: simple()(np.ones((2, 1, 3), np.float32), lengths=np.ones(1, np.float32)),
-            "lengths must be integers",
-        ),
+        (lambda: simple()(XS, {"other": 1}), "entries for some of ['rnn']"),
+        (lambda: simple()(XS, {"other": 1, 2: 3}), "but is ['2', 'other']"),
+        (lambda: simple().apply(None, XS), "dict like model.params"),
+        (lambda: simple().with_params({"rnn": {"kernel": np.ones(3, "f")}}), "do not belong"),
+        (lambda: simple(last=True)(XS), "set return_sequences there"),
+        (lambda: random_model(Dense("dense", 1), inputs=4)(XS), "its kernel takes 4"),
+        (lambda: embedded()(XS[..., 0]), "takes integer ids"),
+        (lambda: simple()(XS, lengths=np.ones(1, "f")), "lengths must be integers"),
     ],
 )
 def test_what_does_not_fit_is_refused(make: Any, message: str) -> None:
@@ -199,11 +183,6 @@ def simple(last: bool = False) -> Model:
 
 def embedded() -> Model:
     return random_model(Embedding("embedding", 3, 2))
-
-
-def dense() -> Model:
-    params = {"dense": {"kernel": np.ones((4, 1), np.float32)}}
-    return Model(Sequential((Dense("dense", 1, use_bias=False),)), params)
 
 
 def test_an_id_out_of_range_is_seen() -> None:
