@@ -311,7 +311,7 @@ class Source:
         arrays = None
         if callable(self.given) and not isinstance(self.given, Minibatches):
             # A function may load or make a whole epoch: once is enough.
-            self._first = self.given(0)
+            self._first = together(lambda: self.given(0))
             arrays = None if _is_stream(self._first) else self._first
         with contextlib.closing(self.epoch(0)) as epoch:
             for group in epoch:
