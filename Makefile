@@ -13,7 +13,7 @@ INSTALL = $(BIN)/pip install --quiet --constraint $(LOCK) --editable
 # and the training but that on several devices.
 CORE := $(addprefix tests/test_,$(addsuffix .py,arguments cells laws sequence_laws linen nnx package packing \
 	explain export prepare onehot fused_forms primitive)) rnnjax/cells rnnjax/engine rnnjax/layers rnnjax/linen.py rnnjax/nnx.py \
-	$(filter-out %/test_sharding.py,$(wildcard tests/training/test_*.py))
+	$(filter-out %/test_sharding.py %/test_devices.py,$(wildcard tests/training/test_*.py))
 
 .PHONY: demo check quick test tests durations test-slow test-cookbook test-core test-oldest parity bench accelerators accelerators-gpu cookbook \
 	docs dist lint test-shard lock clean

@@ -1,11 +1,4 @@
-"""Training over several devices and processes gives the numbers of one device."""
-
-import collections
-import json
-import re
-import subprocess
-import sys
-from pathlib import Path
+"""What may be divided, and how processes meet and agree; of other processes, what they say."""
 
 import jax
 import numpy as np
@@ -14,227 +7,41 @@ import pytest
 from jax.experimental import multihost_utils
 
 import rnnjax
-from rnnjax import CheckpointError, InvalidInputError
+from rnnjax import InvalidInputError, RnnjaxError
 from rnnjax.training import (
-    Checkpoints,
     Sharding,
     TrainState,
-    keras_adam,
+    minibatches,
+    processes,
     start_processes,
+    use_cores,
 )
-from rnnjax.training.processes import agreed_signal, from_first
-
-SCRIPT = Path(__file__).with_name("sharded_run.py")
-
-
-@pytest.fixture(scope="module")
-def start(environment):
-    def start(folder, devices, *arguments, flags=""):
-        # What comes from the cache is not compiled, and so leaves no text behind; and of two
-        # processes, one that has not to compile leaves the other behind at their first meeting.
-        own = environment(devices, JAX_ENABLE_COMPILATION_CACHE="false")
-        own["XLA_FLAGS"] += f" {flags}"
-        return subprocess.Popen(
-            [sys.executable, "-W", "error", str(SCRIPT), str(folder), *arguments],
-            env=own,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-
-    return start
+from rnnjax.training.processes import (
+    agreed_signal,
+    ending_with_peers,
+    from_first,
+    require_alike,
+    together,
+)
+from rnnjax.training.sources import divided
 
 
-def finish(*processes, timeout=200):
-    """Wait for all; shows what each printed if one failed or hung, and ends those that are left."""
-    outputs = []
-    try:
-        for process in processes:
-            try:
-                output, _ = process.communicate(timeout=timeout)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                output = f"hung: {process.communicate()[0]}"
-            outputs.append(f"status {process.returncode}: {output}")
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-                process.communicate()
-    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
-
-
-def on_eight(start, folder, role):
-    """What one process saw on one device and on eight; and the folder with its checkpoint."""
-    dump = f"--xla_dump_to={folder / 'hlo'} --xla_dump_hlo_module_re=.*train_steps.*"
-    finish(start(folder, 8, role, flags=dump))
-    return folder, json.loads((folder / f"{role}-0.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def eight(tmp_path_factory, start):
-    return on_eight(start, tmp_path_factory.mktemp("eight"), "eight")
-
-
-@pytest.fixture(scope="module")
-def pair(eight, start, free_port):
-    """What two processes with two devices each saw."""
-    folder, _ = eight
-    where = f"localhost:{free_port()}"
-    finish(*(start(folder, 2, "pair", where, str(index)) for index in range(2)))
-    return [json.loads((folder / f"pair-{index}.json").read_text()) for index in range(2)]
-
-
-def largest_difference(losses, expected):
-    assert len(losses) == len(expected) == 10
-    assert expected[-1] < 0.9 * expected[0]  # it did learn something
-    return np.abs(np.array(losses) - expected).max()
-
-
-def check_losses(results, **modes):
-    for mesh, mode in modes.items():
-        assert largest_difference(results[f"{mesh[1:]} {mode}"], results[f"1 {mode}"]) < 1e-5
-
-
-def test_eight_devices_have_the_losses_of_one(eight):
-    check_losses(eight[1], _8x1="carry", _4x2="carry")
-
-
-@pytest.mark.slow
-def test_eight_devices_have_the_losses_of_one_without_a_carry_too(tmp_path, start):
-    folder, results = on_eight(start, tmp_path, "others")
-    check_losses(results, _8x1="windows", _4x2="windows")
-    check_programs(folder)
-
-
-@pytest.mark.slow
-def test_two_processes_have_the_losses_of_one(eight, pair):
-    losses, others = (results["2x2 carry"] for results in pair)
-    assert largest_difference(losses, eight[1]["1 carry"]) < 1e-5
-    assert losses == others
-    for each in pair:
-        check_shares(each["parts"], 12)
-
-
-def test_each_device_holds_its_share_alone(eight):
-    check_shares(eight[1]["parts"], 6)
-
-
-def check_shares(shapes, rows):
-    """A device holds half of the parameters and their means, and its rows of the carry."""
-    assert shapes["['params']['stack'][0]['kernel']"] == [13, 4 * 16 // 2]
-    assert shapes["['params']['stack'][0]['recurrent_kernel']"] == [16, 4 * 16 // 2]
-    assert shapes["['params']['stack'][1]['recurrent_bias']"] == [3 * 16 // 2]
-    assert shapes["['params']['kernel']"] == [16 // 2, 13]
-    assert shapes["['params']['bias']"] == [13]
-    assert shapes["['carry'][0].cell"] == [rows, 16]
-    for name, shape in shapes.items():
-        if name.startswith("['opt_state'][1].mu"):
-            assert shape == shapes[name.replace("['opt_state'][1].mu", "['params']")]
-            assert shape == shapes[name.replace(".mu", ".nu")]
-
-
-def products(text):
-    """How many products have each shape (the smaller side of a gradient may come first)."""
-    shapes = re.findall(r"= f32\[(\d+),(\d+)\]\S* dot\(", text)
-    return collections.Counter(tuple(sorted(map(int, shape))) for shape in shapes)
-
-
-def messages(text):
-    kinds = r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
-    return collections.Counter(re.findall(kinds, text))
-
-
-def test_the_compiled_program_divides_the_work(eight):
-    check_programs(eight[0])
-
-
-def check_programs(folder):
-    """From the shapes of the products that one device computes, and from what it sends."""
-    paths = sorted((folder / "hlo").glob("*train_steps*after_optimizations.txt"))
-    texts = [path.read_text() for path in paths]
-    one, data, hidden = texts  # on one device, 8x1 and 4x2, in this order
-    gradients = {(13, 16): 1, (16, 48): 2, (16, 64): 1}
-    # A step's rows are 24, those of all steps 120.
-    rows = {(16, 24): 2, (24, 48): 1, (24, 64): 1, (13, 120): 1, (16, 120): 2, (48, 120): 1}
-    assert products(one) == gradients | rows
-    assert not messages(one)
-    rows = {(3, 16): 2, (3, 48): 1, (3, 64): 1, (13, 15): 1, (15, 16): 2, (15, 48): 1}
-    assert products(data) == gradients | rows
-    assert messages(data) == {"all-reduce": 2}  # the weights of the rows, and the gradients
-    # A fourth of the rows, and of all kernels the half.
-    gradients = {(8, 13): 1, (16, 24): 2, (16, 32): 1}
-    rows = {(6, 16): 2, (6, 24): 1, (6, 32): 1, (13, 30): 1, (16, 30): 1, (24, 30): 1}
-    assert products(hidden) == gradients | rows | {(8, 30): 1}
-    assert {"all-reduce", "all-gather", "all-to-all", "collective-permute"} == set(messages(hidden))
-
-
-@pytest.mark.slow
-def test_a_checkpoint_of_eight_devices_fits_two_processes(eight, pair):
-    folder, _ = eight
-    saved = np.load(folder / "saved.npz")
-    for index in range(2):
-        restored = np.load(folder / f"restored-{index}.npz")
-        assert set(restored) == set(saved)
-        for name in saved:
-            assert restored[name].tobytes() == saved[name].tobytes(), name
-    assert pair[0]["config"] == pair[1]["config"] == {"hidden_size": 16}
-
-
-def test_a_checkpoint_of_eight_devices_fits_one(eight):
-    folder, _ = eight
-    saved = np.load(folder / "saved.npz")
-    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-    about = json.loads((checkpoints.path(10) / "about.json").read_text())["value"]
-    state = checkpoints.latest().restore(state_like(about["arrays"]))
-    named = jax.tree_util.tree_leaves_with_path({"params": state.params, "carry": state.carry})
-    for path, leaf in named:
-        assert np.asarray(leaf).tobytes() == saved[jax.tree_util.keystr(path)].tobytes()
-
-
-@pytest.mark.slow
-def test_two_processes_write_one_checkpoint_and_fail_alike(eight, pair):
-    folder, _ = eight
-    first, second = (np.load(folder / f"trained-{index}.npz") for index in range(2))
-    assert all(first[name].tobytes() == second[name].tobytes() for name in first)
-    checkpoints = Checkpoints(folder / "pair", read_only=True)
-    assert checkpoints.steps() == [10]
-    about = json.loads((checkpoints.path(10) / "about.json").read_text())["value"]
-    state = checkpoints.latest().restore(state_like(about["arrays"]))
-    name = "['params']['stack'][1]['recurrent_kernel']"
-    kernel = state.params["stack"][1]["recurrent_kernel"]
-    assert np.asarray(kernel).tobytes() == first[name].tobytes()
-    for results in pair:
-        assert "there is no checkpoint of step 7" in results["missing"]
-
-
-def state_like(arrays):
-    """A state of the shapes that a checkpoint of `sharded_run` has."""
-    stack = rnnjax.Stack([rnnjax.LSTMCell(16), rnnjax.GRUCell(16)])
-
-    def new():
-        params = {
-            "stack": stack.init(jax.random.key(0), 13),
-            "kernel": jax.numpy.zeros((16, 13)),
-            "bias": jax.numpy.zeros(13),
-        }
-        optimizer = optax.chain(optax.clip_by_global_norm(1.0), keras_adam(1e-2))
-        carry = stack.initial_carry((24,)) if "['carry'][0].hidden" in arrays else ()
-        return TrainState.create(params, optimizer, key=jax.random.key(1), carry=carry)
-
-    return jax.eval_shape(new)
-
-
-# ---- on one device
-
-
-def test_what_does_not_fit_the_devices_is_told():
-    with pytest.raises(InvalidInputError, match="a mesh of 8 x 1 must take some of the"):
-        Sharding.over(8)
-    with pytest.raises(InvalidInputError, match=r"a mesh of [01] x 3 must take all of the"):
-        Sharding.over(hidden=3)
-    with pytest.raises(InvalidInputError, match="a mesh of 0 x 1 must take some of"):
-        Sharding.over(0)
+def test_what_does_not_fit_the_devices_is_told(monkeypatch):
+    assert dict(Sharding.over(hidden=2).mesh.shape) == {"data": 2, "hidden": 2}
+    assert dict(Sharding.over(3).mesh.shape) == {"data": 3, "hidden": 1}
+    for given, message in (
+        ({"data": 8}, "a mesh of 8 x 1 must take some of the"),
+        ({"hidden": 3}, "a mesh of 1 x 3 must take all of the"),
+        ({"data": 0}, "a mesh of 0 x 1 must take some of"),
+        ({"hidden": 0}, "a mesh of 4 x 0 must take all of"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            Sharding.over(**given)
     with pytest.raises(InvalidInputError, match=r'the axes \("data", "hidden"\), but has'):
         Sharding(jax.make_mesh((1,), ("rows",)))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(InvalidInputError, match="a mesh of 2 x 1 must take all of the 4"):
+        Sharding.over(2)
 
 
 def abstract(data, hidden, **options):
@@ -243,11 +50,14 @@ def abstract(data, hidden, **options):
     return Sharding(mesh, **options)
 
 
-def small_state(hidden_size, rows=4):
+def small_state(hidden_size):
     cell = rnnjax.LSTMCell(hidden_size)
-    drawn = jax.jit(cell.init, static_argnums=1)(jax.random.key(0), 3)
-    params = {"cell": drawn, "out": {"bias": np.zeros(5, np.float32)}}
-    carry = cell.initial_carry((rows,))
+    drawn = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(lambda: cell.init(jax.random.key(0), 3)),
+    )
+    params = {"cell": drawn, "out": {"bias": np.ones(5, np.float32)}}
+    carry = cell.initial_carry((4,))
     return TrainState.create(params, optax.adam(1e-3), key=jax.random.key(1), carry=carry)
 
 
@@ -269,7 +79,7 @@ def test_the_optimiser_lies_as_its_parameters_and_rules_decide():
     assert laid.params["cell"]["bias"].spec == jax.P("hidden")
     assert laid.params["out"]["bias"].spec == jax.P()
     mean, _ = laid.opt_state
-    assert jax.tree.map(lambda s: s.spec, mean.mu) == jax.tree.map(lambda s: s.spec, laid.params)
+    assert mean.mu == mean.nu == laid.params
     assert mean.count.spec == jax.P()
     assert laid.carry.hidden.spec == jax.P("data")
 
@@ -278,22 +88,125 @@ def test_putting_copies_so_that_donation_takes_nobody_elses_array():
     state = small_state(4)
     laid = Sharding.over(1).put_state(state)
     jax.tree.map(lambda leaf: leaf.delete(), laid)
-    assert float(state.params["cell"]["bias"].sum()) == 4
+    assert float(state.params["out"]["bias"].sum()) == 5
 
 
-def test_the_checkpoints_of_a_sharded_state(tmp_path):
-    state, sharding = small_state(4), Sharding.over(1)
-    shared = Checkpoints(tmp_path)
-    assert shared.latest() is None
-    shared.save(sharding.whole(sharding.put_state(state)), {"a": 1}, loss=0.5)
-    assert (shared.latest().step, shared.best().step, shared.steps()) == (0, 0, [0])
-    restored = sharding.put_state(shared.latest().restore(state))
-    assert jax.tree.leaves(restored.params)[0].sharding.mesh == sharding.mesh
-    for a, b in ((restored.params, state.params), (restored.carry, state.carry)):
-        jax.tree.map(np.testing.assert_array_equal, a, b)
-    assert jax.random.bits(restored.key) == jax.random.bits(state.key)
-    with pytest.raises(CheckpointError, match="there is no checkpoint of step 3"):
-        shared.at(3)
+def test_what_lies_right_is_left_where_it_is_and_what_has_no_rows_is_everywhere():
+    sharding = Sharding.over(2)
+    laid = sharding.put_batches({"xs": np.arange(8).reshape(2, 4), "rate": np.arange(2)})
+    assert [leaf.addressable_shards[1].data.tolist() for leaf in jax.tree.leaves(laid)] == [
+        [0, 1], [[2, 3], [6, 7]]]  # fmt: skip
+    assert sharding.put_batches(laid)["xs"] is laid["xs"]
+    state = sharding.put_state(small_state(4))
+    assert sharding.put_state(state).carry.cell is state.carry.cell
+
+
+@pytest.mark.parametrize(("devices", "processes"), [(1, 1), (4, 2)])
+def test_that_one_device_is_used_is_said(devices, processes, monkeypatch):
+    there, said = jax.local_devices()[:devices], []
+    monkeypatch.setattr(jax, "local_devices", lambda: there)
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    batches = minibatches(np.ones((64, 3)), 16, axis=0)
+    assert divided(batches, "cores", {"w": np.ones((512, 512))}, said.append) == (batches, None)
+    assert ["has no second core of a CPU" in line for line in said] == [True]
+
+
+def test_jax_is_told_of_the_cores_unless_it_was_or_has_no_cpu(monkeypatch):
+    told = []
+    monkeypatch.setattr(jax.config, "update", lambda *given: told.append(given))
+    assert use_cores() == 4
+    monkeypatch.setattr(type(jax.config), "values", {"jax_num_cpu_devices": -1})
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    assert use_cores() == 4
+    assert told == []
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2, 3}, raising=False)
+    use_cores()
+    assert told == [("jax_num_cpu_devices", 3)]
+
+    def devices(backend=None):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", devices)
+    assert use_cores() == 1
+
+
+# ---- processes that are not there
+
+
+@pytest.fixture
+def other(monkeypatch):
+    """The second of two processes has what is set here; the first is this one."""
+    has = {"signal": 0, "place": [1, 0, 0]}
+
+    def gather(value):
+        return np.stack([value, value + np.uint32(has["place"]) if value.ndim else has["signal"]])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda value: value)
+    return has
+
+
+def test_rows_that_both_have_are_told_unless_all_are_alike(other):
+    sharding, rows = Sharding.over(), [np.arange(6.0).reshape(1, 6)]
+    with pytest.raises(InvalidInputError, match="those of processes 0 and 1 are the same"):
+        sharding._check_shares(rows)
+    sharding._check_shares([np.ones((1, 6)), np.zeros((1, 0))])
+    for place in ([0, 0, 0], [1, 1, 0]):  # which holds the same rows, or has others
+        other["place"] = place
+        sharding._check_shares(rows)
+
+
+def test_an_error_of_one_is_told_on_all(other):
+    def fail():
+        raise RuntimeError("no room")
+
+    for call in (from_first, together):
+        assert call(lambda: 3) == 3
+        with pytest.raises(RuntimeError, match="no room"):
+            call(fail)
+    assert agreed_signal(None) is None
+    require_alike({"a": 1})
+    other["signal"] = 15
+    assert agreed_signal(None) == 15
+    with pytest.raises(RnnjaxError, match="another process failed"):
+        together(lambda: 3)
+    with pytest.raises(InvalidInputError, match=r"\(another process says which\)"):
+        require_alike({"a": 1})
+
+
+def test_what_differs_is_named(other, monkeypatch):
+    monkeypatch.setattr(processes, "from_first", lambda work: {**work(), "b": 2, "c": 3})
+    with pytest.raises(InvalidInputError, match=r"process 0 of 2: .* of process 0 \(b, c\); start"):
+        require_alike({"a": 1, "b": 1})
+
+
+def test_work_of_the_first_asks_no_other_and_comes_in_parts(other, monkeypatch):
+    """Or the others, which do not call it, would take its questions for answers."""
+    asked, values = [], np.arange(3000)
+    monkeypatch.setattr(processes, "_BYTES_AT_ONCE", 2**14)
+    monkeypatch.setattr(
+        multihost_utils, "broadcast_one_to_all", lambda value: asked.append(value) or value
+    )
+    assert from_first(lambda: [from_first(lambda: 1), agreed_signal(15)]) == [1, 15]
+    assert len(asked) == 2  # how long the answer is, and the answer
+    assert from_first(lambda: values).tolist() == values.tolist()
+    assert [len(part) for part in asked[3:]] == [2**14, 7936]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_only_a_message_of_collectives_tells_that_a_process_ended(other, monkeypatch, number):
+    left = []
+    monkeypatch.setattr("atexit.register", left.append)
+    monkeypatch.setattr(jax, "process_count", lambda: number)
+    for error in (RuntimeError("Gloo: read"), ValueError("a shape"), InvalidInputError("Gloo")):
+        lost = number == 2 and "Gloo: read" in str(error)
+        with pytest.raises(Exception, match=r".") as caught, ending_with_peers():
+            raise error
+        assert (caught.type is RnnjaxError) == lost
+        assert lost or caught.value is error
+    assert len(left) == number - 1
 
 
 @pytest.mark.parametrize(
@@ -305,16 +218,12 @@ def test_the_checkpoints_of_a_sharded_state(tmp_path):
         (("localhost:1", 2, 2), "'process_id': 2} came, and JAX says: process_id and num_pro"),
     ],
 )
-def test_processes_that_do_not_belong_together(given, message, jax_not_begun):
-    with pytest.raises(InvalidInputError, match=message):
-        start_processes(*given)
-
-
-@pytest.fixture
-def jax_not_begun(monkeypatch):
-    """As JAX looks upon a process in which it was not used."""
+def test_processes_that_do_not_belong_together(given, message, monkeypatch):
+    # As JAX looks upon a process in which it was not used.
     monkeypatch.setattr(jax._src.xla_bridge, "backends_are_initialized", lambda: False)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    with pytest.raises(InvalidInputError, match=message):
+        start_processes(*given)
 
 
 def test_a_process_that_nobody_told_of_others_is_alone(monkeypatch):
@@ -343,22 +252,3 @@ def test_processes_from_the_environment(monkeypatch):
     monkeypatch.setenv("JAX_PROCESS_ID", "first")
     with pytest.raises(InvalidInputError, match="'process_id': 'first'} came, and JAX says: inv"):
         start_processes()
-
-
-def test_an_error_of_the_first_process_is_its_own():
-    def fail():
-        raise CheckpointError("no room")
-
-    with pytest.raises(CheckpointError, match="no room"):
-        from_first(fail)
-
-
-def test_work_for_all_processes_asks_none_of_them(monkeypatch):
-    """Or the others, which do not call it, would take its questions for answers."""
-    asked = []
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(
-        multihost_utils, "broadcast_one_to_all", lambda value: asked.append(value) or value
-    )
-    assert from_first(lambda: [from_first(lambda: 1), agreed_signal(15)]) == [1, 15]
-    assert len(asked) == 2  # how long the answer is, and the answer

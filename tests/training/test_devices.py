@@ -1,0 +1,194 @@
+"""Training over several devices gives the numbers of one."""
+
+import collections
+import contextlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rnnjax
+from rnnjax import InvalidInputError
+from rnnjax.training import (
+    Checkpoints,
+    Progress,
+    Sharding,
+    Silent,
+    TrainState,
+    fit,
+    keras_adam,
+    make_train_steps,
+    minibatches,
+    step,
+)
+from rnnjax.training.sharding import cores_for
+from rnnjax.training.sources import divided
+
+STEPS, ROWS, TIME, SIZE, HIDDEN = 10, 24, 5, 13, 16
+NAMES = "inputs", "targets", "mask", "resets"
+FIRST = 4  # steps of the first of two dispatches
+STACK = rnnjax.Stack([rnnjax.LSTMCell(HIDDEN), rnnjax.GRUCell(HIDDEN)])
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), keras_adam(1e-2))
+
+
+def divide(names, shape):
+    return len(shape) - 1 if names[0] == "stack" else {"kernel": 0}.get(names[0])
+
+
+def new_state(random_like):
+    def params():
+        stack = STACK.init(jax.random.key(0), SIZE)
+        return {"stack": stack, "kernel": jnp.zeros((HIDDEN, SIZE)), "bias": jnp.zeros(SIZE)}
+
+    carry = STACK.initial_carry((ROWS,))
+    return TrainState.create(
+        random_like(params, 1, scale=0.3), OPTIMIZER, key=jax.random.key(1), carry=carry
+    )
+
+
+def whole_batches():
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, SIZE, (STEPS, ROWS, TIME + 1)).cumsum(axis=2) % SIZE // 2
+    mask, resets = (rng.random((STEPS, ROWS, TIME)) < share for share in (0.8, 0.2))
+    mask[::7, ROWS // 2 :] = False
+    return dict(zip(NAMES, (ids[..., :-1], ids[..., 1:], mask, resets), strict=True))
+
+
+class Run:
+    """Two dispatches over some devices; with the last state and the compiled program."""
+
+    def __init__(self, sharding, state):
+        programs, traces, plain = [], [], step._checked
+
+        def loss_fn(params, carry, batch, key):
+            traces.append(1)
+            inputs, targets, mask, resets = (batch[name].T for name in NAMES)
+            xs = rnnjax.OneHot(inputs, SIZE)
+            carry, ys = rnnjax.unroll(STACK, params["stack"], xs, carry, mask=mask, resets=resets)
+            ys = ys * jax.random.bernoulli(key, 0.9, ys.shape)  # the same whatever the devices
+            logits = ys @ params["kernel"] + params["bias"]
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+            # A mean over what is valid: no part of the rows knows by what to divide.
+            return (losses * mask).sum() / mask.sum(), (carry, {})
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(step, "_checked", lambda *given: programs.append(given) or plain(*given))
+            train_steps = make_train_steps(loss_fn, OPTIMIZER, sharding)
+        batches, self.sharding = whole_batches(), sharding
+        if sharding is not None:
+            rows = sharding.rows(ROWS)
+            state = sharding.put_state(state)
+            batches = sharding.put_batches({n: array[:, rows] for n, array in batches.items()})
+        laid, given = jax.tree.map(lambda leaf: leaf.sharding, state), state
+        state, first = train_steps(state, batches, 0, FIRST)
+        assert jax.tree.leaves(given.params)[0].is_deleted(), "the state was not donated"
+        traced = len(traces)
+        self.state, then = train_steps(state, batches, FIRST, STEPS)
+        if sharding is not None:  # else it is compiled once more
+            assert jax.tree.map(lambda leaf: leaf.sharding, self.state) == laid, "the state moved"
+        self.losses = [*first["loss"][:FIRST].tolist(), *then["loss"][FIRST:].tolist()]
+        with contextlib.nullcontext() if sharding is None else jax.set_mesh(sharding.mesh):
+            lowered = programs[0][0].lower(self.state, batches, np.int32(0), np.int32(STEPS))
+            assert len(traces) == traced, "the second dispatch was traced again"
+            self.program = lowered.compile().as_text()
+
+
+@pytest.fixture(scope="module")
+def runs(random_like):
+    option = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, option)
+    # Programs of several CPU devices that JAX 0.10.2 reads from its cache may hang.
+    jax.config.update(option, 1e9)
+    shardings = [None, *(Sharding.over(*mesh, divide=divide) for mesh in ((4, 1), (2, 2)))]
+    yield [Run(sharding, new_state(random_like)) for sharding in shardings]
+    jax.config.update(option, before)
+
+
+def test_four_devices_have_the_losses_of_one(runs):
+    one, *others = [run.losses for run in runs]
+    assert one[-1] < 0.9 * one[0]  # it did learn something
+    for losses in others:
+        np.testing.assert_allclose(losses, one, rtol=0, atol=1e-5)
+
+
+def test_each_device_holds_its_share_alone(runs):
+    """Half of the parameters and their means, and its rows of the carry."""
+    state = runs[2].state
+    shapes = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data.shape, state)
+    assert shapes.params["stack"][0]["kernel"] == (13, 4 * 16 // 2)
+    assert shapes.params["stack"][0]["recurrent_kernel"] == (16, 4 * 16 // 2)
+    assert shapes.params["stack"][1]["recurrent_bias"] == (3 * 16 // 2,)
+    assert (shapes.params["kernel"], shapes.params["bias"]) == ((16 // 2, 13), (13,))
+    assert shapes.opt_state[1].mu == shapes.opt_state[1].nu == shapes.params
+    assert shapes.carry[0].cell == (ROWS // 2, 16)
+
+
+def products(text):
+    """How many products have each shape (the smaller side of a gradient may come first)."""
+    shapes = re.findall(r"= f32\[(\d+),(\d+)\]\S* dot\(", text)
+    return collections.Counter(tuple(sorted(map(int, shape))) for shape in shapes)
+
+
+def messages(text):
+    kinds = r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+    return collections.Counter(re.findall(kinds, text))
+
+
+def test_the_compiled_program_divides_the_work(runs):
+    """From the shapes of the products that one device computes, and from what it sends."""
+    one, data, hidden = (run.program for run in runs)
+    gradients = {(13, 16): 1, (16, 48): 2, (16, 64): 1}
+    # A step's rows are 24, those of all steps 120.
+    rows = {(16, 24): 2, (24, 48): 1, (24, 64): 1, (13, 120): 1, (16, 120): 2, (48, 120): 1}
+    assert products(one) == gradients | rows
+    assert not messages(one)
+    rows = {(6, 16): 2, (6, 48): 1, (6, 64): 1, (13, 30): 1, (16, 30): 2, (30, 48): 1}
+    assert products(data) == gradients | rows
+    assert messages(data) == {"all-reduce": 2}  # how many count, and the gradients
+    # Half of the rows, and of all kernels the half.
+    gradients = {(8, 13): 1, (16, 24): 2, (16, 32): 1}
+    rows = {(12, 16): 2, (12, 24): 1, (12, 32): 1, (13, 60): 1, (16, 60): 1, (24, 60): 1}
+    assert products(hidden) == gradients | rows | {(8, 60): 1}
+    assert {"all-reduce", "all-gather", "all-to-all", "collective-permute"} == set(messages(hidden))
+
+
+def test_a_checkpoint_of_four_devices_fits_one_and_another_mesh(runs, tmp_path, random_like):
+    run, checkpoints = runs[2], Checkpoints(tmp_path)
+    whole = run.sharding.whole(run.state)
+    checkpoints.save(whole, {"a": 1}, loss=0.5)
+    state = checkpoints.latest().restore(jax.eval_shape(lambda: new_state(random_like)))
+    laid = runs[1].sharding.put_state(state)
+    assert jax.tree.leaves(laid.params)[0].sharding.mesh == runs[1].sharding.mesh
+    for found in (state, laid):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_array_equal(*map(jax.random.key_data, (a, b)))
+            if jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+            else np.testing.assert_array_equal(a, b),
+            found, whole,
+        )  # fmt: skip
+
+
+def test_the_cores_are_used_where_it_pays(capsys):
+    """Small ones stay on one, and large kernels with few rows too; the numbers are the same."""
+    sizes = (8, 32), (64, 16), (512, 16), (700, 12), (512, 15)
+    shapes = [{"kernel": jax.ShapeDtypeStruct((h, 4 * h), jnp.float32)} for h, _ in sizes]
+    assert [cores_for(shape, rows) for shape, (_, rows) in zip(shapes, sizes, strict=True)] == [
+        1, 4, 2, 1, 1]  # fmt: skip
+    assert cores_for({}, 4) == 1
+    data = np.random.default_rng(0).normal(size=(64, 128)).astype(np.float32)
+
+    def fitted(sharding, progress, rows=16):
+        return fit(lambda params, batch, key: (jnp.tanh(batch @ params) ** 2).mean(),
+                   jnp.eye(128), optax.sgd(0.1), minibatches(data, rows, axis=0), 2,
+                   key=jax.random.key(0), hooks=[progress], sharding=sharding)  # fmt: skip
+
+    four, one = fitted("cores", Silent()), fitted(None, Silent())
+    assert [len(run.state.params.sharding.device_set) for run in (four, one)] == [4, 1]
+    np.testing.assert_allclose(four.params, one.params, rtol=1e-5, atol=1e-6)
+    fitted("cores", Progress(), rows=1)
+    assert "on one device, because" in capsys.readouterr().out
+    with pytest.raises(InvalidInputError, match='batches of sharding="cores" must be those of min'):
+        divided(np.ones((2, 64, 3)), "cores", {}, print)
