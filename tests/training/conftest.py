@@ -7,8 +7,8 @@ import pytest
 
 from rnnjax.training import fitting
 
-# Programs that tests start; importing them would run them.
-collect_ignore = ["sharded_run.py", "two_processes.py"]
+# A program that tests start; importing it would run it.
+collect_ignore = ["two_processes.py"]
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +24,16 @@ def free_port():
 @pytest.fixture(scope="module", autouse=True)
 def traced_once():
     """Runs of one loss and optimiser share their compiled steps, which take most of their time."""
+    made = {}
+
+    def once(make, loss_fn, *given, **options):
+        # A loss without a carry is wrapped anew for each run.
+        key = make, getattr(loss_fn, "args", loss_fn), given, *options.items()
+        if key not in made:
+            made[key] = make(loss_fn, *given, **options)
+        return made[key]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "make_train_steps", functools.cache(fitting.make_train_steps))
+        for make in (fitting.make_train_steps, fitting.make_eval_steps):
+            patch.setattr(fitting, make.__name__, functools.partial(once, make))
         yield

@@ -1,7 +1,8 @@
 """Hooks of `fit`: each decides from the history, so that a run that was killed goes on exactly."""
 
 import csv
-import importlib.util
+import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,14 @@ from rnnjax.training import (
     CSVLog,
     EarlyStopping,
     Hook,
+    Progress,
     ReduceOnPlateau,
     RunFolder,
     Silent,
     TensorBoard,
     TrainState,
     fit,
+    hooks,
 )
 
 POINTS = np.tile(np.linspace(0, 1, 8, dtype=np.float32), (4, 1))
@@ -28,7 +31,7 @@ SGD = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
 
 
 def line(params, batch, key):
-    return jnp.mean((params["w"] * batch - 3 * batch) ** 2)
+    return jnp.mean((params["w"] * batch - 3 * batch) ** 2), {"each": batch[:2]}
 
 
 def train(epochs=3, folder=None, hooks=(), optimizer=SGD, **options):
@@ -37,17 +40,12 @@ def train(epochs=3, folder=None, hooks=(), optimizer=SGD, **options):
                hooks=[Silent(), *hooks], **options)  # fmt: skip
 
 
-def scores(name, *values):
-    """Measures of one epoch after the other."""
-    left = list(values)
-    return lambda params: {"validation_loss": 0.0} | {name: left.pop(0)}
-
-
 @pytest.mark.parametrize(
     ("options", "values", "epochs"),
     [
         ({"patience": 2, "min_delta": 0.1}, (3.0, 2.0, 1.95, 1.91, 1.0), 4),
-        ({"patience": 2, "min_delta": 0.01}, (3.0, 2.0, 1.95, 1.91, 1.0), 8),
+        ({"patience": 2, "min_delta": 0.01}, (3.0, 2.0, 1.95, 1.91, 1.0), 7),
+        ({"patience": 2, "min_delta": 0.5}, (3.0, 2.5, 2.5), 3),  # it must be more
         ({"patience": 1, "mode": "max"}, (0.1, 0.4, 0.4, 0.9), 3),
         ({"patience": 2, "mode": "max"}, (0.1, float("nan"), 0.05, 0.9), 3),
         ({"patience": 1}, (float("nan"), float("nan"), 0.0), 2),
@@ -55,9 +53,11 @@ def scores(name, *values):
     ],
 )
 def test_early_stopping_waits_for_an_improvement(options, values, epochs):
-    hook = EarlyStopping(monitor="validation_score", **options)
-    result = train(9, hooks=[hook], evaluate=scores("validation_score", *values, *[0.0] * 9))
-    assert (len(result.history), result.finished) == (epochs, True)
+    hook, ended = EarlyStopping(monitor="score", **options), []
+    for value in (*values, 9.0, 9.0):
+        hook.history = [*hook.history, {"score": value}]
+        ended.append(hook.on_epoch(None, {}))
+    assert ended.index(True) + 1 == epochs
 
 
 def test_a_longer_patience_goes_on_and_the_same_call_does_nothing(tmp_path):
@@ -106,33 +106,26 @@ def rates(folder):
     return [round(float(s.opt_state.hyperparams["learning_rate"]), 6) for s in found]
 
 
-@pytest.mark.parametrize("killed", [None, 3, 4, 6])
+@pytest.mark.parametrize("killed", [None, 4])
 def test_the_rate_falls_on_a_plateau_and_after_a_kill_the_same(tmp_path, killed):
-    losses = {1: 3.0, 2: 2.0, 3: 2.0, 4: 2.5, 5: 2.5, 6: 2.5, 7: 1.0}
     seen = []
-
-    def measure(params):
-        return {"validation_loss": losses[len(seen) + 1]}
 
     def count(state, summary):
         seen.append(summary["epoch"])
 
-    def go(*more):
-        hooks = [ReduceOnPlateau(2, factor=0.5, min_rate=0.03), *more, count]
-        return train(7, RunFolder(tmp_path, keep_last=9), hooks, evaluate=measure)
+    def go(folder, *more):
+        return train(7, folder, [ReduceOnPlateau(2, factor=0.5, min_rate=0.03), *more, count],
+                     evaluate=lambda _: {"validation_loss": (3, 2, 2, 2.5, 2.5, 2.5, 1)[len(seen)]}
+                     )  # fmt: skip
 
+    whole = go(None)
+    seen.clear()
     if killed:
         with pytest.raises(RuntimeError, match="an accident"):
-            go(Fails(killed))
+            go(RunFolder(tmp_path, keep_last=9), Fails(killed))
         assert len(seen) == killed - 1
-    result = go()
+    result = go(RunFolder(tmp_path, keep_last=9))
     assert rates(tmp_path) == [0.1, 0.1, 0.1, 0.05, 0.05, 0.03, 0.03]
-    whole = train(
-        7,
-        None,
-        [ReduceOnPlateau(2, factor=0.5, min_rate=0.03)],
-        evaluate=scores("validation_loss", *losses.values()),
-    )
     assert result.state.params["w"] == whole.state.params["w"]
 
 
@@ -152,27 +145,25 @@ def test_a_rate_that_cannot_be_set_is_refused_before_the_first_step():
     ("options", "named"),
     [
         ({"patience": 0}, "patience must be a positive"),
-        ({"patience": 1.5}, "patience must be a positive"),
         ({"patience": 1, "mode": "auto"}, "but are 'auto' and 0.0"),
         ({"patience": 1, "min_delta": -1.0}, "but are 'min' and -1.0"),
+        ({"patience": 1, "factor": 2}, "factor must be between 0 and 1, but is 2"),
+        ({"patience": 1, "factor": 1}, "factor must be between 0 and 1, but is 1"),
+        ({"patience": 1, "factor": 0}, "factor must be between 0 and 1, but is 0"),
+        ({"patience": 1, "monitor": "score"}, "monitor must be a measure .* is 'score', and there"),
     ],
 )
 def test_what_a_patience_cannot_be(options, named):
     with pytest.raises(InvalidInputError, match=named):
-        EarlyStopping(**options)
-
-
-def test_a_factor_must_be_less_than_one():
-    with pytest.raises(InvalidInputError, match="factor must be between 0 and 1, but is 2"):
-        train(hooks=[ReduceOnPlateau(1, factor=2)])
+        train(1, hooks=[ReduceOnPlateau(**options)])
 
 
 def test_a_table_has_a_row_for_each_epoch_after_a_kill_too(tmp_path):
-    path, measure = tmp_path / "log.csv", lambda params: {"validation_loss": 1.0}
+    path = tmp_path / "log.csv"
     with pytest.raises(RuntimeError, match="an accident"):
-        train(4, tmp_path / "run", [CSVLog(path), Fails(3)], evaluate=measure)
+        train(4, tmp_path / "run", [CSVLog(path), Fails(3)])
     assert len(path.read_text().splitlines()) == 4  # the third was not saved
-    result = train(4, tmp_path / "run", [CSVLog(path)], evaluate=measure)
+    result = train(4, tmp_path / "run", [CSVLog(path)])
     with path.open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
@@ -200,7 +191,7 @@ def test_hooks_hear_of_everything_in_turn(tmp_path):
             heard.append(phase)
 
         def on_dispatch(self, step, losses, seconds):
-            heard.append((step, len(losses)))
+            heard.append((step, len(losses), seconds is None))
 
         def on_epoch(self, state, summary):
             assert self.history[-1] is summary
@@ -209,23 +200,90 @@ def test_hooks_hear_of_everything_in_turn(tmp_path):
         def close(self):
             heard.append("close")
 
-    train(1, tmp_path, [Hears()], steps_per_dispatch=2)
-    assert heard == [("start", 0, 0, 1), "reading", "compiling", (2, 2), "training", (4, 2),
-                     ("epoch", 1), "writing", "close"]  # fmt: skip
+    train(1, tmp_path, [Hears()], steps_per_dispatch=2, evaluate=POINTS)
+    assert heard == [
+        ("start", 0, 0, 1), "reading", "compiling", (2, 2, True), "training", (4, 2, False),
+        "validating", ("epoch", 1), "writing", "close",
+    ]  # fmt: skip
     heard.clear()
     train(2, tmp_path, [Hears()])
     assert heard[0] == ("start", 4, 1, 2)
 
 
-def test_tensorboard_that_is_missing_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+class Screen:
+    """A terminal."""
+
+    def __init__(self, terminal=True):
+        self.written, self.isatty = [], lambda: terminal
+
+    def write(self, text):
+        self.written.append(text)
+
+    def flush(self):
+        pass
+
+
+STATE = SimpleNamespace(step=4)
+
+
+def test_a_terminal_shows_the_phase_and_the_rate_of_training_alone(monkeypatch, capsys):
+    screen, now = Screen(), [5.0]
+    monkeypatch.setattr(hooks.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(hooks.shutil, "get_terminal_size", lambda: SimpleNamespace(columns=54))
+    progress = Progress(screen)
+    progress.epochs, progress.history = 3, [{}]
+    progress.on_start(STATE)
+    progress.on_phase("compiling")
+    progress.on_dispatch(1014, [9.0, 1.5], None)  # which was compiled, and is too soon to show
+    now[0] += 0.125
+    progress.on_dispatch(1024, [1.0], 2.0)
+    assert progress.rate == 5
+    progress.history *= 3
+    progress.on_phase("validating")
+    entry = {"step": 8, "epoch": 1, "loss": 0.25, "each": [1.0], "validation_loss": 2.0}
+    progress.on_epoch(None, entry)
+    progress.close()
+    assert screen.written == [
+        "\r\x1b[Kcompiling: step 4, epoch 2 of 3", "",
+        "\r\x1b[Ktraining: step 1,024, epoch 2 of 3, loss 1, 5.0 steps", "",
+        "\r\x1b[Kvalidating: step 1,024, epoch 3 of 3, loss 1, 5.0 ste", "", "\r\x1b[K", "",
+    ]  # fmt: skip
+    assert capsys.readouterr().out == "epoch 1: loss 0.25, validation_loss 2\n"
+
+
+def test_a_log_has_a_line_a_minute(monkeypatch):
+    log, now = Screen(terminal=False), [5.0]
+    monkeypatch.setattr(hooks.time, "monotonic", lambda: now[0])
+    progress = Progress(log)
+    progress.on_start(STATE)
+    for seconds, phase in ((59.5, "reading"), (0.5, "training"), (59.5, "writing")):
+        now[0] += seconds
+        progress.on_phase(phase)
+    progress.close()
+    assert "".join(log.written) == "training: step 4, epoch 0 of 0\n"
+
+
+def test_tensorboard_has_the_steps_and_the_epochs_or_names_the_extra(tmp_path, monkeypatch):
+    told = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            told.append((folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            told.append((name, value, step))
+
+        def close(self):
+            told.append("close")
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=SummaryWriter))
+    (entry,) = train(1, hooks=[TensorBoard(tmp_path)], steps_per_dispatch=3).history
+    losses = [value for name, value, _ in told[1:5]]
+    assert np.mean(losses) == pytest.approx(entry["loss"])
+    assert told == [
+        (str(tmp_path), 1), *(("loss", loss, 1 + i) for i, loss in enumerate(losses)),
+        *((f"epoch/{name}", entry[name], 4) for name in entry if name != "each"), "close",
+    ]  # fmt: skip
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(InvalidInputError, match=r'pip install "rnnjax\[tensorboard\]"'):
         train(hooks=[TensorBoard(tmp_path)])
-
-
-@pytest.mark.skipif(not importlib.util.find_spec("tensorboardX"), reason="needs tensorboardX")
-def test_events_of_steps_and_epochs(tmp_path):
-    train(2, hooks=[TensorBoard(tmp_path)])
-    (path,) = tmp_path.iterdir()
-    content = path.read_bytes()
-    assert content.count(b"epoch/loss") == 2
