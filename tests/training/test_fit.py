@@ -1,7 +1,7 @@
 import contextlib
 import functools
 import inspect
-import itertools
+import io
 import json
 import os
 import shutil
@@ -16,7 +16,6 @@ import numpy as np
 import optax
 import pytest
 
-import rnnjax
 from rnnjax import CheckpointError, InvalidInputError, NonFiniteError
 from rnnjax.training import (
     Checkpoints,
@@ -26,12 +25,11 @@ from rnnjax.training import (
     Sharding,
     Silent,
     fit,
-    minibatches,
 )
 from rnnjax.training.files import locked, read_lines, write_lines
 from rnnjax.training.identity import _sums
 
-CELL = rnnjax.GRUCell(4)
+PARAMS = {"kernel": np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)}
 OPTIMIZER = optax.chain(
     optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-2, 20))
 )
@@ -42,7 +40,8 @@ OF_FOLDER = {"config", "free", "checkpoint_every", "keep_last", "on_signal"}
 @pytest.fixture(autouse=True)
 def signals():
     """Signals that nohup or a shell's background ignores stay ignored in a run."""
-    usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    usual = dict.fromkeys((signal.SIGTERM, signal.SIGHUP), signal.SIG_DFL)
+    usual[signal.SIGINT] = signal.default_int_handler
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
     for number, handler in before.items():
@@ -50,13 +49,13 @@ def signals():
 
 
 def loss_fn(params, carry, batch, key):
-    carry, ys = rnnjax.unroll(CELL, params, batch["xs"], carry)
-    noise = jax.random.normal(key, ys.shape)
-    return jnp.mean((ys - noise) ** 2), (carry, {"weight": batch["weight"]})
+    carry = jnp.tanh(carry + batch["xs"] @ params["kernel"])
+    noise = jax.random.normal(key, carry.shape)
+    return jnp.mean((carry - noise) ** 2), (carry, {"weight": batch["weight"]})
 
 
 def batches(epoch, spoilt=()):
-    xs = np.random.default_rng(epoch).normal(size=(5, 3, 2, 2)).astype(np.float32)
+    xs = np.random.default_rng(epoch).normal(size=(5, 3, 2)).astype(np.float32)
     for step in spoilt:
         if step // 5 == epoch:
             xs[step % 5] = np.nan
@@ -68,8 +67,8 @@ def run(folder, progress=None, data=batches, optimizer=OPTIMIZER, hooks=(), **op
     options = {**OPTIONS, **options}
     of_folder = {name: options.pop(name) for name in OF_FOLDER & options.keys()}
     return fit(
-        loss_fn, CELL.init(jax.random.key(0), 2), optimizer, data, options.pop("epochs"),
-        key=jax.random.key(1), carry=CELL.initial_carry((2,)),
+        loss_fn, PARAMS, optimizer, data, options.pop("epochs"),
+        key=jax.random.key(1), carry=jnp.zeros((3, 4)),
         run_dir=RunFolder(folder, **of_folder), hooks=[progress or Silent(), *hooks], **options,
     )  # fmt: skip
 
@@ -105,11 +104,12 @@ def fail():
     raise RuntimeError("an accident")
 
 
-@pytest.mark.parametrize(
-    # Before the first epoch's end, at it, behind it, and at the very last.
-    "step",
-    [2, 5, 7, 15, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 10, 12, 14))],
-)
+def send(*numbers):
+    return lambda *_: [os.kill(os.getpid(), number) for number in numbers]
+
+
+# Before the first epoch's end, at it, behind it, and at the very last.
+@pytest.mark.parametrize("step", [2, 5, 7, 15])
 def test_a_run_that_failed_goes_on_exactly(undisturbed, tmp_path, step):
     with pytest.raises(RuntimeError, match="an accident"):
         run(tmp_path, At(step, fail))
@@ -119,44 +119,48 @@ def test_a_run_that_failed_goes_on_exactly(undisturbed, tmp_path, step):
 
 
 @pytest.mark.parametrize(
-    ("number", "step"), [(signal.SIGTERM, 4), (signal.SIGHUP, 10), (signal.SIGINT, 4)]
+    ("number", "step"),
+    [(signal.SIGTERM, 4), (signal.SIGHUP, 10), (signal.SIGINT, 4), (signal.SIGTERM, 15)],
 )
 def test_a_signal_saves_the_step_in_progress(undisturbed, tmp_path, number, step):
     handler = signal.getsignal(number)
-    result = run(tmp_path, At(step, lambda: os.kill(os.getpid(), number)))
-    assert (result.stopped_by, result.finished) == (number, False)
+    result = run(tmp_path, At(step, send(number)))
+    assert (result.stopped_by, result.finished) == (number, step == 15)
     assert int(result.state.step) == step
     assert signal.getsignal(number) == handler
+    assert (tmp_path / "result.json").exists() == (step == 15)
     result = run(tmp_path)
-    assert result.stopped_by is None
+    assert (result.stopped_by, result.finished) == (None, True)
     assert bits(result.state) == undisturbed[0]
     assert read_lines(tmp_path / "steps.jsonl") == undisturbed[1]
 
 
-def test_a_signal_at_the_very_end_is_returned_too_and_the_run_is_finished(undisturbed, tmp_path):
-    result = run(tmp_path, At(15, lambda: os.kill(os.getpid(), signal.SIGTERM)))
-    assert (result.stopped_by, result.finished) == (signal.SIGTERM, True)
-    assert bits(result.state) == undisturbed[0]
-    assert (tmp_path / "result.json").exists()
+def both(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    fail()
 
 
-@pytest.mark.parametrize("step", [4, 15])
-def test_a_signal_does_what_it_would_have_done_once_its_step_is_saved(tmp_path, capsys, step):
+@pytest.mark.parametrize(
+    ("options", "step", "said"),
+    [
+        ({"progress": At(4, send(signal.SIGTERM))}, 4,
+         "stopped after step 4, saved in {0}/checkpoints/4; the same call"),
+        ({"progress": At(15, send(signal.SIGTERM))}, 15, "the run was done, and is saved in {0}"),
+        ({"progress": At(2, both)}, None, "stopped by it and by an error; there is no checkpoint"),
+        ({"evaluate": both}, None, "stopped by it and by an error; there is no checkpoint"),
+    ],
+)  # fmt: skip
+def test_a_signal_does_what_it_would_have_done_once_its_step_is_saved(
+    tmp_path, capsys, options, step, said
+):
     """A program that has a handler of its own is told, and goes on; the others end."""
     heard = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
-    try:
-        stop = At(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        result = run(tmp_path, stop, on_signal="raise")
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    with contextlib.nullcontext() if step else pytest.raises(RuntimeError, match="an accident"):
+        result = run(tmp_path, on_signal="raise", **options)
+        assert (int(result.state.step), result.stopped_by) == (step, signal.SIGTERM)
     assert heard == [signal.SIGTERM]
-    assert (int(result.state.step), result.stopped_by) == (step, signal.SIGTERM)
-    said = {
-        4: f"stopped after step 4, saved in {tmp_path / 'checkpoints' / '4'}; the same call",
-        15: f"the run was done, and is saved in {tmp_path}",
-    }
-    assert f"SIGTERM: {said[step]}" in capsys.readouterr().err
+    assert f"SIGTERM: {said.format(tmp_path)}" in capsys.readouterr().err
 
 
 SWEEP = """
@@ -169,23 +173,24 @@ for n in range(3):
 """
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -15), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_sweep(tmp_path, environment, number, status):
+def test_a_signal_ends_a_sweep(tmp_path, environment):
     program = [sys.executable, "-c", SWEEP, str(tmp_path)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(program, env=environment(1), **pipes) as process:
         assert process.stdout.readline() == "on\n"
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
-    assert process.returncode in (status, -number)  # a shell reports both as 128 + number
+    assert process.returncode in (130, -signal.SIGINT)  # a shell reports both as 130
     assert not (tmp_path / "1").exists()
     step = Checkpoints(tmp_path / "0" / "checkpoints", read_only=True).latest().step
-    assert f"{signal.Signals(number).name}: stopped after step {step}, saved" in said
+    assert f"SIGINT: stopped after step {step}, saved" in said
 
 
-def test_what_ctrl_c_loses_without_a_folder_is_said(capsys):
+def test_without_a_folder_a_signal_is_returned_or_what_it_loses_is_said(capsys):
+    result = run(None, At(4, send(signal.SIGINT)))
+    assert (int(result.state.step), result.stopped_by, result.finished) == (4, signal.SIGINT, False)
     with pytest.raises(KeyboardInterrupt):
-        run(None, At(4, lambda: os.kill(os.getpid(), signal.SIGINT)), on_signal="raise")
+        run(None, At(4, send(signal.SIGINT)), on_signal="raise")
     said = capsys.readouterr().err
     assert "interrupted after step 4: without a run_dir nothing is saved" in said
 
@@ -196,7 +201,7 @@ def test_how_many_steps_a_dispatch_does_and_where_it_is_kept_change_no_number(un
 
 
 def test_means_are_weighted_and_complete_after_a_resume(tmp_path):
-    run(tmp_path, At(7, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    run(tmp_path, At(7, send(signal.SIGTERM)))
     history = run(tmp_path).history
     steps = read_lines(tmp_path / "steps.jsonl")
     assert read_lines(tmp_path / "epochs.jsonl") == history
@@ -204,10 +209,12 @@ def test_means_are_weighted_and_complete_after_a_resume(tmp_path):
     for entry in history:
         losses = [s["loss"] for s in steps if s["epoch"] == entry["epoch"]]
         assert entry["loss"] == pytest.approx(np.average(losses, weights=[1, 1, 1, 1, 3]))
+    nothing = run(None, data=lambda epoch: batches(epoch) | {"weight": np.zeros(5, np.float32)})
+    assert all(np.isnan(entry["loss"]) for entry in nothing.history)
 
 
 def test_not_finite_names_the_step_and_the_last_good_checkpoint(tmp_path):
-    with pytest.raises(NonFiniteError, match=r"at step 9 the loss is nan") as error:
+    with pytest.raises(NonFiniteError, match=r'at step 9 .* nan.*free=\{"opt') as error:
         run(tmp_path, data=lambda epoch: batches(epoch, [8]), steps_per_dispatch=5)
     assert str(tmp_path / "checkpoints" / "5") in str(error.value)
     assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps() == [5]
@@ -215,16 +222,6 @@ def test_not_finite_names_the_step_and_the_last_good_checkpoint(tmp_path):
     assert [e["step"] for e in read_lines(tmp_path / "steps.jsonl")] == [*range(1, 9)]
     with pytest.raises(NonFiniteError, match=r"at step 1 .* there is no checkpoint yet"):
         run(tmp_path / "other", data=lambda epoch: batches(epoch, [0]))
-
-
-def test_a_diverged_run_goes_on_with_a_smaller_learning_rate(tmp_path):
-    with pytest.raises(NonFiniteError, match=r'free=\{"optimizer"\}'):
-        run(tmp_path, optimizer=optax.adam(1e-2), data=lambda epoch: batches(epoch, [8]))
-    with pytest.raises(CheckpointError, match="another optimizer, learning rate or schedule"):
-        run(tmp_path, optimizer=optax.adam(1e-3))
-    result = run(tmp_path, optimizer=optax.adam(1e-3), free={"optimizer"})
-    assert int(result.state.step) == 15
-    assert np.isfinite([entry["loss"] for entry in result.history]).all()
 
 
 def test_steps_that_are_not_finite_are_skipped_counted_and_exact(tmp_path):
@@ -239,8 +236,7 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_exact(tmp_path):
     # What they change is nothing: steps, keys and schedule go on, the rest is as it was before.
     params = []
     for data in (spoilt, batches):
-        state = run(None, data=data, skip_nonfinite=2, epochs=2).state
-        params.append(np.asarray(jax.tree.leaves(state.params)[0]))
+        params.append(run(None, data=data, skip_nonfinite=2, epochs=2).params["kernel"])
     assert np.isfinite(params[0]).all()
     assert not np.array_equal(*params)
 
@@ -254,25 +250,24 @@ def test_another_configuration_is_another_run(tmp_path):
 
 
 def scores(*losses):
-    """Measures the parameters by how often it was asked: the loss of the first epoch ..."""
-    left = list(losses)
-    return lambda params: {"validation_loss": left.pop(0)}
+    """Measures the parameters by how often it was asked, and keeps them."""
+
+    def evaluate(params):
+        seen.append(np.asarray(params["kernel"]))
+        return {"validation_loss": losses[len(seen) - 1]}
+
+    seen = evaluate.seen = []
+    return evaluate
 
 
 def test_each_better_epoch_is_saved_and_the_run_ends_when_none_comes(tmp_path):
     options = {"epochs": 8, "checkpoint_every": 50, "hooks": [EarlyStopping(2)]}
-    seen = []
-
-    class Seen(Silent):
-        def on_epoch(self, state, summary):
-            seen.append(np.asarray(jax.tree.leaves(state.params)[0]))
-
     evaluate = scores(3.0, 2.0, 2.5, 1.5, 1.6, 1.5, 1.0, 0.5)
-    result = run(tmp_path, Seen(), evaluate=evaluate, **options)
+    result = run(tmp_path, evaluate=evaluate, **options)
     assert (int(result.state.step), result.stopped_by) == (30, None)
     assert [e["validation_loss"] for e in result.history] == [3.0, 2.0, 2.5, 1.5, 1.6, 1.5]
     assert result.best["epoch"] == 4
-    np.testing.assert_array_equal(jax.tree.leaves(result.params)[0], seen[3])
+    np.testing.assert_array_equal(result.params["kernel"], evaluate.seen[3])
     checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
     assert checkpoints.best().step == 20
     # The last three, of which the best is one; not after the third and the fifth epoch.
@@ -281,19 +276,34 @@ def test_each_better_epoch_is_saved_and_the_run_ends_when_none_comes(tmp_path):
     # Going on with it does nothing more.
     again = run(tmp_path, evaluate=scores(), **options)
     assert bits(again.state) == bits(result.state)
-    np.testing.assert_array_equal(jax.tree.leaves(again.params)[0], seen[3])
+    np.testing.assert_array_equal(again.params["kernel"], evaluate.seen[3])
 
 
-def test_the_best_parameters_without_a_folder():
-    seen = []
+def test_the_best_entry_is_that_of_the_parameters(tmp_path, monkeypatch):
+    measure = scores(1.0, 3.0, 2.0)
 
     def evaluate(params):
-        seen.append(np.asarray(jax.tree.leaves(params)[0]))
-        return {"validation_loss": (2.0, 1.0, 3.0)[len(seen) - 1]}
+        if len(measure.seen) == 2:  # the best is damaged meanwhile: not to be taken, nor deleted
+            (tmp_path / "checkpoints" / "5" / "about.json").write_text("{")
+        return measure(params)
 
-    result = run(None, evaluate=evaluate)
-    np.testing.assert_array_equal(jax.tree.leaves(result.params)[0], seen[1])
-    assert not np.array_equal(seen[1], seen[2])
+    with pytest.warns(UserWarning, match="5 is damaged"):
+        result = run(tmp_path, evaluate=evaluate, keep_last=1)
+    assert result.best["epoch"] == 3
+    np.testing.assert_array_equal(result.params["kernel"], measure.seen[2])
+    # The best is not read where it is the last.
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "best", lambda *_: pytest.fail("reads what is in memory"))
+        result = run(tmp_path / "falling", evaluate=scores(3.0, 2.0, 1.0))
+    assert result.best["epoch"] == 3
+    # Without a folder it is; and where nothing is a number, it is the last.
+    nan = float("nan")
+    for losses, epoch in (((2.0, 1.0, 3.0), 2), ((nan, nan, nan), 3)):
+        measure = scores(*losses)
+        result = run(None, evaluate=measure)
+        assert result.best["epoch"] == epoch
+        np.testing.assert_array_equal(result.params["kernel"], measure.seen[epoch - 1])
+    assert not np.array_equal(*measure.seen[1:])
 
 
 def test_a_resumed_run_waits_as_long_as_an_undisturbed_one_whatever_became_of_its_records(tmp_path):
@@ -347,13 +357,8 @@ def test_two_processes_cannot_write_to_one_folder(tmp_path):
         run(tmp_path)
     other.kill()
     other.communicate()
-    assert len(run(tmp_path).history) == 3
 
-
-def test_two_threads_cannot_write_to_one_folder(tmp_path):
-    pytest.importorskip("fcntl", reason="locks are those of POSIX")
-    refused = []
-
+    # Nor two threads, which share the process's lock.
     def second():
         with pytest.raises(CheckpointError, match="another thread writes to") as error:
             run(tmp_path)
@@ -364,116 +369,21 @@ def test_two_threads_cannot_write_to_one_folder(tmp_path):
         thread.start()
         thread.join()
 
+    refused = []
     assert len(run(tmp_path, At(4, begin_another)).history) == 3
     assert refused
 
 
-class Screen:
-    """A terminal."""
-
-    def __init__(self):
-        self.written = []
-
-    def isatty(self):
-        return True
-
-    def write(self, text):
-        self.written.append(text)
-
-    def flush(self):
-        pass
-
-
-def test_the_progress_says_what_is_done_and_its_rate_is_that_of_training(
-    tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setattr("rnnjax.training.hooks._SECONDS_TERMINAL", 0)  # each move is shown
-    screen = Screen()
-    progress = Progress(screen)
-    run(tmp_path, progress, evaluate=scores(3.0, 2.0, 1.0))
-    shown = "".join(screen.written)
-    for what in ("compiling", "training", "validating", "writing"):
-        assert f"{what}: step" in shown
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines] == ["epoch 1", "epoch 2", "epoch 3"]
-    assert "validation_loss 2" in lines[1]
-    # Compiling, validating and writing are no part of it.
-    progress.step = 0
-    progress._recent.clear()
-    progress.on_dispatch(10, [1.0], None)
-    progress.on_dispatch(20, [1.0], 2.0)
-    assert progress.rate == 5
-
-
-def test_batches_of_rows_are_new_each_epoch_and_hold_each_row_once():
-    rows = {"xs": np.arange(20).reshape(2, 10), "ys": np.arange(10)[None]}
-    of_epoch = minibatches(rows, 3, seed=5, axis=1)
-    first, second = of_epoch(0), of_epoch(1)
-    assert first["xs"].shape == (3, 2, 3)
-    np.testing.assert_array_equal(first["xs"][:, 0], first["ys"][:, 0])
-    assert len(set(first["ys"].ravel().tolist())) == 9
-    assert not np.array_equal(first["ys"], second["ys"])
-    np.testing.assert_array_equal(first["ys"], of_epoch(0)["ys"])
-    assert not np.array_equal(first["ys"], minibatches(rows, 3, seed=6, axis=1)(0)["ys"])
-    with pytest.raises(InvalidInputError, match=r"the shapes \[\(3,\), \(4,\)\] and \[3, 4\]"):
-        minibatches({"a": np.ones(3), "b": np.ones(4)}, 2, axis=0)
-
-
-def test_what_pad_returns_goes_into_minibatches():
-    sequences = [np.full((length, 1), length, np.float32) for length in (3, 1, 4, 2)]
-    padded = rnnjax.pad(sequences)
-    data = {"xs": padded.xs, "lengths": padded.lengths}
-    for batches in (minibatches(padded, 2, axis=(1, 0))(0), minibatches(
-        data, 2, axis={"xs": 1, "lengths": 0})(0).values()):  # fmt: skip
-        xs, lengths = sorted(batches, key=np.ndim, reverse=True)
-        assert (xs.shape, lengths.shape) == ((2, 8, 2, 1), (2, 2))
-        np.testing.assert_array_equal(xs.max(axis=(1, 3)), lengths)
-    nested = {"p": padded, "y": np.arange(4)}
-    assert minibatches(nested, 2, axis={"p": (1, 0), "y": 0})(0)["p"].lengths.shape == (2, 2)
-    for axis in ({"xs": 1}, {"xs": 1, "length": 0}, "1", {"xs": 1, "lengths": -1}, None, (1,)):
-        with pytest.raises(InvalidInputError, match=r"axis.* must be a whole number from 0 up, or"):
-            minibatches(data, 2, axis=axis)
-    with pytest.raises(InvalidInputError, match=r"axis\[p\] must be .* Padded\(xs, lengths\)"):
-        minibatches(nested, 2, axis={"p": (1,), "y": 0})
-    with pytest.raises(TypeError, match="axis"):
-        minibatches(data, 2)
-
-
-def test_minibatches_of_a_list_are_a_tree():
-    xs, targets = np.ones((3, 8), np.float32), np.ones(8, np.float32)
-    result = fit(lambda p, b, k: ((p * b[0] - b[1]) ** 2).mean(), jnp.zeros(()), optax.sgd(0.1),
-                 minibatches([xs, targets], 4, axis=[1, 0]), 1, key=jax.random.key(0),
-                 hooks=[Silent()])  # fmt: skip
-    assert int(result.state.step) == 2
-
-
-def test_a_terminal_that_is_gone_ends_no_run(undisturbed, tmp_path, monkeypatch):
-    class Gone(Screen):
-        def write(self, text):
-            raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr("sys.stdout", Gone())
-    result = run(tmp_path, Progress(Gone()))
-    assert bits(result.state) == undisturbed[0]
-
-
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    try:
-        result = run(tmp_path, At(4, lambda: os.kill(os.getpid(), signal.SIGHUP)))
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    result = run(tmp_path, At(4, send(signal.SIGHUP)))
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     assert (int(result.state.step), result.stopped_by) == (15, None)
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
-    def twice():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, At(2, twice))
+        run(tmp_path, At(2, send(signal.SIGINT, signal.SIGINT)))
 
 
 def test_a_signal_in_validation_stops_before_the_next_epoch(tmp_path):
@@ -501,7 +411,7 @@ def test_what_was_damaged_once_is_not_begun_anew_silently(tmp_path, capsys):
         run(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
     before = {name: (tmp_path / name).read_text() for name in ("steps.jsonl", "epochs.jsonl")}
-    run(tmp_path, Progress(Screen()))
+    run(tmp_path, Progress(io.StringIO()))
     assert "its records so far are moved to *.before" in capsys.readouterr().out
     assert len(read_lines(tmp_path / "steps.jsonl")) == 15
     assert {name: (tmp_path / f"{name}.before").read_text() for name in before} == before
@@ -521,38 +431,11 @@ def test_records_are_on_the_disk_before_a_checkpoint(tmp_path, monkeypatch):
     run(tmp_path)
 
 
-def test_the_best_entry_is_that_of_the_parameters(tmp_path, monkeypatch):
-    seen = []
-
-    def evaluate(params):
-        seen.append(np.asarray(jax.tree.leaves(params)[0]))
-        if len(seen) == 3:  # the best is damaged meanwhile, and must not be taken, nor deleted
-            (tmp_path / "checkpoints" / "5" / "about.json").write_text("{")
-        return {"validation_loss": (1.0, 3.0, 2.0)[len(seen) - 1]}
-
-    with pytest.warns(UserWarning, match="5 is damaged"):
-        result = run(tmp_path, evaluate=evaluate, keep_last=1)
-    assert result.best["epoch"] == 3
-    np.testing.assert_array_equal(jax.tree.leaves(result.params)[0], seen[2])
-    # The best is not read where it is the last.
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "best", lambda *_: pytest.fail("reads what is in memory"))
-        falling = itertools.count(3, -1)
-        result = run(
-            tmp_path / "falling", evaluate=lambda _: {"validation_loss": float(next(falling))}
-        )
-    assert result.best["epoch"] == 3
-    # And where nothing is a number, the last.
-    nothing = run(None, evaluate=lambda params: {"validation_loss": float("nan")})
-    assert nothing.best["epoch"] == 3
-
-
 def test_skipped_steps_in_a_row_are_counted_across_a_stop(tmp_path):
     spoilt = functools.partial(batches, spoilt=[2, 3, 4])
     with pytest.raises(NonFiniteError, match="at step 5 "):
         run(None, data=spoilt, skip_nonfinite=2)
-    stop = At(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    run(tmp_path, stop, data=spoilt, skip_nonfinite=2)
+    run(tmp_path, At(4, send(signal.SIGTERM)), data=spoilt, skip_nonfinite=2)
     with pytest.raises(NonFiniteError, match="at step 5 "):
         run(tmp_path, data=spoilt, skip_nonfinite=2)
     # But not those that are apart.
@@ -591,26 +474,24 @@ def test_a_carry_may_be_a_number_over_devices_too():
 def test_a_kept_carry_goes_on_from_epoch_to_epoch_and_over_a_stop(tmp_path):
     whole = run(None, keep_carry=True)
     assert bits(whole.state) != bits(run(None).state)
-    stop = At(10, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    run(tmp_path, stop, keep_carry=True)
+    run(tmp_path, At(10, send(signal.SIGTERM)), keep_carry=True)
     with pytest.raises(CheckpointError, match="another keep_carry than came"):
         run(tmp_path)
     assert bits(run(tmp_path, keep_carry=True).state) == bits(whole.state)
 
 
-@pytest.mark.parametrize("impl", ["rbg", "threefry2x32"])
-def test_keys_of_any_kind_come_back(tmp_path, impl):
+def test_keys_of_any_kind_come_back(tmp_path):
     def noisy(params, carry, batch, key):
         noise, carry = jax.random.split(carry)
         return jnp.sum(params * batch) + jax.random.normal(noise), (carry, {})
 
     def train(epochs):
         return fit(noisy, jnp.zeros(2), optax.sgd(0.1), np.ones((3, 2), np.float32), epochs,
-                   key=jax.random.key(1, impl=impl), carry=jax.random.key(2, impl=impl),
+                   key=jax.random.key(1, impl="rbg"), carry=jax.random.key(2, impl="rbg"),
                    run_dir=tmp_path, hooks=[Silent()])  # fmt: skip
 
     train(1)
-    assert train(2).state.carry.dtype == jax.random.key(0, impl=impl).dtype
+    assert train(2).state.carry.dtype == jax.random.key(0, impl="rbg").dtype
 
 
 def test_fewer_epochs_than_were_done_are_said(tmp_path):
@@ -694,14 +575,6 @@ def test_a_folder_says_what_it_cannot_be(options, message):
         RunFolder("run", **options)
 
 
-@pytest.mark.parametrize(
-    "given", [{"batch_size": 2.0}, {"batch_size": 0}, {"seed": -1}, {"axis": -1}, {"axis": 0.5}]
-)
-def test_minibatches_of_odd_sizes(given):
-    with pytest.raises(InvalidInputError):
-        minibatches(np.ones((4, 3)), **{"batch_size": 2, "axis": 0, **given})
-
-
 def line(params, batch, key):
     return jnp.mean((params["w"] * batch + params["v"] - (3 * batch - 1)) ** 2)
 
@@ -710,36 +583,48 @@ LINE = {"w": jnp.zeros(()), "v": jnp.zeros(())}
 POINTS = np.tile(np.linspace(0, 1, 8, dtype=np.float32), (10, 1))
 
 
-def learn_a_line(optimizer, folder=None, epochs=20, **options):
+def learn_a_line(optimizer, folder=None, epochs=20, loss=line, **options):
     options = {"key": jax.random.key(0), "hooks": [Silent()], **options}
-    return fit(line, LINE, optimizer, POINTS, epochs, run_dir=folder, **options)
+    return fit(loss, LINE, optimizer, POINTS, epochs, run_dir=folder, **options)
+
+
+def optimizers():
+    """Yield the optimisers of optax that need only a learning rate."""
+    for module in (optax, optax.contrib):
+        for name, make in sorted(vars(module).items()):
+            if not inspect.isfunction(make) or name.startswith(("scale_by", "sm3", "sophia")):
+                continue  # of the last two another test reads why not
+            parameters = inspect.signature(make).parameters
+            needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind < 2]
+            if "learning_rate" in parameters and needed in ([], ["learning_rate"]):
+                default = parameters["learning_rate"].default in (None, inspect.Parameter.empty)
+                rate = {"adadelta": 1.0, "fromage": 0.1}.get(name, 0.01) if default else None
+                given = {} if rate is None else {"learning_rate": rate}
+                yield pytest.param(
+                    functools.partial(make, **given), id=name, marks=pytest.mark.slow
+                )
 
 
 @pytest.mark.filterwarnings("ignore:Specifying a key will be required")
+@pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     "make",
     [
-        optax.lbfgs, optax.polyak_sgd, lambda: optax.contrib.prodigy(), optax.contrib.cocob,
-        lambda: optax.contrib.dog(1.0), lambda: optax.contrib.dowg(1.0), optax.contrib.momo,
-        lambda: optax.contrib.mechanize(optax.adam(0.1)),
+        optax.lbfgs, optax.contrib.momo,
         lambda: optax.contrib.sam(optax.sgd(0.2), optax.sgd(0.1)),
         lambda: optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(accumulation_size=10)),
-        lambda: optax.contrib.schedule_free_adamw(0.1), lambda: optax.contrib.muon(0.1),
-        lambda: optax.MultiSteps(optax.sgd(0.3), 2).gradient_transformation(),
+        lambda: optax.MultiSteps(optax.sgd(0.3), 2).gradient_transformation(), *optimizers(),
     ],
 )  # fmt: skip
-def test_optimizers_that_take_more_than_gradients_learn(make):
+def test_every_optimizer_learns(make):
     history = learn_a_line(make(), epochs=30).history
-    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    assert history[-1]["loss"] < (0.9999 if hasattr(make, "func") else 0.8) * history[0]["loss"]
 
 
 @pytest.mark.parametrize(
     "make",
-    [
-        lambda: optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=2)),
-        optax.lbfgs, optax.polyak_sgd, optax.contrib.prodigy,
-    ],
-)  # fmt: skip
+    [lambda: optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=2)), optax.lbfgs],
+)
 def test_optimizers_that_take_more_go_on_exactly(tmp_path, make):
     optimizer = make()
     whole = learn_a_line(optimizer, epochs=2)
@@ -755,14 +640,19 @@ def test_an_optimizer_that_cannot_is_one_sentence(make):
         learn_a_line(make())
 
 
-RUN = {"loss": line, "optimizer": optax.adam(0.1), "params": LINE, "batches": POINTS,
-       "key": 0}  # fmt: skip
+def closing_over(data):
+    return lambda params, batch, key: line(params, batch, key) * data[2]
+
+
+RUN = {"loss": closing_over(jnp.arange(4.0)), "optimizer": optax.adam(0.1), "params": LINE,
+       "batches": POINTS, "key": 0}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("change", "named", "free"),
     [
         ({"loss": lambda p, b, k: 2 * line(p, b, k)}, "another loss than", "loss"),
+        ({"loss": closing_over(jnp.arange(4.0).at[2].set(9.0))}, "another loss than", None),
         ({"optimizer": optax.adam(0.2)}, "another optimizer, learning rate", "optimizer"),
         ({"optimizer": optax.adamw(0.1)}, "another optimizer", None),
         ({"optimizer": optax.adam(optax.cosine_decay_schedule(0.1, 40))},
@@ -776,68 +666,37 @@ RUN = {"loss": line, "optimizer": optax.adam(0.1), "params": LINE, "batches": PO
          "another data of the first epoch, another loss than came", None),
     ],
 )  # fmt: skip
-def test_another_run_in_the_same_folder_is_refused(tmp_path, change, named, free):
+def test_another_run_in_the_same_folder_is_refused(tmp_path, capsys, change, named, free):
     def train(options, epochs, **more):
         given = {**RUN, **options}
         return fit(given["loss"], given["params"], given["optimizer"], given["batches"], epochs,
                    key=jax.random.key(given["key"]), run_dir=RunFolder(tmp_path, **more),
-                   hooks=[Progress(Screen())])  # fmt: skip
+                   hooks=[Progress(io.StringIO())])  # fmt: skip
 
     train({}, 1)
-    for epochs in (1, 2):
-        with pytest.raises(CheckpointError, match=named) as error:
-            train(change, epochs)
-        assert str(tmp_path) in str(error.value)
-    assert len(train({}, 2).history) == 2  # epochs alone may grow
-    if free:
-        assert len(train(change, 3, free={free}).history) == 3
+    with pytest.raises(CheckpointError, match=named) as error:
+        train(change, 2)
+    assert str(tmp_path) in str(error.value)
+    if free is None:
+        assert len(train({}, 2).history) == 2  # epochs alone may grow
+    else:
+        assert len(train(change, 2, free={free}).history) == 2
+        assert "the run resumes with another" in capsys.readouterr().out
         # And then it is that run.
-        assert len(train(change, 4).history) == 4
-
-
-def test_what_a_loss_closes_over_is_part_of_it(tmp_path):
-    def train(data):
-        return fit(lambda p, b, k: ((p * data[b] - 1) ** 2).mean(), jnp.zeros(()), optax.sgd(0.1),
-                   np.arange(4).reshape(2, 2), 1, key=jax.random.key(0), run_dir=tmp_path,
-                   hooks=[Silent()])  # fmt: skip
-
-    train(jnp.arange(4.0))
-    train(jnp.arange(4.0))
-    with pytest.raises(CheckpointError, match="another loss"):
-        train(jnp.arange(4.0).at[2].set(9.0))
+        assert len(train(change, 3).history) == 3
 
 
 def test_a_run_of_another_version_goes_on_and_that_is_said(tmp_path, monkeypatch, capsys):
     learn_a_line(optax.adam(0.1), tmp_path, 1)
     monkeypatch.setattr(jax, "__version__", "0.0.1")
-    learn_a_line(optax.adam(0.1), tmp_path, 2, hooks=[Progress(Screen())])
+    learn_a_line(optax.adam(0.1), tmp_path, 2, hooks=[Progress(io.StringIO())])
     assert "and this is jax 0.0.1, rnnjax" in capsys.readouterr().out
-
-
-def test_rows_and_batches_may_be_keys(tmp_path):
-    keys = jax.random.split(jax.random.key(3), 8)
-    batches = minibatches({"keys": keys, "ys": np.arange(8)}, 4, axis=0)(0)
-    data, found = map(jax.random.key_data, (keys, batches["keys"]))
-    np.testing.assert_array_equal(found, data[batches["ys"]])
-    sharding = Sharding.over(2, rows_axis={"keys": 1, "ys": 1})
-    assert isinstance(hash(sharding), int)
-    laid = sharding.put_batches(batches)
-    assert laid["keys"].dtype == keys.dtype
-    assert len(jax.random.key_data(laid["keys"]).sharding.device_set) == 2
-    result = fit(lambda p, b, k: p + jax.random.normal(b), jnp.zeros(()), optax.sgd(0.1), keys, 1,
-                 key=jax.random.key(0), run_dir=tmp_path, hooks=[Silent()])  # fmt: skip
-    assert int(result.state.step) == 8
 
 
 def strictly(path):
     """The objects of a file, by JSON alone."""
-
-    def refuse(constant):
-        raise AssertionError(f"{constant} in {path}")
-
-    text = path.read_text()
-    parts = text.splitlines() if path.suffix == ".jsonl" else [text]
-    return [json.loads(part, parse_constant=refuse) for part in parts]
+    parts = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    return [json.loads(part, parse_constant=pytest.fail) for part in parts]
 
 
 def test_what_is_not_finite_is_null_in_all_files(tmp_path):
@@ -854,38 +713,6 @@ def test_what_is_not_finite_is_null_in_all_files(tmp_path):
     strictly(tmp_path / "bad" / "steps.jsonl")
 
 
-def test_a_mean_where_nothing_counts_is_none():
-    result = run(None, data=lambda epoch: batches(epoch) | {"weight": np.zeros(5, np.float32)})
-    assert all(np.isnan(entry["loss"]) for entry in result.history)
-
-
-def optimizers():
-    """Yield the optimisers of optax that need only a learning rate."""
-    for module in (optax, optax.contrib):
-        for name, make in sorted(vars(module).items()):
-            if not inspect.isfunction(make) or name.startswith("scale_by"):
-                continue
-            parameters = inspect.signature(make).parameters
-            needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind < 2]
-            if "learning_rate" in parameters and needed in ([], ["learning_rate"]):
-                default = parameters["learning_rate"].default in (None, inspect.Parameter.empty)
-                rate = {"adadelta": 1.0, "fromage": 0.1}.get(name, 0.01) if default else None
-                given = {} if rate is None else {"learning_rate": rate}
-                yield pytest.param(functools.partial(make, **given), id=name)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Specifying a key will be required")
-@pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("make", list(optimizers()))
-def test_every_optimizer_learns_or_says_in_a_sentence_why_not(make):
-    history = None
-    with contextlib.suppress(InvalidInputError):  # whose sentence another test reads
-        history = learn_a_line(make(), epochs=30).history
-    assert history is None or history[-1]["loss"] < 0.9999 * history[0]["loss"]
-    assert history is not None or make.func.__name__ in {"sm3", "sophia"}
-
-
 def test_a_helper_may_have_another_name(tmp_path):
     def first(x):
         return x * 2
@@ -893,37 +720,9 @@ def test_a_helper_may_have_another_name(tmp_path):
     def second(x):
         return x * 2
 
-    def train(helper):
-        fit(lambda p, b, k: jax.jit(helper)(p).sum(), jnp.ones(2), optax.sgd(0.1), np.ones((2, 2)),
-            1, key=jax.random.key(0), run_dir=tmp_path, hooks=[Silent()])  # fmt: skip
-
-    train(first)
-    train(second)
-
-
-@pytest.mark.parametrize("where", ["step", "evaluate"])
-def test_a_signal_before_an_error_is_raised_too(tmp_path, capsys, where):
-    def both(*_):
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise RuntimeError("an accident")
-
-    heard, options = [], {"on_signal": "raise"}
-    options |= {"evaluate": both} if where == "evaluate" else {"progress": At(2, both)}
-    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
-    try:
-        with pytest.raises(RuntimeError, match="an accident"):
-            run(tmp_path, **options)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert heard == [signal.SIGTERM]
-    assert (
-        "SIGTERM: stopped by it and by an error; there is no checkpoint" in capsys.readouterr().err
-    )
-
-
-def test_a_signal_is_returned_without_a_folder_too():
-    result = run(None, At(4, lambda: os.kill(os.getpid(), signal.SIGINT)))
-    assert (int(result.state.step), result.stopped_by, result.finished) == (4, signal.SIGINT, False)
+    for helper in (first, second):
+        loss = functools.partial(lambda helper, *given: jax.jit(helper)(line(*given)), helper)
+        learn_a_line(optax.sgd(0.1), tmp_path, 1, loss)
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,18 @@ def test_a_terminal_shows_the_phase_and_the_rate_of_training_alone(monkeypatch, 
     assert capsys.readouterr().out == "epoch 1: loss 0.25, validation_loss 2\n"
 
 
+def test_a_terminal_that_is_gone_ends_no_run(monkeypatch):
+    def gone(text):
+        raise OSError(5, "Input/output error")
+
+    screen = Screen()
+    screen.write = gone
+    monkeypatch.setattr("sys.stdout", screen)
+    progress = Progress(screen)
+    progress.on_phase("training")
+    progress.say("a line")
+
+
 def test_a_log_has_a_line_a_minute(monkeypatch):
     log, now = Screen(terminal=False), [5.0]
     monkeypatch.setattr(hooks.time, "monotonic", lambda: now[0])
