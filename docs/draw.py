@@ -1,4 +1,8 @@
-"""Draws the pictures of the pages: ``python docs/draw.py [FOLDER]``, by default docs/pictures."""
+"""Draws the pictures of the pages: ``python docs/draw.py [FOLDER]``, by default docs/pictures.
+
+``python docs/draw.py RUN/points.png docs/learn/cookbook-spirals.png`` copies what a program has
+drawn, with a palette of 64 colours: a third of the bytes.
+"""
 
 import ast
 import functools
@@ -12,6 +16,7 @@ import jax.numpy as jnp
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+from PIL import Image
 
 import rnnjax
 
@@ -268,6 +273,16 @@ def main(folder: Path) -> None:
             plt.close(figure)
 
 
+def copy(drawn: str, target: str) -> None:
+    """Save a picture of a program with a palette, one colour for each of the most unlike."""
+    with Image.open(drawn) as picture:
+        colours, plain = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+        picture.convert("RGB").quantize(64, colours, dither=plain).save(target, optimize=True)
+
+
 if __name__ == "__main__":
     mpl.use("svg")
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "pictures")
+    if len(sys.argv) == 3:
+        copy(*sys.argv[1:])
+    else:
+        main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "pictures")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import runs
+from experiments.cookbook.common import plots
 from experiments.t_maze.config import Config
 from experiments.t_maze.training import Trainer
 from rnnjax.training import Progress
@@ -57,6 +58,13 @@ def main() -> int:
             f"{'with' if r['memory'] else 'without'} memory, seed {r['seed']}: success "
             f"{r['success']:.1%} of {config.episodes:,} fresh episodes; while learning {curve}"
         )
+    with_memory, without = np.array(learned, float).reshape(2, config.seeds, epochs).mean(axis=1)
+    plots.curves(
+        run_dir / "learning.png",
+        {"with memory": 100 * with_memory, "with a reset at every step": 100 * without},
+        x="% of the training", y="goals found, %",
+        xs=[100 * (k + 1) / epochs for k in range(epochs)],
+    )  # fmt: skip
     write_json(
         run_dir / "result.json", {"config": vars(config), "seconds": seconds, "results": results}
     )

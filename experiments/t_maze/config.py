@@ -49,7 +49,7 @@ class Config:
     seeds: Positive = 1
     """The number of seeds, from --seed on, to train together in one vmapped run."""
     run_dir: Path | None = None
-    """Where the result goes; by default a new folder under runs/t_maze."""
+    """Where the picture and result.json go; by default a new folder under runs/t_maze."""
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""

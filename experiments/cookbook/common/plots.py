@@ -77,12 +77,12 @@ def space(path: Path, points: Mapping[str, np.ndarray], lines: np.ndarray) -> No
 def images(path: Path, rows: Mapping[str, np.ndarray]) -> None:
     """A grid of images, a row with a name each: ``name -> (n, height, width)``, from 0 to 1."""
     count = max(len(each) for each in rows.values())
-    plt, figure, axes = _figure(len(rows), count, (1 + 0.8 * count, 0.9 * len(rows)))
+    plt, figure, axes = _figure(len(rows), count, (1 + 0.6 * count, 0.75 * len(rows)))
     for line, (name, each) in zip(axes, rows.items(), strict=True):
         for ax in line:
             ax.set_axis_off()
         for ax, image in zip(line, each, strict=False):
-            ax.imshow(image, cmap="gray_r", vmin=0, vmax=1)
+            ax.imshow(image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
         line[0].set_title(name, fontsize="small", loc="left")
     _save(plt, figure, path)
 
