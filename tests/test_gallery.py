@@ -72,10 +72,6 @@ class Gated:
         g, c = sums(p, x, h, 2)
         return sigmoid(g) * h + (1 - sigmoid(g)) * np.tanh(c)
 
-    def JANETCell(p, x, h, *, beta=0.7):
-        gate, c = sums(p, x, h, 2)
-        return sigmoid(gate) * h + (1 - sigmoid(gate - beta)) * np.tanh(c)
-
     def SubLSTMCell(p, x, h, c):
         i, f, z, o = map(sigmoid, sums(p, x, h, 4))
         c = f * c + z - i
@@ -85,10 +81,6 @@ class Gated:
         i, g, o = sums(p, x, h, 3)
         c = (1 - sigmoid(i)) * c + sigmoid(i) * np.tanh(g)
         return sigmoid(o) * np.tanh(c), c
-
-    def LiGRUCell(p, x, h):
-        z, n = sums(p, x, h, 2)
-        return sigmoid(z) * h + (1 - sigmoid(z)) * relu(n)
 
     def FastGRNNCell(p, x, h):
         pre, (b_z, b_n) = x @ p["kernel"] + h @ p["recurrent_kernel"], p["biases"]
@@ -193,11 +185,6 @@ class Matrix:
         S = np.array([1 - 1 / 32, 1 - 1 / 64])[:, None, None] * S + outer(v, k) / np.sqrt(2)
         return S, applied(S, q)
 
-    def SimpleGLACell(p, x, S):
-        q, k, v, a = heads(p, x, 4)
-        S = sigmoid(scalar(a)) * S + outer(v, k)
-        return S, applied(S, q)
-
     def GLACell(p, x, S):
         q, k, a, v, r = heads(p, x, 5)
         S = S @ diagonal(sigmoid(a) ** (1 / 16)) + outer(v, k)
@@ -250,10 +237,6 @@ class Time:
 
     def RNNDecayCell(p, x, gap, h):
         h = h * np.exp(-softplus(p["speed"]) * gap)
-        return np.tanh(x @ p["kernel"] + h @ p["own"] + p["bias"])
-
-    def ODERNNCell(p, x, gap, h):
-        h = h + gap * np.tanh(h @ p["flow"])
         return np.tanh(x @ p["kernel"] + h @ p["own"] + p["bias"])
 
     def CfCCell(p, x, gap, h):
