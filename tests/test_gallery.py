@@ -72,11 +72,6 @@ class Gated:
         g, c = sums(p, x, h, 2)
         return sigmoid(g) * h + (1 - sigmoid(g)) * np.tanh(c)
 
-    def SubLSTMCell(p, x, h, c):
-        i, f, z, o = map(sigmoid, sums(p, x, h, 4))
-        c = f * c + z - i
-        return sigmoid(c) - o, c
-
     def CoupledLSTMCell(p, x, h, c):
         i, g, o = sums(p, x, h, 3)
         c = (1 - sigmoid(i)) * c + sigmoid(i) * np.tanh(g)
