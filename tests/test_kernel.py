@@ -28,7 +28,7 @@ from rnnjax.engine.pallas.tile_rules import computed
 from rnnjax.engine.pallas.tpu import Traced
 
 # As the kernel of a TPU, and as that of a GPU.
-INTERPRETED, ON_GPU = Kernel(interpret=True), Kernel(interpret="cuda")
+BOTH = INTERPRETED, ON_GPU = Kernel(interpret=True), Kernel(interpret="cuda")
 SERVED = [n for n, cell in CELLS.items() if not any(map(Kernel().refusal, layers(cell)))]
 # Ways through the engine: two halves, a sum and parameters in the update, no product.
 FEW = ["gru", "user-peephole", "mingru"]
@@ -54,8 +54,6 @@ def arguments(cell, random_like, time=TIME, batch=(BATCH,)):
         (carry, jax.ShapeDtypeStruct((time, *batch, cell.output_size), "float32")),
     )
     *given, weights = (random_like(tree, 10 + i) for i, tree in enumerate(trees))
-    if isinstance(cell, rnnjax.SLSTMCell):  # the leaves of whose carry hang together
-        given[2] = cell.initial_carry(batch)
     return tuple(given), weights
 
 
@@ -79,40 +77,18 @@ def blocks(monkeypatch):
     monkeypatch.setattr(tpu, "_MOST", 3)
 
 
-@pytest.fixture(scope="module")
-def by_scan(random_like):
-    """Outputs and gradients of a cell of the table, once for all kernels."""
-
-    @functools.cache
-    def compute(name, marked):
-        given = arguments(CELLS[name], random_like)
-        return run(CELLS[name], Scan(), *given, **(MARKS if marked else {}))
-
-    return compute
-
-
-# On a GPU an update that reads parameters is that of the peephole LSTM below.
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize(
-    ("name", "marked", "method"),
+    ("name", "marks"),
     [
-        pytest.param(
-            name, marked, method,
-            marks=[]
-            if name in FEW and marked and (name, method) != ("user-peephole", ON_GPU)
-            else pytest.mark.slow,
-        )
-        for name in SERVED
-        for marked in (False, True)
-        for method in (INTERPRETED, ON_GPU)
+        *((name, MARKS) for name in FEW),
+        *(pytest.param(name, {}, marks=pytest.mark.slow) for name in SERVED),
+        *(pytest.param(n, MARKS, marks=pytest.mark.slow) for n in SERVED if n not in FEW),
     ],
-    ids=str,
-)  # fmt: skip
-def test_a_kernel_gives_the_numbers_of_the_scan(
-    name, marked, method, random_like, by_scan, assert_close
-):
-    given, marks = arguments(CELLS[name], random_like), MARKS if marked else {}
-    assert_close(run(CELLS[name], method, *given, **marks), by_scan(name, marked), 1e-6)
+    ids=lambda value: value if isinstance(value, str) else "marked" if value else "plain",
+)
+def test_a_kernel_gives_the_numbers_of_the_scan(name, marks, equal_to_scan):
+    equal_to_scan(CELLS[name], BOTH, **marks)
 
 
 @pytest.mark.parametrize(
@@ -135,13 +111,10 @@ def test_rows_of_two_programs_and_units_of_several_tiles(cell, random_like, asse
     }
     spoilt = np.array(xs)
     spoilt[:, 3] = np.nan
-    outs, of_spoilt = [], []
-    for method in (ON_GPU, Scan()):
-        both = jax.jit(weighted(functools.partial(rnnjax.unroll, cell, method=method, **marks)))
-        outs.append(both((params, xs, carry), weights))
-        of_spoilt.append(jax.tree.map(np.nan_to_num, both((params, spoilt, carry), weights)[0]))
-    assert_close(*outs, 1e-6)
-    assert_close(*of_spoilt, 1e-6)
+    runs = [functools.partial(run, cell, method, **marks) for method in (ON_GPU, Scan())]
+    assert_close(*(both((params, xs, carry), weights) for both in runs), 1e-6)
+    spoilt = [both((params, spoilt, carry), weights)[0] for both in runs]
+    assert_close(*(jax.tree.map(np.nan_to_num, out) for out in spoilt), 1e-6)
     assert planned(cell, rows=18, platform="cuda").count("one kernel") == 2 * LOWERS
 
 
@@ -221,12 +194,9 @@ OTHERS = {
 @pytest.mark.filterwarnings("ignore:the gradient of a Regularized is taken without its dropout")
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_cells_and_rows(name, random_like, assert_close):
+def test_other_cells_and_rows(name, equal_to_scan):
     cell, batch, options = OTHERS[name]
-    given = arguments(cell, random_like, batch=batch)
-    expected = run(cell, Scan(), *given, **options)
-    for method in (INTERPRETED, ON_GPU):
-        assert_close(run(cell, method, *given, **options), expected, 1e-6)
+    equal_to_scan(cell, BOTH, batch, **options)
 
 
 def test_vmap_segments_and_second_derivatives(random_like, assert_close):
@@ -340,13 +310,8 @@ def test_the_plan_says_whether_numbers_by_themselves_and_rounding_are_inside(rou
     assert plan.count("Unimplemented primitive") == (2 if refused else 0)
 
 
-@dataclasses.dataclass(frozen=True)
-class SortedCell(rnnjax.Cell):
+class SortedCell(rnnjax.SimpleRNNCell):
     """A user's cell with an operation that no kernel has."""
-
-    hidden_size: int
-    carry = rnnjax.SimpleRNNCarry
-    gates = ("z",)
 
     def update(self, params, x, carry):
         return rnnjax.SimpleRNNCarry(jnp.sort(x, axis=-1))

@@ -296,17 +296,10 @@ def noisy(name):
     ],
 )
 @pytest.mark.usefixtures("x64")
-def test_law_6_noise_is_the_same_by_every_method(name, draw, assert_close):
-    def run(method, params, xs, carry, start):
-        given = {**ALL, "reset_carry": start, "key": jax.random.key(7)}
-        return rnnjax.unroll(noisy(name), params, xs, carry, method=method, **given)
-
-    methods = Scan(), Fused(), *([Fused(keep_every=2)] if name == "projection" else [])
-    expected, *others = (
-        jax.jit(weighted(functools.partial(run, method)))(*draw(name)) for method in methods
-    )
-    for actual in others:
-        assert_close(actual, expected, TOLERANCES["float64"])
+def test_law_6_noise_is_the_same_by_every_method(name, equal_to_scan):
+    methods = [Fused(), *([Fused(keep_every=2)] if name == "projection" else [])]
+    given = {"dtype": "float64", "tolerance": TOLERANCES["float64"], "key": jax.random.key(7)}
+    equal_to_scan(noisy(name), methods, **given, **ALL)
 
 
 @pytest.mark.parametrize("method", [Scan(), Parallel(newton=Newton()), Auto()], ids=str)
