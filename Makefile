@@ -114,7 +114,7 @@ cookbook: $(VENV)/demo.stamp
 # The site, in site/: `python -m http.server -d site` shows it. The addresses are those of pyproject.toml.
 url = $(shell sed -n 's/^$(1) = "\(.*\)"$$/\1/p' pyproject.toml)
 docs: $(VENV)/docs.stamp $(VENV)/test.stamp
-	$(BIN)/python -m pytest $(WORKERS) -m 'not slow' tests/test_pages.py tests/test_docs.py rnnjax
+	$(BIN)/python -m pytest $(WORKERS) -m 'not slow' tests/test_pages.py rnnjax
 	SITE_URL=$(call url,Documentation) REPO_URL=$(call url,Source) \
 		$(BIN)/python -m zensical build --strict --clean --config-file mkdocs.yml
 

@@ -11,7 +11,8 @@ import pytest
 from cell_table import CELLS, OwnPastCell, OwnStepCell, grid
 
 import rnnjax
-from rnnjax import Coupling, InvalidInputError, Role
+from rnnjax import Coupling, Fused, InvalidInputError, Newton, Parallel, Role, Scan
+from rnnjax.online import SnAp1
 
 # A memory is affine by what it is, and has no update of its own.
 UPDATES = {n: cell for n, cell in CELLS.items() if cell.carry is not None and not cell.has_memory}
@@ -117,12 +118,12 @@ def test_another_word_is_refused():
 
 def test_auto_takes_a_promise_at_its_word():
     for word, method in (
-        (Coupling.AFFINE, rnnjax.Fused()),
-        (Coupling.CONTRACTING, rnnjax.Parallel()),
+        (Coupling.AFFINE, Fused()),
+        (Coupling.CONTRACTING, Parallel()),
     ):
         cell = type("Declared", (OwnUpdate,), {"coupling": word})(4)
         assert rnnjax.Auto().choose(cell, 1024, rows=1) == method
-        assert rnnjax.Parallel().refusal(cell) is None
+        assert Parallel().refusal(cell) is None
 
 
 # ---- rows that interact
@@ -193,14 +194,14 @@ class AxisOneRNNCell(rnnjax.Cell):
 @pytest.mark.parametrize(
     ("cell", "other"),
     [
-        (AxisOneCell(4), rnnjax.Parallel()),
-        (AxisOneRNNCell(4), rnnjax.Parallel(newton=rnnjax.Newton())),
+        (AxisOneCell(4), Parallel()),
+        (AxisOneRNNCell(4), Parallel(newton=Newton())),
     ],
     ids=repr,
 )
 def test_an_update_is_given_one_step(cell, other, steps, equal_to_scan):
     lengths = np.array([steps, steps // 2])
-    equal_to_scan(cell, [rnnjax.Fused(), other], (2,), steps=steps, scale=0.3, lengths=lengths)
+    equal_to_scan(cell, [Fused(), other], (2,), steps=steps, scale=0.3, lengths=lengths)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,7 +277,7 @@ def test_the_default_gives_a_drawn_cell_the_numbers_of_the_scan(number, equal_to
     cell, rng = drawn_cell(number), np.random.default_rng(number)
     steps = 600 if number % 4 == 3 else 5
     marks = {"mask": rng.random((steps, 2)) < 0.8, "resets": rng.random((steps, 2)) < 0.2}
-    methods = [rnnjax.Auto(), rnnjax.Fused(keep_every=2), rnnjax.Parallel()]
+    methods = [rnnjax.Auto(), Fused(keep_every=2), Parallel()]
     equal_to_scan(
         cell, [m for m in methods if m.refusal(cell) is None], (2,), steps=steps, features=3,
         dtype="float64", tolerance=1e-10, **(marks if number % 2 else {}),
@@ -333,24 +334,24 @@ class MaskedKernelCell(rnnjax.Cell):
 
 def test_a_kernel_of_the_loop_names_the_cure(equal_to_scan):
     params, xs = MaskedKernelCell(4).init(jax.random.key(0), 3), np.ones((5, 2, 3), "f")
-    for method in (rnnjax.Scan(), rnnjax.Fused()):
+    for method in (Scan(), Fused()):
         with pytest.raises(InvalidInputError, match=r"Role\.LOOP knows only state @ params"):
             rnnjax.unroll(MaskedKernelCell(4, role=Role.LOOP), params, xs, method=method)
-    equal_to_scan(MaskedKernelCell(4), [rnnjax.Fused()])
+    equal_to_scan(MaskedKernelCell(4), [Fused()])
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadCell(rnnjax.MinGRUCell):
     """With a product and a bias after the loop, and one that has another role."""
 
-    role: rnnjax.Role = rnnjax.Role.OUT
+    role: Role = Role.OUT
     output = None
     output_size = 2
     coupling = Coupling.CONTRACTING
 
     def parameters(self, input_size):
         return super().parameters(input_size) | {
-            "head": rnnjax.Param((self.hidden_size, 2), "ones", rnnjax.Role.OUT),
+            "head": rnnjax.Param((self.hidden_size, 2), "ones", Role.OUT),
             "head_bias": rnnjax.Param((2,), "ones", self.role),
         }
 
@@ -364,7 +365,7 @@ class HeadCell(rnnjax.MinGRUCell):
 
 def test_a_readout_may_have_a_bias(random_like, equal_to_scan, assert_close):
     cell = HeadCell(4)
-    equal_to_scan(cell, [rnnjax.Fused(), rnnjax.Parallel()])
+    equal_to_scan(cell, [Fused(), Parallel()])
     params = random_like(lambda: cell.init(jax.random.key(0), 3), 1)
     run, xs = functools.partial(rnnjax.unroll, cell), np.ones((6, 2, 3), "f")
     bare = run({**params, "head_bias": jnp.zeros(2)}, xs)[1]
@@ -372,9 +373,9 @@ def test_a_readout_may_have_a_bias(random_like, equal_to_scan, assert_close):
 
 
 def test_a_readout_is_given_what_it_may_read():
-    cell = HeadCell(4, role=rnnjax.Role.UNIT)
+    cell = HeadCell(4, role=Role.UNIT)
     with pytest.raises(
-        rnnjax.InvalidInputError,
+        InvalidInputError,
         match=r"readout of HeadCell.* cannot run: 'head_bias'; .* Role.OUT alone, \['head'\]",
     ):
         rnnjax.unroll(cell, cell.init(jax.random.key(0), 3), jnp.ones((6, 2, 3)))
@@ -407,3 +408,149 @@ def test_a_cell_keeps_its_own_options(options, random_like, assert_close):
     xs = np.ones((4, 2), "float32")
     twice = jax.tree.map(lambda leaf: 2 * leaf, params)
     assert_close(rnnjax.unroll(cell, params, xs), rnnjax.unroll(plain, twice, xs), 1e-6)
+
+
+# ---- features that an update reads as they are
+
+
+@dataclasses.dataclass(frozen=True)
+class DecayingCell(rnnjax.Cell):
+    """A state that decays over the time since the last step, which is the last feature."""
+
+    hidden_size: int
+    dtype: Any = None
+    carry = rnnjax.SimpleRNNCarry
+    gates = "h", "d"
+    raw_inputs = 1
+
+    def update(self, params, x, carry):
+        h, d, gap = x[..., : self.hidden_size], x[..., self.hidden_size : -1], x[..., -1:]
+        decay = jnp.exp(-jax.nn.softplus(d) * gap)
+        return rnnjax.SimpleRNNCarry(decay * carry.hidden + jnp.tanh(h) * gap)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairCell(DecayingCell):
+    """One that is given both products by themselves."""
+
+    use_recurrent_bias: bool = True
+    additive = False
+
+    def update(self, params, x, carry):
+        x, recurrent = x
+        product, gap = x[..., :-1], x[..., -1:]
+        gap += 0.1 * recurrent.mean(-1, keepdims=True)
+        return super().update(params, jnp.concatenate([product, gap], -1), carry)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearCell(DecayingCell):
+    """An affine one."""
+
+    recurrent = None
+    coupling = Coupling.CONTRACTING
+
+    def update(self, params, x, carry):
+        h, d, gap = x[..., : self.hidden_size], x[..., self.hidden_size : -1], x[..., -1:]
+        return rnnjax.SimpleRNNCarry(jnp.exp(-jax.nn.softplus(d) * gap) * carry.hidden + h * gap)
+
+
+@dataclasses.dataclass(frozen=True)
+class SquaredCell(LinearCell):
+    """An affine one, whose output is not its state."""
+
+    output = None
+    coupling = Coupling.CONTRACTING
+
+    def update(self, params, x, carry):
+        new = super().update(params, x, carry)
+        return new, new.hidden * carry.hidden
+
+
+@pytest.mark.parametrize(
+    ("cell", "methods"),
+    [
+        (DecayingCell(4), [Fused(), Fused(keep_every=3), Parallel(newton=Newton())]),
+        (PairCell(4), [Fused()]),
+        (LinearCell(4), [Fused(), Parallel()]),
+        (SquaredCell(4), [Parallel()]),
+    ],
+    ids=str,
+)
+def test_raw_inputs_by_every_method(cell, methods, equal_to_scan):
+    resets = np.zeros((7, 2), bool)
+    resets[2, 1] = resets[5] = True
+    marks = {"lengths": np.array([7, 4]), "resets": resets}
+    equal_to_scan(cell, methods, (2,), steps=7, features=3, **marks)
+
+
+def test_raw_inputs_are_not_in_a_product():
+    cell = DecayingCell(4, dtype=jnp.bfloat16)
+    params = cell.init(jax.random.key(0), input_size=3)
+    assert params["kernel"].shape == (2, 8)
+    gap = 1 + 1 / 512  # which bfloat16 does not know
+    assert cell.project(params, jnp.full((2, 3), gap))[0, -1] == jnp.float32(gap)
+
+
+@dataclasses.dataclass(frozen=True)
+class LastSeenCell(rnnjax.Cell):
+    """One without a product: a value, and whether it is there."""
+
+    hidden_size: int
+    carry = rnnjax.SimpleRNNCarry
+    gates = ()
+    recurrent = None
+    raw_inputs = property(lambda self: 2 * self.hidden_size)
+
+    def update(self, params, x, carry):
+        value, seen = jnp.split(x, 2, axis=-1)
+        return rnnjax.SimpleRNNCarry(jnp.where(seen > 0, value, carry.hidden))
+
+
+def test_raw_inputs_may_be_all():
+    cell = LastSeenCell(1)
+    params = cell.init(jax.random.key(0), input_size=2)
+    assert params["kernel"].shape == (0, 0)
+    xs = jnp.array([[5.0, 0], [3, 1], [7, 0], [2, 1], [8, 0]])
+    _, ys = rnnjax.unroll(cell, params, xs)
+    assert ys[:, 0].tolist() == [0, 3, 3, 2, 2]
+
+
+def test_where_raw_inputs_are_refused():
+    cell, xs = DecayingCell(4), jnp.ones((7, 2, 3))
+    params = cell.init(jax.random.key(0), input_size=3)
+    with pytest.raises(InvalidInputError, match="raw inputs are read by no kernel"):
+        rnnjax.unroll(cell, params, xs, method=rnnjax.Kernel())
+    none = {**params, "kernel": params["kernel"][:0]}
+    with pytest.raises(InvalidInputError, match=r"input_size of DecayingCell.* at least 2"):
+        rnnjax.unroll(cell, none, xs[..., :1])
+    with pytest.raises(InvalidInputError, match="at least 2"):
+        cell.init(jax.random.key(0), input_size=1)
+    with pytest.raises(InvalidInputError, match=r"give jax\.nn\.one_hot"):
+        rnnjax.unroll(cell, params, rnnjax.OneHot(jnp.zeros((7, 2), int), 3))
+    assert "numbers a row" in str(rnnjax.explain(cell, params, xs, method=Fused()))
+    ready, laid_out = rnnjax.prepare(cell, params, xs[0])
+    assert ready == cell
+    assert laid_out is params
+    with pytest.raises(InvalidInputError, match="no part of a product"):
+        SnAp1(cell)
+
+
+@pytest.mark.parametrize("kind", [rnnjax.LRUCell, rnnjax.S5Cell])
+def test_intervals_of_a_state_space(kind, assert_close):
+    """An interval of 1 is a step; one of 3 is three steps, two of them without an input."""
+    cell, timed = kind(4), kind(4, intervals=True)
+    params = cell.init(jax.random.key(0), input_size=2)
+    xs = jax.random.normal(jax.random.key(1), (7, 2, 2))
+    assert_close(timed.init(jax.random.key(0), input_size=3), params, 0)
+    ones = jnp.concatenate([xs, jnp.ones((7, 2, 1))], -1)
+    expected = rnnjax.unroll(cell, params, xs)
+    for method in (Scan(), Parallel()):
+        assert_close(rnnjax.unroll(timed, params, ones, method=method), expected, 1e-6)
+    carry, _ = expected
+    assert_close(timed.step(params, carry, ones[0]), cell.step(params, carry, xs[0]), 1e-6)
+    if kind is rnnjax.LRUCell:  # of a state space that holds its inputs, they count for longer
+        late = timed.step(params, carry, ones[0].at[:, -1].set(3))
+        for _ in range(2):
+            carry, _ = cell.step(params, carry, jnp.zeros((2, 2)))
+        assert_close(late, cell.step(params, carry, xs[0]), 1e-5)
