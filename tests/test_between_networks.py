@@ -186,25 +186,6 @@ def test_a_cell_that_looks_back_against_its_definition(draw):
                   rnnjax.OneHot(np.array([0, 1]), 2))  # fmt: skip
 
 
-def test_masks_and_resets_reach_a_cell_that_looks_back(draw):
-    cell = rnnjax.AttentionCell(rnnjax.SimpleRNNCell(3), **SIZES)
-    resets = np.arange(5)[:, None] == [3, -1]
-
-    @jax.jit
-    def outputs(params, memory, xs):
-        ready = cell.over(params, memory)
-        marks = {"resets": resets, "lengths": np.array([5, 2])}
-        return [
-            rnnjax.unroll(cell, ready, xs[some], **given)[1]
-            for some, given in ((slice(0, 5), marks), (slice(0, 5), {}), (slice(3, 5), {}))
-        ]
-
-    ys, whole, after = jax.device_get(outputs(draw(cell), normal(7, 6, 2, 4), normal(8, 5, 2, 2)))
-    np.testing.assert_allclose(ys[3:, 0], after[:, 0], atol=1e-6)
-    np.testing.assert_allclose(ys[:2, 1], whole[:2, 1], atol=1e-6)
-    assert not ys[2:, 1].any()
-
-
 @pytest.mark.parametrize(
     "cell",
     [rnnjax.LSTMCell(3), rnnjax.LearnedCarry(rnnjax.Stack([rnnjax.SimpleRNNCell(3)] * 2))],

@@ -137,26 +137,21 @@ class NormedStepCell(OwnStepCell):
 
 
 def test_rows_may_interact_in_a_step_of_its_own(assert_close):
-    cell = NormedStepCell(4)
+    """Padding is zeros to them, whatever stands there."""
+    cell, lengths = NormedStepCell(4), np.array([6, 3, 5, 2, 1])
     params = {"kernel": np.linspace(-1, 1, 28, dtype=np.float32).reshape(7, 4)}
     xs = np.random.default_rng(1).normal(size=(6, 5, 3)).astype(np.float32)
-    lengths = np.array([6, 3, 5, 2, 1])
+    valid = (np.arange(6)[:, None] < lengths)[..., None]
 
-    def library(params, xs):
-        return jnp.sin(rnnjax.unroll(cell, params, xs, lengths=lengths)[1]).sum()
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def run(params, xs, marks):
+        ys = jnp.where(valid, rnnjax.unroll(cell, params, xs, **marks)[1], 0)
+        return jnp.sin(ys).sum(), ys
 
-    def by_hand(params, xs):
-        """Padding is zeros, and holds the state."""
-        carry, total = cell.initial_carry((5,)), 0
-        for t, x in enumerate(xs):
-            valid = (t < lengths)[:, None]
-            new, y = cell.step(params, carry, jnp.where(valid, x, 0))
-            carry = jnp.where(valid, new, carry)
-            total += jnp.where(valid, jnp.sin(y), 0).sum()
-        return total
-
-    run = jax.jit(lambda *args: [jax.value_and_grad(f, (0, 1))(*args) for f in (library, by_hand)])
-    assert_close(*run(params, xs), 1e-5)
+    (_, ys), (d_params, d_xs) = run(params, xs, {"lengths": lengths})
+    (_, expected), (by_params, by_xs) = run(params, np.where(valid, xs, 0), {})
+    assert_close((ys, d_params, d_xs), (expected, by_params, np.where(valid, by_xs, 0)), 1e-5)
 
 
 # ---- what an update is given

@@ -22,17 +22,7 @@ from rnnjax.engine.fused.recurrence import Recurrence
 
 # Sizes that no other test uses: what is compiled depends on the constants that are changed here.
 HIDDEN, FEATURES, TIME = 11, 6, 5
-# One sum or two halves; an LSTM's is a sum too.
-CELLS = [
-    rnnjax.SimpleRNNCell,
-    pytest.param(rnnjax.LSTMCell, marks=pytest.mark.slow),
-    rnnjax.GRUCell,
-]
-
-
-@pytest.fixture
-def no_cache(monkeypatch):
-    monkeypatch.setattr(matmul, "_CACHE_BYTES", 0)
+KINDS = [rnnjax.SimpleRNNCell, rnnjax.GRUCell]  # one sum or two halves; an LSTM's is a sum too
 
 
 @pytest.fixture
@@ -40,33 +30,27 @@ def check(equal_to_scan):
     return functools.partial(equal_to_scan, features=FEATURES, tolerance=2e-5)
 
 
-@pytest.mark.usefixtures("no_cache")
-@pytest.mark.parametrize("kind", CELLS)
-def test_kernels_that_leave_the_cache(kind, check):
-    check(kind(HIDDEN), [rnnjax.Fused()], (7,))
+FORMS = {
+    "of kernels that leave the cache": {"_CACHE_BYTES": 0},
+    "of large products": {"_CACHE_BYTES": 0, "_LARGE_BYTES": 0},
+    "of accelerators": {},
+}
 
 
-@pytest.mark.usefixtures("no_cache")
-@pytest.mark.parametrize("batch", [(), (2, 3)], ids=str)
-def test_they_do_for_any_batch(batch, check):
-    check(rnnjax.SimpleRNNCell(HIDDEN), [rnnjax.Fused()], batch)
-
-
-@pytest.mark.usefixtures("no_cache")
-@pytest.mark.parametrize("kind", CELLS)
-def test_large_products(kind, monkeypatch, check):
-    monkeypatch.setattr(matmul, "_LARGE_BYTES", 0)
-    check(kind(HIDDEN + 1), [rnnjax.Fused()], (7,))
-
-
-@pytest.mark.parametrize("kind", CELLS)
-def test_the_plain_forms_of_accelerators(kind, monkeypatch, check):
+@pytest.mark.parametrize(
+    ("kind", "batch"), [*((kind, (7,)) for kind in KINDS), (KINDS[0], ()), (KINDS[0], (2, 3))]
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_other_forms_of_the_products(kind, batch, form, monkeypatch, check):
     choose = Products.choose
-    monkeypatch.setattr(Products, "choose", lambda *given: choose(*given[:3], "cuda"))
-    check(kind(HIDDEN + 2), [rnnjax.Fused()], (7,))
+    for constant, value in FORMS[form].items():
+        monkeypatch.setattr(matmul, constant, value)
+    if not FORMS[form]:
+        monkeypatch.setattr(Products, "choose", lambda *given: choose(*given[:3], "cuda"))
+    check(kind(HIDDEN + [*FORMS].index(form)), [rnnjax.Fused()], batch)
 
 
-@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_products_keep_everything_else_in_float32(kind, check):
     dials = (None, 2) if kind is rnnjax.SimpleRNNCell else (None,)
     methods = [rnnjax.Fused(product_dtype="bfloat16", keep_every=every) for every in dials]
