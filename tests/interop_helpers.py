@@ -73,6 +73,19 @@ def assert_same_bits(actual: Any, expected: Any) -> None:
         assert np.asarray(a).tobytes() == np.asarray(e).tobytes()
 
 
+def arrays_of(model: Any) -> list[np.ndarray]:
+    """The parameters of a model of ours, or of Keras."""
+    if isinstance(model, Model):
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(model.params)]
+    return [np.asarray(variable.value) for variable in model.weights]
+
+
+def same_arrays(model: Any, expected: list[np.ndarray]) -> None:
+    for a, e in zip(arrays_of(model), expected, strict=True):
+        assert a.dtype == e.dtype
+        np.testing.assert_array_equal(a, e)
+
+
 def change(rng: random.Random, data: bytes) -> bytes:
     """Bytes changed, cut out, put in, cut off, doubled."""
     at = rng.randrange(len(data) + 1)

@@ -213,16 +213,6 @@ def test_what_a_user_types_wrong_gets_one_sentence_and_status_2(
     }  # fmt: skip
 
 
-def test_a_cell_that_the_target_has_not_is_named(tmp_path: Path, capsys: Any) -> None:
-    cell = rnnjax.GRUCell(4, reset_after=False)
-    source = written(tagger(cell), tmp_path / "a.keras")
-    assert main(["convert", str(source), str(tmp_path / "b.safetensors")]) == 2
-    printed = capsys.readouterr()
-    assert "reset_after=True" in printed.err
-    assert printed.err.count("\n") == 1
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.keras"]
-
-
 def test_options_of_another_format_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"lengths are options of \.onnx files"):
         convert.write(tagger(), tmp_path / "a.keras", lengths=True)

@@ -124,9 +124,7 @@ def restructure_hdf5(rng: random.Random, content: bytes) -> bytes:
         elif change == 7:
             file[f"{rng.choice(paths)}_more"] = old
         else:
-            for i in range(30):
-                path = f"{path}/deep" if i else f"{path}_deep"
-                file.require_group(path)
+            file.require_group(f"{path}_deep{'/deep' * 29}")
     return stream.getvalue()
 
 
@@ -154,9 +152,21 @@ def restructure_json(rng: random.Random, value: Any) -> Any:
     return junk(rng)
 
 
-def restructure_archive(rng: random.Random, content: bytes) -> bytes:
+def members_of(content: bytes) -> dict[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+    return stream.getvalue()
+
+
+def restructure_archive(rng: random.Random, content: bytes) -> bytes:
+    members = members_of(content)
     config = json.loads(members["config.json"])
     change = rng.randrange(8)
     if change < 4:
@@ -174,12 +184,7 @@ def restructure_archive(rng: random.Random, content: bytes) -> bytes:
     else:
         bombs = [b"[" * 100_000, b'{"a":' * 5000 + b"1" + b"}" * 5000, b" " * (20 * 2**20)]
         members[rng.choice(["config.json", "metadata.json"])] = rng.choice(bombs)
-    stream = io.BytesIO()
-    method = rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-    with zipfile.ZipFile(stream, "w", method) as archive:
-        for name, member in members.items():
-            archive.writestr(name, member)
-    return stream.getvalue()
+    return zipped(members, rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))
 
 
 def mutate(kind: str, seed: int, content: bytes) -> bytes:
@@ -225,16 +230,13 @@ def test_what_is_refused_in_hdf5(
         interop.load(sound, like=small_model())
 
 
-def archive(path: Path, **changes: bytes | None) -> Path:
+def archive(folder: Path, **changes: bytes | None) -> Path:
     """A sound archive with members changed, added or dropped."""
-    interop.save(small_model(), path)
-    with zipfile.ZipFile(path) as file:
-        members: dict[str, bytes | None] = {name: file.read(name) for name in file.namelist()}
+    interop.save(small_model(), folder / "sound.keras")
+    members = members_of((folder / "sound.keras").read_bytes())
     members |= {{"config": "config.json"}.get(k, k): v for k, v in changes.items()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, content in members.items():
-            if content is not None:
-                file.writestr(name, content)
+    path = folder / "model.keras"
+    path.write_bytes(zipped({name: data for name, data in members.items() if data is not None}))
     return path
 
 
@@ -254,11 +256,11 @@ def test_what_is_refused_in_archives(
     changes: dict[str, bytes | None], says: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InteropError, match=says):
-        interop.load(archive(tmp_path / "model.keras", **changes))
+        interop.load(archive(tmp_path, **changes))
 
 
 def test_other_members_are_not_read(tmp_path: Path) -> None:
-    path = archive(tmp_path / "model.keras", **{"assets/big": b"\0" * (80 * 2**20)})
+    path = archive(tmp_path, **{"assets/big": b"\0" * (80 * 2**20)})
     assert set(interop.load(path).params) == {"embedding", "lstm", "both", "dense"}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from interop_helpers import distance
+from interop_helpers import arrays_of, distance, same_arrays
 
 from rnnjax import InteropError, InvalidInputError
 from rnnjax.interop import Model, convert
@@ -247,7 +247,7 @@ def check(model: Any, ours: Model) -> None:
 def test_a_graph_computes_what_keras_does(build: Callable[..., Any], tmp_path: Path) -> None:
     """Out of both kinds of files, which it goes back into to the bit as it changed."""
     model = model_of(build)
-    ours, before = interop.load(model), values_of(model)
+    ours, before = interop.load(model), arrays_of(model)
     check(model, ours)
     for name in ("model.keras", "model.h5"):
         model.save(tmp_path / name)
@@ -270,15 +270,6 @@ def test_a_graph_computes_what_keras_does(build: Callable[..., Any], tmp_path: P
     same_arrays(model, before)
     with pytest.raises(InteropError, match="of Keras in the old layout holds, but this model is"):
         interop.save(ours, tmp_path / "ours.h5")
-
-
-def values_of(model: Any) -> list[np.ndarray]:
-    return [np.asarray(variable.value) for variable in model.weights]
-
-
-def same_arrays(model: Any, expected: list[np.ndarray]) -> None:
-    for variable, array in zip(model.weights, expected, strict=True):
-        np.testing.assert_array_equal(np.asarray(variable.value), array)
 
 
 def test_states_go_on_where_they_stood() -> None:
@@ -427,8 +418,7 @@ def test_outputs_have_the_structure_of_keras(
     arrange: Callable[[Any, Any], Any], tmp_path: Path
 ) -> None:
     """Lists are tuples here."""
-    x = keras.Input((TIME, 2))
-    model = keras.Model(x, arrange(layers.Dense(2)(x), layers.GRU(2)(x)))
+    model = two_outputs(arrange)
     model.save(tmp_path / "model.keras")
     xs = np.random.default_rng(0).standard_normal((BATCH, TIME, 2)).astype(np.float32)
     expected = by_keras(model, [xs])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from interop_helpers import random_model
+from interop_helpers import arrays_of, random_model, same_arrays
 
 import rnnjax
 from rnnjax import InteropError, InvalidInputError
@@ -54,18 +54,6 @@ def computed(model: Any, xs: Any) -> Any:
     variables = model.trainable_variables, model.non_trainable_variables
     values = [[variable.value for variable in some] for some in variables]
     return jax.device_get(jax.jit(lambda xs: model.stateless_call(*values, xs)[0])(xs))
-
-
-def arrays_of(model: Any) -> list[np.ndarray]:
-    if isinstance(model, Model):
-        return [np.asarray(leaf) for leaf in jax.tree.leaves(model.params)]
-    return [np.asarray(variable.value) for variable in model.weights]
-
-
-def same_arrays(model: Any, expected: list[np.ndarray]) -> None:
-    for a, e in zip(arrays_of(model), expected, strict=True):
-        assert a.dtype == e.dtype
-        np.testing.assert_array_equal(a, e)
 
 
 def opened(model: Model, folder: Path) -> Any:

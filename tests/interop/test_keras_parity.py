@@ -1,6 +1,6 @@
 """Drawn Keras 3 models, run live on its JAX backend, against `rnnjax.interop.keras`.
 
-For each: outputs, final states, and the way back, bit for bit.
+For each: outputs, and the way back, bit for bit. States are compared in test_keras_graphs.py.
 """
 
 import functools
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from interop_helpers import distance, drawn
+from interop_helpers import arrays_of, distance, drawn, same_arrays
 
 from rnnjax.interop import Model, Recurrent
 from rnnjax.interop import keras as interop
@@ -149,42 +149,8 @@ def inputs_of(model: Any, source: str, rng: Any) -> tuple[Any, Any]:
     return xs, mask if source == "given" else None
 
 
-def with_states(layer: Any) -> Any:
-    """Rebuild the layer with ``return_state=True``."""
-    config = layer.get_config()
-    if isinstance(layer, layers.Bidirectional):
-        for direction in ("layer", "backward_layer"):
-            config[direction]["config"]["return_state"] = True
-    else:
-        config["return_state"] = True
-    return type(layer).from_config(config)
-
-
-def keras_states(model: Any, xs: Any, mask: Any) -> list[Any]:
-    """The final states of all recurrent layers, run one by one."""
-    states = []
-    for layer in model.layers:
-        if isinstance(layer, layers.InputLayer) or not isinstance(layer, keras.Layer):
-            continue
-        if isinstance(layer, layers.RNN | layers.Bidirectional):
-            twin = with_states(layer)
-            twin.build(xs.shape)
-            weights = [variable.value for variable in layer.trainable_variables]
-            fixed = [variable.value for variable in twin.non_trainable_variables]
-            out, _ = twin.stateless_call(weights, fixed, xs, mask=mask)
-            outputs = 2 if getattr(layer, "merge_mode", "") is None else 1
-            states += jax.tree.leaves(out[outputs:])
-            xs = out[:outputs] if outputs == 2 else out[0]
-            mask = mask if layer.return_sequences else None
-        else:
-            after = layer.compute_mask(xs, mask)
-            xs = layer(xs, training=False)
-            mask = after
-    return states
-
-
 def check_equal(model: Any, source: str, seed: int) -> None:
-    """Outputs and states of a Keras model and of ours, and the way back."""
+    """Outputs of a Keras model and of ours, and the way back."""
     rng = np.random.default_rng(seed)
     for variable in model.weights:
         variable.assign(0.6 * rng.standard_normal(variable.shape).astype(np.float32))
@@ -195,8 +161,7 @@ def check_equal(model: Any, source: str, seed: int) -> None:
 
     @jax.jit
     def theirs(xs: Any) -> Any:
-        out, _ = model.stateless_call(weights, fixed, xs, training=False, **more)
-        return out, keras_states(model, xs, mask)
+        return model.stateless_call(weights, fixed, xs, training=False, **more)[0]
 
     ours = interop.load(model)
     turned = np.swapaxes(xs, 0, 1), None if mask is None else np.swapaxes(mask, 0, 1)
@@ -205,10 +170,9 @@ def check_equal(model: Any, source: str, seed: int) -> None:
     last = [layer for layer in ours.layers.values() if isinstance(layer, Recurrent)][-1]
     if last.return_sequences:
         ys = jax.tree.map(lambda y: np.swapaxes(y, 0, 1), ys)
-    actual = ys, [carry[name] for name in ours.layers if name in carry]
-    assert distance(*map(jax.tree.leaves, (actual, theirs(xs)))) < TOLERANCE, ours.network
+    assert distance(*map(jax.tree.leaves, (ys, theirs(xs)))) < TOLERANCE, ours.network
 
-    before = [np.asarray(variable.value) for variable in model.weights]
+    before = arrays_of(model)
     with tempfile.TemporaryDirectory() as folder:
         interop.save(ours, f"{folder}/ours.weights.h5")
         model.load_weights(f"{folder}/ours.weights.h5")
@@ -217,8 +181,7 @@ def check_equal(model: Any, source: str, seed: int) -> None:
         again = keras.saving.load_model(f"{folder}/ours.keras")
     assert interop.load(again).network == ours.network
     for one in (model, again):
-        for variable, array in zip(one.weights, before, strict=True):
-            np.testing.assert_array_equal(np.asarray(variable.value), array)
+        same_arrays(one, before)
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(500, marks=pytest.mark.slow)])

@@ -10,12 +10,13 @@ import jax
 import numpy as np
 import onnx
 import pytest
-from interop_helpers import change, check_damaged
+from interop_helpers import change, check_damaged, random_model
 from onnx import TensorProto, helper, numpy_helper
 from onnx_helpers import graph_of, node, normal, proto_of, value
 
+import rnnjax
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop import Model
+from rnnjax.interop import Dense, Embedding, Model, Recurrent
 from rnnjax.interop import onnx as rnnjax_onnx
 
 OPERATORS = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain}
@@ -50,37 +51,11 @@ def test_mutated_files_are_traced_or_refused(count: int, tmp_path: pathlib.Path)
 
 
 def read_aloud() -> Any:
-    """Ids, three recurrent nodes with states and lengths, and a linear layer."""
-    lstm = {"activations": ["Sigmoid", "Elu", "Elu"] * 2, "activation_alpha": [0.5] * 4}
-    nodes = [
-        node("Gather", ["table", "ids"], ["e"]),
-        node("Shape", ["e"], ["all"]),
-        node("Slice", ["all", "one", "two"], ["n"]),
-        node("Concat", ["two", "n", "units"], ["sizes"], axis=0),
-        node("ConstantOfShape", ["sizes"], ["h0"]),
-        node("LSTM", ["e", "W", "R", "B", "", "h0", "h0"], ["Y"], hidden_size=4,
-             direction="bidirectional", **lstm),
-        node("Transpose", ["Y"], ["t"], perm=[0, 2, 1, 3]),
-        node("Reshape", ["t", "shape"], ["r"]),
-        node("Split", ["h"], ["h1", "h2"], axis=0),
-        node("Cast", ["lengths"], ["n32"], to=TensorProto.INT32),
-        node("GRU", ["r", "W1", "R1", "B1", "n32", "h1"], ["Y1"], hidden_size=3,
-             linear_before_reset=1),
-        node("Squeeze", ["Y1", "one"], ["s"]),
-        node("RNN", ["s", "W2", "R2", "", "", "h2"], ["Y2"], hidden_size=3),
-        node("MatMul", ["Y2", "K"], ["m"]),
-        node("Add", ["m", "b"], ["a"]),
-        node("LogSoftmax", ["a"], ["y"], axis=-1),
-    ]  # fmt: skip
-    arrays = {
-        "table": normal(6, 3), "one": np.array([1]), "two": np.array([2]), "units": np.array([4]),
-        "W": normal(2, 16, 3), "R": normal(2, 16, 4), "B": normal(2, 32),
-        "shape": np.array([0, 0, -1]), "W1": normal(1, 9, 8), "R1": normal(1, 9, 3),
-        "B1": normal(1, 18), "W2": normal(1, 3, 3), "R2": normal(1, 3, 3), "K": normal(3, 5),
-        "b": normal(5),
-    }  # fmt: skip
-    ids, lengths = (value(n, s, TensorProto.INT64) for n, s in (("ids", "TN"), ("lengths", "N")))
-    return proto_of(nodes, [ids, lengths, value("h", [2, "N", None])], ["y"], **arrays)
+    """Ids, recurrent nodes of each kind with states and lengths, and a linear layer."""
+    both = rnnjax.Bidirectional(rnnjax.LSTMCell(4, activation="elu"))
+    stack = rnnjax.Stack([both, rnnjax.GRUCell(3), rnnjax.SimpleRNNCell(3)])
+    row = Embedding("table", 6, 3), Recurrent("rnn", stack), Dense("head", 5, "log_softmax")
+    return rnnjax_onnx.to_proto(random_model(*row), lengths=True)
 
 
 def heard() -> Any:

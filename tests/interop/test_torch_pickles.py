@@ -152,24 +152,19 @@ def trees(draw: Any) -> Any:
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     storages = []
     for name in draw(st.lists(st.sampled_from(TYPES), min_size=1, max_size=3)):
-        storage = torch.zeros(draw(st.integers(0, 30)), dtype=getattr(torch, name))
-        if len(storage):
-            numbers = rng.integers(0, 2 if name == "bool" else 256, storage.nbytes, np.uint8)
-            storage.view(torch.uint8)[:] = torch.from_numpy(numbers)
+        storage = torch.zeros(40, dtype=getattr(torch, name))
+        numbers = rng.integers(0, 2 if name == "bool" else 256, storage.nbytes, np.uint8)
+        storage.view(torch.uint8)[:] = torch.from_numpy(numbers)
         storages.append(storage)
+    storages.append(torch.zeros(0))
 
     def view() -> Any:
-        storage = storages[draw(st.integers(0, len(storages) - 1))]
-        shape, strides, left = [], [], len(storage) - 1
-        for _ in range(draw(st.integers(0, 3))):
-            stride = draw(st.integers(0, 4))
-            most = 4 if stride == 0 else max(left, 0) // stride + 1
-            shape.append(draw(st.integers(0, min(most, 4))))
-            strides.append(stride)
-            left -= max(shape[-1] - 1, 0) * stride
-        if len(storage) == 0 and 0 not in shape:
-            shape, strides = [*shape, 0], [*strides, 1]
-        return storage.as_strided(shape, strides, draw(st.integers(0, max(left, 0))))
+        storage = draw(st.sampled_from(storages))
+        if len(storage) == 0:
+            return storage
+        shape = draw(st.lists(st.integers(0, 4), max_size=3))
+        strides = [draw(st.integers(0, 4)) for _ in shape]
+        return storage.as_strided(shape, strides, draw(st.integers(0, 3)))
 
     leaves = st.one_of(
         st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=5),
