@@ -1,4 +1,5 @@
 import io
+import os
 import subprocess
 import sys
 import warnings
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from rnnjax.interop.keras import files, hdf5
+
+os.environ["KERAS_BACKEND"] = "jax"  # before Keras is imported
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +40,9 @@ def drawn_by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     The tests that look at numbers draw all weights anew, or begin with constants.
     """
     keras = sys.modules.get("keras")
-    if keras is None or keras.backend.backend() != "jax":
+    if keras is None:
         return
+    assert keras.backend.backend() == "jax", "keras was imported with another backend before"
     rng, initializers = np.random.default_rng(0), keras.initializers
 
     def draw(self: Any, shape: Any, dtype: Any = None) -> jax.Array:

@@ -1,6 +1,5 @@
 """Every activation of Keras against the function that `rnnjax.interop.keras` takes for it."""
 
-import os
 from typing import Any
 
 import jax
@@ -12,7 +11,6 @@ from rnnjax import InteropError, LSTMCell
 from rnnjax.interop.functions import get_function
 from rnnjax.interop.keras.options import Entry, cell_function, function_of, name_of
 
-os.environ["KERAS_BACKEND"] = "jax"
 keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
 
 # Around the kinks of all of them, but on none, and far out.

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,7 @@ from rnnjax.interop import Model, convert
 from rnnjax.interop import keras as interop
 from rnnjax.interop.keras.graph import network_of
 
-os.environ["KERAS_BACKEND"] = "jax"
 keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
-assert keras.backend.backend() == "jax", "keras was imported with another backend before"
 layers = keras.layers
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),

@@ -89,6 +89,8 @@ def check(random_like: Any, assert_close: Any) -> Any:
 
 # --- Cells ---
 
+LEAKY, HARD = fn.LeakyReLU(0.25), fn.HardSigmoid(0.3, 0.4)
+GRU_OLD = GRUCell(HIDDEN, recurrent_activation="legacy_hard_sigmoid")
 CELLS = {
     "simple": SimpleRNNCell(HIDDEN),
     "simple_relu": SimpleRNNCell(HIDDEN, activation="relu", use_bias=False),
@@ -98,18 +100,11 @@ CELLS = {
     "gru": GRUCell(HIDDEN),
     "gru_before": GRUCell(HIDDEN, reset_after=False),
     "gru_no_bias": GRUCell(HIDDEN, use_bias=False),
-    "gru_leaky": GRUCell(
-        HIDDEN,
-        activation=fn.LeakyReLU(0.25),
-        recurrent_activation=fn.HardSigmoid(0.3, 0.4),
-    ),
+    "gru_leaky": GRUCell(HIDDEN, activation=LEAKY, recurrent_activation=HARD),
     "stack": Stack([GRUCell(3), LSTMCell(HIDDEN)], rnnjax.Dropout(0.5)),
     "regularized": Regularized(LSTMCell(HIDDEN), recurrent_dropout=0.3, weight_drop=0.1),
     "both": Bidirectional(LSTMCell(HIDDEN)),
-    "both_activations": Bidirectional(
-        GRUCell(HIDDEN, activation="relu"),
-        GRUCell(HIDDEN, recurrent_activation="legacy_hard_sigmoid"),
-    ),
+    "both_activations": Bidirectional(GRUCell(HIDDEN, activation="relu"), GRU_OLD),
     "both_different": Bidirectional(SimpleRNNCell(HIDDEN), LSTMCell(3)),
     "both_sum": Bidirectional(GRUCell(HIDDEN), merge="sum"),
     "both_mul": Bidirectional(SimpleRNNCell(HIDDEN), merge="mul"),

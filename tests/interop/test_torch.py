@@ -203,26 +203,23 @@ def test_an_order_that_is_not_certain_is_asked_for(modules: dict[str, Any], matc
 def test_a_linear_module_that_was_made_last_is_the_last() -> None:
     """As in a model of one-hot characters; safetensors has all in the order of the alphabet."""
     state = nn.ModuleDict({"rnn": nn.LSTM(7, 4), "head": nn.Linear(4, 7)}).state_dict()
-    assert [*from_state_dict(state).layers] == ["rnn", "head"]
-    assert [*from_state_dict(dict(sorted(state.items()))).layers] == ["rnn", "head"]
+    for each in (state, dict(sorted(state.items()))):
+        assert [*from_state_dict(each).layers] == ["rnn", "head"]
 
 
 def test_a_weight_alone_is_an_embedding_at_the_first_place() -> None:
-    modules = nn.ModuleDict(
-        {"a": nn.Embedding(9, 3), "b": nn.GRU(3, 3), "c": nn.Linear(3, 9, bias=False)}
-    )
-    state = modules.state_dict()
-    layers = [*from_state_dict(state, modules=["a", "b", "c"]).layers.values()]
-    assert layers[0] == Embedding("a", 9, 3)
-    assert layers[2] == Dense("c", 9, use_bias=False)
-    layers = [*from_state_dict(state, modules=["c", "b", "a"]).layers.values()]
-    assert layers[0] == Embedding("c", 9, 3)
-    projected = nn.ModuleDict({"a": nn.Linear(9, 3, bias=False), "b": nn.GRU(3, 2)})
-    layers = [*from_state_dict(projected.state_dict(), modules=["a", "b"]).layers.values()]
-    assert layers[0] == Dense("a", 3, use_bias=False)
-    one_hot = [OneHotIds("ids", 9), "a", "b"]
-    layers = [*from_state_dict(projected.state_dict(), modules=one_hot).layers.values()]
-    assert layers[:2] == [OneHotIds("ids", 9), Dense("a", 3, use_bias=False)]
+    def read(modules: dict[str, Any], row: list[Any]) -> list[Any]:
+        state = nn.ModuleDict(modules).state_dict()
+        return [*from_state_dict(state, modules=row).layers.values()]
+
+    both = {"a": nn.Embedding(9, 3), "b": nn.GRU(3, 3), "c": nn.Linear(3, 9, bias=False)}
+    first, _, last = read(both, ["a", "b", "c"])
+    assert (first, last) == (Embedding("a", 9, 3), Dense("c", 9, use_bias=False))
+    assert read(both, ["c", "b", "a"])[0] == Embedding("c", 9, 3)
+    projected = {"a": nn.Linear(9, 3, bias=False), "b": nn.GRU(3, 2)}
+    dense, one_hot = Dense("a", 3, use_bias=False), OneHotIds("ids", 9)
+    assert read(projected, ["a", "b"])[0] == dense
+    assert read(projected, [one_hot, "a", "b"])[:2] == [one_hot, dense]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])

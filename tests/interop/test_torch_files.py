@@ -3,7 +3,9 @@
 import json
 import pathlib
 import random
+import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -59,29 +61,18 @@ def entry(shape: list[int], start: int, end: int, dtype: str = "F32") -> dict[st
 
 
 HEADER_OF_A_PICKLE = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(0x280)
+TWICE = b'"a.weight":{"dtype":"F32","shape":[1],"data_offsets":'
+LINES = {"a\nb.weight_ih_l0": entry([4, 1], 0, 16)}
 DAMAGED = {
     "empty": (b"", "0 bytes"),
     "absurd length": (file_of({}, size=2**63), "a header that fits in"),
     "no json": (file_of(b"{]"), "is damaged"),
     "deep": (file_of(b'{"a":' + b"[" * 200_000), "is damaged"),
-    "a name of two lines": (
-        file_of({"a\nb.weight_ih_l0": entry([4, 1], 0, 16)}, bytes(16)),
-        r"weight_hh of 'a\\nb'_l0 .*missing",
-    ),
+    "a name of two lines": (file_of(LINES, bytes(16)), r"weight_hh of 'a\\nb'_l0 .*missing"),
     "a list": (file_of([1, 2]), "no .safetensors file"),
     "overlap": (file_of({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12)), "damaged"),
-    "a type without arrays here": (
-        file_of({"a": entry([4], 0, 4, "F8_E4M3")}, bytes(4)),
-        "is of type F8_E4M3",
-    ),
-    "twice": (
-        file_of(
-            b'{"a.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
-            b'"a.weight":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
-            bytes(8),
-        ),
-        "is damaged",
-    ),
+    "no type here": (file_of({"a": entry([4], 0, 4, "F8_E4M3")}, bytes(4)), "is of type F8_E4M3"),
+    "twice": (file_of(b"{%b[0,4]},%b[4,8]}}" % (TWICE, TWICE), bytes(8)), "is damaged"),
     "integers": (file_of({"a.weight": entry([1, 1], 0, 4, "I32")}, bytes(4)), "int32"),
     "a shape that is none": (file_of({"a.weight": entry([4], 0, 16)}, bytes(16)), "only 'a'"),
     "nothing": (file_of({}), "no module"),
@@ -90,6 +81,7 @@ DAMAGED = {
     "a header as long as a pickle's mark": (file_of(HEADER_OF_A_PICKLE, bytes(4)), "'a'|''"),
     "a layer far up": (file_of({"weight_hh_l9999": entry([1, 1], 0, 4)}, bytes(4)), "_l0, _l1 ..."),
     "html": (b"<!DOCTYPE html><html></html>", "no .safetensors file"),
+    "a long header": (file_of(b"{}".ljust(11 * 2**20)), "split the file"),
 }
 
 
@@ -103,12 +95,6 @@ def test_damaged_and_hostile_files_are_refused_in_a_sentence(
         load(tmp_path / "a.safetensors")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1500
-
-
-def test_a_header_that_is_too_long_is_refused(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "a.safetensors").write_bytes(file_of(b"{}".ljust(11 * 2**20)))
-    with pytest.raises(InteropError, match="split the file"):
-        load(tmp_path / "a.safetensors")
 
 
 def test_what_is_no_file_is_told(tmp_path: pathlib.Path) -> None:
@@ -163,30 +149,33 @@ def test_a_missing_package_is_told(tmp_path: pathlib.Path, monkeypatch: Any) -> 
             call()
 
 
-def mutations(content: bytes, count: int, seed: int) -> list[bytes]:
+def mutations(content: bytes, count: int, seed: int) -> Iterator[bytes]:
     """Bytes changed, cut out, put in, doubled; numbers and names of the header changed."""
     rng = random.Random(seed)
     size = int.from_bytes(content[:8], "little")
-    header = content[8 : 8 + size]
-    words = [b"F32", b"F16", b"BF16", b"weight_ih_l0", b"weight_hh_l0", b"bias", b"12", b"4", b"3"]
-    words += [b"0", b"[", b"]", b"99999999999999999999", b"-1", b"1e9", b"F64", b"_reverse", b'"']
+    words = re.findall(rb"\w+|\W", content[8 : 8 + size])
 
-    def change_word(data: bytes) -> bytes:
-        old = rng.choice([word for word in words if word in data] or [b""])
-        places = [i for i in range(len(data)) if data.startswith(old, i)]
-        at = rng.choice(places or [0])
-        return data[:at] + rng.choice(words) + data[at + len(old) :]
+    def change_word() -> bytes:
+        changed = [*words]
+        others = [
+            *words,
+            b"F16",
+            b"0",
+            b"99999999999999999999",
+            b"-1",
+            b"1e9",
+            b"weight_hh_l0_reverse",
+        ]
+        changed[rng.randrange(len(words))] = rng.choice(others)
+        return b"".join(changed)
 
-    results = []
     for _ in range(count):
         which = rng.randrange(3)
         if which == 0:
-            result = change(rng, content)
+            yield change(rng, content)
         else:  # the length is made to fit, so that what is behind it is reached
-            text = change_word(header) if which == 1 else change(rng, header)
-            result = len(text).to_bytes(8, "little") + text + content[8 + size :]
-        results.append(change(rng, result) if result and rng.randrange(8) == 0 else result)
-    return results
+            text = change_word() if which == 1 else change(rng, b"".join(words))
+            yield len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.slow)])
