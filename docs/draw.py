@@ -22,6 +22,7 @@ import rnnjax
 
 BLUE, RED = "#1f5fbf", "#c03030"
 STEPS = 100
+PIXELS = 840  # of the width of a page
 
 
 def canvas(width: float, height: float) -> Any:
@@ -274,10 +275,12 @@ def main(folder: Path) -> None:
 
 
 def copy(drawn: str, target: str) -> None:
-    """Save a picture of a program with a palette, one colour for each of the most unlike."""
-    with Image.open(drawn) as picture:
-        colours, plain = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
-        picture.convert("RGB").quantize(64, colours, dither=plain).save(target, optimize=True)
+    """Save a program's picture in the most unlike of its colours, at most as wide as a page."""
+    with Image.open(drawn) as file:
+        picture = file.convert("RGB")
+    picture.thumbnail((PIXELS, 2 * PIXELS))
+    colours, plain = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+    picture.quantize(64, colours, dither=plain).save(target, optimize=True)
 
 
 if __name__ == "__main__":
