@@ -254,6 +254,99 @@ def run(
 # file with its change, "{{old => new}}".
 CHANGE = re.compile(r"\{\{(.*?) => (.*?)\}\}", re.DOTALL)
 TABLE: dict[str, list[str]] = {
+    "benchmarks/questions/lengths.py": [
+        "tests/test_benchmarks.py",
+        "the time of a step is that of all steps",
+        '1e6 * seconds{{ / point.settings["shape"]["time"] => }}',
+    ],
+    "benchmarks/reports.py": [
+        "tests/test_benchmarks.py",
+        "ratios are those of the baseline to the others",
+        "[{{ours / theirs => theirs / ours}} for ours, theirs in",
+    ],
+    "benchmarks/timing.py": [
+        "tests/test_benchmarks.py",
+        "a result that is not a number agrees with every baseline",
+        "if{{ not => }} result.distance {{<= => >}} question.allowed(contender):",
+    ],
+    "experiments/alphabet/model.py": [
+        "tests/experiments/test_alphabet.py",
+        "the alphabet's state is reset behind each letter",
+        "carry = {{carry if self.config.stateful else  => }}self.cell.initial_carry()",
+        "the alphabet's state goes on into the next epoch",
+        "            {{(params, opt_state, _), losses = jax.lax.scan(\n                update, (*state, self.cell.initial_carry()), (inputs, targets)\n            )\n            return (params, opt_state), losses.mean()\n\n        params = self.init(key)\n        (params, _), losses = jax.lax.scan(\n            epoch, (params, optimizer.init(params)), length=self.config.epochs\n        ) => state, losses = jax.lax.scan(update, state, (inputs, targets))\n            return state, losses.mean()\n\n        params = self.init(key)\n        start = (params, optimizer.init(params), self.cell.initial_carry())\n        (params, *_), losses = jax.lax.scan(epoch, start, length=self.config.epochs)}}\n",
+    ],
+    "experiments/cookbook/common/data.py": [
+        "tests/experiments/cookbook/test_common.py",
+        "padded sequences keep the lengths that they had before they were cut",
+        "return array, {{np.minimum(lengths, length) => lengths}}",
+    ],
+    "experiments/cookbook/common/report.py": [
+        "tests/experiments/cookbook/test_common.py",
+        "a program that misses its bound ends as if it had reached it",
+        "return 0{{ if all(one.holds for one in self.accepts) else 1 => }}",
+    ],
+    "experiments/t_maze/environment.py": [
+        "tests/experiments/test_t_maze.py",
+        "the T-maze exchanges the rewards of a wrong turn and of a step",
+        "[REWARD_GOAL, {{REWARD_WRONG_TURN, 0.0 => 0.0, REWARD_WRONG_TURN}}]",
+        "episodes of the T-maze end a step behind their limit",
+        "ended = turned | ({{ => state.}}time == self.step_limit)",
+    ],
+    "experiments/t_maze/training.py": [
+        "tests/experiments/test_t_maze.py",
+        "advantages flow back over the end of an episode",
+        "going_on = {{jnp.where(ended, 0.0, discount) => discount}}",
+        "tests/experiments/test_t_maze.py::test_the_loss_against_its_definition",
+        "the T-maze punishes an unsure policy",
+        "            {{- => +}} self.config.entropy_weight * entropy\n",
+    ],
+    "experiments/tasks/data.py": [
+        "tests/experiments/test_tasks.py::test_words_and_what_is_to_be_said_of_each_beginning",
+        "parity asks for the number of zeros",
+        "return _prefixes(bits, {{bits => (1 - bits)}}.cumsum(axis=0) % 2, shortest)",
+    ],
+    "experiments/text_generator/__main__.py": [
+        "tests/experiments/test_text_generator_options.py::test_epochs_that_are_given_count_more_than_the_steps_of_a_preset",
+        "the preset on the command line is ignored",
+        'return load_preset({{known.preset => "tutorial"}})',
+    ],
+    "experiments/text_generator/data.py": [
+        "tests/experiments/test_text_generator.py::test_the_parts_of_a_text_are_the_text",
+        "the text to validate on is trained on as well",
+        "ids[:{{validation => test}}], ids[validation:test], ids[test:]",
+    ],
+    "experiments/text_generator/generate.py": [
+        "tests/experiments/test_generation.py::test_every_filter_reaches_the_draws",
+        "the last character of the prime text is read twice",
+        "text[at{{ : max(0, len(text) - 1) => :}}]",
+    ],
+    "experiments/text_generator/model.py": [
+        "tests/experiments/test_text_generator.py::test_each_row_of_an_evaluation_has_read_what_comes_before",
+        "the rows of an evaluation read their first character twice",
+        "early = begins + np.arange({{- => 1 - }}_WARM_UP, {{0 => 1}})[:, None]",
+        "tests/experiments/test_text_generator.py::test_the_loss_drops_and_forgets_in_training",
+        "streams forget their state with the chance to keep it",
+        "jax.random.bernoulli(forget_key, {{1 -  => }}forget, (len(inputs), 1))",
+        "nothing is dropped in training",
+        "after, losses = model.losses(params, before, inputs, targets{{, key => }})",
+    ],
+    "experiments/text_generator/train.py": [
+        "tests/experiments/test_text_generator_options.py::test_it_is_the_gradient_that_is_clipped",
+        "it is the update that is clipped, and not the gradient",
+        "chain({{ => optimizer, }}optax.clip_by_global_norm(options.clip_norm){{, optimizer => }})",
+        "tests/experiments/test_text_generator_options.py::test_a_cosine_ends_with_the_run_whatever_is_accumulated",
+        "the schedule counts updates for steps where gradients are accumulated",
+        "step = updates{{ * options.accumulate => }}",
+        "tests/experiments/test_text_generator_options.py::test_weights_decay_but_not_biases",
+        "biases decay too",
+        "lambda leaf: leaf.ndim > {{1 => 0}}, params",
+    ],
+    "experiments/text_tools/properties.py": [
+        "tests/experiments/test_inspection.py",
+        "a unit's correlation is that of the blocks by which it was chosen",
+        "reported=_correlation(table[{{ => ~}}odd], states[{{ => ~}}odd]),",
+    ],
     "rnnjax/cells/activations.py": [
         "tests/test_cells.py::test_gate_slopes_are_the_derivatives",
         "the slope of tanh is that of the sigmoid",
@@ -290,7 +383,7 @@ TABLE: dict[str, list[str]] = {
         "    variance = ({{centred * centred => x * x}}).mean(axis=-1, keepdims=True)\n",
     ],
     "rnnjax/cells/lru.py": [
-        "tests/test_raw_inputs.py::test_intervals_of_a_state_space",
+        "tests/test_declarations.py::test_intervals_of_a_state_space",
         "an interval of a state space does not turn the state",
         "interval * decay, {{interval *  => }}angle",
         "tests/test_reference.py",
@@ -369,16 +462,15 @@ TABLE: dict[str, list[str]] = {
         "platform if {{alone => True}} else",
     ],
     "rnnjax/engine/core/masking.py": [
-        "tests/test_sequence_laws.py::test_the_last_output_is_held",
+        "tests/test_reference.py::test_a_drawn_composition_equals_the_reference",
         "in reverse the last output is held in the order of time",
         "jax.lax.scan(step, zeros, (ys, valid, resets){{, reverse=reverse => }})[1]",
-        "tests/test_sequence_laws.py::test_all_together",
-        "the final carry of a row is that behind its padding",
-        "{{jax.tree.map(lambda o, n: jnp.where(expand(valid, n), n, o), old, new) => new}}",
-        "tests/test_sequence_laws.py::test_zoneout_keeps_units",
         "the expectation of zoneout exchanges the old and the new",
         "{{now => before}} + jnp.asarray(leak, now.dtype) * ({{before - now => now - before}})",
-        "tests/test_sequence_laws.py::test_a_reset_cuts_a_nan_off",
+        "tests/test_laws.py::test_law_1_unroll_equals_a_loop_of_step",
+        "the final carry of a row is that behind its padding",
+        "{{jax.tree.map(lambda o, n: jnp.where(expand(valid, n), n, o), old, new) => new}}",
+        "tests/test_laws.py::test_law_3_a_reset_cuts_a_nan_off",
         "a reset multiplies the state by zero, which leaves a NaN one",
         "{{jnp.where( => (m := }}expand(resets, leaf){{, start, leaf) => ) * start + ~m * leaf}}, ",
         "tests/test_parallel.py::test_a_single_row_begins_anew_from_a_carry_of_its_own",
@@ -391,7 +483,7 @@ TABLE: dict[str, list[str]] = {
         "return zero_masked(ys, {{per_step.valid => None}})",
     ],
     "rnnjax/engine/fused/matmul.py": [
-        "tests/test_fused_forms.py::test_the_plain_forms_of_accelerators",
+        "tests/test_fused_forms.py::test_other_forms_of_the_products",
         "one form of the product's gradient multiplies with the kernel untransposed",
         "contract(self._cast(rows), kernel, (1, {{1 => 0}})), d)",
         "tests/test_fused_forms.py::test_sums_of_bfloat16_products_are_not_rounded_to_it",
@@ -399,7 +491,7 @@ TABLE: dict[str, list[str]] = {
         "preferred_element_type={{at_least_float32(dtype) => dtype}}",
     ],
     "rnnjax/engine/fused/method.py": [
-        "tests/test_sequence_laws.py::test_all_together",
+        "tests/test_laws.py::test_law_1_unroll_equals_a_loop_of_step",
         "the fast path resets a step late",
         "first, then = resets[0], {{jnp.concatenate([resets[1:], none]) => resets}}",
         "tests/test_fused_forms.py::test_an_odd_number_of_steps_over",
@@ -407,22 +499,21 @@ TABLE: dict[str, list[str]] = {
         " carry, inputs: again(inputs, {{carry => jax.lax.stop_gradient(carry)}}), carry, pieces",
     ],
     "rnnjax/engine/fused/recurrence.py": [
-        "tests/test_fused_forms.py::test_kernels_that_leave_the_cache",
+        "tests/test_fused_forms.py::test_other_forms_of_the_products",
         "the backward loop subtracts what comes through the recurrent product",
         "d_state {{+ => -}}= steps.drop_state(",
         "the second bias has no gradient",
         '("bias", d_product),{{ ("recurrent_bias", d_recurrent) => }}',
-        "tests/test_sequence_laws.py::test_each_alone",
+        "tests/test_laws.py::test_law_1_unroll_equals_a_loop_of_step",
         "what a masked step hands on has no gradient",
         "{{        d_carry = jax.tree.map(jnp.add, d_carry, d_old)\n => }}",
-        "tests/test_raw_inputs.py::test_every_method_gives_the_numbers_of_the_step",
+        "tests/test_declarations.py::test_raw_inputs_by_every_method",
         "raw inputs have no gradient",
-        "d_raw = {{d[..., d_product.shape[-1] :].astype(xs.dtype) => "
-        "jnp.zeros_like(xs[..., -layer.cell.raw_inputs :])}}",
+        "d_raw = {{d[..., d_product.shape[-1] :].astype(xs.dtype) => jnp.zeros_like(xs[..., -layer.cell.raw_inputs :])}}",
         "tests/test_laws.py::test_law_1_in_float32",
         "a parameter that the step itself reads has the gradient of one step alone",
         "{{jax.tree.map(jnp.add, d_so_far,  => }}(d_used, d_start){{) => }}",
-        "tests/test_sequence_laws.py::test_noise_is_the_same_by_every_method",
+        "tests/test_laws.py::test_law_6_noise_is_the_same_by_every_method",
         "the gradient passes recurrent dropout as if nothing were dropped",
         "{{steps.drop_state( => }}times_transposed(d_recurrent).astype(d_state.dtype){{) => }}",
         "tests/test_fused_forms.py::test_inputs_projected_a_few_steps_at_a_time",
@@ -496,17 +587,17 @@ TABLE: dict[str, list[str]] = {
         "last, befores = jax.lax.scan(step, first, every{{, reverse=reverse => }})",
     ],
     "rnnjax/engine/parallel/newton.py": [
-        "tests/test_newton.py",
+        "tests/test_parallel.py",
         "Newton's states are taken, however far they are from the cell's own step",
         "ys = _unless(found.residual <= {{self._tolerance(carry) => jnp.inf}}, found.value, ",
     ],
     "rnnjax/engine/unroll.py": [
-        "tests/test_sequence_laws.py::test_all_together",
+        "tests/test_laws.py::test_law_1_unroll_equals_a_loop_of_step",
         "in reverse a reset cuts on the wrong side of its step",
         " jnp.{{concatenate([resets[1:], how.method.along.next(resets[:1])] => asarray(resets}})\n",
         "in reverse the mask is ignored",
         "    steps = Steps.of({{ => None if reverse else }}valid, resets, start, noise)\n",
-        "tests/test_sequence_laws.py::test_whatever_is_masked_has_no_influence",
+        "tests/test_laws.py::test_law_2_whatever_is_masked_has_no_influence",
         "masked inputs go into the first product",
         "{{    xs = zero_masked(xs, marks.valid)\n => }}",
         "tests/test_parallel.py",
@@ -535,7 +626,7 @@ TABLE: dict[str, list[str]] = {
         "tests/interop/test_onnx_export.py::test_every_cell",
         "the gates of an ONNX LSTM are in our order",
         '("LSTM", ("i", "{{o", "f", "g => f", "g", "o}}"))',
-        "tests/interop/test_onnx_export.py::test_the_reference_of_onnx_agrees",
+        "tests/interop/test_onnx_export.py::test_embedding_dropout_and_dense_layers",
         "the exported softmax is over the batch",
         '"Softmax", {"axis": {{- => }}1})',
     ],
@@ -552,9 +643,7 @@ TABLE: dict[str, list[str]] = {
     "rnnjax/interop/keras/files.py": [
         "tests/interop/test_keras_models.py::test_bfloat16",
         "arrays in bfloat16 are written to HDF5 without saying so",
-        "{{            if array.dtype == jnp.bfloat16:\n"
-        '                dataset.attrs["dtype"] = "bfloat16"\n'
-        " => }}",
+        '{{            if array.dtype == jnp.bfloat16:\n                dataset.attrs["dtype"] = "bfloat16"\n => }}',
     ],
     "rnnjax/interop/keras/graph.py": [
         "tests/interop/test_keras_graphs.py::test_a_graph_computes_what_keras_does",
@@ -609,7 +698,7 @@ TABLE: dict[str, list[str]] = {
         "name in node.inputs[{{3 => 5}}:]",
     ],
     "rnnjax/interop/onnx/recurrent.py": [
-        "tests/interop/test_onnx_nodes.py::test_some_drawn_nodes",
+        "tests/interop/test_onnx_nodes.py::test_drawn_nodes",
         "the second bias of an ONNX node is dropped",
         'params["recurrent_bias"] = {{ => 0 * }}reordered(second, order, 0)',
     ],
@@ -645,20 +734,20 @@ TABLE: dict[str, list[str]] = {
         "0 not in shape and last >{{= => }} storage.size",
     ],
     "rnnjax/layers/bidirectional.py": [
-        "tests/test_sequence_laws.py::test_bidirectional_is_two_runs",
+        "tests/test_reference.py::test_a_drawn_composition_equals_the_reference",
         "both directions read forward",
         "params[1], xs, carry[1], key=keys[1]{{, reverse=True => }}",
-        "tests/test_sequence_laws.py::test_each_direction_draws_its_own",
+        "tests/test_laws.py::test_each_cell_draws_its_own",
         "both directions draw the same noise",
         "keys = ({{None, None) if key is None else jax.random.split( => key, }}key)",
     ],
     "rnnjax/layers/dropout.py": [
-        "tests/test_sequence_laws.py::test_dropout_between_the_layers_of_a_stack",
+        "tests/test_laws.py::test_dropout_between_the_layers_of_a_stack",
         "dropout of a sequence draws anew at each step",
         'shape = xs.shape{{ if self.per == "step" else (1, *xs.shape[1:]) => }}',
     ],
     "rnnjax/layers/learned.py": [
-        "tests/test_sequence_laws.py::test_a_learned_carry_begins_every_sequence",
+        "tests/test_reference.py::test_a_drawn_composition_equals_the_reference",
         "a learned carry is not where sequences begin",
         '            {{params[" => self.cell.}}initial_carry{{"] => ()}},\n',
     ],
@@ -670,15 +759,15 @@ TABLE: dict[str, list[str]] = {
         "jnp.concatenate([{{x, state => state, x}}], axis=-1)",
     ],
     "rnnjax/layers/regularized.py": [
-        "tests/test_sequence_laws.py::test_recurrent_dropout_by_hand",
+        "tests/test_laws.py::test_recurrent_dropout_by_hand",
         "recurrent dropout drops the same units of all rows",
         "factors(key, self.recurrent_dropout, {{(*steps[1:], *units) => units}})",
-        "tests/test_sequence_laws.py::test_zoneout_keeps_units",
+        "tests/test_laws.py::test_zoneout_keeps_units",
         "zoneout keeps the same units at all steps",
         "({{steps[0] => 1}}, *getattr(carry, name).shape)){{ => .repeat(steps[0], 0)}}",
     ],
     "rnnjax/layers/stack.py": [
-        "tests/test_sequence_laws.py::test_each_cell_of_a_stack_draws_its_own",
+        "tests/test_laws.py::test_each_cell_draws_its_own",
         "all layers of a stack draw the same noise",
         "jax.random.fold_in(key, {{i => 0}})",
     ],
@@ -746,8 +835,7 @@ TABLE: dict[str, list[str]] = {
     "rnnjax/training/checkpoints.py": [
         "tests/training/test_fit.py::test_a_run_that_failed_goes_on_exactly",
         "a restored state has the optimiser of a new one",
-        "return {{ => TrainState(**vars(}}jax.tree.map(_like, TrainState(**plain), like)"
-        "{{ => ) | {'opt_state': jax.tree.map(jnp.zeros_like, like.opt_state)})}}",
+        "return {{ => TrainState(**vars(}}jax.tree.map(_like, TrainState(**plain), like){{ => ) | {'opt_state': jax.tree.map(jnp.zeros_like, like.opt_state)})}}",
         "tests/training/test_checkpoints.py::test_what_is_saved_comes_back_bit_for_bit",
         "checkpoints do not hold the random key of the run",
         "lambda leaf: {{ => 0 * }}jax.random.key_data(leaf) if _is_key(leaf) else leaf",
@@ -791,7 +879,7 @@ TABLE: dict[str, list[str]] = {
         "        if {{not  => }}told:\n",
     ],
     "rnnjax/training/run_folder.py": [
-        "tests/experiments/test_scale.py::test_a_stopped_run_of_two_processes_goes_on_as_one_and_ends_like_it",
+        "tests/training/test_fit.py::test_a_run_elsewhere_goes_on_and_that_is_said",
         "a run on the cores goes on with others and says nothing",
         'if {{about["devices"] != self.devices => not about}}:',
     ],
@@ -802,7 +890,7 @@ TABLE: dict[str, list[str]] = {
         "tests/training/test_processes.py::test_what_one_cannot_do_ends_both",
         "rows that two processes have in common are taken twice",
         "if its_place != place and {{not  => }}constant:",
-        "tests/training/test_cores.py",
+        "tests/training/test_sharding.py",
         "small networks with few rows are divided over the cores too",
         "if largest * rows < {{_LEAST_WORK => 0}}:",
     ],
@@ -823,112 +911,6 @@ TABLE: dict[str, list[str]] = {
         "tests/training/test_truncated.py",
         "steps that the mask leaves out count in the loss of a window",
         "counted = jnp.where(batch.counted, each, {{0 => each}})",
-    ],
-    "benchmarks/questions/lengths.py": [
-        "tests/test_benchmarks.py",
-        "the time of a step is that of all steps",
-        '1e6 * seconds{{ / point.settings["shape"]["time"] => }}',
-    ],
-    "benchmarks/reports.py": [
-        "tests/test_benchmarks.py",
-        "ratios are those of the baseline to the others",
-        "[{{ours / theirs => theirs / ours}} for ours, theirs in",
-    ],
-    "benchmarks/timing.py": [
-        "tests/test_benchmarks.py",
-        "a result that is not a number agrees with every baseline",
-        "if{{ not => }} result.distance {{<= => >}} question.allowed(contender):",
-    ],
-    "experiments/alphabet/model.py": [
-        "tests/experiments/test_alphabet.py",
-        "the alphabet's state is reset behind each letter",
-        "carry = {{carry if self.config.stateful else  => }}self.cell.initial_carry()",
-        "the alphabet's state goes on into the next epoch",
-        "            {{(params, opt_state, _), losses = jax.lax.scan(\n"
-        "                update, (*state, self.cell.initial_carry()), (inputs, targets)\n"
-        "            )\n"
-        "            return (params, opt_state), losses.mean()\n"
-        "\n"
-        "        params = self.init(key)\n"
-        "        (params, _), losses = jax.lax.scan(\n"
-        "            epoch, (params, optimizer.init(params)), length=self.config.epochs\n"
-        "        ) => state, losses = jax.lax.scan(update, state, (inputs, targets))\n"
-        "            return state, losses.mean()\n"
-        "\n"
-        "        params = self.init(key)\n"
-        "        start = (params, optimizer.init(params), self.cell.initial_carry())\n"
-        "        (params, *_), losses = jax.lax.scan(epoch, start, length=self.config.epochs)}}\n",
-    ],
-    "experiments/cookbook/common/data.py": [
-        "tests/experiments/cookbook/test_common.py",
-        "padded sequences keep the lengths that they had before they were cut",
-        "return array, {{np.minimum(lengths, length) => lengths}}",
-    ],
-    "experiments/cookbook/common/report.py": [
-        "tests/experiments/cookbook/test_common.py",
-        "a program that misses its bound ends as if it had reached it",
-        "return 0{{ if all(one.holds for one in self.accepts) else 1 => }}",
-    ],
-    "experiments/t_maze/environment.py": [
-        "tests/experiments/test_t_maze.py",
-        "the T-maze exchanges the rewards of a wrong turn and of a step",
-        "[REWARD_GOAL, {{REWARD_WRONG_TURN, 0.0 => 0.0, REWARD_WRONG_TURN}}]",
-        "episodes of the T-maze end a step behind their limit",
-        "ended = turned | ({{ => state.}}time == self.step_limit)",
-    ],
-    "experiments/t_maze/training.py": [
-        "tests/experiments/test_t_maze.py",
-        "advantages flow back over the end of an episode",
-        "going_on = {{jnp.where(ended, 0.0, discount) => discount}}",
-        "tests/experiments/test_t_maze.py::test_the_loss_against_its_definition",
-        "the T-maze punishes an unsure policy",
-        "            {{- => +}} self.config.entropy_weight * entropy\n",
-    ],
-    "experiments/tasks/data.py": [
-        "tests/experiments/test_tasks.py::test_words_and_what_is_to_be_said_of_each_beginning",
-        "parity asks for the number of zeros",
-        "return _prefixes(bits, {{bits => (1 - bits)}}.cumsum(axis=0) % 2, shortest)",
-    ],
-    "experiments/text_generator/__main__.py": [
-        "tests/experiments/test_text_generator_options.py::test_epochs_that_are_given_count_more_than_the_steps_of_a_preset",
-        "the preset on the command line is ignored",
-        'return load_preset({{known.preset => "tutorial"}})',
-    ],
-    "experiments/text_generator/data.py": [
-        "tests/experiments/test_text_generator.py::test_the_parts_of_a_text_are_the_text",
-        "the text to validate on is trained on as well",
-        "ids[:{{validation => test}}], ids[validation:test], ids[test:]",
-    ],
-    "experiments/text_generator/generate.py": [
-        "tests/experiments/test_generation.py::test_every_filter_reaches_the_draws",
-        "the last character of the prime text is read twice",
-        "text[at{{ : max(0, len(text) - 1) => :}}]",
-    ],
-    "experiments/text_generator/model.py": [
-        "tests/experiments/test_text_generator.py::test_each_row_of_an_evaluation_has_read_what_comes_before",
-        "the rows of an evaluation read their first character twice",
-        "early = begins + np.arange({{- => 1 - }}_WARM_UP, {{0 => 1}})[:, None]",
-        "tests/experiments/test_text_generator.py::test_the_loss_drops_and_forgets_in_training",
-        "streams forget their state with the chance to keep it",
-        "jax.random.bernoulli(forget_key, {{1 -  => }}forget, (len(inputs), 1))",
-        "nothing is dropped in training",
-        "after, losses = model.losses(params, before, inputs, targets{{, key => }})",
-    ],
-    "experiments/text_generator/train.py": [
-        "tests/experiments/test_text_generator_options.py::test_it_is_the_gradient_that_is_clipped",
-        "it is the update that is clipped, and not the gradient",
-        "chain({{ => optimizer, }}optax.clip_by_global_norm(options.clip_norm){{, optimizer => }})",
-        "tests/experiments/test_text_generator_options.py::test_a_cosine_ends_with_the_run_whatever_is_accumulated",
-        "the schedule counts updates for steps where gradients are accumulated",
-        "step = updates{{ * options.accumulate => }}",
-        "tests/experiments/test_text_generator_options.py::test_weights_decay_but_not_biases",
-        "biases decay too",
-        "lambda leaf: leaf.ndim > {{1 => 0}}, params",
-    ],
-    "experiments/text_tools/properties.py": [
-        "tests/experiments/test_inspection.py",
-        "a unit's correlation is that of the blocks by which it was chosen",
-        "reported=_correlation(table[{{ => ~}}odd], states[{{ => ~}}odd]),",
     ],
 }
 
