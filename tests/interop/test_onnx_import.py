@@ -442,9 +442,7 @@ BAD = {
     "activation": (with_attributes(activations=["Sin", "Tanh", "Tanh"]), "'Sin' is not an activ"),
     "activations": (with_attributes(activations=["Tanh"]), "1 activations, but LSTM takes 3"),
     "numbers": (
-        with_attributes(
-            activations=["Sigmoid", "Elu", "Tanh"], activation_alpha=[0.0, 0.5, 0.0]
-        ),
+        with_attributes(activations=["Sigmoid", "Elu", "Tanh"], activation_alpha=[0.0, 0.5, 0.0]),
         "activation_alpha has numbers that none of the activations Sigmoid, Elu, Tanh takes",
     ),
     "numbers of a line": (

@@ -4,7 +4,7 @@ import functools
 import importlib
 import pkgutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -26,24 +26,24 @@ from rnnjax.layers import Directions
 # --- ONNX's own tests of its operators ---
 
 
-def node_cases(*names: str) -> list[Any]:
-    """The models and data that ONNX's package makes for these operators."""
-    package = "onnx.backend.test.case.node"
+PACKAGE = importlib.import_module("onnx.backend.test.case.node")
+RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+def node_cases(modules: Iterable[str]) -> list[Any]:
+    """The models and data that ONNX's package makes, once these modules of it are imported."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        for name in names:
-            importlib.import_module(f"{package}.{name.lower()}")
-    cases = {case.name: case for case in importlib.import_module(package)._NodeTestCases}
-    return [case for case in cases.values() if case.model.graph.node[0].op_type in names]
-
-
-RECURRENT = ("LSTM", "GRU", "RNN")
+        for name in modules:
+            importlib.import_module(f"{PACKAGE.__name__}.{name}")
+    return [*{case.name: case for case in PACKAGE._NodeTestCases}.values()]
 
 
 CASES = [
     case
-    for case in node_cases(*RECURRENT)
-    if "peepholes" not in case.name and "batchwise" not in case.name
+    for case in node_cases(map(str.lower, RECURRENT))
+    if case.model.graph.node[0].op_type in RECURRENT
+    and not any(word in case.name for word in ("peepholes", "batchwise"))
 ]
 
 
@@ -86,16 +86,11 @@ def operators_in(graph: Any) -> Iterator[Any]:
 
 def around() -> list[Any]:
     """Cases of operators in the table alone, but pools, whose outcomes take ONNX 7 s to compute."""
-    package = importlib.import_module("onnx.backend.test.case.node")
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        for module in pkgutil.iter_modules(package.__path__):
-            if module.name not in ("averagepool", "lppool", "maxpool"):
-                importlib.import_module(f"{package.__name__}.{module.name}")
-    known = {"Constant", *OPERATORS, *RECURRENT}
+    slow, known = ("averagepool", "lppool", "maxpool"), {"Constant", *OPERATORS, *RECURRENT}
+    modules = (module.name for module in pkgutil.iter_modules(PACKAGE.__path__))
     return [
         case
-        for case in {c.name: c for c in package._NodeTestCases}.values()
+        for case in node_cases(name for name in modules if name not in slow)
         if all(node.op_type in known and not node.domain for node in operators_in(case.model.graph))
         # Which draws as NumPy draws, or names outputs that are not read.
         and not any(word in case.name for word in ("training_dropout", "training_mode"))
