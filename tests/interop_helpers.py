@@ -103,27 +103,25 @@ def change(rng: random.Random, data: bytes) -> bytes:
 
 def check_damaged(
     path: pathlib.Path, contents: Iterable[bytes], load: Callable[[pathlib.Path], Model]
-) -> dict[str, int]:
-    """Each is a model or one sentence, within 5 s and 1 GiB."""
+) -> list[str]:
+    """Each is a model or one sentence, within 5 s of CPU and 1 GiB; return the sentences."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    outcomes = {"models": 0, "refusals": 0}
+    said = []
     for content in contents:
         path.write_bytes(content)
-        start, refusal = time.perf_counter(), ""
+        start = time.process_time()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of keys that changed
                 assert isinstance(load(path), Model)
-            outcomes["models"] += 1
         except InteropError as error:
-            refusal = str(error)
-            outcomes["refusals"] += 1
-        assert refusal.isprintable()
-        assert len(refusal) < 2000
-        assert time.perf_counter() - start < 5
+            said.append(str(error))
+            assert said[-1].isprintable()
+            assert len(said[-1]) < 1500
+        assert time.process_time() - start < 5
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert grown < 2**30
-    return outcomes
+    return said
 
 
 Named = dict[str, list[tuple[str, np.ndarray]]]

@@ -200,10 +200,9 @@ def test_mutations(kind: str, count: int, tmp_path: Path) -> None:
     whole = whole_file(kind, tmp_path)
     load = functools.partial(interop.load, like=small_model() if kind == "weights" else None)
     contents = (mutate(kind, seed, whole) for seed in range(20, 20 + count))
-    outcomes = check_damaged(tmp_path / f"changed{KINDS[kind]}", contents, load)
-    print(f"{count} mutations of {kind}: {outcomes}")
-    assert outcomes["refusals"] > count // 10
-    assert outcomes["models"] >= count // 100
+    said = check_damaged(tmp_path / f"changed{KINDS[kind]}", contents, load)
+    print(f"{len(said)} of {count} mutations of {kind} are refused")
+    assert count // 10 < len(said) <= count - count // 100
 
 
 # --- one by one ----------------------------------------------------------------------------------

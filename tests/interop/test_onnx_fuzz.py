@@ -41,10 +41,9 @@ def traced(path: pathlib.Path) -> Model:
 def test_mutated_files_are_traced_or_refused(count: int, tmp_path: pathlib.Path) -> None:
     models = [read_aloud(), heard()]
     contents = (mutated(number, models) for number in range(count))
-    outcomes = check_damaged(tmp_path / "a.onnx", contents, traced)
-    print(f"{count} mutations: {outcomes}")
-    assert outcomes["refusals"] > count // 3
-    assert outcomes["models"] > count // 20  # not all are refused out of hand
+    said = check_damaged(tmp_path / "a.onnx", contents, traced)
+    print(f"{len(said)} of {count} mutations are refused")
+    assert count // 3 < len(said) < count - count // 20
 
 
 # --- The files ---

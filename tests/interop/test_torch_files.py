@@ -90,11 +90,8 @@ def test_damaged_and_hostile_files_are_refused_in_a_sentence(
     name: str, tmp_path: pathlib.Path
 ) -> None:
     content, match = DAMAGED[name]
-    (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(InteropError, match=match) as caught:
-        load(tmp_path / "a.safetensors")
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 1500
+    (said,) = check_damaged(tmp_path / "a.safetensors", [content], load)
+    assert re.search(match, said)
 
 
 def test_what_is_no_file_is_told(tmp_path: pathlib.Path) -> None:
@@ -182,6 +179,6 @@ def mutations(content: bytes, count: int, seed: int) -> Iterator[bytes]:
 def test_mutated_files_are_models_or_refusals(count: int, tmp_path: pathlib.Path) -> None:
     module = torch.nn.ModuleDict({"a": torch.nn.GRU(3, 4), "b": torch.nn.Linear(4, 3)})
     whole = files.save(module.state_dict())
-    outcomes = check_damaged(tmp_path / "a.safetensors", mutations(whole, count, 0), load)
-    print(f"{count} mutations: {outcomes}")
-    assert min(outcomes.values()) >= count // 100
+    said = check_damaged(tmp_path / "a.safetensors", mutations(whole, count, 0), load)
+    print(f"{len(said)} of {count} mutations are refused")
+    assert count // 100 <= len(said) <= count - count // 100

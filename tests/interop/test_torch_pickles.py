@@ -8,10 +8,9 @@ import os
 import pathlib
 import pickle
 import random
-import resource
+import re
 import struct
 import sys
-import time
 import tracemalloc
 import warnings
 import zipfile
@@ -527,23 +526,18 @@ PICKLES: dict[str, tuple[bytes, str]] = {
 }
 
 
-def refused(path: pathlib.Path, match: str) -> None:
+def refused(path: pathlib.Path, content: bytes, match: str) -> None:
     """One sentence of ours, in little time and memory."""
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    with pytest.raises(InteropError, match=match) as caught:
-        load(path)
-    assert time.process_time() - start < 20
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 2**30
-    assert str(caught.value).startswith(f"{path} cannot be loaded: ")
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 1500
+    (said,) = check_damaged(path, [content], load)
+    assert said.startswith(f"{path} cannot be loaded: ")
+    assert re.search(match, said)
 
 
 @pytest.mark.parametrize("name", PICKLES)
 def test_hostile_pickles_are_refused_in_a_sentence(name: str, tmp_path: pathlib.Path) -> None:
     body, match = PICKLES[name]
     content = zip_of({"a/data.pkl": b"\x80\x05" + body + b".", "a/data/0": bytes(16)})
-    refused(put(tmp_path / "a.pt", content), match)
+    refused(tmp_path / "a.pt", content, match)
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -557,7 +551,7 @@ def test_nothing_in_a_file_is_run(form: str, protocol: int, tmp_path: pathlib.Pa
         "stream": first[: first.index(b"\x80\x02}(u.")] + body,
         "bare": body,
     }[form]
-    refused(put(tmp_path / "a.pt", content), "cannot be loaded")
+    refused(tmp_path / "a.pt", content, "cannot be loaded")
     assert not marker.exists()
 
 
@@ -630,7 +624,7 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_hostile_files_are_refused_in_a_sentence(name: str, tmp_path: pathlib.Path) -> None:
     content, match = FILES[name]
-    refused(put(tmp_path / "a.pt", content), match)
+    refused(tmp_path / "a.pt", content, match)
 
 
 # ---- damaged files
@@ -660,9 +654,12 @@ def mutations(form: str, count: int, seed: int) -> list[bytes]:
 def test_mutated_files_are_models_or_refusals(
     form: str, count: int, tmp_path: pathlib.Path
 ) -> None:
-    outcomes = check_damaged(tmp_path / "a.pt", mutations(form, count, 0), load)
-    print(f"{count} mutations of a {form}: {outcomes}")
-    assert min(outcomes.values()) >= count // 100
+    said = check_damaged(tmp_path / "a.pt", mutations(form, count, 0), load)
+    print(f"{len(said)} of {count} mutations of a {form} are refused")
+    assert count // 100 <= len(said) <= count - count // 100
+
+
+# ---- against PyTorch
 
 
 @needs_torch
