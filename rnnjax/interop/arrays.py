@@ -67,9 +67,9 @@ def check_one_type(where: str, arrays: Iterable[np.ndarray]) -> None:
     """Raise InteropError unless all arrays are of one type."""
     types = sorted({str(array.dtype) for array in arrays})
     if len(types) > 1:
+        came = " and ".join(types)
         raise InteropError(
-            f"the arrays of {where} should be of one type, but are {' and '.join(types)}; convert "
-            "them to one"
+            f"the arrays of {where} should be of one type, but are {came}; convert them"
         )
 
 

@@ -4,9 +4,9 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
-from rnnjax.errors import InteropError
+from rnnjax.errors import InteropError, InvalidInputError
 
 HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 TORCH_STREAM = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -24,8 +24,7 @@ def describe(start: bytes, members: Sequence[str] = ()) -> str | None:
         return "a TFLite model, which is compiled; load the Keras model that it was converted from"
     if "constants.pkl" in inside or any(name.startswith("code/") for name in inside):
         return (
-            "a TorchScript program, whose code is not run; load it in PyTorch, and save its "
-            "parameters: torch.save(module.state_dict(), 'model.pt')"
+            "a TorchScript program; load it in PyTorch, and torch.save(module.state_dict(), path)"
         )
     if "data.pkl" in inside or start[2:].startswith(TORCH_STREAM):
         return "a file of torch.save; call rnnjax.interop.torch.load"
@@ -42,9 +41,30 @@ def package(name: str, what: str, extra: str) -> Any:
         return __import__(name)
     except ImportError as error:
         raise InteropError(
-            f"{what} need the package {name}, which is not installed; run pip install "
-            f"'rnnjax[{extra}]'"
+            f"{what} need the package {name}, which is missing; pip install 'rnnjax[{extra}]'"
         ) from error
+
+
+def opened(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading."""
+    check_path(path)
+    try:
+        return pathlib.Path(path).open("rb")
+    except (OSError, ValueError) as error:  # the latter of a name with a zero byte
+        said = getattr(error, "strerror", None) or error
+        why = f"it cannot be read ({said}); check the path"
+        raise InteropError(f"{path} cannot be used: {why}") from error
+
+
+def check_path(path: Any, *suffixes: str) -> None:
+    """Raise InvalidInputError unless it is a path, whose name ends in one of the suffixes."""
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidInputError(f"path should be the name of a file, but is {type(path)}")
+    if suffixes and not (name := pathlib.Path(path).name).endswith(suffixes):
+        ends = " or ".join(suffixes)
+        raise InvalidInputError(
+            f"the name of the file should end in {ends}, but is {name!r}; rename it"
+        )
 
 
 def in_a_line(error: BaseException) -> str:

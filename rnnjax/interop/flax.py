@@ -1,6 +1,5 @@
 """Parameters of Flax's recurrent modules, ``flax.linen`` and ``flax.nnx``, in and out.
 
-`from_params` reads the tree of one recurrent module, and `to_params` is its inverse, for both.
 Parameters do not contain activations: they are options here. Flax's ``Dense`` (nnx's ``Linear``)
 and ``Embed`` have the arrays of `rnnjax.interop.Dense` and `rnnjax.interop.Embedding` by the same
 names, and need no conversion. `RNN` and `Bidirectional` of `rnnjax.linen` and `rnnjax.nnx` around
@@ -34,16 +33,16 @@ from rnnjax.interop.arrays import (
     check_one_type,
     float_array,
     in_prediction,
-    layer_arrays,
     with_one_bias,
 )
 from rnnjax.interop.layers import Recurrent
 from rnnjax.interop.model import Model, rows_of, with_parameters
-from rnnjax.layers import Bidirectional, Directions, Stack
+from rnnjax.layers import Bidirectional, Directions
 from rnnjax.layout import LAYOUTS, Form, Layout, Tree, params_of
 
 __all__ = ["from_params", "to_params"]
 
+Arrays = Mapping[str, np.ndarray]
 Path = tuple[Any, ...]
 Found = list[tuple[Path, Layout]]
 """The cells of a tree, two for both directions, else one: where they are, and their layout."""
@@ -116,25 +115,22 @@ def from_params(
     sizes = [entry["kernel"].shape[0] for entry in entries]
     if len({*sizes}) > 1:
         raise InteropError(
-            f"both directions should take inputs of one size, but take {sizes}; check the "
-            "parameters"
+            f"both directions should take inputs of one size, but take {sizes}; check the tree"
         )
-    if len(cells) == 1:
-        model = Model.of(cells[0], entries[0], name)
-    else:
+    whole, params = cells[0], entries[0]
+    if len(cells) == 2:
         # A second cell like the first is left out, as in Bidirectional(cell).
-        both = Bidirectional(cells[0], None if cells[0] == cells[1] else cells[1])
-        model = Model.of(both, Directions(*entries), name)
-    return dataclasses.replace(model, origin={"laid_out": found})
+        whole = Bidirectional(cells[0], None if cells[0] == cells[1] else cells[1])
+        params = Directions(*entries)
+    return dataclasses.replace(Model.of(whole, params, name), origin={"laid_out": found})
 
 
 def to_params(model: Model, *, form: Form | None = None) -> Any:
     """Convert the parameters to a tree that Flax's modules take.
 
     `SimpleRNNCell`, `LSTMCell`, `GRUCell` and `MGUCell` become those of the cells of that equation,
-    under the paths of ``RNN`` and ``Bidirectional``; `Dense` and `Embedding` those of ``Dense`` or
-    ``Linear`` and ``Embed``. A `Stack` becomes one ``RNN`` for each of its layers, named
-    ``"rnn_0"``, ``"rnn_1"`` ... What is code in Flax is left out: activations and directions.
+    under the paths of ``RNN`` and ``Bidirectional``. What is code in Flax is left out: activations
+    and directions.
 
     A model that came from Flax goes back to the same paths, to the bit where it is unchanged: for
     the tree of a module of your own, read its parameters with `from_params`, and give what
@@ -143,7 +139,7 @@ def to_params(model: Model, *, form: Form | None = None) -> Any:
     ``MGUCell``, have one bias in Flax and two here: they are added.
 
     Args:
-        model: with parameters.
+        model: with parameters, of one recurrent layer.
         form: ``"linen"`` or ``"nnx"``; left out, that of the tree that the model came as, or linen.
 
     Returns:
@@ -151,9 +147,10 @@ def to_params(model: Model, *, form: Form | None = None) -> Any:
         ``nnx.update(module, tree)`` takes it.
 
     Raises:
-        InteropError: Flax has no cell for one of the model, a `Bidirectional` merges by another
-            word than ``"concat"``, or there is no place for a bias that is not zero: a ``GRUCell``
-            of nnx has none for the candidate's ``recurrent_bias``.
+        InteropError: the model has other layers or a `Stack`, Flax has no cell for one of it, a
+            `Bidirectional` merges by another word than ``"concat"``, or there is no place for a
+            bias that is not zero: a ``GRUCell`` of nnx has none for the candidate's
+            ``recurrent_bias``.
         InvalidInputError: ``form`` is another word.
 
     >>> import jax, numpy as np, rnnjax
@@ -164,31 +161,31 @@ def to_params(model: Model, *, form: Form | None = None) -> Any:
     """
     if form not in (None, "linen", "nnx"):
         raise InvalidInputError(f"form should be 'linen' or 'nnx', but is {form!r}")
-    found: Found = model.origin.get("laid_out", [])
-    theirs: Form = found[0][1].form if found else "linen"
-    alone = [name for name in model.layers if model.params.get(name)]
+    layers = [*with_parameters(model, "Flax")]
+    name, layer, params = layers[0] if len(layers) == 1 else ("", None, None)
+    rows = []
+    if isinstance(layer, Recurrent):
+        rows = [*rows_of(name, layer.cell, params, "Flax")]
+    if len(rows) != 1:
+        raise InteropError(
+            f"Flax has a module for each cell, but this model is of "
+            f"{[*map(str, model.layers.values())]}; write each by itself, as Model.of(cell, params)"
+        )
+    cells = [in_prediction(cell, repr(name), "Flax") for cell, _ in rows[0]]
+    places: Found = model.origin.get("laid_out", [])
+    came = [each.cell for _, each in places] == [*map(type, cells)]
+    if not came or form not in (None, places[0][1].form):
+        theirs: Form = form or (places[0][1].form if places else "linen")
+        ways = [(way, "cell") for way in _WAYS] if len(cells) == 2 else [("cell",)]
+        places = [
+            (path, _layout_of(repr(name), cell, theirs))
+            for path, cell in zip(ways, cells, strict=True)
+        ]
     leaves: dict[Path, jax.Array] = {}
-    for name, layer, params in with_parameters(model, "Flax"):
-        if not isinstance(layer, Recurrent):
-            arrays = layer_arrays(layer, params)
-            leaves |= {(name, key): as_jax(array) for key, array in arrays.items()}
-            continue
-        for i, parts in enumerate(rows_of(name, layer.cell, params, "Flax")):
-            own = f"{name}_{i}" if isinstance(layer.cell, Stack) else name
-            cells = [in_prediction(cell, repr(own), "Flax") for cell, _ in parts]
-            places = found
-            came = len(alone) == 1 and [each.cell for _, each in found] == [*map(type, cells)]
-            if not came or form not in (None, theirs):
-                top = () if alone == ["rnn"] and own == name else (own,)
-                ways = [(way,) for way in _WAYS] if len(cells) == 2 else [()]
-                places = [
-                    ((*top, *way, "cell"), _layout_of(repr(own), cell, form or theirs))
-                    for way, cell in zip(ways, cells, strict=True)
-                ]
-            for (path, layout), cell, (_, one) in zip(places, cells, parts, strict=True):
-                blocks = _blocks(repr(own), layout, cell, cell_arrays(cell, one))
-                for block, held in blocks.items():
-                    leaves |= {(*path, block, key): as_jax(leaf) for key, leaf in held.items()}
+    for (path, layout), cell, (_, one) in zip(places, cells, rows[0], strict=True):
+        blocks = _blocks(repr(name), layout, cell, cell_arrays(cell, one))
+        for block, held in blocks.items():
+            leaves |= {(*path, block, key): as_jax(leaf) for key, leaf in held.items()}
     return flax.traverse_util.unflatten_dict(leaves)
 
 
@@ -197,7 +194,6 @@ def _spelled(path: Path) -> str:
 
 
 def _find(tree: Any, path: Path) -> Found:
-    """Find the cells of the one recurrent module of a tree, and their layouts."""
     layout = _find_layout(_spelled(path), tree)
     if layout is not None:
         return [(path, layout)]
@@ -216,10 +212,9 @@ def _find(tree: Any, path: Path) -> Found:
         if isinstance(child, Mapping):
             return _find(child, (*path, key))
     raise InteropError(
-        f"the parameters should be those of one recurrent module, a cell of Flax or an RNN or "
-        f"Bidirectional of such cells, but {_spelled(path)} has "
-        f"{', '.join(map(repr, inside))[:400] or 'none'}; give the part of one, as in "
-        "params['encoder']"
+        f"params should be of one recurrent module, a cell, RNN or Bidirectional, but "
+        f"{_spelled(path)} has {', '.join(map(repr, inside))[:400] or 'none'}; give the part of "
+        "one, as in params['encoder']"
     )
 
 
@@ -231,9 +226,9 @@ def _find_layout(where: str, tree: Tree) -> Layout | None:
     for name in tree:
         kernel = tree[name].get("kernel") if isinstance(tree[name], Mapping) else None
         if kernel is None or np.ndim(kernel) != 2 or 0 in np.shape(kernel):
+            shape = None if kernel is None else np.shape(kernel)
             raise InteropError(
-                f"{where}.{name} should have a kernel of two axes, but has "
-                f"{None if kernel is None else np.shape(kernel)}; check the parameters"
+                f"{where}.{name} should have a kernel of two axes, but has {shape}; check the tree"
             )
     if len(named) == 1:
         return named[0]
@@ -244,7 +239,6 @@ def _find_layout(where: str, tree: Tree) -> Layout | None:
 def _read_cell(
     tree: Tree, where: str, layout: Layout, options: Mapping[str, Any]
 ) -> tuple[Cell, dict[str, jax.Array]]:
-    """The cell of ours that computes the same, and its parameters."""
     blocks = {
         name: {key: float_array(f"{where}.{name}.{key}", leaf) for key, leaf in block.items()}
         for name, block in tree.items()
@@ -261,20 +255,15 @@ def _read_cell(
             {key: array.shape for key, array in each.items()} for each in (block, blocks[name])
         )
         if came != expected:
-            why = ""
-            if name == "hn" and "MGUCell" in layout.names and "bias" not in came:
-                why = " (without a bias it is one of reset_gate=False, which rnnjax does not have)"
+            kind = f"{layout.form} {layout.names[0]} of {hidden} units"
             raise InteropError(
-                f"{where}.{name} of a {layout.form} {layout.names[0]} of {hidden} units should "
-                f"have {expected}, but has {came}{why}; check the parameters"
+                f"{where}.{name} of a {kind} should have {expected}, but has {came}; check the tree"
             )
     check_one_type(where, (array for block in blocks.values() for array in block.values()))
     return cell, params_of(layout, blocks, residual=False)
 
 
-def _blocks(
-    where: str, layout: Layout, cell: Cell, arrays: Mapping[str, np.ndarray]
-) -> dict[str, dict[str, np.ndarray]]:
+def _blocks(where: str, layout: Layout, cell: Cell, arrays: Arrays) -> dict[str, Arrays]:
     """The parameters of a cell as a class of Flax lays them out."""
     arrays = with_one_bias(arrays) if cell.additive else arrays
     recurrent = arrays["recurrent_kernel"]
@@ -286,7 +275,7 @@ def _blocks(
         first, second = second, first
     elif "recurrent_bias" in arrays:
         first, second = _fold(where, layout, first, second)
-    blocks: dict[str, dict[str, np.ndarray]] = {}
+    blocks: dict[str, Arrays] = {}
     for names, kernel, bias, biased in (
         (layout.inputs, arrays["kernel"], first, [layout.input_bias] * len(layout.inputs)),
         (layout.hiddens, recurrent, second, layout.hidden_bias),
@@ -307,9 +296,8 @@ def _fold(
     candidate = np.arange(len(first)) >= len(first) - len(first) // layout.gates
     if np.any(candidate & (lost != 0)):
         raise InteropError(
-            f"{where} has a recurrent_bias of its candidate that is not zero, for which a "
-            f"{layout.form} {layout.names[0]} has no place; hold it at zero in training, or write "
-            "it with form='linen'"
+            f"{where} has a recurrent_bias of its candidate that is not zero, but a {layout.form} "
+            f"{layout.names[0]} has none; hold it at zero in training, or give form='linen'"
         )
     # Where there is nothing to move, not even the sign of a zero changes.
     return np.where(lost != 0, first + lost, first), np.where(kept, second, none)
@@ -321,12 +309,11 @@ def _layout_of(where: str, cell: Cell, form: Form) -> Layout:
         if layout.form == form and layout.cell is type(cell):
             if not getattr(cell, "reset_after", True):
                 raise InteropError(
-                    f"{form}'s {layout.names[0]} is that of reset_after=True, but {where} has "
-                    "reset_after=False, which is another function of the same parameters"
+                    f"{where} has reset_after=False, which Flax's {layout.names[0]} has not; train "
+                    "a cell of reset_after=True"
                 )
             return layout
     known = dict.fromkeys(each.cell.__name__ for each in LAYOUTS if each.form == form)
     raise InteropError(
-        f"flax.{form} has cells for {', '.join(known)}, but {where} is {cell!r}; there are no "
-        "parameters for it"
+        f"flax.{form} has cells for {', '.join(known)}, but {where} is {cell!r}; use one of these"
     )

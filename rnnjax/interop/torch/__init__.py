@@ -19,9 +19,10 @@ import numpy as np
 
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import layer_arrays
+from rnnjax.interop.files import opened
 from rnnjax.interop.layers import Dense, Layer, Recurrent
 from rnnjax.interop.model import Model, Sequential, with_axes, with_parameters
-from rnnjax.interop.torch.files import opened, read_arrays, write_arrays
+from rnnjax.interop.torch.files import read_arrays, write_arrays
 from rnnjax.interop.torch.modules import (
     Module,
     Reading,
@@ -29,7 +30,6 @@ from rnnjax.interop.torch.modules import (
     find_state,
     given_order,
     infer_order,
-    read_module,
     to_theirs,
     write_recurrent,
 )
@@ -93,8 +93,8 @@ def from_state_dict(
     """
     if not isinstance(mapping, Mapping):
         raise InvalidInputError(
-            f"a state dict should be a mapping of names to arrays, but is {type(mapping).__name__}"
-            "; call module.state_dict()"
+            f"a state dict should be a mapping, but is {type(mapping).__name__}; call "
+            "module.state_dict()"
         )
     model, left_out = _read(*find_state(mapping, at), modules, nonlinearity)
     if left_out:
@@ -130,8 +130,8 @@ def load(
     ...     load(path).layers["rnn"].cell == cell
     True
     """
-    try:
-        with opened(path) as file:
+    with opened(path) as file:
+        try:
             saved = is_saved_by_torch(file.read(32))
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
@@ -144,8 +144,8 @@ def load(
                     f"the file has {size:,}; save copies of them"
                 )
             model, left_out = _read(state, others, modules, nonlinearity)
-    except (InteropError, OSError) as error:
-        raise InteropError(f"{path} cannot be loaded: {error}") from error
+        except (InteropError, OSError) as error:
+            raise InteropError(f"{path} cannot be loaded: {error}") from error
     if left_out:
         warnings.warn(f"{path}: {left_out}", stacklevel=2)
     return with_axes(model, time_first)
@@ -222,13 +222,10 @@ def _read(
     """The model of a state dict, and what nobody said that it should be without, in words."""
     if nonlinearity not in ("tanh", "relu"):
         raise InvalidInputError(
-            f"nonlinearity should be 'tanh' or 'relu', but is {nonlinearity!r}; read a module of "
-            "each by itself where there are both, with modules=[...]"
+            f"nonlinearity should be 'tanh' or 'relu', but is {nonlinearity!r}; give one of them"
         )
     if not all(isinstance(key, str) for key in state):
-        raise InteropError(
-            "a state dict has text for keys, but this has not; say in at where it is"
-        )
+        raise InteropError("a state dict has text for keys, unlike this; say in at where it is")
     found = find_modules(state)
     unknown = [str(module) for module in found.values() if not module.known]
     if modules is None:
@@ -236,16 +233,11 @@ def _read(
     if not found:
         listed = f", only {', '.join(unknown[:8])}" if unknown else ""
         raise InteropError(f"the state dict has no module to read{listed}; check what was saved")
-    words = {name: str(module) for name, module in found.items()}
-
-    def read(name: str) -> list[Reading]:
-        return read_module(found[name], nonlinearity)
-
     if modules is None:
-        order = infer_order(words, read)
+        order = infer_order(found, nonlinearity)
         _check_last(found, order)
     else:
-        order = given_order(words, read, modules)
+        order = given_order(found, nonlinearity, modules)
     names = {reading.layer.name for reading in order} & set(found)
     origin = {
         "prefixes": {name: found[name].prefix for name in names},
@@ -265,9 +257,8 @@ def _read(
 def _check_last(found: Mapping[str, Module], order: Sequence[Reading]) -> None:
     """Raise if the linear module at the end was made before a module that it fits before too.
 
-    A model of one-hot characters has such sizes as well, so that these alone do not tell. What was
-    made first stands first in a state dict, but not in one that safetensors sorted by name: PyTorch
-    makes the weights of the inputs before all others.
+    What was made first stands first in a state dict, but not in one that safetensors sorted by
+    name: PyTorch makes the weights of the inputs before all others.
     """
     *row, head = order
     names = [*found]

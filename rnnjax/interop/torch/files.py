@@ -4,42 +4,21 @@ import json
 import os
 from collections.abc import Mapping
 from operator import itemgetter
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.files import describe, in_a_line, package, write_whole
+from rnnjax.errors import InteropError
+from rnnjax.interop.files import check_path, describe, in_a_line, package, write_whole
 
 # NumPy has no bfloat16 of its own, and the package's reader for NumPy none therefore.
 DTYPES: Mapping[str, Any] = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": jnp.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U64": np.uint64,
-    "U32": np.uint32,
-    "U16": np.uint16,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16, "I64": np.int64,
+    "I32": np.int32, "I16": np.int16, "I8": np.int8, "U64": np.uint64, "U32": np.uint32,
+    "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
 _LONGEST_HEADER = 10 * 2**20  # some hundred thousand arrays; parsed, it is several times as large
-
-
-def opened(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file for reading, and check its path."""
-    _check_path(path)
-    try:
-        return Path(path).open("rb")
-    except (OSError, ValueError) as error:  # the latter of a name with a zero byte
-        said = getattr(error, "strerror", None) or error
-        raise InteropError(f"it cannot be read: {said}; check the path") from error
 
 
 def read_arrays(content: bytes) -> dict[str, np.ndarray]:
@@ -58,8 +37,8 @@ def read_arrays(content: bytes) -> dict[str, np.ndarray]:
     for name, entry in sorted(entries, key=itemgetter(0)):  # the package's is another each time
         if entry["dtype"] not in DTYPES:
             raise InteropError(
-                f"{name[:80]!r} is of type {entry['dtype']}, which is none of {', '.join(DTYPES)};"
-                " convert it before it is saved"
+                f"{name[:80]!r} is of type {entry['dtype']}, but should be one of "
+                f"{', '.join(DTYPES)}; convert it before it is saved"
             )
         flat = np.frombuffer(entry["data"], np.dtype(DTYPES[entry["dtype"]]))
         try:
@@ -81,22 +60,11 @@ def write_arrays(
     path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Any = None
 ) -> None:
     """Write named arrays; a file of that name is replaced, and only by a whole one."""
-    _check_path(path)
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise InvalidInputError(
-            f"the name of the file should end in .safetensors, but is {path.name!r}; rename it"
-        )
+    check_path(path, ".safetensors")
     package("safetensors", "files in .safetensors", "safetensors")
     from safetensors.numpy import save
 
     write_whole(path, save(dict(arrays), {"format": "pt", **(metadata or {})}))
-
-
-def _check_path(path: Any) -> None:
-    """Raise InvalidInputError unless it is a path."""
-    if not isinstance(path, str | os.PathLike):
-        raise InvalidInputError(f"path should be the name of a file, but is {type(path)}")
 
 
 def _check_header(content: bytes) -> None:
@@ -106,9 +74,8 @@ def _check_header(content: bytes) -> None:
         raise InteropError(f"it is {what}")
     if len(content) < 10 or size > len(content) - 8 or content[8:9] != b"{":
         raise InteropError(
-            f"it is no .safetensors file, or a damaged one, and none that torch.save wrote since "
-            f"2018: {len(content)} bytes that do not begin with a header that fits in; get it "
-            "again, or check which file it is"
+            f"it is no .safetensors file, or not a whole one, and none that torch.save wrote since "
+            f"2018: its {len(content)} bytes do not begin with a header that fits in; get it again"
         )
     if size > _LONGEST_HEADER:
         raise InteropError(f"its header has {size} bytes, not {_LONGEST_HEADER}; split the file")

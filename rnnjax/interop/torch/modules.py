@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,8 +101,7 @@ def find_state(tree: Any, at: str | None, unread: str = "") -> tuple[Mapping[Any
     chosen = [held for held in found if any(map(_is_recurrent, held[1]))] or found
     if not chosen and unread:
         raise InteropError(
-            f"it holds {unread!r}, and no parameters beside it, which it would take code to build, "
-            f"and no code in a file is run; {ALONE}"
+            f"it holds {unread!r} and no parameters beside it, and code is not run; {ALONE}"
         )
     if not chosen and isinstance(tree, Mapping):
         return tree, []
@@ -110,10 +109,8 @@ def find_state(tree: Any, at: str | None, unread: str = "") -> tuple[Mapping[Any
         raise InteropError("it holds no dict, and so no state dict; save model.state_dict()")
     path, state = chosen[0]
     if len(chosen) > 1:
-        raise InteropError(
-            f"it holds {len(chosen)} state dicts, {_list([path for path, _ in chosen])}; say which "
-            f"one, as in at={path!r}"
-        )
+        several = f"{len(chosen)} state dicts, {_list([path for path, _ in chosen])}"
+        raise InteropError(f"it holds {several}; say which one, as in at={path!r}")
     return state, [other for other, held in found if held is not state]
 
 
@@ -154,9 +151,6 @@ def _has_parameters(state: Mapping[Any, Any]) -> bool:
 
 def _list(paths: Sequence[str]) -> str:
     return ", ".join(f"{path[:60]!r}" for path in paths[:12]) + ", ..." * (len(paths) > 12)
-
-
-# --- Its modules ---
 
 
 class Module(NamedTuple):
@@ -211,10 +205,7 @@ def find_modules(state: Mapping[str, Any]) -> dict[str, Module]:
         name, prefix = path or ("rnn" if _is_recurrent(short) else ""), key.removesuffix(short)
         module = found.setdefault(name, Module(name, prefix, {}))
         if module.prefix != prefix:
-            raise InteropError(
-                f"{key[:80]!r} does not belong to {module}, but has its name; rename one of them "
-                "in the state dict"
-            )
+            raise InteropError(f"{key[:80]!r} is none of {module}, but has its name; rename it")
         module.entries[short] = value
     return found
 
@@ -223,8 +214,7 @@ def read_module(module: Module, nonlinearity: str) -> list[Reading]:
     """The layers that a module can be read as: two for a weight alone, else one."""
     if not module.known:
         raise InteropError(
-            f"a state dict is read of RNN, LSTM, GRU, their cells, Embedding and Linear, but "
-            f"{module} is none of these, or has no name; leave it out of modules=[...]"
+            f"{module} is none of these: RNN, LSTM, GRU, cell, Embedding, Linear; leave it out"
         )
     arrays = {key: float_array(module.prefix + key, v) for key, v in module.entries.items()}
     if module.recurrent:
@@ -233,8 +223,8 @@ def read_module(module: Module, nonlinearity: str) -> list[Reading]:
     rows, columns = weight.shape
     if bias is not None and (bias.shape != (rows,) or bias.dtype != weight.dtype):
         raise InteropError(
-            f"the bias of {module}, a Linear, should be ({rows},) and {weight.dtype}, but is "
-            f"{bias.shape} and {bias.dtype}; check the state dict"
+            f"the bias of {module} should be {weight.dtype}({rows},), but is "
+            f"{bias.dtype}{bias.shape}; check the state dict"
         )
     dense = Dense(module.name, rows, use_bias=bias is not None)
     readings = [Reading(dense, _to_ours(Dense, arrays), columns, rows)]
@@ -251,8 +241,7 @@ def _read_recurrent(module: Module, named: Mapping[str, np.ndarray], nonlinearit
         if match is None:
             raise InteropError(
                 f"{module.prefix + key!r:.80} is no part of an RNN, LSTM or GRU, but {module} has "
-                "it; leave it out of the state dict, or the module out of modules=[...]; where it "
-                "is of weight_norm, call torch.nn.utils.remove_weight_norm before it is saved"
+                "it; leave one out, or call torch.nn.utils.remove_weight_norm before it is saved"
             )
         places.setdefault(match["place"], {})[match["array"]] = array
     ways = ("", "_reverse")[: 1 + any(place.endswith("_reverse") for place in places)]
@@ -260,8 +249,8 @@ def _read_recurrent(module: Module, named: Mapping[str, np.ndarray], nonlinearit
     rows = [[""]] if set(places) == {""} else rows
     if {place for row in rows for place in row} != set(places):
         raise InteropError(
-            f"the layers of {module} should be _l0, _l1 ..., each with or each without _reverse, "
-            f"but are {', '.join(sorted(places))[:200]}; check that the state dict is complete"
+            f"the layers of {module} should be _l0, _l1 ..., all with _reverse or none, but are "
+            f"{', '.join(sorted(places))[:200]}; {_COMPLETE}"
         )
     where = repr(module.name[:60])
     first, takes = _read_cell(where + rows[0][0], places[rows[0][0]], nonlinearity)
@@ -271,9 +260,8 @@ def _read_recurrent(module: Module, named: Mapping[str, np.ndarray], nonlinearit
             cell, inputs = _read_cell(where + place, places[place], nonlinearity)
             if (cell, inputs) != (first, expected):
                 raise InteropError(
-                    f"{where}{place} does not fit the other layers of the module: it is {cell} for "
-                    f"{inputs} inputs, where {first} for {expected} is expected; check the state "
-                    "dict"
+                    f"{where}{place} does not fit the other layers: it is {cell} for {inputs} "
+                    f"inputs, and not {first} for {expected}; {_COMPLETE}"
                 )
         both = [_to_ours(Recurrent, places[place]) for place in row]
         params.append(Directions(*both) if len(ways) == 2 else both[0])
@@ -324,16 +312,13 @@ def _read_cell(where: str, arrays: Mapping[str, np.ndarray], nonlinearity: str) 
     return cell, inputs
 
 
-# --- The way back ---
-
-
 def write_recurrent(layer: Recurrent, params: Params, single: bool) -> dict[str, np.ndarray]:
     """Every layer and direction of one module, by PyTorch's names; of a ``single`` cell."""
     name = repr(layer.name)
     if layer.reverse:
         raise InteropError(
-            f"{name} runs in reverse, and a module of PyTorch does so in a bidirectional one alone;"
-            " reverse the sequence in code, and write the layer without reverse"
+            f"{name} runs in reverse, and a module of PyTorch does not; reverse the sequence in "
+            "code, and write the layer without reverse"
         )
     told: set[tuple[Any, ...]] = set()
     entries: dict[str, np.ndarray] = {}
@@ -346,8 +331,8 @@ def write_recurrent(layer: Recurrent, params: Params, single: bool) -> dict[str,
             entries |= {key + place: array for key, array in arrays.items()}
     if len(told) > 1:
         raise InteropError(
-            f"the layers of one module of PyTorch are alike, but those of {name} are not: "
-            f"{layer.cell!r}; give each a layer of its own in the model"
+            f"cells of a module of PyTorch are alike, but those of {name} are not: {layer.cell!r}; "
+            "give each a layer of its own"
         )
     return entries
 
@@ -357,21 +342,20 @@ def _told_of(where: str, cell: Any) -> tuple[Any, ...]:
     name, _ = FORMS["torch"].get(type(cell), ("", ()))
     if not name:
         raise InteropError(
-            f"PyTorch has modules for {names_of('torch')}, but {where} is {cell!r}; there is no "
-            "state dict for it"
+            f"PyTorch has modules for {names_of('torch')}, but {where} is {cell!r}; use onethem"
         )
     told = [name, cell.hidden_size, cell.output_size, cell.use_bias]
     for option, known in _TOLD[type(cell)].items():
         told.append(named(getattr(cell, option)))
         if told[-1] not in known:
+            has = " or ".join(map(repr, known))
             raise InteropError(
-                f"PyTorch's {name} has {option}={' or '.join(map(repr, known))}, but {where} "
-                f"has {option}={told[-1]!r}, which is another function of the same parameters"
+                f"PyTorch has {option}={has}, but {where} has {option}={told[-1]!r}; use that"
             )
     if isinstance(cell, ProjectionLSTMCell) and cell.proj_size >= cell.hidden_size:
         raise InteropError(
-            f"proj_size of PyTorch's LSTM must be smaller than its hidden_size, but {where} has "
-            f"{cell.proj_size} of {cell.hidden_size}"
+            f"proj_size of {where} must be smaller than its hidden_size, but is {cell.proj_size}; "
+            "use an LSTMCell"
         )
     return tuple(told)
 
@@ -383,16 +367,10 @@ _MOST_TO_ORDER = 8  # each is read, and a hostile file may hold any number
 _PLACES = (Embedding, Recurrent, Dense)
 
 
-Read = Callable[[str], Sequence[Reading]]
-"""By the name of a module, what it can be read as: one, or two for a weight alone."""
-
-
-def infer_order(listed: Mapping[str, str], read: Read) -> list[Reading]:
-    """An embedding if there is one, the recurrent modules, a linear one if there is one.
-
-    ``listed`` is the modules by their names, in words: their arrays and their shapes.
-    """
-    readings = [read(name) for name in listed] if len(listed) <= _MOST_TO_ORDER else []
+def infer_order(found: Mapping[str, Module], nonlinearity: str) -> list[Reading]:
+    """An embedding if there is one, the recurrent modules, a linear one if there is one."""
+    few = [*found.values()][:_MOST_TO_ORDER]
+    readings = [read_module(one, nonlinearity) for one in few] if len(few) == len(found) else []
     orders: list[list[Reading]] = []
     for chosen in itertools.product(*readings):
         first, row, last = ([r for r in chosen if isinstance(r.layer, kind)] for kind in _PLACES)
@@ -402,11 +380,10 @@ def infer_order(listed: Mapping[str, str], read: Read) -> list[Reading]:
     if len(orders) == 1:
         return orders[0]
     raise InteropError(
-        "the order of the modules is certain only for an embedding, recurrent modules and a linear "
-        "one whose sizes fit in one way alone; give it, as in modules=['embedding', 'lstm', "
-        "'head'], where the modules are "
-        + "; ".join([*listed.values()][:8])
-        + "; ..." * (len(listed) > 8)
+        "the order of the modules is certain only where they fit in one way alone; give it, as in "
+        "modules=['embedding', 'lstm', 'head'], where the modules are "
+        + "; ".join(map(str, few))
+        + "; ..." * (len(few) < len(found))
     )
 
 
@@ -415,7 +392,7 @@ def _fits(order: Sequence[Reading]) -> bool:
 
 
 def given_order(
-    listed: Mapping[str, str], read: Read, modules: Sequence[str | Layer]
+    found: Mapping[str, Module], nonlinearity: str, modules: Sequence[str | Layer]
 ) -> list[Reading]:
     """The modules in the order of ``modules``, and the layers that stand between them."""
     if not isinstance(modules, Sequence) or isinstance(modules, str) or not modules:
@@ -429,14 +406,15 @@ def given_order(
             readings = [Reading(entry, {}, None, entry.size)]
         elif isinstance(entry, Layer) and not isinstance(entry, WithParameters):
             readings = [Reading(entry, {}, -1, -1)]  # of any size
-        elif isinstance(entry, str) and entry in listed:
+        elif isinstance(entry, str) and entry in found:
             # At the first place a weight alone is an embedding, unless only a Linear fits.
             first = all(one.takes == -1 for one in orders[0])
-            readings = [*read(entry)][::-1] if first else [read(entry)[0]]
+            readings = read_module(found[entry], nonlinearity)
+            readings = readings[::-1] if first else readings[:1]
         else:
             raise InvalidInputError(
-                f"modules should hold names of {[*listed][:12]}, or layers without "
-                f"parameters such as Activation('relu', 'relu'), but holds {entry!r}; correct it"
+                f"modules should hold names of {[*found][:12]}, or layers without parameters such "
+                f"as Activation('relu', 'relu'), but holds {entry!r}; correct it"
             )
         orders = [[*order, one] for order in orders for one in readings]
     for order in orders:
@@ -446,6 +424,5 @@ def given_order(
     one, other = next(pair for pair in itertools.pairwise(sized) if not _fits(pair))
     takes = "ids" if other.takes is None else f"{other.takes} features"
     raise InteropError(
-        f"{other.layer.name!r} takes {takes}, but gets {one.gives} features from what modules "
-        "names before it; correct the order"
+        f"{other.layer.name!r} takes {takes}, but gets {one.gives} features; correct the order"
     )

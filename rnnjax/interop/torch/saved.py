@@ -70,12 +70,9 @@ class _Bounded(io.BufferedReader):
 
 
 def _check_size(key: str, dtype: np.dtype[Any], size: int, came: int | None) -> None:
-    """Raise unless a storage has as many bytes as its numbers take."""
     if came != size * dtype.itemsize:
-        raise ValueError(
-            f"its storage {key[:20]!r} should have {size} numbers in {dtype}, but "
-            f"{'is not there' if came is None else f'has {came} bytes'}"
-        )
+        has = "is not there" if came is None else f"has {came} bytes"
+        raise ValueError(f"its storage {key[:20]!r} should have {size} numbers, but {has}")
 
 
 def _read_zip(file: _Bounded) -> tuple[Any, str]:
@@ -88,15 +85,12 @@ def _read_zip(file: _Bounded) -> tuple[Any, str]:
         raise InteropError(f"it is {what}")
     pickled, order = f"{root}/data.pkl", f"{root}/byteorder"
     if pickled not in sizes:
-        raise InteropError(
-            "it is a zip that torch.save did not write: it has no data.pkl; check which file it is"
-        )
+        raise InteropError("it is a zip of another program: it has no data.pkl; check it")
     for entry in entries:
         sizes[entry.filename] += entry.file_size
         if entry.compress_type or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
             raise InteropError(
-                f"its entry {entry.filename[:80]!r} is compressed or encrypted, and not of "
-                f"torch.save; {ALONE}"
+                f"its entry {entry.filename[:80]!r} is compressed or encrypted; {ALONE}"
             )
     # Entries that lie in each other would let the same bytes be read again and again.
     places = {entry.header_offset for entry in entries}
@@ -159,9 +153,6 @@ def _read_stream(file: _Bounded) -> tuple[Any, str]:
     return tree, machines[2].unknown
 
 
-# --- The machine ---
-
-
 # Private, and so unknown to type checkers, but in every Python: what `pickle.Unpickler` is without
 # its part in C, which takes memory by the sizes that a pickle states.
 _BASE: Any = pickle._Unpickler
@@ -172,12 +163,24 @@ class _Unpickler(_BASE):  # type: ignore[misc]  # _BASE is private, hence Any
 
     def __init__(self, stream: io.BytesIO, numbers: Numbers):
         super().__init__(stream, encoding="latin-1")
-        self.numbers, self.dispatch = numbers, _Steps(_STEPS)
+        self.numbers, self.dispatch, self.left = numbers, self, _MOST_STEPS
         self.storages: dict[str, np.ndarray] = {}
         self.unknown = ""  # the first name that is not read
 
+    def __getitem__(self, code: int) -> Any:
+        """The function of a step; it limits how many steps run."""
+        self.left -= 1
+        if self.left < 0:
+            raise InteropError(f"its pickle has more than {_MOST_STEPS:,} steps; {ALONE}")
+        if code not in _NAMES:
+            raise ValueError("its pickle has a step that no pickle has")
+        if code not in _STEPS:
+            raise InteropError(
+                f"its pickle has a step {_NAMES[code]}, which no parameters need; {ALONE}"
+            )
+        return _STEPS[code]
+
     def find_class(self, module: str, name: str) -> Any:
-        """Return the stand-in for a name."""
         if f"{module} {name}" not in _KNOWN:
             self.unknown = self.unknown or f"{module}.{name}"[:80]
         return _KNOWN.get(f"{module} {name}", UNREAD)
@@ -214,33 +217,12 @@ class _Unpickler(_BASE):  # type: ignore[misc]  # _BASE is private, hence Any
         self.call()
 
     def set_item(self) -> None:
-        """Run ``SETITEM``: set one item of a dict."""
         value, key = self.stack.pop(), self.stack.pop()
         _set(self.stack[-1], [(key, value)])
 
     def set_items(self) -> None:
-        """Run ``SETITEMS``: set several items of a dict."""
         items = self.pop_mark()
         _set(self.stack[-1], zip(items[::2], items[1::2], strict=True))
-
-
-class _Steps(dict[int, Callable[[_Unpickler], None]]):
-    """The functions of the steps; it limits how many steps run."""
-
-    left = _MOST_STEPS
-
-    def __getitem__(self, code: int) -> Callable[[_Unpickler], None]:
-        self.left -= 1
-        if self.left < 0:
-            raise InteropError(f"its pickle has more than {_MOST_STEPS:,} steps; {ALONE}")
-        return super().__getitem__(code)
-
-    def __missing__(self, code: int) -> Any:
-        if code not in _NAMES:
-            raise ValueError("its pickle has a step that no pickle has")
-        raise InteropError(
-            f"its pickle has a step {_NAMES[code]}, which no parameters need; {ALONE}"
-        )
 
 
 _NAMES = {ord(step.code): step.name for step in pickletools.opcodes}
@@ -327,7 +309,6 @@ def _tensor(
 
 
 def _first(value: Any = None, *_: Any) -> Any:
-    """The axes of a size, the tensor of a parameter."""
     return value
 
 
