@@ -6,8 +6,8 @@ import os
 import pathlib
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.interop import keras, onnx, torch
@@ -16,8 +16,22 @@ from rnnjax.interop.model import Model
 _OF_TORCH, _OF_KERAS = (".safetensors", ".pt", ".pth", ".ckpt"), (".weights.h5", ".h5", ".hdf5")
 SOURCES = (".keras", *_OF_KERAS, *_OF_TORCH, ".onnx")
 TARGETS = (".keras", ".weights.h5", ".safetensors", ".onnx")
-_OPTIONS = {**dict.fromkeys(("at", "modules", "nonlinearity"), _OF_TORCH), "like": _OF_KERAS}
-"""The options of the command line, and the files that each is for."""
+_OPTIONS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
+    "at": (_OF_TORCH, {"help": "where a PyTorch file has its state dict, such as models/first"}),
+    "modules": (_OF_TORCH, {
+        "type": lambda names: names.split(","),
+        "help": "the modules of a PyTorch file in the order in which they run, such as "
+        "embedding,lstm,head",
+    }),
+    "nonlinearity": (_OF_TORCH, {
+        "choices": ("tanh", "relu"),
+        "help": "that of nn.RNN, which a PyTorch file does not store; by default tanh",
+    }),
+    "like": (_OF_KERAS, {
+        "help": "a file with a model of the same layers, if SOURCE is a Keras file of weights alone"
+    }),
+}  # fmt: skip
+"""The options of the command line: the files that each is for, and what the parser is told."""
 
 
 def load(source: str | os.PathLike[str], **options: Any) -> Model:
@@ -28,9 +42,6 @@ def load(source: str | os.PathLike[str], **options: Any) -> Model:
         options: options of the ``load`` of the format, such as ``at``, ``modules`` and
             ``nonlinearity`` of `rnnjax.interop.torch.load`. Here ``like`` is another Keras or
             PyTorch file with a model of the same layers, for a Keras file with only weights.
-
-    Returns:
-        the result of the ``load`` of the format.
 
     Raises:
         InvalidInputError: the suffix is unknown, or an option belongs to another format.
@@ -49,11 +60,9 @@ def load(source: str | os.PathLike[str], **options: Any) -> Model:
     suffix = suffix_of(source, SOURCES)
     options = {name: value for name, value in options.items() if value is not None}
     for name in options:
-        if suffix not in _OPTIONS.get(name, SOURCES):
-            raise InvalidInputError(
-                f"--{name} says what files named *{', *'.join(_OPTIONS[name])} do not, but "
-                f"{os.fspath(source)} tells it itself; leave it out"
-            )
+        if suffix not in _OPTIONS.get(name, (SOURCES,))[0]:
+            files = ", *".join(_OPTIONS[name][0])
+            raise InvalidInputError(f"--{name} says what files named *{files} do not; leave it out")
     if "like" in options:
         options["like"] = _layers(load(options["like"]), "like")
     reader = torch if suffix in _OF_TORCH else onnx if suffix == ".onnx" else keras
@@ -61,29 +70,20 @@ def load(source: str | os.PathLike[str], **options: Any) -> Model:
 
 
 def write(model: Model, target: str | os.PathLike[str], **options: Any) -> None:
-    """Write a model, by the writer of the suffix.
-
-    Options are those of `rnnjax.interop.onnx.to_proto`; the other formats have none.
-    """
+    """Write a model by the suffix; ``options`` are those of `rnnjax.interop.onnx.to_proto`."""
     suffix = suffix_of(target, TARGETS)
     if suffix == ".onnx":
-        onnx.save(model, target, **options)
-    elif options:
-        raise InvalidInputError(
-            f"{', '.join(options)} are options of .onnx files, but {os.fspath(target)} is none; "
-            "leave them out"
-        )
-    else:
-        save = torch.save if suffix == ".safetensors" else keras.save
-        save(_layers(model, f"a file named *{suffix}"), target)
+        return onnx.save(model, target, **options)
+    if options:
+        raise InvalidInputError(f"{', '.join(options)} are options of .onnx files; leave them out")
+    save = torch.save if suffix == ".safetensors" else keras.save
+    return save(_layers(model, f"a file named *{suffix}"), target)
 
 
 def _layers(model: Model, what: str) -> Model:
-    """The model, unless it is a graph of ONNX."""
     if isinstance(model.network, onnx.Graph):
         raise InvalidInputError(
-            f"{what} holds layers, but this model is a graph of ONNX; keep it as *.onnx, or take "
-            "the model from the framework that it was exported from"
+            f"{what} holds layers, but this model is a graph of ONNX; keep it as *.onnx"
         )
     return model
 
@@ -100,9 +100,6 @@ def suffix_of(path: str | os.PathLike[str], known: Sequence[str]) -> str:
     raise InvalidInputError(
         f"the name of the file must end in one of {', '.join(known)}, but is {os.fspath(path)!r}"
     )
-
-
-# --- The command line ---
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,55 +121,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of ``rnnjax convert`` and ``rnnjax show``."""
-    parser = _Parser(
+    parser = argparse.ArgumentParser(
         prog="rnnjax",
         description="Example: rnnjax convert model.keras model.onnx. "
         "Models of Keras, PyTorch and ONNX as files.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, example, does in (
-        ("show", _show, "model.onnx", "print the layers of a model"),
+        ("show", lambda given: print(_read(given)), "model.onnx", "print the layers of a model"),
         ("convert", _convert, "model.keras model.onnx", "write a model in another format"),
     ):
         told = f"Example: rnnjax {name} {example}. {does.capitalize()}; suffixes tell the formats."
         command = commands.add_parser(name, help=does, description=told)
         command.set_defaults(run=run)
         command.add_argument("source", metavar="SOURCE", help=f"ends in {', '.join(SOURCES)}")
-        command.add_argument(
-            "--at",
-            metavar="KEYS",
-            help="where a PyTorch file has its state dict, such as model or models/first; required "
-            "if it has several",
-        )
-        command.add_argument(
-            "--modules",
-            metavar="NAMES",
-            type=lambda names: names.split(","),
-            help="the modules of a PyTorch file in the order in which they run, such as "
-            "embedding,lstm,head; required if their sizes do not determine it",
-        )
-        command.add_argument(
-            "--nonlinearity",
-            choices=("tanh", "relu"),
-            help="the nonlinearity of nn.RNN, which a PyTorch file does not store; by default tanh",
-        )
-        command.add_argument(
-            "--like",
-            metavar="FILE",
-            help="another file with a model of the same layers, if SOURCE is a Keras file with "
-            "only weights",
-        )
+        for option, (_, more) in _OPTIONS.items():
+            command.add_argument(f"--{option}", **more)
     # The last command, which writes.
     command.add_argument("target", metavar="TARGET", help=f"ends in {', '.join(TARGETS)}")
     command.add_argument("--force", action="store_true", help="replace TARGET if it exists")
     return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence, as all others of the program."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InvalidInputError(f"{message}; see {self.prog} --help")
 
 
 def _read(given: argparse.Namespace) -> Model:
@@ -182,10 +150,6 @@ def _read(given: argparse.Namespace) -> Model:
     for one in caught:
         print(f"warning: {one.message}", file=sys.stderr)
     return model
-
-
-def _show(given: argparse.Namespace) -> None:
-    print(_read(given))
 
 
 def _convert(given: argparse.Namespace) -> None:

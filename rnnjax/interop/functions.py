@@ -2,8 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,48 +13,36 @@ from rnnjax.cells import Cell, GRUCell, LSTMCell, ProjectionLSTMCell, SimpleRNNC
 from rnnjax.cells.activations import ACTIVATIONS
 from rnnjax.errors import InvalidInputError
 
-# --- Activations, of which rnnjax's cells do not name all ---
-
-
 Function = Callable[[jax.Array], jax.Array]
 """A function from an array to one of the same shape, with a hash of what it computes."""
 
-# Those with numbers in them are frozen dataclasses, so that equal ones hash alike and a network
-# that is built twice is compiled once.
-
 
 @dataclasses.dataclass(frozen=True)
-class HardSigmoid:
-    """``clip(alpha x + beta, 0, 1)``."""
+class Numbered:
+    """A function with numbers in it, by ONNX's name; equal ones hash alike, and compile once.
 
-    alpha: float = 0.2
-    beta: float = 0.5
+    ``"HardSigmoid"`` is ``clip(alpha x + beta, 0, 1)``. Where ``x`` is negative ``"LeakyRelu"`` is
+    ``alpha x`` and ``"Elu"`` is ``alpha (exp(x) - 1)``; elsewhere both are ``x``.
+    """
+
+    kind: str
+    alpha: float
+    beta: float = 0.0
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The function of every entry of ``x``."""
-        return jnp.clip(self.alpha * x + self.beta, 0, 1)
+        if self.kind == "HardSigmoid":
+            return jnp.clip(self.alpha * x + self.beta, 0, 1)
+        below = x if self.kind == "LeakyRelu" else jnp.expm1(jnp.minimum(x, 0))
+        return jnp.where(x >= 0, x, self.alpha * below)
 
 
-@dataclasses.dataclass(frozen=True)
-class LeakyReLU:
-    """``x`` where it is not negative, else ``alpha x``."""
-
-    alpha: float = 0.01
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """The function of every entry of ``x``."""
-        return jnp.where(x >= 0, x, self.alpha * x)
-
-
-@dataclasses.dataclass(frozen=True)
-class ELU:
-    """``x`` where it is not negative, else ``alpha (exp(x) - 1)``."""
-
-    alpha: float = 1.0
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """The function of every entry of ``x``."""
-        return jnp.where(x >= 0, x, self.alpha * jnp.expm1(jnp.minimum(x, 0)))
+NUMBERED: Mapping[str, Mapping[str, float]] = {
+    "Elu": {"alpha": 1.0},
+    "HardSigmoid": {"alpha": 0.2, "beta": 0.5},
+    "LeakyRelu": {"alpha": 0.01},
+}
+"""The kinds of `Numbered`, and ONNX's numbers where none are given."""
 
 
 def exact_gelu(x: jax.Array) -> jax.Array:
@@ -76,52 +63,38 @@ FUNCTIONS: Mapping[str, Function] = {
 }
 
 
-class Spelling(NamedTuple):
-    """The names of a function in other formats."""
-
-    keras: str = ""  # its name in Keras 3; empty where it has none
-    onnx: str = ""  # the operator of ONNX that is it; empty where it takes several
-    numbers: Mapping[str, Any] = MappingProxyType({})  # the attributes of that; of a class, where
-    # it is left to its defaults
-    in_cells: bool = False  # whether ONNX's recurrent operators have it too
-
-
-SPELLINGS: Mapping[str | type[Any], Spelling] = {
-    "tanh": Spelling("tanh", "Tanh", in_cells=True),
-    "sigmoid": Spelling("sigmoid", "Sigmoid", in_cells=True),
-    "relu": Spelling("relu", "Relu", in_cells=True),
-    "softplus": Spelling("softplus", "Softplus", in_cells=True),
-    "softsign": Spelling("softsign", "Softsign", in_cells=True),
-    "linear": Spelling("linear", "Affine", {"alpha": 1.0, "beta": 0.0}, in_cells=True),
-    "elu": Spelling("elu", "Elu", {"alpha": 1.0}, in_cells=True),
-    "hard_sigmoid": Spelling(
-        "hard_sigmoid", "HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}, in_cells=True
-    ),
-    "legacy_hard_sigmoid": Spelling("", "HardSigmoid", {"alpha": 0.2, "beta": 0.5}, in_cells=True),
-    ELU: Spelling("", "Elu", {"alpha": 1.0}, in_cells=True),
-    HardSigmoid: Spelling("", "HardSigmoid", {"alpha": 0.2, "beta": 0.5}, in_cells=True),
-    LeakyReLU: Spelling("", "LeakyRelu", {"alpha": 0.01}, in_cells=True),
-    "selu": Spelling("selu", "Selu"),
-    "exponential": Spelling("exponential", "Exp"),
-    "hard_silu": Spelling("hard_silu", "HardSwish"),
-    "softmax": Spelling("softmax", "Softmax", {"axis": -1}),
-    "log_softmax": Spelling("log_softmax", "LogSoftmax", {"axis": -1}),
-    "hard_tanh": Spelling("hard_tanh"),
-    "relu6": Spelling("relu6"),
-    "silu": Spelling("silu"),
-    "mish": Spelling("mish", "Mish"),
-    "log_sigmoid": Spelling("log_sigmoid"),
-    "gelu": Spelling("", "Gelu", {"approximate": "tanh"}),
-    "exact_gelu": Spelling("gelu", "Gelu"),
+IN_CELLS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "tanh": ("Tanh", {}),
+    "sigmoid": ("Sigmoid", {}),
+    "relu": ("Relu", {}),
+    "softplus": ("Softplus", {}),
+    "softsign": ("Softsign", {}),
+    "linear": ("Affine", {"alpha": 1.0, "beta": 0.0}),
+    "elu": ("Elu", {"alpha": 1.0}),
+    "hard_sigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}),
+    "legacy_hard_sigmoid": ("HardSigmoid", {"alpha": 0.2, "beta": 0.5}),
 }
-"""By a name of ``FUNCTIONS``, or a class whose fields are the numbers, its spellings."""
+"""By a name of ``FUNCTIONS``, what ONNX's recurrent operators call it, and its numbers there."""
+
+ONNX: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    **IN_CELLS,
+    "selu": ("Selu", {}),
+    "exponential": ("Exp", {}),
+    "hard_silu": ("HardSwish", {}),
+    "softmax": ("Softmax", {"axis": -1}),
+    "log_softmax": ("LogSoftmax", {"axis": -1}),
+    "mish": ("Mish", {}),
+    "gelu": ("Gelu", {"approximate": "tanh"}),
+    "exact_gelu": ("Gelu", {}),
+}
+"""By a name of ``FUNCTIONS``, the one operator of ONNX that is it, and its attributes."""
 
 
 def get_function(function: str | Function) -> Function:
     """Return the function of that name; a callable is returned as it is.
 
-    >>> print(get_function("softmax")(jnp.zeros(2)), HardSigmoid()(jnp.zeros(1)))
-    [0.5 0.5] [0.5]
+    >>> print(get_function("softmax")(jnp.zeros(2)), Numbered("Elu", 0.5)(jnp.ones(1)))
+    [0.5 0.5] [1.]
     """
     if callable(function):
         return function
@@ -131,8 +104,6 @@ def get_function(function: str | Function) -> Function:
         f"unknown function {function!r}; give one of {', '.join(FUNCTIONS)}, or a callable"
     )
 
-
-# --- Cells: by what names a format has them, and with its gates in which order ---
 
 _GRU = "GRU", ("z", "r", "n")
 
@@ -168,8 +139,6 @@ def reordered(array: Any, order: Sequence[int], axis: int = -1) -> Any:
     places = np.arange(array.shape[axis]).reshape(len(order), -1)[[*order]].reshape(-1)
     return array.take(places, axis)
 
-
-# --- Operators, batch first and channels last ---
 
 Padding = str | Sequence[tuple[int, int]]
 """``"VALID"`` or ``"SAME"``, or what is put before and after each axis of space."""

@@ -13,7 +13,7 @@ from rnnjax.cells.onehot import OneHot
 from rnnjax.engine import Auto, Method, unroll
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop.functions import Function, get_function
-from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
+from rnnjax.layers import Bidirectional, Regularized, Stack
 from rnnjax.layers import Dropout as DropoutRate
 
 
@@ -22,8 +22,7 @@ class Flow(NamedTuple):
 
     Attributes:
         xs: ``(time, *batch, features)``, or ``(*batch, features)`` after a layer that returns only
-            its last output; ids have no features axis; directions that are not merged give a pair
-            `rnnjax.Directions` of arrays.
+            its last output; ids have no features axis.
         mask: booleans ``(time, *batch)``, or None if every step is valid.
         sequence: whether ``xs`` has a time axis.
     """
@@ -35,6 +34,8 @@ class Flow(NamedTuple):
 
 Ran = tuple[Carry | None, Flow]
 """The result of a layer: the carry of a `Recurrent`, or None, and the data for the next."""
+Carries = dict[str, Carry]
+"""The carries of a model, by the names of the recurrent layers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +98,6 @@ class Recurrent(Layer):
         return_sequences: whether to return the outputs of all steps, or only of the last valid step
             that ran, for each direction.
         masked_outputs: ``"zero"`` or ``"last"`` for masked steps, as in `rnnjax.unroll`.
-        merged: False returns the outputs of a `rnnjax.Bidirectional` as a pair
-            `rnnjax.Directions`; no layer can follow.
     """
 
     name: str
@@ -108,17 +107,14 @@ class Recurrent(Layer):
     keep_order: bool = True
     return_sequences: bool = True
     masked_outputs: Literal["zero", "last"] = "zero"
-    merged: bool = True
 
     def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
         """Unroll the cell over the sequence."""
         both: Any = self.cell
-        ys: Any
         # In merged outputs the last one of each direction cannot be found.
-        apart = isinstance(both, Bidirectional) and not (self.merged and self.return_sequences)
-        cell = dataclasses.replace(both, merge="concat") if apart else both
+        apart = isinstance(both, Bidirectional) and not self.return_sequences
         carry, ys = unroll(
-            cell,
+            dataclasses.replace(both, merge="concat") if apart else both,
             params,
             _sequence(self, flow),
             carry,
@@ -131,16 +127,15 @@ class Recurrent(Layer):
             method=context.method,
         )
         if apart:
-            ys = Directions(*jnp.split(ys, [cell.forward.output_size], axis=-1))
-            ys = both.merge_outputs(*ys) if self.merged else ys
+            ys = both.merge_outputs(*jnp.split(ys, [both.forward.output_size], axis=-1))
         if self.return_sequences and self.reverse and not self.keep_order:
-            ys = jax.tree.map(lambda y: jnp.flip(y, axis=0), ys)
+            ys = jnp.flip(ys, axis=0)
         mask = flow.mask if self.return_sequences else None
         return carry, Flow(ys, mask, self.return_sequences)
 
     def __str__(self) -> str:
-        flags = ["reverse" * self.reverse, "last output" * (not self.return_sequences)]
-        return ", ".join([describe_cell(self.cell), *filter(None, flags)])
+        last = not self.return_sequences
+        return describe_cell(self.cell) + ", reverse" * self.reverse + ", last output" * last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,11 +304,6 @@ def single(layer: Layer, flow: Any) -> Any:
     if not isinstance(flow, Flow):
         raise InvalidInputError(
             f"layer {layer.name!r} takes one array, but gets {len(flow)}; concatenate them"
-        )
-    if isinstance(flow.xs, Directions):
-        raise InvalidInputError(
-            f"layer {layer.name!r} takes one array, but comes behind two directions that are not "
-            "merged; merge them"
         )
     if isinstance(flow.xs, OneHot):
         return jax.nn.one_hot(flow.xs.ids, flow.xs.size)

@@ -1,7 +1,6 @@
 """`Model`, which every reader returns and every writer takes: layers and their parameters."""
 
 import abc
-import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,11 +11,14 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import check_instance
-from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.cells.base import Cell, Params
 from rnnjax.engine import Auto, Method
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.layers import Context, Dense, Embedding, Flow, Layer, Recurrent
-from rnnjax.layers import Bidirectional, Directions, Stack
+from rnnjax.interop.layers import Carries, Context, Dense, Embedding, Flow, Layer, Recurrent
+from rnnjax.layers import Bidirectional, Stack
+
+Result = tuple[Carries, Any]
+"""The carries after the last step, and the outputs."""
 
 
 class Network(abc.ABC):
@@ -33,9 +35,7 @@ class Network(abc.ABC):
         return {layer.name: layer for layer in self.layer_list}
 
     @abc.abstractmethod
-    def run(
-        self, params: Params, xs: Any, carry: Mapping[str, Carry], mask: Any, context: Context
-    ) -> tuple[dict[str, Carry], Any]:
+    def run(self, params: Params, xs: Any, carry: Carries, mask: Any, context: Context) -> Result:
         """Run the layers over ``xs``; ``carry`` has entries for some recurrent layers or none."""
 
     time_first: bool = True
@@ -60,7 +60,7 @@ class Network(abc.ABC):
 
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> dict[str, Carry]:
+    ) -> Carries:
         """Return the state at the start of a sequence, for each recurrent layer by name."""
         return {
             name: layer.cell.initial_carry(batch_shape, dtype)
@@ -91,17 +91,14 @@ class Sequential(Network):
                 f"a Sequential is made of at least one layer, such as Recurrent('lstm', "
                 f"LSTMCell(50)), but got {strange[0] if strange else 'none'}"
             )
-        count = collections.Counter(layer.name for layer in self.layer_list)
-        twice = sorted(name for name, times in count.items() if times > 1)
+        names = [layer.name for layer in self.layer_list]
+        twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise InvalidInputError(
-                f"layers need names of their own, by which their parameters are found, but "
-                f"{', '.join(twice)} occurs twice; rename one"
+                f"layers need own names, but {twice[0]} occurs twice; rename it"
             )
 
-    def run(
-        self, params: Params, xs: Any, carry: Mapping[str, Carry], mask: Any, context: Context
-    ) -> tuple[dict[str, Carry], Any]:
+    def run(self, params: Params, xs: Any, carry: Carries, mask: Any, context: Context) -> Result:
         """Run the layers one after the other."""
         flow, carries = Flow(_turned(xs, self.time_first), mask), {}
         for i, layer in enumerate(self.layer_list):
@@ -124,8 +121,7 @@ def _turned(xs: Any, as_it_is: bool) -> Any:
     for x in jax.tree.leaves(xs):
         if jnp.ndim(x) < 2:
             raise InvalidInputError(
-                f"xs should have a batch and a time, (batch, time, ...), but has shape "
-                f"{np.shape(x)}; give a batch of one row"
+                f"xs should have a batch and a time, but is {np.shape(x)}; give a batch of one row"
             )
     return jax.tree.map(lambda x: jnp.swapaxes(jnp.asarray(x), 0, 1), xs)
 
@@ -218,15 +214,11 @@ class Functional(Network):
         return {name: layer for name, layer in uses if isinstance(layer, Recurrent)}
 
     def num_steps(self, params: Params, xs: Any) -> int:
-        """The number of time steps in the one input that there is.
-
-        Raises:
-            InvalidInputError: there are several.
-        """
+        """The number of time steps in the one input; raise InvalidInputError for several."""
         if len(self.inputs) > 1:
             raise InvalidInputError(
                 f"mask, lengths and resets are for a model of one input, but this has "
-                f"{', '.join(one.name for one in self.inputs)}; mark steps by the layers' masks"
+                f"{len(self.inputs)}; mark steps by the layers' masks"
             )
         return super().num_steps(params, self._given(xs)[0])
 
@@ -235,9 +227,7 @@ class Functional(Network):
         uses = (f"({', '.join(map(str, c.reads))})" for c in self.calls if c.layer == name)
         return " of " + ", ".join(uses)
 
-    def run(
-        self, params: Params, xs: Any, carry: Mapping[str, Carry], mask: Any, context: Context
-    ) -> tuple[dict[str, Carry], Any]:
+    def run(self, params: Params, xs: Any, carry: Carries, mask: Any, context: Context) -> Result:
         """Run the calls in their order."""
         if mask is not None or context.resets is not None:
             self.num_steps(params, xs)  # raises where marks of time mean nothing
@@ -260,13 +250,12 @@ class Functional(Network):
                 state = jax.tree.unflatten(jax.tree.structure(layer.cell.initial_carry()), leaves)
             flow = flows[0] if len(flows) == 1 else tuple(flows)
             state, flow = _run(i, layer, params, flow, state, context)
-            outputs = _outputs(flow)
-            if not call.mask and outputs[0].sequence:
-                outputs[0] = outputs[0]._replace(mask=came)
+            if not call.mask and flow.sequence:
+                flow = flow._replace(mask=came)
+            made[call.name] = [flow]
             if isinstance(layer, Recurrent):
                 carries[call.name] = state
-                outputs += [Flow(leaf, sequence=False) for leaf in jax.tree.leaves(state)]
-            made[call.name] = outputs
+                made[call.name] += [Flow(leaf, sequence=False) for leaf in jax.tree.leaves(state)]
         flows = [made[value.source][value.output] for value in self.outputs]
         ys = [_turned(flow.xs, self.time_first or not flow.sequence) for flow in flows]
         if self.names is not None:
@@ -280,7 +269,6 @@ class Functional(Network):
         return Flow(_turned(x, self.time_first or not one.sequence), mask, one.sequence)
 
     def _given(self, xs: Any) -> Sequence[Any]:
-        """The arrays in the order of the inputs."""
         names = [one.name for one in self.inputs]
         if isinstance(xs, Mapping) and set(xs) == set(names):
             return [xs[name] for name in names]
@@ -292,13 +280,6 @@ class Functional(Network):
                 f"name, but has {came}; see print(model)"
             )
         return given
-
-
-def _outputs(flow: Flow) -> list[Flow]:
-    """Split a flow into single outputs: a pair of directions is two."""
-    if isinstance(flow.xs, Directions):
-        return [flow._replace(xs=ys) for ys in flow.xs]
-    return [flow]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -358,20 +339,17 @@ class Model:
             }
             for tree in (self.params, params)
         )
-        differing = sorted(k for k in ours | theirs if ours.get(k) != theirs.get(k))
+        differing = sorted(k for k in ours | theirs if ours.get(k) != theirs.get(k))[:6]
         if differing:
-            listed = "; ".join(
-                f"{k}: expected {ours.get(k, 'none')}, got {theirs.get(k, 'none')}"
-                for k in differing[:6]
-            )
+            listed = "; ".join(f"{k} {ours.get(k)}, got {theirs.get(k)}" for k in differing)
             raise InvalidInputError(
-                f"params do not belong to this model: {listed}; train from model.params"
+                f"params do not belong to this model: expected {listed}; train from model.params"
             )
         return dataclasses.replace(self, params=params)
 
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> dict[str, Carry]:
+    ) -> Carries:
         """The state with which a sequence begins: by name, that of each recurrent layer."""
         return self.network.initial_carry(batch_shape, dtype)
 
@@ -383,14 +361,14 @@ class Model:
         self,
         params: Params,
         xs: Any,
-        carry: Mapping[str, Carry] | None = None,
+        carry: Carries | None = None,
         *,
         lengths: jax.Array | None = None,
         mask: jax.Array | None = None,
         resets: jax.Array | None = None,
         key: jax.Array | None = None,
         method: Method = Auto(),
-    ) -> tuple[dict[str, Carry], Any]:
+    ) -> Result:
         """Run the model; a pure function, to be jitted and differentiated.
 
         Args:
@@ -423,9 +401,8 @@ class Model:
                 "start from model.initial_carry(batch_shape), or leave it out"
             )
         if not isinstance(params, Mapping):
-            raise InvalidInputError(
-                f"params should be a dict like model.params, but is {type(params).__name__}"
-            )
+            kind = type(params).__name__
+            raise InvalidInputError(f"params should be a dict like model.params, but is {kind}")
         if lengths is not None:
             valid = _valid(jnp.asarray(lengths), self.network.num_steps(params, xs))
             mask = valid if mask is None else valid & jnp.asarray(mask)
@@ -435,7 +412,8 @@ class Model:
     def __str__(self) -> str:
         """A table of the layers with the names and shapes of their parameters."""
         rows = [("layer", "what it is", "parameters")]
-        for name, layer in self.layers.items():
+        for name in dict.fromkeys([*self.layers, *self.params]):
+            layer = self.layers.get(name, "arrays of the graph")
             leaves = jax.tree_util.tree_leaves_with_path(self.params.get(name, {}))
             shapes = ", ".join(
                 f"{jax.tree_util.keystr(path, simple=True, separator='.')} {np.shape(leaf)}"
@@ -453,8 +431,7 @@ class Model:
 def _valid(lengths: jax.Array, num_steps: int) -> jax.Array:
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise InvalidInputError(
-            f"lengths must be integers, the number of valid steps of each row, but are "
-            f"{lengths.dtype}; booleans for each step are given as mask"
+            f"lengths must be integers, but are {lengths.dtype}; give booleans as mask"
         )
     return jnp.arange(num_steps).reshape(-1, *[1] * lengths.ndim) < lengths
 
@@ -463,8 +440,7 @@ def check_model(model: Any) -> None:
     """Raise InvalidInputError unless it is a model."""
     if not isinstance(model, Model):
         raise InvalidInputError(
-            f"expected a rnnjax.interop.Model, but got {type(model)}; make one of a cell with "
-            "Model.of(cell, params)"
+            f"expected a rnnjax.interop.Model, but got {type(model)}; give Model.of(cell, params)"
         )
 
 
@@ -474,17 +450,15 @@ def with_axes(model: Model, time_first: bool) -> Model:
     return dataclasses.replace(model, network=dataclasses.replace(network, time_first=time_first))
 
 
-# --- What writers of parameters alone need ---
-
-
 WithParameters = Recurrent | Dense | Embedding
 """The layers that are read of parameters; the others a caller says."""
 
 
 def with_parameters(model: Model, where: str) -> Iterator[tuple[str, WithParameters, Any]]:
     """The layers that have parameters, with these, by their names."""
-    for name, layer in model.layers.items():
-        if name in model.params and isinstance(layer, WithParameters):
+    for name in dict.fromkeys([*model.layers, *model.params]):
+        layer = model.layers.get(name)
+        if isinstance(layer, WithParameters) and name in model.params:
             yield name, layer, model.params[name]
         elif isinstance(layer, WithParameters):
             raise InvalidInputError(f"params have no entry for {name!r}; make them with its init")
@@ -505,18 +479,16 @@ def rows_of(
             continue
         if row.merge != "concat":
             raise InteropError(
-                f"{where} concatenates both directions, but {own_name!r} has merge={row.merge!r}, "
-                "which its parameters do not say; write it with merge='concat', and merge in code "
-                "there"
+                f"{where} concatenates both directions, but {own_name!r} has merge={row.merge!r}; "
+                "write it with merge='concat', and merge in code there"
             )
         yield _entries(own_name, row, own)
 
 
 def _entries(name: str, cell: Stack | Bidirectional, params: Any) -> list[tuple[Cell, Params]]:
-    """The cells of a combination with theirs of the parameters, which are a tuple of as many."""
     count = len(cell.cells)
     if not isinstance(params, tuple) or len(params) != count:
-        both = isinstance(cell, Bidirectional)
-        what = "Directions(forward, backward)" if both else f"a tuple with {count} entries"
-        raise InvalidInputError(f"params of {name!r} should be {what}")
+        raise InvalidInputError(
+            f"params of {name!r} should be a tuple with {count} entries, or Directions of two"
+        )
     return [*zip(cell.cells, params, strict=True)]

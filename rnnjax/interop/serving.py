@@ -29,8 +29,7 @@ def export(
         model: an imported or trained model; `Model.of` makes one from a cell and its parameters.
         steps: the number of steps of a call, 1 if a server answers every step. By default any
             number, the same for all input sequences, unless the model fixes it.
-        platforms: the platforms to export for, such as ``["cpu", "cuda"]``; by default the current
-            one.
+        platforms: for which to export, such as ``["cpu", "cuda"]``; by default the current one.
 
     Returns:
         the program, for a batch of any size: ``program.in_avals`` shows its inputs. ``carry`` is
@@ -52,8 +51,8 @@ def export(
     check_model(model)
     if not isinstance(model.network, Sequential | Functional):
         raise InvalidInputError(
-            "a graph of ONNX is a program by itself, which onnx.save writes; for one of JAX, give "
-            "model.apply and the shapes of its inputs to jax.export.export"
+            "a graph of ONNX is a program by itself: write it by onnx.save, or give model.apply "
+            "to jax.export.export"
         )
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise InvalidInputError(f"steps should be a positive integer or None, but is {steps!r}")

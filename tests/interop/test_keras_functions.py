@@ -9,7 +9,7 @@ import pytest
 
 from rnnjax import InteropError, LSTMCell
 from rnnjax.interop.functions import get_function
-from rnnjax.interop.keras.options import Entry, cell_function, function_of, name_of
+from rnnjax.interop.keras.layers import Entry, cell_function, function_of, name_of
 
 keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
 

@@ -1,27 +1,43 @@
-"""Keras's arrays and rnnjax's parameters: gates in order, biases apart, kernels as they stand.
+"""Keras's arrays and configs, and our parameters and layers: gates in order, biases apart.
 
 A layer is made of units: a cell, a dense layer, an embedding. Each has a place below its layer, by
 which Keras 3 names its arrays in files, and its arrays in an order of their own.
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from rnnjax.cells import Cell, GRUCell, LSTMCell, SimpleRNNCell
-from rnnjax.errors import InteropError
+from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import as_jax, float_array, with_one_bias
+from rnnjax.interop.files import check_path
 from rnnjax.interop.functions import FORMS, places, reordered
-from rnnjax.interop.keras.files import KerasFile
-from rnnjax.interop.layers import Layer, Recurrent, Shape, Weights, describe_cell, fits
-from rnnjax.interop.model import Model, Network
+from rnnjax.interop.keras.files import KerasFile, write_file
+from rnnjax.interop.keras.graph import network_of
+from rnnjax.interop.keras.layers import entry_of, is_model, layers_in, options_of, version_of
+from rnnjax.interop.layers import (
+    Activation,
+    Dense,
+    Dropout,
+    Embedding,
+    Layer,
+    Masking,
+    OneHotIds,
+    Recurrent,
+    Shape,
+    Weights,
+    describe_cell,
+    fits,
+)
+from rnnjax.interop.model import Model, Network, Sequential, check_model, with_axes
 from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
-
-Arrays = Sequence[np.ndarray]
 
 CELLS = FORMS["keras"]
 """The cells that Keras has."""
@@ -37,7 +53,7 @@ class Unit:
 
     @property
     def count(self) -> int:
-        """The number of its arrays, except in Keras 1, which has one for each gate."""
+        """The number of its arrays."""
         return len(self.shapes) - (isinstance(self.owner, GRUCell) and self.owner.reset_after
                                    and self.owner.use_bias)  # fmt: skip
 
@@ -65,7 +81,7 @@ def _cells(cell: Cell, path: str, name: str) -> Iterator[Unit]:
         used: dict[str, int] = {}
         for part in cell.cells:
             for unit in _cells(part, "", name):
-                place = unique(snake(class_of(unit.owner)), used)
+                place = unique(snake(_class_of(unit.owner)), used)
                 yield dataclasses.replace(unit, path=f"{path}/cells/{place}")
     elif type(cell) in CELLS:
         yield Unit(cell, path, _shapes_of(cell))
@@ -77,8 +93,7 @@ def _cells(cell: Cell, path: str, name: str) -> Iterator[Unit]:
         )
 
 
-def class_of(cell: Any) -> str:
-    """Keras's name for the class of a cell."""
+def _class_of(cell: Any) -> str:
     return f"{CELLS[type(cell)][0]}Cell"
 
 
@@ -111,18 +126,17 @@ def unique(name: str, used: dict[str, int]) -> str:
 
 
 def _tree(cell: Cell) -> Any:
-    """The cells in the structure of their parameters."""
     if isinstance(cell, Bidirectional):
         return Directions(*map(_tree, cell.cells))
     return tuple(map(_tree, cell.cells)) if isinstance(cell, Stack) else cell
 
 
-def to_params(unit: Unit, arrays: Arrays, where: str) -> dict[str, jax.Array]:
-    """Our parameters from Keras's arrays: of Keras 1, 2 or 3, or of its CuDNN layers."""
+def to_params(unit: Unit, arrays: Sequence[np.ndarray], where: str) -> dict[str, jax.Array]:
+    """Our parameters from Keras's arrays, or those of its CuDNN layers."""
     owner = unit.owner
     if isinstance(owner, Cell):
         order = places("keras", owner)
-        arrays = [reordered(array, order) for array in _one_layout(owner, arrays, where)]
+        arrays = [reordered(array, order) for array in _one_layout(owner, arrays)]
     named = dict(zip(unit.shapes, arrays, strict=False))
     if isinstance(owner, GRUCell) and owner.reset_after and owner.use_bias:
         bias = named.get("bias")
@@ -132,8 +146,7 @@ def to_params(unit: Unit, arrays: Arrays, where: str) -> dict[str, jax.Array]:
     if not fits(unit.shapes, came) or len(arrays) != unit.count:
         raise InteropError(
             f"{where} should have arrays of the shapes {_list(unit.shapes)}, but they are "
-            f"{', '.join(str(array.shape) for array in arrays) or 'none'}; its weights are those "
-            "of another layer"
+            f"{', '.join(str(array.shape) for array in arrays) or 'none'}; give its own weights"
         )
     if _has_second(unit):
         named["recurrent_bias"] = np.zeros_like(named["bias"])
@@ -142,18 +155,14 @@ def to_params(unit: Unit, arrays: Arrays, where: str) -> dict[str, jax.Array]:
 
 def _has_second(unit: Unit) -> bool:
     """Whether it adds a second bias, where Keras has one."""
-    owner = unit.owner
-    return (
-        isinstance(owner, SimpleRNNCell | LSTMCell) and owner.use_bias and owner.use_recurrent_bias
-    )
+    cell: Any = unit.owner
+    both = isinstance(cell, SimpleRNNCell | LSTMCell)
+    return both and cell.use_bias and cell.use_recurrent_bias
 
 
 def to_arrays(unit: Unit, params: Any, where: str) -> list[np.ndarray]:
     """Keras 3's arrays from our parameters, the numbers untouched."""
-    if not isinstance(params, Mapping) or not all(
-        hasattr(leaf, "shape") for leaf in params.values()
-    ):
-        raise InteropError(f"{where} should have a dict of arrays, but has {type(params).__name__}")
+    params = params if isinstance(params, Mapping) else {}
     params = with_one_bias(params) if _has_second(unit) else params
     named = {name: np.asarray(array) for name, array in params.items()}
     if isinstance(unit.owner, Cell):
@@ -170,38 +179,29 @@ def to_arrays(unit: Unit, params: Any, where: str) -> list[np.ndarray]:
     return [named[name] for name in unit.shapes if name in named]
 
 
-def _one_layout(cell: Cell, arrays: Arrays, where: str) -> Arrays:
-    """The layout of Keras 2 and 3, whichever of the three it was."""
-    order = {4: (0, 2, 1, 3), 3: (0, 1, 2)}.get(len(cell.gates), ())
-    size, width = cell.output_size, len(order) * cell.output_size
-    if order and len(arrays) == 3 * len(order):
-        # Keras 1 has W, U and b for each gate: of an LSTM i, c, f, o, of a GRU z, r, h.
-        kinds = [[arrays[3 * gate + kind] for gate in order] for kind in range(3)]
-        if any(len({part.shape for part in parts} | {()}) != 2 for parts in kinds):
-            raise InteropError(
-                f"{where} should have arrays W, U and b for each gate, but they are of the shapes "
-                f"{', '.join(str(array.shape) for array in arrays)}; its weights are damaged"
-            )
-        return [np.concatenate(parts, axis=-1) for parts in kinds]
-    if order and len(arrays) == 3 and arrays[2].shape == (2 * width,) and arrays[0].ndim == 2:
-        # CuDNN's own layout: each gate's kernel is stored as its transpose, and both biases in a
-        # row. An LSTM adds them; a GRU needs them apart.
-        kernel, recurrent, bias = arrays
-        if kernel.shape[1] == width and recurrent.shape == (size, width):
-            first, second = (np.split(array, len(order), axis=1) for array in (kernel, recurrent))
-            blocks = [np.ascontiguousarray(block).reshape(size, -1).T for block in first]
-            turned, both = [block.T for block in second], bias.reshape(2, width)
-            kernels = [np.concatenate(parts, axis=1) for parts in (blocks, turned)]
-            return [*kernels, both[0] + both[1] if len(order) == 4 else both]
-    return arrays
+def _one_layout(cell: Cell, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """The layout of Keras 2 and 3, of which CuDNN's own becomes one.
+
+    CuDNN stores each gate's kernel as its transpose, and both biases in a row. An LSTM adds them; a
+    GRU needs them apart.
+    """
+    size, gates = cell.output_size, len(cell.gates)
+    width = gates * size
+    if gates < 2 or len(arrays) != 3 or arrays[2].shape != (2 * width,) or arrays[0].ndim != 2:
+        return arrays
+    kernel, recurrent, bias = arrays
+    if kernel.shape[1] != width or recurrent.shape != (size, width):
+        return arrays
+    first, second = (np.split(array, gates, axis=1) for array in (kernel, recurrent))
+    blocks = [np.ascontiguousarray(block).reshape(size, -1).T for block in first]
+    turned, both = [block.T for block in second], bias.reshape(2, width)
+    kernels = [np.concatenate(parts, axis=1) for parts in (blocks, turned)]
+    return [*kernels, both[0] + both[1] if gates == 4 else both]
 
 
 def _list(shapes: Weights) -> str:
     spelled = (f"{name} {shape}".replace("None", "any") for name, shape in shapes.items())
     return ", ".join(spelled) or "none"
-
-
-# --- of whole layers ---
 
 
 Places = dict[str, list[list[str]]]
@@ -228,20 +228,15 @@ def build(network: Network, file: KerasFile, places: Places) -> Model:
     return Model(network, params, {"file": file, "network": network, "places": places})
 
 
-def split(layer: Layer, arrays: Sequence[str]) -> list[list[str]]:
-    """Which of the arrays belongs to which unit: Keras 1 has three for each gate."""
-    units = units_of(layer)
-    counts_now = [unit.count for unit in units]
-    gates = [len(getattr(unit.owner, "gates", ("y",))) for unit in units]
-    of_keras_1 = [3 * n if n > 1 else count for n, count in zip(gates, counts_now, strict=True)]
-    for counts in (counts_now, of_keras_1):
-        if sum(counts) == len(arrays):
-            rest = iter(arrays)
-            return [[next(rest) for _ in range(count)] for count in counts]
-    raise InteropError(
-        f"layer {layer.name[:80]!r} should have {sum(counts_now)} arrays, but has {len(arrays)}; "
-        "build the model before it is saved, or take the weights that belong to it"
-    )
+def _split(layer: Layer, arrays: Sequence[str]) -> list[list[str]]:
+    counts = [unit.count for unit in units_of(layer)]
+    if sum(counts) != len(arrays):
+        raise InteropError(
+            f"layer {layer.name[:80]!r} should have {sum(counts)} arrays, but has {len(arrays)}; "
+            "build the model before it is saved, or give its own weights"
+        )
+    rest = iter(arrays)
+    return [[next(rest) for _ in range(count)] for count in counts]
 
 
 def arrays_of(layer: Layer, model: Model) -> Iterator[tuple[Unit, list[np.ndarray]]]:
@@ -259,3 +254,280 @@ def arrays_of(layer: Layer, model: Model) -> Iterator[tuple[Unit, list[np.ndarra
         )
     for unit, own in zip(units, parts, strict=True):
         yield unit, to_arrays(unit, own, f"layer {layer.name!r}")
+
+
+def whole(file: KerasFile) -> Model:
+    """The model of a file that says its layers."""
+    kind, config = _model_in(file)
+    if not is_model(kind):
+        raise InteropError(
+            f"the file should hold a Sequential or a functional model, but holds {kind[:80]!r}; "
+            "save its layers as a Sequential"
+        )
+    network = network_of(kind, config, version_of(file.version))
+    if file.groups is not None:
+        return build(network, file, _in_groups(network, file.groups))
+    return build(network, file, _at_paths(network, dict(_groups_in(kind, config)), file))
+
+
+def _groups_in(kind: str, config: Any, own: str = "", above: str = "") -> Iterator[tuple[str, str]]:
+    """The name of each layer, and where Keras 3 has its arrays; models have theirs inside."""
+    used: dict[str, int] = {}
+    for entry, _ in layers_in(kind, config, 3):
+        name, group = f"{own}{entry.name}", f"{above}{unique(snake(entry.kind), used)}"
+        if is_model(entry.kind):
+            yield from _groups_in(entry.kind, entry.config, f"{name}.", f"{group}/layers/")
+        else:
+            yield name, group
+
+
+def _model_in(file: KerasFile) -> tuple[str, Any]:
+    """Class name and config of a model; in old files that of a Sequential is its layers."""
+    if isinstance(file.config, dict) and isinstance(file.config.get("config"), list):
+        return file.config["class_name"], file.config["config"]
+    entry = entry_of(file.config, "the model", 3)
+    return entry.kind, entry.config
+
+
+def as_like(file: KerasFile, like: Model) -> Model:
+    """The model ``like``, with the weights of a file that holds nothing else."""
+    layers = Sequential(tuple(one for one in like.network.layers.values() if units_of(one)))
+    if file.groups is None:
+        if "file" in like.origin:
+            groups = dict(_groups_in(*_model_in(like.origin["file"])))
+        else:
+            groups = groups_of(configs_of(like.network))
+        places = _at_paths(layers, groups, file)
+    else:
+        full = [list(paths.values()) for _, paths in file.groups if paths]
+        if len(full) != len(layers.layer_list):
+            raise InteropError(
+                f"the file holds weights of {len(full)} layers, but the model given as like has "
+                f"{len(layers.layer_list)} with weights; give one of the same layers"
+            )
+        places = {
+            layer.name: _split(layer, paths)
+            for layer, paths in zip(layers.layer_list, full, strict=True)
+        }
+    made = build(layers, file, places)
+    try:
+        return like.with_params({**like.params, **made.params})
+    except InvalidInputError as error:
+        raise InteropError(f"the file holds the weights of another model: {error}") from error
+
+
+def _at_paths(network: Network, groups: Mapping[str, str], file: KerasFile) -> Places:
+    """The arrays of Keras 3's layout, where each unit has a place of its own."""
+    # Without the states of random numbers, which some versions of Keras write.
+    rest = {path for path in file.arrays if "/seed_generator/" not in path}
+    tops = {path.partition("/")[0] for path in rest}
+    found: Places = {}
+    for layer in network.layers.values():
+        parts = []
+        for unit in units_of(layer):
+            places = [
+                f"{top}/{groups[layer.name]}/{within}{unit.path}".rstrip("/")
+                for top in tops
+                for within in ("", "layer/")  # the latter of a TimeDistributed
+            ]
+            part: list[str] = []
+            while keys := [key for p in places if (key := f"{p}/vars/{len(part)}") in rest]:
+                part.append(keys[0])
+                rest.remove(keys[0])
+            if unit.count and not part:
+                raise InteropError(
+                    f"the file has no arrays of layer {layer.name[:80]!r}: it was not built, or is "
+                    "shared, which is not known here; give each model layers of its own"
+                )
+            parts.append(part)
+        found[layer.name] = parts
+    if rest:
+        raise InteropError(
+            f"the file has an array {min(rest)[:80]!r}, which no layer takes; give the model that "
+            "its weights are of"
+        )
+    return found
+
+
+def _in_groups(network: Network, groups: Sequence[tuple[str, Mapping[str, str]]]) -> Places:
+    """The arrays of the old layout, where each layer has a list, but those of a model have one."""
+    by_name = {name: dict(paths) for name, paths in groups}
+    found: Places = {}
+    for layer in network.layers.values():
+        above, _, own = layer.name.rpartition(".")
+        if layer.name in by_name or not above:
+            paths = list(by_name.pop(layer.name, {}).values())
+        else:
+            those = by_name.get(above.partition(".")[0], {})
+            names = [name for name in those if name.partition("/")[0] == own]
+            names = names or [name for name in those if own in name.split("/")]
+            paths = [those.pop(name) for name in names]
+        found[layer.name] = _split(layer, paths)
+    left = [name for name, paths in by_name.items() if paths]
+    if left:
+        raise InteropError(
+            f"the file has weights of {left[0][:80]!r}, which is no layer; give the model that its "
+            "weights are of"
+        )
+    return found
+
+
+_WRITTEN_BY = "3.0.0"  # the first version of Keras that reads what is written here
+_NAMES = {name for name, _ in CELLS.values()}
+
+
+def save(model: Model, path: str | os.PathLike[str]) -> None:
+    """Write a file that Keras reads.
+
+    ``.keras`` holds the whole model for ``keras.saving.load_model`` of Keras 3; ``.weights.h5`` the
+    weights alone, for ``load_weights`` of a live model of the same layers. A file of that name is
+    replaced, and only by a whole one.
+
+    A row of layers is written anew: `OneHotIds` at its start is left out, because Keras has no such
+    layer that fits here: the model in Keras takes one-hot vectors. What concerns training alone is
+    not written. A model that was read from a file of Keras 3 is written as that file, with the
+    weights that it now has.
+
+    Args:
+        model: one that was loaded, or any row whose layers Keras has: `rnnjax.SimpleRNNCell`,
+            `rnnjax.LSTMCell`, `rnnjax.GRUCell`, `rnnjax.Regularized` without zoneout, a
+            `rnnjax.Stack` or `rnnjax.Bidirectional` of them, and the other layers of
+            `rnnjax.interop`.
+        path: its name ends in ``.keras`` or ``.weights.h5``.
+
+    Raises:
+        InteropError: a layer does what no layer of Keras does, a graph was read from no file of
+            Keras 3, the file cannot be written, or h5py is missing.
+        InvalidInputError: the name ends in something else, or ``model`` is no model.
+    """
+    check_model(model)
+    check_path(path, ".keras", ".weights.h5")
+    path, network, origin = Path(path), model.network, model.origin
+    came = origin["network"] if "file" in origin and origin["file"].groups is None else None
+    if with_axes(model, True).network == came:
+        write_file(path, _as_it_was(model))
+    elif isinstance(network, Sequential):
+        write_file(path, _row(model))
+    else:
+        raise InteropError(
+            f"{path} should get a row of layers, or what a .keras file holds, but this model is a "
+            f"{type(network).__name__} that is none; save it as .keras in Keras and read that, or "
+            "write the rows that it is made of, each as a Sequential"
+        )
+
+
+def _row(model: Model) -> KerasFile:
+    configs = configs_of(model.network)
+    if not configs:
+        raise InteropError("the model has no layer that Keras knows; there is nothing to write")
+    groups, arrays = groups_of(configs), dict[str, np.ndarray]()
+    first = next(iter(model.layers.values()))
+    features = first.size if isinstance(first, OneHotIds) else None
+    for name in configs:
+        for unit, own in arrays_of(model.layers[name], model):
+            place = f"layers/{groups[name]}/{unit.path}".rstrip("/")
+            arrays |= {f"{place}/vars/{i}": array for i, array in enumerate(own)}
+            features = own[0].shape[0] if features is None else features
+    ids = next(iter(configs.values()))["class_name"] == "Embedding"
+    shape = [None, None] if ids else [None, None, features]
+    told = {"name": "input_layer", "batch_shape": shape, "dtype": "int32" if ids else "float32"}
+    entries = [_entry("InputLayer", told), *configs.values()]
+    whole = _entry("Sequential", {"name": "sequential", "layers": entries})
+    return KerasFile({**whole, "module": "keras"}, _WRITTEN_BY, arrays)
+
+
+def _as_it_was(model: Model) -> KerasFile:
+    """The file that a model was read from, with other numbers in its arrays."""
+    file, places = model.origin["file"], model.origin["places"]
+    arrays = dict(file.arrays)
+    for layer in model.network.layers.values():
+        for (_, own), paths in zip(arrays_of(layer, model), places[layer.name], strict=True):
+            for array, one in zip(own, paths, strict=True):
+                arrays[one] = array.astype(arrays[one].dtype)
+    return dataclasses.replace(file, arrays=arrays)
+
+
+def configs_of(network: Network) -> dict[str, dict[str, Any]]:
+    """By its name the config of each layer of a row: but of one-hot ids, in Keras vectors."""
+    layers = list(network.layers.values())
+    return {layer.name: _layer(layer) for layer in layers[isinstance(layers[0], OneHotIds) :]}
+
+
+def groups_of(configs: Mapping[str, Any]) -> dict[str, str]:
+    """Return where Keras 3 puts the arrays of each layer, by the layer's name."""
+    used: dict[str, int] = {}
+    return {name: unique(snake(one["class_name"]), used) for name, one in configs.items()}
+
+
+def _entry(kind: str, config: dict[str, Any]) -> dict[str, Any]:
+    own = {"module": "keras.layers", "registered_name": None}
+    return {**own, "class_name": kind, "config": config}
+
+
+def _layer(layer: Layer) -> dict[str, Any]:
+    kind, where = type(layer).__name__, f"layer {layer.name!r}"
+    if isinstance(layer, Recurrent):
+        units_of(layer)  # raises where Keras has no such cell
+        kind, config = _recurrent(layer, where)
+    elif isinstance(layer, Dropout):
+        kind = "Dropout" if layer.dropout.per == "step" else "SpatialDropout1D"
+        config = {"rate": layer.dropout.rate}
+    elif isinstance(layer, Activation | Dense | Embedding | Masking):
+        config = options_of(layer, where)
+    else:
+        raise InteropError(
+            f"{where} is a {kind}, which Keras has not here; leave it out, or put it into the data"
+        )
+    return _entry(kind, {"name": layer.name, **config})
+
+
+def _recurrent(layer: Recurrent, where: str) -> tuple[str, dict[str, Any]]:
+    zero = layer.masked_outputs == "zero"
+    if layer.reverse and layer.keep_order and layer.return_sequences:
+        raise InteropError(
+            f"{where} runs in reverse and keeps the order of the inputs, which Keras does not; set "
+            "keep_order=False, or make it a direction of a Bidirectional"
+        )
+    common = {
+        "return_sequences": layer.return_sequences,
+        "go_backwards": layer.reverse,
+        "zero_output_for_mask": zero and layer.return_sequences,
+    }
+    if not isinstance(layer.cell, Bidirectional):
+        kind, options = _direction(layer.cell, where)
+        return kind, common | options
+    if not zero:
+        raise InteropError(
+            f"masked_outputs of {where} is 'last', but Keras's Bidirectional has 'zero'; set that"
+        )
+    ways = []
+    for way, cell in zip(("forward", "backward"), layer.cell.cells, strict=True):
+        kind, options = _direction(cell, where)
+        common["go_backwards"] = layer.reverse != (way == "backward")
+        ways.append(_entry(kind, {"name": f"{way}_{layer.name}", **common, **options}))
+    merge = {"average": "ave"}.get(layer.cell.merge, layer.cell.merge)
+    return "Bidirectional", {"merge_mode": merge, "layer": ways[0], "backward_layer": ways[1]}
+
+
+def _direction(cell: Cell, where: str) -> tuple[str, dict[str, Any]]:
+    """The layer around a cell, by its class and what it is told of that."""
+    entry = _cell(cell, where)
+    kind = entry["class_name"].removesuffix("Cell")
+    return (kind, entry["config"]) if kind in _NAMES else ("RNN", {"cell": entry})
+
+
+def _cell(cell: Cell, where: str) -> dict[str, Any]:
+    bare: Any = cell.cell if isinstance(cell, Regularized) else cell
+    if isinstance(bare, Stack):
+        return _entry("StackedRNNCells", {"cells": [_cell(part, where) for part in bare.cells]})
+    if bare.dtype is not None:
+        raise InteropError(
+            f"{where} computes in {np.dtype(bare.dtype).name}, which in Keras is a policy; set "
+            "dtype=None, and keras.config.set_dtype_policy there"
+        )
+    options = options_of(bare, where)
+    if isinstance(cell, Regularized):
+        if cell.zoneout_hidden or cell.zoneout_cell or cell.weight_drop:
+            raise InteropError(f"{where} has zoneout or weight_drop, unlike Keras; set them to 0")
+        options |= options_of(cell, where)
+    return _entry(_class_of(bare), options)

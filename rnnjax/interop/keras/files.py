@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.errors import InteropError
-from rnnjax.interop.files import HDF5, ZIP, describe, in_a_line, package, write_whole
+from rnnjax.interop.files import HDF5, ZIP, describe, in_a_line, opened, package, write_whole
 from rnnjax.interop.keras import hdf5
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
@@ -45,8 +45,6 @@ class KerasFile:
     # of a file in the old layout, for each layer in order its name and the paths of its arrays by
     # their names in the file; None for the new layout
     groups: tuple[tuple[str, dict[str, str]], ...] | None = None
-    # of a file in the old layout, by the paths of groups
-    attributes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def read_file(path: str | os.PathLike[str]) -> KerasFile:
@@ -55,12 +53,9 @@ def read_file(path: str | os.PathLike[str]) -> KerasFile:
     Nothing in it is run and nothing unpickled, no link is followed, and no more is read than its
     size can account for.
     """
+    with opened(path) as file:
+        start = file.read(16)
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(16)
-    except (OSError, ValueError) as error:
-        _refuse(path, f"it cannot be read ({error}); check the path", error)
     if start.startswith(ZIP):
         return _read_archive(path)
     if start.startswith(HDF5):
@@ -103,13 +98,10 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str, bound: int) -> byte
 
 
 def _parsed(path: Path, name: str, text: Any) -> Any:
-    """Parse JSON, and raise if it is damaged."""
     try:
         return json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:  # TypeError of what is no text
-        _refuse(
-            path, f"{name} cannot be read as JSON ({in_a_line(error)}); get the file again", error
-        )
+        _refuse(path, f"{name} cannot be read as JSON ({in_a_line(error)}); get it again", error)
 
 
 def _read_hdf5(
@@ -119,11 +111,7 @@ def _read_hdf5(
     package("h5py", "files of Keras", "keras-files")
     shown = shown or path
     if not sys.executable or getattr(sys, "frozen", False):
-        _refuse(
-            shown,
-            "HDF5 is read by a Python process of its own, and this program does not say by which "
-            "(sys.executable); load it in a plain Python, and save it in another format",
-        )
+        _refuse(shown, "HDF5 is read by a Python process of its own; load it in a plain Python")
     try:
         size = path.stat().st_size
         bound = max(_AT_LEAST, 4 * size)
@@ -181,16 +169,10 @@ def _from_hdf5(
         config = _parsed(path, "its attribute model_config", config)
     if any(name.startswith(("layers/", "_layer_checkpoint_dependencies/")) for name in arrays):
         return KerasFile(config, "3", arrays)
-    above = next(
-        (at for at in ("model_weights", "") if _names(attributes, at, "layer_names")), None
-    )
-    if above is None:
-        _refuse(
-            path,
-            "no weights of Keras are in it, neither a group 'layers' nor an attribute layer_names; "
-            "save them with model.save or model.save_weights",
-        )
-    groups = []
+    places = [at for at in ("model_weights", "") if _names(attributes, at, "layer_names")]
+    if not places:
+        _refuse(path, "it has no weights of Keras; save them with model.save or save_weights")
+    above, groups = places[0], []
     for layer in _names(attributes, above, "layer_names"):
         at = f"{above}/{layer}" if above else layer
         inside = {}
@@ -201,7 +183,7 @@ def _from_hdf5(
         groups.append((layer, inside))
     version = top.get("keras_version") or attributes.get(above, {}).get("keras_version")
     known = version if isinstance(version, str) else ""
-    return KerasFile(config, known, arrays, tuple(groups), attributes)
+    return KerasFile(config, known, arrays, tuple(groups))
 
 
 def _names(attributes: dict[str, dict[str, Any]], path: str, name: str) -> list[str]:
@@ -214,7 +196,7 @@ def _names(attributes: dict[str, dict[str, Any]], path: str, name: str) -> list[
 
 
 def write_file(path: Path, file: KerasFile) -> None:
-    """Write an archive, or where the name of the file is another an HDF5 file."""
+    """Write an archive, or the HDF5 file of weights that is in one."""
     h5py = package("h5py", "files of Keras", "keras-files")
     content = io.BytesIO()
     with h5py.File(content, "w") as inner:
@@ -222,8 +204,6 @@ def write_file(path: Path, file: KerasFile) -> None:
             dataset = inner.create_dataset(place, data=array)
             if array.dtype == jnp.bfloat16:
                 dataset.attrs["dtype"] = "bfloat16"
-        for place, own in file.attributes.items():
-            inner.require_group(place or "/").attrs.update(own)
     if path.suffix == ".keras":
         weights, content = content.getvalue(), io.BytesIO()
         with zipfile.ZipFile(content, "w") as archive:

@@ -4,15 +4,14 @@ import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
-from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.keras.layers import layer_of
+from rnnjax.errors import InteropError
+from rnnjax.interop.keras.layers import LARGEST, Entry, is_model, layer_of, layers_in
 from rnnjax.interop.keras.operators import OPERATORS, SEVERAL, Operation
-from rnnjax.interop.keras.options import LARGEST, Entry, is_model, layers_in
 from rnnjax.interop.layers import Activation, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.interop.model import Call, Functional, Input, Sequential, Value
 
@@ -32,11 +31,7 @@ _MOST_CALLS = 2**14
 def network_of(kind: str, config: Any, version: float) -> Sequential | Functional:
     """The network of a model; models that are layers of it are the layers that they are made of."""
     graph = _Graph(version)
-    outputs, names = graph.model(kind, config, None)
-    try:
-        return graph.network(outputs, names)
-    except InvalidInputError as error:
-        raise InteropError(str(error)) from error
+    return graph.network(*graph.model(kind, config, None))
 
 
 class _Tensor(NamedTuple):
@@ -49,12 +44,8 @@ class _Tensor(NamedTuple):
     made: Any = None  # what it is made of, if it might be a mask that is written in the graph
 
 
-class _Ref(NamedTuple):
-    """A tensor in a config: which layer it comes from, which use of that, and which output."""
-
-    layer: str
-    use: int = 0
-    output: int = 0
+_Ref = tuple[str, int, int]
+"""A tensor in a config: which layer it comes from, which use of that, and which output."""
 
 
 class _Use(NamedTuple):
@@ -84,13 +75,11 @@ class _Graph:
         self.looked_up: set[str] = set()  # inputs that are ids
         self.marks: set[str] = set()  # inputs that are masks
 
-    def model(self, kind: str, config: Any, given: Sequence[_Tensor] | None, own: str = "") -> Made:
+    def model(self, kind: str, config: Any, given: list[_Tensor] | None, own: str = "") -> Made:
         """Call a model: the outermost makes its inputs, the layers of another have a prefix."""
         listed = layers_in(kind, config, self.version)
         self.count(len(listed))
         if kind != "Sequential":
-            if not isinstance(config, dict):
-                raise _damaged(f"the config of a {kind} model should be a dict")
             return self._functional(config, listed, given, own)
         first = listed[0][0]
         if first.kind != "InputLayer":
@@ -105,9 +94,7 @@ class _Graph:
                 outputs = outputs[: len(outputs) - states]
         return outputs, names
 
-    def _functional(
-        self, config: Any, listed: Any, given: Sequence[_Tensor] | None, own: str
-    ) -> Made:
+    def _functional(self, config: Any, listed: Any, given: list[_Tensor] | None, own: str) -> Made:
         # Inputs in dicts, and outputs of a model inside, are counted in the order of their keys.
         starts = [ref for _, ref, _ in _tensors(config.get("input_layers"), True)]
         ends = {p: ref for p, ref, _ in _tensors(config.get("output_layers"), given is not None)}
@@ -119,12 +106,10 @@ class _Graph:
                 f"but are at {_short(keys)}; give them so"
             )
         level = _Level(self, listed, own)
-        missing = [ref.layer for ref in starts if ref.layer not in level.nodes]
-        if not starts or not ends or missing:
-            what = "a model should have inputs, which are layers of it, and outputs, but has"
-            raise _damaged(f"{what} {_short(missing) if missing else 'none'}")
-        begin = self._begin([level.nodes[ref.layer][0] for ref in starts], given, own)
-        level.done = {(ref.layer, 0): [one] for ref, one in zip(starts, begin, strict=True)}
+        if not starts or not ends:
+            raise _damaged("a model should have inputs and outputs, but has none")
+        begin = self._begin([level.nodes[name][0] for name, _, _ in starts], given, own)
+        level.done = {(ref[0], 0): [one] for ref, one in zip(starts, begin, strict=True)}
         # In the order of the config, and functions of keras.ops where they are due.
         for here in level.uses:
             if here not in level.done and not level.nodes[here[0]][0].kind.startswith("ops."):
@@ -136,22 +121,15 @@ class _Graph:
         self.left -= more
         if self.left < 0:
             raise InteropError(
-                f"models inside of the model stand for more than {_MOST_CALLS:,} calls of layers; "
-                "load these models one by one"
+                f"its models stand for more than {_MOST_CALLS:,} calls of layers; load them apart"
             )
 
-    def _begin(
-        self, entries: list[Entry], given: Sequence[_Tensor] | None, own: str
-    ) -> list[_Tensor]:
-        """Return the inputs of a model."""
+    def _begin(self, entries: list[Entry], given: list[_Tensor] | None, own: str) -> list[_Tensor]:
         if given is None:
             self.inputs = {entry.name: entry for entry in entries}
             given = [_Tensor(Value(name), frozenset({name})) for name in self.inputs]
         if len(given) != len(entries):
-            raise InteropError(
-                f"model {own[:-1][:80]!r}, a layer of the model, should be called with "
-                f"{len(entries)} arrays, but is called with {len(given)}; call it with its inputs"
-            )
+            raise _damaged(f"model {own[:80]!r} takes {len(entries)} arrays, but gets {len(given)}")
         return [*given]
 
     def use(self, entry: Entry, value: Any, use: _Use, own: str) -> Made:
@@ -159,21 +137,16 @@ class _Graph:
         entry = dataclasses.replace(entry, name=f"{own}{entry.name}")
         if not is_model(entry.kind):
             return self._call(entry, value, use), None
-        numbers = [a for a in use.arguments if a is not None]
-        more = [*map(str, numbers), *use.options, *("states" for _ in use.states)]
+        more: Any = any(a is not None for a in use.arguments) or use.options or use.states
         masks = use.masks * len(use.takes) if len(use.masks) == 1 else use.masks
-        if more or len(masks) != len(use.takes):
-            raise InteropError(
-                f"model {entry.name[:80]!r}, a layer of the model, should be called with arrays "
-                f"alone, but is called with {', '.join(more) or 'other masks'}; leave that out"
-            )
         for one, mask in zip(use.takes, masks, strict=True):
-            if mask is not None and (one.mask is None or mask.made != one.mask):
-                raise InteropError(
-                    f"model {entry.name[:80]!r}, a layer of the model, is given a mask in its "
-                    "call, which is not known here; leave it out"
-                )
-        return self.model(entry.kind, entry.config, use.takes, f"{entry.name}.")
+            more = more or (mask is not None and (one.mask is None or mask.made != one.mask))
+        if more:
+            raise InteropError(
+                f"model {entry.name[:80]!r}, a layer of the model, is called with a number, an "
+                "option, states or a mask; call it with arrays alone"
+            )
+        return self.model(entry.kind, entry.config, [*use.takes], f"{entry.name}.")
 
     def _call(self, entry: Entry, value: Any, use: _Use) -> list[_Tensor]:
         name, first, mask = entry.name, use.takes[0], use.masks[0]
@@ -195,8 +168,7 @@ class _Graph:
         _check_call(layer, entry, len(use.takes), masked_by)
         begin = _states(layer)
         if use.states and len(use.states) != begin:
-            given = f"{begin} states, but is given {len(use.states)}"
-            raise _damaged(f"layer {name[:80]!r} should begin with {given}")
+            raise _damaged(f"layer {name[:80]!r} has {begin} states, but gets {len(use.states)}")
         inputs = first.inputs.union(*(one.inputs for one in use.takes))
         if isinstance(layer, Embedding):
             self.looked_up |= inputs
@@ -207,7 +179,6 @@ class _Graph:
         takes, states = (tuple(one.value for one in some) for some in (use.takes, use.states))
         marks = natural if mask is None else mask.value
         self.calls[called] = Call(name, called, takes, states, marks)
-        count = 1 + begin + (isinstance(layer, Recurrent) and not layer.merged)
         made = _Tensor(Value(called), inputs if _keeps_axes(layer) else frozenset())
         if entry.kind == "ops.NotEqual":
             made = made._replace(made=(first.value, tuple(use.arguments)))
@@ -222,12 +193,9 @@ class _Graph:
             same_mask = mask is None and first.mask is not None and entry.kind not in _MERGES
             own, by = (first.mask, first.masked_by) if same_mask else (object(), name)
             made = made._replace(mask=own, masked_by=by)
-        return [made, *(_Tensor(Value(called, i)) for i in range(1, count))]
+        return [made, *(_Tensor(Value(called, i)) for i in range(1, 1 + begin))]
 
-    def network(
-        self, outputs: Sequence[_Tensor], names: tuple[str, ...] | None
-    ) -> Sequential | Functional:
-        """Return the calls that the outputs need, as a `Sequential` if possible."""
+    def network(self, outputs: list[_Tensor], names: Any) -> Sequential | Functional:
         needed = {one.value.source for one in outputs}
         for call in reversed(self.calls.values()):
             if call.name in needed:
@@ -271,25 +239,18 @@ class _Level:
                 self.uses[name, i] = use
 
     def tensor(self, ref: _Ref, at_end: bool = False) -> _Tensor:
-        """Return the tensor of a reference at this level."""
-        kind = self.nodes[ref.layer][0].kind if ref.layer in self.nodes else ""
+        layer, use, output = ref
+        kind = self.nodes[layer][0].kind
         # Calls of models have numbers from 1 on: in Keras 2, and in Keras 3 among the outputs
         # alone. There those of a Sequential begin with 0.
         later = is_model(kind) and (not self.new or (at_end and kind != "Sequential"))
-        here = (ref.layer, ref.use - later)
+        here = (layer, use - later)
         outputs = self.done[here] if here in self.done else self.run(here)
-        if ref.output >= len(outputs):
-            what = f"the graph goes on with output {ref.output} of a use of {_short(ref.layer)}"
-            raise _damaged(f"{what} that has {len(outputs)} by then")
-        return outputs[ref.output]
+        return outputs[output]
 
     def run(self, here: tuple[str, int]) -> list[_Tensor]:
-        """Call a layer with what it takes."""
-        if here not in self.uses:
-            what = "which is no layer, or a use of it that is not there"
-            raise _damaged(f"the graph mentions {_short(here[0])}, {what}")
-        self.done[here] = []  # of a layer that takes what it gives
         use = self.uses[here]
+        self.done[here] = []  # of a layer that takes what it gives
         takes, states = (tuple(map(self.tensor, refs)) for refs in (use.takes, use.states))
         masks = tuple(None if ref is None else self.tensor(ref) for ref in use.masks)
         use = use._replace(takes=takes, states=states, masks=masks)
@@ -299,7 +260,6 @@ class _Level:
 
 @functools.lru_cache(256)
 def _states(layer: Layer | None) -> int:
-    """Return the number of arrays of its state."""
     if not isinstance(layer, Recurrent):
         return 0
     return len(jax.tree.leaves(jax.eval_shape(layer.cell.initial_carry)))
@@ -314,19 +274,15 @@ def _told(entry: Entry, use: _Use) -> Entry:
     if "arguments" in known:
         more["arguments"] = use.arguments
     elif numbers or not set(more) <= set(known):
-        said = [*numbers, *(f"{key}={value!r}" for key, value in more.items())]
-        raise InteropError(
-            f"layer {entry.name[:80]!r} is called with {', '.join(map(str, said))[:80]}, which is "
-            "not known here; leave it out"
-        )
+        said = ", ".join(map(str, [*numbers, *(f"{k}={v!r}" for k, v in more.items())]))[:80]
+        raise InteropError(f"layer {entry.name[:80]!r} is called with {said}; leave it out")
     return dataclasses.replace(entry, config={**entry.config, **more})
 
 
 def _check_call(layer: Layer, entry: Entry, count: int, masked_by: str) -> None:
     least, most = OPERATORS[layer.kind].arrays if isinstance(layer, Operation) else (1, 1)
     if not least <= count <= most:
-        takes = f"{'one array' if most == 1 else 'arrays'}, but takes {count}"
-        raise _damaged(f"layer {entry.name[:80]!r} should take {takes}")
+        raise _damaged(f"layer {entry.name[:80]!r} takes {least} arrays or more, but gets {count}")
     makes = isinstance(layer, Masking) or (isinstance(layer, Embedding) and layer.mask_zero)
     inner = entry.config.get("layer") if entry.kind == "TimeDistributed" else None
     softmax = "Softmax" in (entry.kind, inner.get("class_name") if isinstance(inner, dict) else "")
@@ -356,22 +312,16 @@ def _simplest(network: Functional) -> Sequential | Functional:
     layers = network.layer_list
     names = [network.inputs[0].name, *(layer.name for layer in layers)]
     row = [Call(name, name, (Value(source),)) for source, name in itertools.pairwise(names)]
-    end = layers[-1] if layers else None
-    both = isinstance(end, Recurrent) and not end.merged
-    outputs = tuple(Value(names[-1], i) for i in range(1 + both))
     plain = not any(isinstance(layer, Operation) for layer in layers)
     alone = len(network.inputs) == 1 and network.inputs[0].sequence and network.names is None
-    fits = alone and plain and [*network.calls] == row and network.outputs == outputs
+    fits = alone and plain and [*network.calls] == row and network.outputs == (Value(names[-1]),)
     return Sequential(layers) if fits else network
 
 
 def _input(entry: Entry, looked_up: bool, masks: bool) -> Input:
     shape = entry.get("batch_shape", "batch_input_shape", default=[None] * 3)
-    if shape is None:
-        shape = [None] * 3
-    if not isinstance(shape, list) or not all(
-        size is None or (isinstance(size, int) and 0 <= size <= LARGEST) for size in shape
-    ):
+    shape = [None] * 3 if shape is None else shape
+    if not all(n is None or (isinstance(n, int) and 0 <= n <= LARGEST) for n in shape):
         raise _damaged(f"the shape of input {entry.name[:80]!r} is {shape!r:.80}")
     dtype = str(entry.config.get("dtype", "float32"))
     if looked_up or dtype.startswith(("int", "uint")):
@@ -386,14 +336,8 @@ def _is_keras_3(nodes: Any) -> bool:
     return isinstance(nodes, list) and bool(nodes) and isinstance(nodes[0], dict)
 
 
-Path = tuple[str | int, ...]
-"""Keys and places that lead to a tensor where dicts and lists are inside of each other."""
-
-
 def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[_Use]:
     """The uses of a layer, as Keras 3 writes them, or Keras 2."""
-    if not isinstance(nodes, list | None):
-        raise _damaged(f"the inbound_nodes of layer {name[:80]!r} should be a list")
     for node in nodes or []:
         options: Any = {}
         if isinstance(node, dict):
@@ -410,84 +354,63 @@ def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[_Use]:
         options = {k: v for k, v in options.items() if v is not None}
         if not options.get("training"):
             options.pop("training", None)
-        masks = [(mask, _refs(_found(mask))) for mask in _listed(options.pop("mask", None))]
+        marks = tuple(leaf for _, leaf, _ in _leaves(options.pop("mask", None), True, ()))
         named = {k: _refs(_found(options[k])) for k in (*_TENSORS, *options) if k in options}
         named = {key: refs for key, refs in named.items() if refs}
         options = {key: value for key, value in options.items() if key not in named}
         states = named.pop("initial_state", ())
-        several = len(masks) > 1 and not is_model(entry.kind)
-        several |= any(len(refs) != (mask is not None) for mask, refs in masks)
+        several = len(marks) > 1 and not is_model(entry.kind)
+        several |= not all(isinstance(mark, tuple | None) for mark in marks)
         if several or not set(named) <= set(_TENSORS):
-            raise InteropError(
-                f"layer {name[:80]!r} is given {'several masks' if several else sorted(named)} in "
-                "its call, which is not known here; leave it out"
-            )
+            what = "several masks" if several else sorted(named)
+            raise InteropError(f"layer {name[:80]!r} is given {what} in its call; leave that out")
         found += [ref for refs in named.values() for ref in refs]
         takes = _refs(found)
-        if not takes:
-            raise _damaged(f"layer {name[:80]!r} takes no tensor")
         if entry.kind in _LASTS:
             takes, states = takes[:1], (*takes[1:], *states)
-        arguments = tuple(None if isinstance(a, _Ref) else a for a in found)
-        marks = tuple(refs[0] if refs else None for _, refs in masks)
+        arguments = tuple(None if isinstance(a, tuple) else a for a in found)
         yield _Use(takes, arguments, options, states, marks)
 
 
 def _found(value: Any) -> list[Any]:
-    """The tensors in the arguments of a call, and the numbers among them."""
-    return [leaf for _, leaf, _ in _leaves(value, True, ())]
+    return [leaf for _, leaf, _ in _leaves(value, True, ()) if leaf is not None]
 
 
 def _refs(found: list[Any]) -> tuple[_Ref, ...]:
-    return tuple(one for one in found if isinstance(one, _Ref))
+    return tuple(one for one in found if isinstance(one, tuple))
 
 
-def _tensors(value: Any, by_key: bool = False) -> Iterator[tuple[Path, _Ref, Any]]:
+def _tensors(value: Any, by_key: bool = False) -> Iterator[tuple[Any, _Ref, Any]]:
     """All tensors where there is nothing else, and what Keras 2 writes behind each."""
     for path, leaf, more in _leaves(value, by_key, ()):
-        if not isinstance(leaf, _Ref):
+        if not isinstance(leaf, tuple | None):
             raise _damaged(f"the graph should be made of lists, but has {_short(leaf)}")
-        yield path, leaf, more
+        if leaf is not None:
+            yield path, leaf, more
 
 
-def _leaves(value: Any, by_key: bool, path: Path) -> Iterator[tuple[Path, Any, Any]]:
-    """What lists and dicts hold, of which Keras has had several depths: tensors, and the rest."""
+def _leaves(value: Any, by_key: bool, path: tuple[Any, ...]) -> Iterator[tuple[Any, Any, Any]]:
+    """What lists and dicts hold, at any depth, by the keys and places that lead to it."""
     kind = value.get("class_name") if isinstance(value, dict) else None
     if kind == "__tuple__":
         value, kind = value.get("items"), None
     if kind == "__keras_tensor__":
-        config = value.get("config")
-        yield path, _tensor(config.get("keras_history") if isinstance(config, dict) else None), {}
+        yield path, _tensor(value["config"]["keras_history"]), {}
     elif isinstance(value, list) and len(value) >= 3 and isinstance(value[0], str):
         yield path, _tensor(value[:3]), value[3] if len(value) > 3 else {}  # of Keras 2
     elif isinstance(value, list) or (isinstance(value, dict) and kind is None):
         pairs: Any = value.items() if isinstance(value, dict) else enumerate(value)
         for key, entry in sorted(pairs, key=lambda pair: pair[0]) if by_key else pairs:
             yield from _leaves(entry, by_key, (*path, key))
-    elif value is not None:
+    else:
         yield path, value, {}
 
 
-def _listed(masks: Any) -> list[Any]:
-    """Return the entries of a list, a tuple or a dict in the order of its keys; or a single one."""
-    if isinstance(masks, dict) and masks.get("class_name") == "__tuple__":
-        masks = masks.get("items")
-    if isinstance(masks, dict) and "class_name" not in masks:
-        masks = [mask for _, mask in sorted(masks.items())]
-    several = isinstance(masks, list) and not any(isinstance(one, str) for one in masks)
-    return masks if several else [masks]
-
-
 def _tensor(value: Any) -> _Ref:
-    ok = (
-        isinstance(value, list)
-        and len(value) == 3
-        and isinstance(value[0], str)
-        and all(isinstance(number, int) and 0 <= number < 2**31 for number in value[1:])
-    )
-    if not ok:
+    layer, use, output = value
+    if not all(isinstance(number, int) and 0 <= number < 2**31 for number in (use, output)):
         raise _damaged(f"the graph should have [layer, use, output], but has {_short(value)}")
-    return _Ref(*value)
+    return str(layer), use, output
 
 
 def _twice(name: Any) -> InteropError:

@@ -23,10 +23,6 @@ _LONGEST_ATTRIBUTE = 16 * 2**20
 _MOST_OBJECTS, _DEEPEST = 20_000, 20
 
 
-class Refused(Exception):
-    """Say what is wrong with the file."""
-
-
 def read(h5py: Any, file: Any, most_bytes: int) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
     """Attributes by the paths of their groups, and arrays by theirs, of which none is read yet.
 
@@ -39,15 +35,10 @@ def read(h5py: Any, file: Any, most_bytes: int) -> tuple[dict[str, Any], list[tu
         nonlocal left, objects
         objects += 1
         if objects > _MOST_OBJECTS or depth > _DEEPEST:
-            raise Refused(
-                f"it should hold at most {_MOST_OBJECTS} groups and arrays, {_DEEPEST} deep, but "
-                f"has more at {path[:80]!r}"
-            )
+            raise SystemExit(f"it should hold at most {_MOST_OBJECTS} groups, {_DEEPEST} deep")
         kind = group.get(name, getlink=True, getclass=True)
         if kind is not h5py.HardLink:
-            raise Refused(
-                f"{path[:80]!r} is a link to another place ({kind.__name__}), which is not followed"
-            )
+            raise SystemExit(f"{path[:80]!r} is a link to another place, which is not followed")
         entry = group[name]
         if isinstance(entry, h5py.Group):
             attributes[path] = _attributes_of(path, entry)
@@ -55,16 +46,15 @@ def read(h5py: Any, file: Any, most_bytes: int) -> tuple[dict[str, Any], list[tu
                 visit(entry, inner, f"{path}/{inner}", depth + 1)
             return
         if not isinstance(entry, h5py.Dataset):
-            raise Refused(f"{path[:80]!r} is neither a group nor an array")
+            raise SystemExit(f"{path[:80]!r} is neither a group nor an array")
         if entry.external or entry.is_virtual:
-            raise Refused(f"the numbers of {path[:80]!r} are in another file, which is not read")
+            raise SystemExit(f"the numbers of {path[:80]!r} are in another file, which is not read")
         if entry.shape is None or (entry.dtype.kind not in "fiub" and not is_bfloat16(entry)):
-            raise Refused(f"{path[:80]!r} is of type {entry.dtype}, which are no numbers")
+            raise SystemExit(f"{path[:80]!r} is of type {entry.dtype}, which are no numbers")
         left -= math.prod(entry.shape, start=entry.dtype.itemsize)
         if left < 0:
-            raise Refused(
-                f"its arrays are said to take more than {most_bytes} bytes with {path[:80]!r} "
-                f"{entry.shape}, which is far more than the file holds"
+            raise SystemExit(
+                f"its arrays take {path[:80]!r} far more than the file holds, {most_bytes} bytes"
             )
         found.append((path, entry))
 
@@ -89,7 +79,7 @@ def _attributes_of(path: str, group: Any) -> dict[str, Any]:
         if name.rstrip("0123456789") in _ATTRIBUTES:
             entry = group.attrs.get_id(name)
             if math.prod(entry.shape or (), start=entry.dtype.itemsize or 1) > _LONGEST_ATTRIBUTE:
-                raise Refused(f"the attribute {name!r} of {path[:80]!r} is too long")
+                raise SystemExit(f"the attribute {name!r} of {path[:80]!r} is too long")
             told[name] = _text(group.attrs[name])
     return {name: value for name, value in told.items() if value is not None}
 
@@ -141,10 +131,10 @@ def main(path: str, most_bytes: int, file_bytes: int) -> None:
                 kind = array.dtype if narrow else array.dtype.newbyteorder("=")
                 arrays.append(array.astype(kind, copy=False))
                 header.append((name, "bfloat16" if narrow else kind.str, dataset.shape))
-    except Exception as error:  # whatever the reader thinks of a damaged file
+    except (Exception, SystemExit) as error:  # whatever the reader thinks of a damaged file
         words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         why = f"the HDF5 file is damaged ({words}); get it again"
-        if isinstance(error, Refused):
+        if isinstance(error, SystemExit):  # said above
             why = f"{error}; check where the file is from"
         elif isinstance(error, ImportError):  # of no file, but of this Python
             why = f"the process that reads HDF5 cannot import h5py ({words}); check that it can"

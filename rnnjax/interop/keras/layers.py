@@ -1,26 +1,273 @@
-"""Between Keras's layers, by their options, and layers of rnnjax."""
+"""Keras's layers, by their options, and layers of rnnjax, both ways; each option is checked."""
 
 import dataclasses
 import functools
+import re
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from rnnjax.cells import GRUCell, LSTMCell, SimpleRNNCell
+from rnnjax.cells.activations import ACTIVATIONS
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.keras.operators import OPERATORS, Operation, operation
-from rnnjax.interop.keras.options import (
-    ACTIVATION_LAYERS,
-    Entry,
-    cell_function,
-    entry_of,
-    is_model,
-    layer_function,
-    name_of,
-)
+from rnnjax.interop.functions import FUNCTIONS, Function, Numbered
+from rnnjax.interop.keras.operators import OPERATORS, Operation
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.layers import Bidirectional, Regularized, Stack
 from rnnjax.layers import Dropout as DropoutRate
+
+LARGEST = 2**31 - 1
+_WHOLE = (None, None, None)
+_MODELS = ("Sequential", "Functional", "Model")
+
+
+def version_of(text: str) -> float:
+    """Which Keras wrote a config: 2, 2.4 or 3, whose defaults count where an option is left out.
+
+    That of TensorFlow is 2.4, whatever it called itself.
+
+    >>> version_of("2.1.6-tf"), version_of("2.2.4"), version_of("3.5.0")
+    (2.4, 2, 3)
+    """
+    minor = re.fullmatch(r"2\.(\d{1,4})(.*)", text)
+    if minor is None:
+        return 3
+    return 2.4 if text.endswith("-tf") or int(minor[1]) >= 4 else 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A layer as it stands in a config, each of its options checked as it is asked for."""
+
+    name: str  # of the layer
+    kind: str  # its class name; behind "ops." that of a function of keras.ops
+    config: Mapping[str, Any]  # its options
+    version: float  # of Keras; see `version_of`
+
+    @property
+    def where(self) -> str:
+        """The name and class of the layer, for messages."""
+        return f"layer {self.name[:80]!r} ({self.kind[:40]})"
+
+    def get(self, *names: str, default: Any = None) -> Any:
+        """The first of the names that is there."""
+        return next((self.config[name] for name in names if name in self.config), default)
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """An option that is True or False."""
+        value = self.get(name, default=default)
+        if not isinstance(value, bool | int | None) or value not in (True, False, None):
+            self.refuse(name, "True or False", value)
+        return bool(value)
+
+    def size(self, name: str) -> int:
+        """An option that is a positive integer."""
+        value = self.get(name)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LARGEST:
+            self.refuse(name, "a positive integer", value)
+        return int(value)
+
+    def number(self, *names: str, default: float = 0.0) -> float:
+        """An option that is a number."""
+        value = self.get(*names, default=default)
+        if isinstance(value, dict):  # an array, as Keras 2 writes it
+            value = value.get("value")
+        value = default if value is None else value
+        whole = isinstance(value, int | float) and not isinstance(value, bool)
+        if not whole or not abs(value) <= sys.float_info.max:
+            self.refuse(names[0], "a number", value)
+        return float(value)
+
+    def function(self, name: str, default: str) -> str | Function:
+        """An option that is an activation."""
+        return function_of(self.get(name, default=default), self)
+
+    def rate(self, name: str) -> float:
+        """An option that is a dropout rate."""
+        rate = self.number(name)
+        if not 0 <= rate < 1:
+            self.refuse(name, "at least 0 and below 1", rate)
+        return rate
+
+    def inner(self, name: str) -> "Entry":
+        """A layer inside of this one."""
+        return entry_of(self.get(name), f"{name} of {self.where}", self.version)
+
+    def plain(self, name: str, usual: Any) -> Any:
+        """A number, a text, or a list of them, as a layer hands it on to JAX, which checks it."""
+        if name == "activation":
+            return self.function(name, usual)
+        if name == "dropout":
+            return self.rate(name)
+        value = self.get(name, default=usual)
+        try:
+            return self.key(value) if name == "key" else _frozen(value)
+        except TypeError:
+            return self.refuse(name, "a number, a text, or a list of these", value)
+
+    def key(self, value: Any) -> tuple[Any, ...]:
+        """Return the index after an array: a slice as three numbers, None for a new axis."""
+        parts: list[Any] = []
+        for one in value if isinstance(value, list) else [value]:
+            kind = one.get("class_name") if isinstance(one, dict) else None
+            if kind == "__slice__" and isinstance(one.get("config"), dict):
+                one = [one["config"].get(end) for end in ("start", "stop", "step")]
+            parts.append(... if kind == "__ellipsis__" else _frozen(one))
+        if parts[:1] not in ([...], [_WHOLE]):
+            self.refuse("key", "one that begins with :, which is the batch", value)
+        return (_WHOLE, *parts) if parts[0] is ... else tuple(parts)
+
+    def refuse(self, name: str, expected: str, value: Any) -> Any:
+        """Raise InteropError for an option with an unsupported value."""
+        raise InteropError(
+            f"{name} of {self.where} should be {expected}, but is {repr(value)[:80]}; set it in "
+            "Keras and save the model again"
+        )
+
+
+def entry_of(value: Any, where: str, version: float) -> Entry:
+    """A layer from its dict of class name and options."""
+    if not isinstance(value, dict) or not isinstance(value.get("class_name"), str):
+        raise InteropError(
+            f"{where} should have a class_name and a config, but is {value!r:.80}; get it again"
+        )
+    kind, config = value["class_name"], value["config"]
+    name = config.get("name", value.get("name", kind.lower()))
+    if not isinstance(name, str):
+        raise TypeError("the name of a layer is no text")
+    module, registered = value.get("module"), value.get("registered_name")
+    known = not isinstance(module, str) or module.split(".")[0] in ("keras", "tf_keras", "builtins")
+    if kind == "Lambda":
+        raise InteropError(
+            f"layer {name[:80]!r} is a Lambda, which holds code, and none is run; compute it in JAX"
+        )
+    # Keras's own classes are registered by their bare names, those of others behind a ">".
+    if not known or (registered and (">" in str(registered) or not isinstance(module, str))):
+        raise InteropError(
+            f"layer {name[:80]!r} is {kind[:80]!r}, a class of somebody's own; load the rest alone"
+        )
+    policy = config.get("dtype")
+    quantized = isinstance(policy, dict) and "Quantized" in str(policy.get("class_name"))
+    if config.get("lora_rank") or config.get("quantization_config") or quantized:
+        raise InteropError(
+            f"layer {name[:80]!r} is quantised or has adapters of low rank; save it without them"
+        )
+    return Entry(name, kind, config, version)
+
+
+def is_model(kind: str) -> bool:
+    """Whether a class name is that of a model rather than of a layer."""
+    return kind in _MODELS
+
+
+def layers_in(kind: str, config: Any, version: float) -> list[tuple[Entry, Any]]:
+    """All layers of a model in their order there, each with its config; a model is one of them."""
+    listed = config["layers"] if isinstance(config, dict) else config
+    if not isinstance(listed, list) or not listed:
+        raise InteropError(f"a {kind} model should list its layers, but has {listed!r:.80}")
+    return [(entry_of(v, f"layer {i} of the model", version), v) for i, v in enumerate(listed)]
+
+
+def _frozen(value: Any) -> Any:
+    """Replace lists by tuples; raise TypeError if it is not JSON of a layer."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, value))
+    if not isinstance(value, bool | int | float | str | None):
+        raise TypeError
+    if type(value) is int and abs(value) > LARGEST:
+        raise TypeError
+    return value
+
+
+_BY_NAME: Mapping[str, str | Function] = {
+    **{name: name for name in FUNCTIONS if name not in ("legacy_hard_sigmoid", "exact_gelu")},
+    "gelu": "exact_gelu",
+    "swish": "silu",
+    "hard_swish": "hard_silu",
+    "leaky_relu": Numbered("LeakyRelu", 0.2),
+}
+_ALPHAS: Mapping[str, tuple[str, tuple[str, ...], float]] = {
+    "LeakyReLU": ("LeakyRelu", ("negative_slope", "alpha"), 0.3),
+    "ELU": ("Elu", ("alpha",), 1.0),
+}
+"""Layers that are a `Numbered`: its kind, the names of the option, Keras 2's last, the default."""
+
+ACTIVATION_LAYERS = (*_ALPHAS, "ReLU", "Softmax")
+"""The layers of Keras that are nothing but an activation with options, by class name."""
+
+
+def function_of(value: Any, layer: Entry) -> str | Function:
+    """The function that stands in the config of a layer: a name, None, or a layer in a dict.
+
+    Keras 2 means another function by ``"hard_sigmoid"``.
+
+    >>> lstm = Entry("lstm", "LSTM", {}, 2)
+    >>> function_of("hard_sigmoid", lstm), function_of("gelu", lstm)
+    ('legacy_hard_sigmoid', 'exact_gelu')
+    """
+    if value is None:
+        return "linear"
+    if isinstance(value, dict):
+        kind, config = value.get("class_name"), value.get("config") or {}
+        if kind == "function" and isinstance(config, str):
+            return function_of(config, layer)
+        if kind in ACTIVATION_LAYERS and not value.get("registered_name"):
+            return layer_function(dataclasses.replace(layer, kind=kind, config=config))
+    if value == "hard_sigmoid" and layer.version < 3:
+        return "legacy_hard_sigmoid"
+    if isinstance(value, str) and value in _BY_NAME:
+        return _BY_NAME[value]
+    raise InteropError(
+        f"the activation of {layer.where} is {str(value)[:80]!r}, but known are "
+        f"{', '.join(_BY_NAME)}; compute it in JAX"
+    )
+
+
+def cell_function(function: str | Function) -> str | Function:
+    """The function as a cell takes it: some names are known to `rnnjax.interop` alone."""
+    if isinstance(function, str) and function not in ACTIVATIONS:
+        return FUNCTIONS[function]
+    return function
+
+
+def layer_function(entry: Entry) -> str | Function:
+    """The function that one of ``ACTIVATION_LAYERS`` is."""
+    if entry.kind in _ALPHAS:
+        kind, names, default = _ALPHAS[entry.kind]
+        return Numbered(kind, entry.number(*names, default=default))
+    if entry.kind == "Softmax" and entry.get("axis", default=-1) in (-1, [-1]):
+        return "softmax"
+    cut = entry.get("max_value")
+    if entry.kind == "ReLU" and cut in (None, 6):
+        slope, threshold = (entry.get(name) or 0 for name in ("negative_slope", "threshold"))
+        if slope == threshold == 0:
+            return "relu" if cut is None else "relu6"
+    raise InteropError(
+        f"{entry.where} is {str(dict(entry.config))[:200]}, but should be a Softmax over the "
+        "features, or a ReLU with max_value=6 or without options; compute it in JAX"
+    )
+
+
+def name_of(function: str | Function, where: str) -> str | dict[str, Any]:
+    """How Keras 3 writes a function: its name, or the config of an activation layer.
+
+    >>> name_of("exact_gelu", "layer 'dense'"), name_of("silu", "layer 'dense'")
+    ('gelu', 'silu')
+    """
+    for name, ours in _BY_NAME.items():
+        if function == ours or (isinstance(ours, str) and function == FUNCTIONS[ours]):
+            return name
+    for layer, (kind, names, _) in _ALPHAS.items():
+        if isinstance(function, Numbered) and function.kind == kind:
+            config = {names[0]: function.alpha}
+            return {"module": "keras.layers", "class_name": layer, "config": config}
+    shown = function if isinstance(function, str) else getattr(function, "__name__", function)
+    has = ", ".join(_BY_NAME)
+    raise InteropError(f"the activation of {where} is {shown!r}, but Keras has {has}; use one")
+
 
 _KINDS: Mapping[str, type[Cell]] = {
     "SimpleRNN": SimpleRNNCell,
@@ -29,37 +276,20 @@ _KINDS: Mapping[str, type[Cell]] = {
     "CuDNNLSTM": LSTMCell,
     "CuDNNGRU": GRUCell,
 }
-_CELL = {
-    "hidden_size": ("units", "output_dim"),
-    "activation": ("activation",),
-    "recurrent_activation": ("recurrent_activation", "inner_activation"),
-    "use_bias": ("use_bias",),
-    "unit_forget_bias": ("unit_forget_bias",),
-    "reset_after": ("reset_after",),
-}
-_FIELDS: Mapping[type, Mapping[str, tuple[str, ...]]] = {
+_SAME = ("activation", "recurrent_activation", "use_bias", "unit_forget_bias", "reset_after")
+_CELL = {"hidden_size": "units", **{name: name for name in _SAME}}
+_FIELDS: Mapping[type, Mapping[str, str]] = {
     **dict.fromkeys(_KINDS.values(), _CELL),
-    Regularized: {
-        "input_dropout": ("dropout", "dropout_W"),
-        "recurrent_dropout": ("recurrent_dropout", "dropout_U"),
-    },
-    Dense: {
-        "size": ("units", "output_dim"),
-        "activation": ("activation",),
-        "use_bias": ("use_bias", "bias"),
-    },
-    Embedding: {
-        "vocabulary_size": ("input_dim",),
-        "size": ("output_dim",),
-        "mask_zero": ("mask_zero",),
-    },
-    Masking: {"value": ("mask_value",)},
-    Activation: {"function": ("activation",)},
+    Regularized: {"input_dropout": "dropout", "recurrent_dropout": "recurrent_dropout"},
+    Dense: {"size": "units", "activation": "activation", "use_bias": "use_bias"},
+    Embedding: {"vocabulary_size": "input_dim", "size": "output_dim", "mask_zero": "mask_zero"},
+    Masking: {"value": "mask_value"},
+    Activation: {"function": "activation"},
 }
-"""By a class here, its fields and what Keras calls them: 3 and 2 first, then 1."""
+"""By a class here, its fields and what Keras calls them."""
 
 
-def _fields(kind: type) -> dict[str, tuple[Any, tuple[str, ...]]]:
+def _fields(kind: type) -> dict[str, tuple[Any, str]]:
     """Return the fields of the table that a class has: their defaults, and Keras's names."""
     declared: Any = kind  # a dataclass, as all of the table are
     known = {one.name: one.default for one in dataclasses.fields(declared)}
@@ -69,18 +299,18 @@ def _fields(kind: type) -> dict[str, tuple[Any, tuple[str, ...]]]:
 def _read(kind: type, entry: Entry, **defaults: Any) -> dict[str, Any]:
     """The fields of a class, out of the options of a layer; our defaults are those of Keras 3."""
     told: dict[str, Any] = {}
-    for name, (default, names) in _fields(kind).items():
+    for name, (default, there) in _fields(kind).items():
         default = defaults.get(name, default)
         if "activation" in name:
-            told[name] = entry.function(*names, default=default)
+            told[name] = entry.function(there, default)
         elif "dropout" in name:
-            told[name] = entry.rate(*names)
+            told[name] = entry.rate(there)
         elif isinstance(default, bool):
-            told[name] = entry.flag(*names, default=default)
+            told[name] = entry.flag(there, default)
         elif isinstance(default, float):
-            told[name] = entry.number(*names, default=default)
+            told[name] = entry.number(there, default=default)
         else:
-            told[name] = entry.size(*names)
+            told[name] = entry.size(there)
     return told
 
 
@@ -90,7 +320,7 @@ def options_of(made: Any, where: str) -> dict[str, Any]:
     >>> options_of(Dense("head", 3, "softmax"), "layer 'head'")
     {'units': 3, 'activation': 'softmax', 'use_bias': True}
     """
-    told = {names[0]: getattr(made, name) for name, (_, names) in _fields(type(made)).items()}
+    told = {there: getattr(made, name) for name, (_, there) in _fields(type(made)).items()}
     return {n: name_of(v, where) if "activation" in n else v for n, v in told.items()}
 
 
@@ -114,7 +344,6 @@ def layer_of(entry: Entry) -> Layer:
 
 
 def _cell(entry: Entry) -> Cell:
-    """A cell, and what training would drop of it."""
     kind: Any = _KINDS[entry.kind.removesuffix("Cell")]
     new = entry.version > 2 or entry.kind.startswith("CuDNN")
     old = {} if new else {"recurrent_activation": "hard_sigmoid", "reset_after": False}
@@ -125,17 +354,14 @@ def _cell(entry: Entry) -> Cell:
 
 
 def _any_cell(value: Any, entry: Entry, stack: bool = True) -> Cell:
-    """A cell that an RNN has, or a stack of some."""
     inner = entry_of(value, f"a cell of {entry.where}", entry.version)
     known = [f"{name}Cell" for name in _KINDS if "CuDNN" not in name]
     if inner.kind in known:
         return _cell(inner)
     listed = inner.get("cells")
     if not stack or inner.kind != "StackedRNNCells" or not isinstance(listed, list) or not listed:
-        raise InteropError(
-            f"{entry.where} has a cell of class {inner.kind[:80]!r}, but should have one of "
-            f"{', '.join(known)}{' or StackedRNNCells with a list of them' * stack}"
-        )
+        known += ["StackedRNNCells of them"] * stack
+        entry.refuse("cell", f"one of {', '.join(known)}", inner.kind)
     return Stack([_any_cell(value, inner, stack=False) for value in listed])
 
 
@@ -156,56 +382,40 @@ def _recurrent(entry: Entry) -> Recurrent:
 
 
 def _bidirectional(entry: Entry) -> Recurrent:
-    directions = [entry.inner("layer")]
-    if entry.get("backward_layer") is not None:
-        directions.append(entry.inner("backward_layer"))
+    names = ("layer", "backward_layer")
+    directions = [entry.inner(name) for name in names if entry.get(name) is not None]
     for direction in directions:
         if direction.kind not in (*_KINDS, "RNN"):
-            raise InteropError(
-                f"{entry.where} runs a layer of class {direction.kind[:80]!r}, but should "
-                f"run one of {', '.join((*_KINDS, 'RNN'))}"
-            )
+            entry.refuse("layer", f"one of {', '.join((*_KINDS, 'RNN'))}", direction.kind)
     parts = [_recurrent(direction) for direction in directions]
     forward, backward = parts[0], parts[-1]
     if len(parts) == 2 and (
         forward.reverse == backward.reverse or forward.return_sequences != backward.return_sequences
     ):
         raise InteropError(
-            f"the directions of {entry.where} should differ in go_backwards and agree in "
-            "return_sequences, but do not; the config is damaged"
+            f"both layers of {entry.where} should differ in go_backwards alone; get the file again"
         )
     merge = entry.get("merge_mode", default="concat")
-    if merge not in ("concat", "sum", "mul", "ave", None):
-        entry.refuse("merge_mode", "concat, sum, mul, ave or None", merge)
+    if merge not in ("concat", "sum", "mul", "ave"):
+        entry.refuse("merge_mode", "concat, sum, mul or ave, and what follows split them", merge)
     merged = Bidirectional(
         forward.cell,
         None if backward.cell == forward.cell else backward.cell,
-        {"ave": "average", None: "concat"}.get(merge, merge),
+        "average" if merge == "ave" else merge,
     )
-    return dataclasses.replace(
-        forward,
-        name=entry.name,
-        cell=merged,
-        merged=merge is not None,
-        masked_outputs="zero",  # Keras sets this for both directions, whatever they say
-    )
+    # Keras masks the outputs of both directions by zeros, whatever they say.
+    return dataclasses.replace(forward, name=entry.name, cell=merged, masked_outputs="zero")
 
 
 def _plain(kind: Any, entry: Entry) -> Layer:
-    """A layer whose fields are all in the table."""
-    if kind is Embedding and entry.rate("dropout"):
-        entry.refuse("dropout", "0, as to drop words is not known here", entry.get("dropout"))
     return kind(entry.name, **_read(kind, entry))
 
 
 def _dropout(entry: Entry) -> Dropout:
-    noise = entry.get("noise_shape")
-    per_sequence = isinstance(noise, list) and len(noise) == 3 and noise[1] == 1
-    if noise is not None and not (per_sequence and noise[0] != 1 and noise[2] != 1):
-        entry.refuse("noise_shape", "left out or (batch, 1, features)", noise)
-    per_sequence |= entry.kind == "SpatialDropout1D"
-    per: Literal["step", "sequence"] = "sequence" if per_sequence else "step"
-    return Dropout(entry.name, DropoutRate(entry.rate("rate", "p"), per))
+    if entry.get("noise_shape") is not None:
+        entry.refuse("noise_shape", "left out, as of a SpatialDropout1D", entry.get("noise_shape"))
+    spatial = entry.kind == "SpatialDropout1D"
+    return Dropout(entry.name, DropoutRate(entry.rate("rate"), "sequence" if spatial else "step"))
 
 
 def _time_distributed(entry: Entry) -> Layer:
@@ -228,8 +438,37 @@ def _activation(entry: Entry) -> Layer:
     if entry.kind == "Softmax" and entry.get("axis", default=-1) not in (-1, [-1]):
         return operation(entry)
     if entry.kind == "Activation":
-        return Activation(entry.name, entry.function("activation", default="linear"))
+        return Activation(entry.name, entry.function("activation", "linear"))
     return Activation(entry.name, layer_function(entry))
+
+
+_NONE: tuple[Any, ...] = (None, False, [], 0)
+_UNUSED: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(
+        ("renorm", "rms_scaling", "use_gate", "sliding_window", "keepdims", "normalize"), _NONE
+    ),
+    "attention_axes": (None, [1]),
+    "initial": (None,),  # 0 counts too
+    "data_format": (None, "channels_last"),
+    "score_mode": (None, "dot"),
+}
+"""Options that change what is computed, and the values with which they do not."""
+
+
+def operation(entry: Entry) -> Operation:
+    """The layer of a row, whose options are checked."""
+    for other, unused in _UNUSED.items():
+        if entry.get(other) not in unused:
+            entry.refuse(other, f"{unused[-1]!r} or left out", entry.get(other))
+    row = OPERATORS[entry.kind]
+    config = tuple((option, entry.plain(option, usual)) for option, usual in row.options.items())
+    made = Operation(entry.name, entry.kind, config)
+    try:
+        _ = made.weights
+    except TypeError as error:
+        has = f"{dict(config)!r:.200}"
+        raise InteropError(f"{entry.where} should have sizes for options, but has {has}") from error
+    return made
 
 
 _AT_EACH_STEP: Mapping[str, Callable[[Entry], Layer]] = {
@@ -243,7 +482,6 @@ _LAYERS: Mapping[str, Callable[[Entry], Layer]] = {
     **_AT_EACH_STEP,
     "Bidirectional": _bidirectional,
     "TimeDistributed": _time_distributed,
-    "TimeDistributedDense": functools.partial(_plain, Dense),
     "Embedding": functools.partial(_plain, Embedding),
     "Masking": functools.partial(_plain, Masking),
     **dict.fromkeys(("Dropout", "SpatialDropout1D"), _dropout),

@@ -17,10 +17,9 @@ import numpy as np
 from jax import lax
 
 from rnnjax.cells.base import Carry, Params
-from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.errors import InvalidInputError
 from rnnjax.interop import functions
 from rnnjax.interop.functions import get_function
-from rnnjax.interop.keras.options import Entry
 from rnnjax.interop.layers import Context, Flow, Layer, Ran, Shape, Weights, single
 from rnnjax.layers.dropout import factors
 
@@ -84,16 +83,15 @@ class Operation(Layer):
                     f"but got {list(x.shape)}; give a batch of one row"
                 )
         masks = [None if one.mask is None else _turned(one.mask, True) for one in flows]
+        named = f"layer {self.name!r}, {self},"
         first, averages = masks[0], self.kind == "GlobalAveragePooling1D"
         if self.each_step and first is not None and (first.ndim > 2 or averages):
             raise InvalidInputError(
-                f"layer {self.name!r}, {self}, comes behind a mask that it would use inside of "
-                "each step, which is not known here; leave the mask out"
+                f"{named} comes behind a mask that it would use inside of each step; leave it out"
             )
         if self.kind == "Softmax" and first is not None:
             raise InvalidInputError(
-                f"layer {self.name!r}, {self}, would take what is masked for a part of its sum; "
-                "leave the mask and the lengths out"
+                f"{named} would take what is masked for a part of its sum; leave the mask out"
             )
         row, at = OPERATORS[self.kind], At(dict(self.config), params, masks, context.key)
         run = partial(row.run, at)
@@ -101,10 +99,9 @@ class Operation(Layer):
             ys = jax.vmap(run, 1, 1)(*xs) if self.each_step else run(*xs)
             mask = row.mask(at, *xs) if callable(row.mask) and not self.each_step else None
         except (TypeError, ValueError, IndexError, AttributeError) as error:  # of JAX
-            shapes = ", ".join(str(list(x.shape)) for x in xs)
+            shapes, why = [x.shape for x in xs], str(error).splitlines()[0]
             raise InvalidInputError(
-                f"layer {self.name!r}, {self}, does not take arrays of shapes {shapes}, batch "
-                f"first: {str(error).splitlines()[0]}"
+                f"{named} does not take arrays of shapes {shapes}, batch first: {why}"
             ) from error
         sequence, mask = ys.ndim > 2, first if self.each_step or row.mask is True else mask
         return None, Flow(_turned(ys, sequence), None if mask is None else mask.T, sequence)
@@ -120,9 +117,6 @@ _SHOWN = ("filters", "kernel_size", "pool_size", "axis", "axes", "num_heads", "k
 
 def _turned(x: jax.Array, sequence: bool) -> jax.Array:
     return jnp.swapaxes(x, 0, 1) if sequence else x
-
-
-# --- several arrays into one ---------------------------------------------------------------------
 
 
 def _alike(xs: Sequence[jax.Array]) -> list[jax.Array]:
@@ -171,9 +165,6 @@ def _dot(at: At, x: jax.Array, y: jax.Array) -> jax.Array:
     return ys[:, None] if ys.ndim == 1 else ys
 
 
-# --- windows -------------------------------------------------------------------------------------
-
-
 def _many(value: Any, rank: int) -> tuple[int, ...]:
     return (value,) * rank if isinstance(value, int) else tuple(value)
 
@@ -209,9 +200,6 @@ def _global_average(at: At, x: jax.Array) -> jax.Array:
     return some.sum(1) / mask[..., None].astype(x.dtype).sum(1)
 
 
-# --- norms ---------------------------------------------------------------------------------------
-
-
 def _norm_weights(more: Sequence[str], config: Mapping[str, Any]) -> Mapping[str, Weights]:
     names = [name for name, asked in (("gamma", "scale"), ("beta", "center")) if config[asked]]
     return {"": dict.fromkeys((*names, *more), (None,) * len(_many(config["axis"], 1)))}
@@ -219,19 +207,15 @@ def _norm_weights(more: Sequence[str], config: Mapping[str, Any]) -> Mapping[str
 
 def _along(at: At, x: jax.Array, name: str) -> Any:
     """A parameter with the axes of the array, for those that are normalised."""
-    axes = {
-        range(x.ndim)[axis] for axis in _many(at.config["axis"], 1)
-    }  # IndexError for one out of range
+    # IndexError for an axis out of range.
+    axes = {range(x.ndim)[axis] for axis in _many(at.config["axis"], 1)}
     shape = [n if i in axes else 1 for i, n in enumerate(x.shape)]
     return at.params[name].reshape(shape) if name in at.params else None
 
 
 def _layer_norm(at: At, x: jax.Array) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.floating):  # Keras rounds what comes out
-        raise InvalidInputError(
-            f"LayerNormalization must be given floating-point numbers, but {x.dtype} came; cast "
-            "them before it, as keras.ops.cast does"
-        )
+        raise InvalidInputError(f"it takes floating-point numbers, but {x.dtype} came; cast them")
     scale, shift = (_along(at, x, name) for name in ("gamma", "beta"))
     axes, epsilon = _many(at.config["axis"], 1), at.config["epsilon"]
     return functions.standardize(x, axes, epsilon, scale, shift)
@@ -245,11 +229,8 @@ def _batch_norm(at: At, x: jax.Array) -> jax.Array:
     return functions.normalize(x, *kept, at.config["epsilon"], scale, shift)
 
 
-# --- attention -----------------------------------------------------------------------------------
-
-
 def _attend(at: At, scores: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Compute the attention weights ``(..., queries, keys)``."""
+    """The attention weights ``(..., queries, keys)``."""
     if mask is not None:
         scores = jnp.where(mask, scores, scores - 1e9)
     weights, rate = jax.nn.softmax(scores), at.config["dropout"]
@@ -304,9 +285,6 @@ def _head_weights(config: Mapping[str, Any]) -> Mapping[str, Weights]:
     }
 
 
-# --- options -------------------------------------------------------------------------------------
-
-
 _CONV = {
     "filters": ..., "kernel_size": ..., "strides": 1, "padding": "valid", "dilation_rate": 1,
     "groups": 1, "activation": "linear", "use_bias": True,
@@ -314,38 +292,6 @@ _CONV = {
 _POOL = {"pool_size": ..., "strides": None, "padding": "valid"}
 _NORM = {"axis": -1, "epsilon": 1e-3, "center": True, "scale": True}
 _HEADS = {"num_heads": ..., "key_dim": ..., "value_dim": None, "use_bias": True, "dropout": 0.0}
-
-_NONE: tuple[Any, ...] = (None, False, [], 0)
-_UNUSED: Mapping[str, tuple[Any, ...]] = {
-    **dict.fromkeys(
-        ("renorm", "rms_scaling", "use_gate", "sliding_window", "keepdims", "normalize"), _NONE
-    ),
-    "attention_axes": (None, [1]),
-    "initial": (None,),  # 0 counts too
-    "data_format": (None, "channels_last"),
-    "score_mode": (None, "dot"),
-}
-"""Options that change what is computed, and the values with which they do not."""
-
-
-def operation(entry: Entry) -> Operation:
-    """The layer of a row, whose options are checked."""
-    for other, unused in _UNUSED.items():
-        if entry.get(other) not in unused:
-            entry.refuse(other, f"{unused[-1]!r} or left out", entry.get(other))
-    row = OPERATORS[entry.kind]
-    config = tuple((option, entry.plain(option, usual)) for option, usual in row.options.items())
-    made = Operation(entry.name, entry.kind, config)
-    try:
-        _ = made.weights
-    except TypeError as error:
-        raise InteropError(
-            f"{entry.where} should have sizes for options, but has {dict(config)!r:.200}"
-        ) from error
-    return made
-
-
-# --- the table -----------------------------------------------------------------------------------
 
 
 def _part_of(at: At, x: jax.Array) -> jax.Array:
@@ -356,7 +302,6 @@ def _part_of(at: At, x: jax.Array) -> jax.Array:
 
 
 def _arithmetic(function: Callable[..., jax.Array], at: At, *xs: jax.Array) -> jax.Array:
-    """Apply a function to arrays and constant numbers."""
     rest = iter(xs)
     return function(*(next(rest) if value is None else value for value in at.config["arguments"]))
 

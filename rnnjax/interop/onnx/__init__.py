@@ -7,9 +7,8 @@ from typing import Any
 
 from rnnjax.interop.model import Model
 from rnnjax.interop.onnx.export import save, to_proto
-from rnnjax.interop.onnx.files import read_model
 from rnnjax.interop.onnx.graph import Graph
-from rnnjax.interop.onnx.read import read_graph
+from rnnjax.interop.onnx.read import read_graph, read_model
 
 __all__ = ["Graph", "load", "save", "to_proto"]
 
@@ -58,26 +57,16 @@ def load(source: Any) -> Model:
             or the package onnx is missing.
         InvalidInputError: ``source`` is of another kind.
 
-    >>> import jax, onnx, rnnjax
-    >>> from onnx import TensorProto, helper, numpy_helper
+    >>> import jax, rnnjax
     >>> cell = rnnjax.LSTMCell(5)
-    >>> from rnnjax.interop.onnx.recurrent import params_to_onnx
-    >>> weights = params_to_onnx(cell, cell.init(jax.random.key(0), 3))
-    >>> node = helper.make_node("LSTM", ["X", "W", "R", "B"], ["Y", "Y_h"], hidden_size=5)
-    >>> graph = helper.make_graph(
-    ...     [node],
-    ...     "example",
-    ...     [helper.make_tensor_value_info("X", TensorProto.FLOAT, ["time", "batch", 3])],
-    ...     [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["time", 1, "batch", 5])],
-    ...     [numpy_helper.from_array(a, n) for a, n in zip(weights[:3], "WRB")],
-    ... )
-    >>> model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)]))
+    >>> trained = Model.of(cell, cell.init(jax.random.key(0), 3), "lstm")
+    >>> model = load(to_proto(trained, states=False))
     >>> print(model)
     layer  what it is   parameters
     lstm   LSTMCell(5)  180  bias (20,), kernel (3, 20), recurrent_kernel (5, 20)
     axes   the graph's own
     >>> carry, ys = model(jax.numpy.ones((10, 8, 3)))
     >>> ys.shape, carry["lstm"].hidden.shape
-    ((10, 1, 8, 5), (8, 5))
+    ((10, 8, 5), (8, 5))
     """
     return read_graph(*read_model(source))

@@ -1,9 +1,10 @@
 """The context of an operator, and the operators that contain graphs."""
 
 import collections
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,22 @@ from jax import lax
 
 from rnnjax.errors import InteropError
 
+# By TensorProto.DataType.
+_TYPES: Mapping[int, str] = {
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64",
+    9: "bool", 10: "float16", 11: "float64", 12: "uint32", 13: "uint64", 16: "bfloat16",
+}  # fmt: skip
 _MOST_TRIPS = 2**20  # of loops in each other: the product of how often each of them runs
+
+
+@contextlib.contextmanager
+def naming(label: str) -> Iterator[None]:
+    """Name the node in an error."""
+    try:
+        yield
+    except InteropError as error:
+        inner = str(error).startswith("node ")
+        raise InteropError(str(error) if inner else f"node {label}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +51,6 @@ class At:
         """Return an attribute of the node, or the default."""
         return self.node.get(name, default)
 
-    def fail(self, message: str) -> InteropError:
-        """An error that names the node."""
-        return InteropError(f"node {self.node.label}: {message}")
-
     def bound(self, shape: Any) -> tuple[Any, ...]:
         """The shape, if an array of it may be made."""
         sizes, most = tuple(shape), self.run.left["elements"]
@@ -46,7 +58,7 @@ class At:
         # what is made next to it, of the other sizes, is made.
         fixed = [int(size) for size in sizes if is_fixed(size)]
         if min(fixed, default=0) < 0 or math.prod(max(1, size) for size in fixed) > most:
-            raise self.fail(
+            raise InteropError(
                 f"it asks for an array of shape {fixed[:8]}, but at most {most:,} elements may "
                 "still be made; check the sizes in the file"
             )
@@ -55,18 +67,17 @@ class At:
     def known(self, array: Any, what: str) -> Any:
         """The array, if its values are known before the graph runs."""
         if not is_known(array):
-            raise self.fail(
-                f"its {what} follow from the values of an input, so that shapes are not known when "
-                "the graph is compiled; make them constant before exporting"
+            raise InteropError(
+                f"its {what} follow from the values of an input, so that shapes are not known; "
+                "make them constant before exporting"
             )
         return array
 
     def integers(self, array: Any, what: str) -> list[int]:
         """Axes, shapes, and so on: they have to be known."""
         if self.known(array, what).dtype.kind not in "iu" or array.ndim > 1:
-            raise self.fail(
-                f"its {what} are {array.dtype}{list(array.shape)}, but should be integers"
-            )
+            came = f"{array.dtype}{list(array.shape)}"
+            raise InteropError(f"its {what} are {came}, but should be integers")
         return [int(number) for number in array.reshape(-1)]
 
     def listed(self, name: str, given: Any) -> list[int] | None:
@@ -78,7 +89,7 @@ class At:
     def axis(self, axis: int, rank: int) -> int:
         """The axis, counted from the first."""
         if not -rank <= axis < rank:
-            raise self.fail(f"axis {axis} is not one of the {rank} axes of its input")
+            raise InteropError(f"axis {axis} is not one of the {rank} axes of its input")
         return axis % rank
 
     def computed(self, function: Callable[..., Any], *arrays: Any) -> Any:
@@ -98,9 +109,9 @@ class At:
         if times is not None:
             trips = max(1, run.trips) * max(1, times)
             if trips > _MOST_TRIPS:
-                raise self.fail(
+                raise InteropError(
                     f"loops in each other run {trips:,} trips, but at most {_MOST_TRIPS:,} are "
-                    "run; check the numbers of trips in the file, or give shorter sequences"
+                    "run; check the file, or give shorter sequences"
                 )
             # States after a node that runs often, or not at all, are not those of a layer.
             run = dataclasses.replace(run, trips=trips, carries={})
@@ -114,8 +125,7 @@ def made(values: Mapping[str, Any], name: str) -> Any:
     """A value of a graph that is an output."""
     if name not in values:
         raise InteropError(
-            f"the graph gives {name!r}, which no node makes: an operator before it has fewer "
-            "outputs than are named; export the model again, for inference"
+            f"the graph gives {name!r}, which no node makes; export the model for inference"
         )
     return values[name]
 
@@ -153,21 +163,27 @@ def traced_dtype(dtype: np.dtype[Any], what: str) -> np.dtype[Any]:
     canonical = jax.dtypes.canonicalize_dtype(dtype)
     if dtype == np.float64 and canonical != dtype:
         raise InteropError(
-            f"the model computes in float64 ({what}), which JAX has only where it is told so: "
-            'jax.config.update("jax_enable_x64", True), or convert the model to float32'
+            f"the model computes in float64 ({what}); convert it to float32, or set "
+            'jax.config.update("jax_enable_x64", True)'
         )
     return canonical
 
 
-# --- Branches and loops ---
+def dtype_of(data_type: Any, what: str) -> np.dtype[Any]:
+    """The type with that number in ONNX; ``what`` has it, for the error."""
+    if data_type not in _TYPES:
+        raise InteropError(
+            f"{what} is of ONNX's data type {data_type}, which is not read here; these are: "
+            f"{', '.join(_TYPES.values())}"
+        )
+    return jnp.dtype(_TYPES[data_type])
 
 
 def branch(at: At, condition: Any) -> Any:
     """Run one of two graphs, chosen now if the condition is known, and else at run time."""
     if condition.size != 1 or condition.dtype != bool:
-        raise at.fail(
-            f"its condition is {condition.dtype}{list(condition.shape)}, but should be one boolean"
-        )
+        came = f"{condition.dtype}{list(condition.shape)}"
+        raise InteropError(f"its condition is {came}, but should be one boolean")
     condition = condition.reshape(())
     then, other = at.get("then_branch"), at.get("else_branch")
     if is_known(condition):
@@ -186,9 +202,9 @@ def loop(at: At, trips: Any, condition: Any, *states: Any) -> Any:
     more = np.bool_(True) if condition is None else condition.reshape(())
     steps = _steps(at, body, count, more, states)
     if steps is None:
-        raise at.fail(
-            "how many steps it runs follows from an input, or takes long to count, and a loop "
-            "without an end has no gradient; make the number of trips constant before exporting"
+        raise InteropError(
+            "how many steps it runs follows from an input, or takes long to count; make the number "
+            "of trips constant before exporting"
         )
 
     def step(carry: Any, i: Any) -> list[Any]:
@@ -217,7 +233,7 @@ def _steps(at: At, body: Any, count: Any, more: Any, states: Sequence[Any]) -> i
 
     if more and known(None, *[None] * len(states))[0]:  # whatever the state
         if count is None:
-            raise at.fail("nothing ends it: it has no number of trips, and always goes on")
+            raise InteropError("nothing ends it: it has no number of trips, and always goes on")
         return max(0, int(count))
     values: list[Any] = [state if is_known(state) else None for state in states]
     steps = 0
@@ -234,9 +250,9 @@ def scan(at: At, *inputs: Any) -> Any:
     """The graph once for each slice of some inputs, with states from step to step."""
     scanned, opset = at.get("num_scan_inputs"), at.run.graph.opset
     if opset < 9 or not 0 < scanned <= len(inputs):
-        raise at.fail(
-            f"it scans {scanned} of {len(inputs)} inputs in opset {opset}, but should scan some "
-            "of them, in opset 9 or later; convert the model"
+        raise InteropError(
+            f"it scans {scanned} of {len(inputs)} inputs in opset {opset}, but should scan some of "
+            "them, in opset 9 or later; convert the model"
         )
     xs = list(map(jnp.asarray, inputs[-scanned:]))
     steps = xs[0].shape[0]
@@ -248,7 +264,6 @@ def scan(at: At, *inputs: Any) -> Any:
 
 
 def _scanned(at: At, step: Any, states: Sequence[Any], steps: Any, xs: Any) -> Any:
-    """The last states, and what all steps made."""
     states = tuple(map(jnp.asarray, states))
 
     def one(carry: Any, x: Any) -> Any:

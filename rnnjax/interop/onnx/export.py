@@ -1,7 +1,6 @@
 """Models as ONNX graphs, whose state goes in and comes out so that they can be streamed."""
 
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,12 +12,12 @@ import rnnjax
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import in_prediction
-from rnnjax.interop.files import write_whole
-from rnnjax.interop.functions import SPELLINGS, Function
+from rnnjax.interop.files import check_path, write_whole
+from rnnjax.interop.functions import NUMBERED, ONNX, Function
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, OneHotIds, Recurrent
 from rnnjax.interop.model import Functional, Model, Sequential, check_model
-from rnnjax.interop.onnx.files import holders, import_onnx, read_array
 from rnnjax.interop.onnx.graph import CONSTANTS
+from rnnjax.interop.onnx.read import holders, import_onnx, read_array
 from rnnjax.interop.onnx.recurrent import (
     activation_to_onnx,
     attributes_to_onnx,
@@ -30,9 +29,6 @@ from rnnjax.layers import Bidirectional, Stack
 
 OPSET = 20
 """The version of ONNX's operators that is written: the oldest that has every function of ours."""
-
-# Protocol buffers hold no more.
-_MOST_BYTES = 2**31 - 2**20
 
 
 def to_proto(
@@ -89,23 +85,20 @@ def to_proto(
     check_model(model)
     if isinstance(model.network, Functional):
         raise InteropError(
-            "ONNX is written of layers in a row, or of the graph that a model was read from, but "
-            f"this model is a graph of layers, with {len(model.network.calls)} calls; write the "
-            "rows that it is made of, each as a Sequential, or all of it by rnnjax.interop.export"
+            f"ONNX is written of layers in a row, but this model is a graph of layers, with "
+            f"{len(model.network.calls)} calls; write its rows, each as a Sequential, or all of it "
+            "by rnnjax.interop.export"
         )
     if not model.network.time_first:
-        raise InteropError(
-            f"ONNX is written time first, but this model is {model.network.axes}; load it with "
-            "time_first=True"
-        )
+        raise InteropError("ONNX is written time first, unlike this; load it with time_first=True")
     if isinstance(model.network, Sequential):
         proto = _Writer(states, lengths).write(model)
     elif states and not lengths:
         proto = _written_back(model)
     else:
         raise InvalidInputError(
-            "states and lengths are options of models made of layers, but this one is written as "
-            "the graph that it was read from; leave them out"
+            "states and lengths are for models of layers, but this one is written as the graph "
+            "that it was read from; leave them out"
         )
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
@@ -128,7 +121,7 @@ def save(model: Model, path: str | os.PathLike[str], **options: Any) -> None:
         InteropError: as in `to_proto`, or the file cannot be written.
         InvalidInputError: ``path`` does not end in ``.onnx``, or an option does not fit.
 
-    >>> import tempfile
+    >>> import pathlib, tempfile
     >>> cell = rnnjax.LSTMCell(5)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder, "model.onnx")
@@ -136,13 +129,8 @@ def save(model: Model, path: str | os.PathLike[str], **options: Any) -> None:
     ...     path.stat().st_size > 4 * (3 * 20 + 5 * 20 + 20)
     True
     """
-    path = pathlib.Path(path)
-    if path.suffix != ".onnx":
-        raise InvalidInputError(f"an ONNX file is named *.onnx, but path is {path}; rename it")
+    check_path(path, ".onnx")
     write_whole(path, to_proto(model, **options).SerializeToString())
-
-
-# --- The graph that a model was read from ---
 
 
 def _written_back(model: Model) -> Any:
@@ -150,37 +138,26 @@ def _written_back(model: Model) -> Any:
     if "message" not in model.origin:
         raise InvalidInputError(
             "a graph is written as the message that it was read from, but this model has none; "
-            "keep the model that rnnjax.interop.onnx.load gave, and change its parameters by "
-            "with_params"
+            "keep the model that load gave, and change its parameters by with_params"
         )
+    params = Model(model.network, model.origin["shapes"]).with_params(model.params).params
     onnx = import_onnx()
     proto = onnx.ModelProto()
     proto.CopyFrom(model.origin["message"])
     held = dict(holders(proto.graph))
     for layer, names in model.origin["slots"].items():
         arrays = [read_array(held[name], None, name) if name else None for name in names]
-        recurrent: Any = model.network.layers[layer]
-        before: Sequence[Any]
-        try:
-            if layer == CONSTANTS:
-                before, after = arrays, [np.asarray(model.params[layer][name]) for name in names]
-            else:
-                cell = recurrent.cell
-                before = params_to_onnx(cell, params_from_onnx(cell, *arrays))
-                after = [*params_to_onnx(cell, model.params[layer])]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InvalidInputError(
-                f"params do not belong to this model: those of {layer!r} do not fit ({error}); "
-                "train from model.params"
-            ) from error
+        before: Sequence[Any] = arrays
+        after: Sequence[Any]
+        if layer == CONSTANTS:
+            after = [np.asarray(params[layer][name]) for name in names]
+        else:
+            cell = model.network.recurrent[layer].cell
+            before = params_to_onnx(cell, params_from_onnx(cell, *arrays))
+            after = params_to_onnx(cell, params[layer])
         for name, was, now, array in zip(names, before, after, arrays, strict=True):
             if array is None:
                 continue
-            if now is None or now.shape != array.shape:
-                raise InvalidInputError(
-                    f"params do not belong to this model: {name!r} of {layer!r} has shape "
-                    f"{array.shape}, but got {np.shape(now)}; train from model.params"
-                )
             now = now.astype(array.dtype)
             if now.tobytes() == was.tobytes():
                 continue
@@ -190,18 +167,11 @@ def _written_back(model: Model) -> Any:
     return proto
 
 
-# --- Layers as nodes ---
-
-
 class _Writer:
     """The nodes, constants, inputs and outputs of a graph that is being written.
 
     Values are known by their names. Those inside of the graph are named after the layer that is
     being written and the operator, as in ``dense/MatMul``.
-
-    Args:
-        states: whether the states go in and out.
-        lengths: whether rows have lengths.
     """
 
     def __init__(self, states: bool, lengths: bool) -> None:
@@ -230,7 +200,6 @@ class _Writer:
         return name
 
     def ints(self, *values: int) -> str:
-        """Write a list of integers, such as axes."""
         return self.constant("integers", np.array(values, np.int64))
 
     def add_input(self, name: str, dtype: Any, axes: list[str | int]) -> str:
@@ -241,10 +210,7 @@ class _Writer:
     def claim(self, name: str) -> str:
         """Take a name that is seen from outside."""
         if name in self._taken:
-            raise InteropError(
-                f"two values of the ONNX graph would be named {name!r}; give the layers names that "
-                "do not end like those of others, such as 'first' and 'second'"
-            )
+            raise InteropError(f"two values of the graph would be named {name!r}; rename a layer")
         self._taken.add(name)
         return name
 
@@ -263,7 +229,6 @@ class _Writer:
         return self.onnx.helper.make_tensor_value_info(name, kind, axes)
 
     def write(self, model: Model) -> Any:
-        """Convert the model to an ONNX message."""
         xs, ys = _checked_shapes(model)
         chain = [layer for layer in model.layers.values() if not isinstance(layer, Dropout)]
         if self.lengths and not any(isinstance(layer, Recurrent) for layer in chain):
@@ -279,19 +244,14 @@ class _Writer:
         if self.lengths:
             self.add_input("lengths", np.int32, ["batch"])
         self.claim("ys")
+        params = jax.tree.map(_float32, dict(model.params))
         for layer in chain:
             self.layer = layer.name
-            x = self._layer(layer, model.params.get(layer.name, {}), x, layer is chain[0])
+            x = self._layer(layer, params.get(layer.name, {}), x, layer is chain[0])
         self.add("Identity", x, outputs=["ys"])
         axes = ["time", "batch"][3 - len(ys.shape) :]
         size = ys.shape[-1] if sized else "features"
         self.outputs.insert(0, self._info("ys", np.float32, [*axes, size]))
-        count = sum(len(constant.raw_data) for constant in self.constants)
-        if count > _MOST_BYTES:
-            raise InteropError(
-                f"the parameters take {count:,} bytes, but an ONNX file holds fewer than 2 GiB; "
-                "write .safetensors instead"
-            )
         helper = self.onnx.helper
         graph = helper.make_graph(self.nodes, "rnnjax", self.inputs, self.outputs, self.constants)
         operators = [helper.make_opsetid("", OPSET)]
@@ -310,9 +270,9 @@ class _Writer:
         if isinstance(layer, Recurrent):
             return self._recurrent(layer, params, x)
         if isinstance(layer, Dense):
-            y = self.add("MatMul", x, self._parameter(layer, params, "kernel"))
+            y = self.add("MatMul", x, self.constant("kernel", params["kernel"]))
             if layer.use_bias:
-                y = self.add("Add", y, self._parameter(layer, params, "bias"))
+                y = self.add("Add", y, self.constant("bias", params["bias"]))
             return self._function(y, layer.activation)
         if isinstance(layer, Activation):
             return self._function(x, layer.function)
@@ -322,24 +282,17 @@ class _Writer:
             vectors = self.add("OneHot", x, depth, self.ints(0, 1))
             return self.add("Cast", vectors, to=self.onnx.TensorProto.FLOAT)
         if isinstance(layer, Embedding) and first and not layer.mask_zero:
-            return self.add("Gather", self._parameter(layer, params, "embedding"), x, axis=0)
+            return self.add("Gather", self.constant("embedding", params["embedding"]), x, axis=0)
         raise InteropError(
             f"layer {layer.name!r}, a {type(layer).__name__}, masks steps by what they hold, takes "
-            "ids and is not the first, or is none of rnnjax.interop, which the ONNX export does "
-            "not write; leave it out and export with lengths=True, or put it there"
+            "ids and is not the first, or is none of rnnjax.interop; leave it out"
         )
 
-    def _parameter(self, layer: Layer, params: Any, name: str) -> str:
-        return self.constant(name, _float32(layer.name, params[name]))
-
     def _recurrent(self, layer: Recurrent, params: Any, x: str) -> str:
-        if not layer.merged or (
-            self.lengths and layer.return_sequences and layer.masked_outputs == "last"
-        ):
+        if self.lengths and layer.return_sequences and layer.masked_outputs == "last":
             raise InteropError(
-                f"layer {layer.name!r} does not merge its two directions, or has masked_outputs "
-                "'last' where rows have lengths, which the ONNX export does not write; merge them, "
-                "or leave masked_outputs out"
+                f"layer {layer.name!r} has masked_outputs 'last', but ONNX gives zeros behind the "
+                "lengths; leave masked_outputs or lengths out"
             )
         ys, end = self._cell(layer.name, layer.cell, params, layer.reverse, x)
         if not layer.return_sequences:
@@ -361,8 +314,10 @@ class _Writer:
                 self._cell(f"{name}_{side}", one, own, reverse != (side == "backward"), x)
                 for side, one, own in zip(("forward", "backward"), cell.cells, params, strict=True)
             ]
-            merge, more = _MERGES[cell.merge]
-            ys, end = (self.add(merge, *each, **more) for each in zip(*sides, strict=True))
+            ops = {"concat": "Concat", "sum": "Add", "mul": "Mul", "average": "Mean"}
+            more: Any = {"axis": -1} if cell.merge == "concat" else {}
+            pairs = zip(*sides, strict=True)
+            ys, end = (self.add(ops[cell.merge], *each, **more) for each in pairs)
             return ys, end
         return self._node(name, cell, params, reverse, x)
 
@@ -370,11 +325,10 @@ class _Writer:
         op_type, attributes = attributes_to_onnx(cell, reverse=reverse)
         if getattr(cell, "dtype", None) not in (None, np.float32):
             raise InteropError(
-                f"layer {name!r} computes in {np.dtype(cell.dtype).name}, but ONNX models are "
-                "written in float32; build the cell without dtype, and compare the outputs"
+                f"layer {name!r} computes in {np.dtype(cell.dtype).name}, but ONNX is written in "
+                "float32; build the cell without dtype"
             )
         self.layer = name
-        params = jax.tree.map(lambda array: _float32(name, array), params)
         weights = [
             "" if array is None else self.constant(letter, array)
             for letter, array in zip("WRB", params_to_onnx(cell, params), strict=True)
@@ -389,8 +343,6 @@ class _Writer:
             else:
                 outputs.append(self.value(f"Y_{letter}"))
         inputs = [x, *weights, "lengths" * self.lengths, *starts]
-        while not inputs[-1]:  # what is left out at the end is not named
-            inputs.pop()
         y = self.add(op_type, *inputs, outputs=[self.value("Y"), *outputs], name=name, **attributes)
         return self.add("Squeeze", y, self.ints(1)), outputs[0]
 
@@ -400,21 +352,12 @@ class _Writer:
             return _COMPOSED[function](self, x)
         op_type, numbers = activation_to_onnx(function)
         if not op_type:
-            names = [*_COMPOSED, *(n if isinstance(n, str) else n.__name__ for n in SPELLINGS)]
+            names = [*_COMPOSED, *ONNX, *NUMBERED]
             raise InteropError(
                 f"layer {self.layer!r} has the function {function!r}, which is not written to "
                 f"ONNX; those that are: {', '.join(dict.fromkeys(names))}"
             )
         return self.add(op_type, x, **numbers)
-
-
-_MERGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "concat": ("Concat", {"axis": -1}),
-    "sum": ("Add", {}),
-    "mul": ("Mul", {}),
-    "average": ("Mean", {}),
-}
-"""The operators that merge two directions, with their attributes."""
 
 
 def _clip(low: float, high: float) -> Callable[[_Writer, str], str]:
@@ -431,14 +374,12 @@ _COMPOSED: Mapping[str, Callable[[_Writer, str], str]] = {
 """The functions that are several operators, or none."""
 
 
-def _float32(layer: str, array: Any) -> np.ndarray:
-    """A parameter as it is written."""
+def _float32(array: Any) -> np.ndarray:
     array = np.asarray(array)
     if array.dtype not in (np.float32, np.float16, jnp.bfloat16):
         raise InteropError(
-            f"layer {layer!r} has parameters in {array.dtype}, but ONNX models are written in "
-            "float32; convert them with model.with_params(jax.tree.map(lambda a: "
-            "a.astype('float32'), model.params))"
+            f"ONNX is written in float32, but params has {array.dtype}; convert them with "
+            "jax.tree.map(lambda a: a.astype('float32'), model.params)"
         )
     return array.astype(np.float32)
 
@@ -452,6 +393,5 @@ def _checked_shapes(model: Model) -> tuple[Any, Any]:
         raise
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InvalidInputError(
-            f"params do not belong to the layers {', '.join(model.layers)} ({error}); give each "
-            "layer those that its kind has"
+            f"params do not belong to {', '.join(model.layers)} ({error}); give each its own"
         ) from error

@@ -12,9 +12,9 @@ from jax.typing import DTypeLike
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.engine import unroll
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.layers import Context, Flow, Layer, Ran, Recurrent, Shape, fits
-from rnnjax.interop.model import Input, Network
-from rnnjax.interop.onnx.control import At, is_fixed, made, traced_dtype
+from rnnjax.interop.layers import Carries, Context, Layer, Recurrent, Shape, fits
+from rnnjax.interop.model import Input, Network, Result
+from rnnjax.interop.onnx.control import At, is_fixed, made, naming, traced_dtype
 from rnnjax.interop.onnx.operators import run_operator
 from rnnjax.interop.onnx.recurrent import RECURRENT, check_weights, params_from_onnx
 from rnnjax.layers import Directions
@@ -26,10 +26,7 @@ _ELEMENTS, _ELEMENTS_PER_INPUT, _ELEMENTS_PER_PARAMETER = 2**24, 2**20, 16
 _NODES = 2**18  # that are run to count the steps of loops, in 20 s
 
 CONSTANTS = "constants"
-"""The layer that has the arrays of a graph that belong to no other."""
-
-
-# --- The nodes ---
+"""Where the parameters are that belong to no layer, by their names in the graph."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,23 +75,6 @@ def all_nodes(nodes: Sequence[Node]) -> Iterator[Node]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Constants(Layer):
-    """The arrays of a graph that belong to no layer, by their names in it."""
-
-    name: str = CONSTANTS
-
-    def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
-        """Change nothing: the nodes that read them do the work."""
-        return None, flow
-
-    def __str__(self) -> str:
-        return "arrays of the graph"
-
-
-# --- The network ---
-
-
-@dataclasses.dataclass(frozen=True)
 class Graph(Network):
     """An ONNX graph as a network; `rnnjax.interop.onnx.load` makes it.
 
@@ -103,7 +83,7 @@ class Graph(Network):
         inputs: of the graph, without its initialisers.
         outputs: the names of those that are no states of a node, which are in the carry.
         nodes: in an order in which they can run.
-        layer_list: the recurrent layers, and `Constants` if there are any.
+        layer_list: the recurrent layers.
         constants: arrays that are no parameters, integers and single numbers: of each its name,
             type, shape and bytes, which can be hashed.
     """
@@ -120,13 +100,11 @@ class Graph(Network):
     def num_steps(self, params: Params, xs: Any) -> int:
         """Raise InvalidInputError: only the graph knows which of its axes is time."""
         raise InvalidInputError(
-            "lengths, mask and resets mark steps of time, but which axis is time, and where it "
-            "goes, is known to the graph alone; leave them out, or use its own sequence_lens"
+            "lengths, mask and resets mark steps of time, but which axis that is is known to the "
+            "graph alone; leave them out, or use its own sequence_lens"
         )
 
-    def run(
-        self, params: Params, xs: Any, carry: Mapping[str, Carry], mask: Any, context: Context
-    ) -> tuple[dict[str, Carry], Any]:
+    def run(self, params: Params, xs: Any, carry: Carries, mask: Any, context: Context) -> Result:
         """Run the nodes; ``xs`` and the outputs are dicts by name where there are several."""
         if mask is not None or context.resets is not None:
             self.num_steps(params, xs)
@@ -140,18 +118,14 @@ class Graph(Network):
         ys = {name: jnp.asarray(made(values, name)) for name in self.outputs}
         return carries, ys if len(ys) > 1 else ys[self.outputs[0]]
 
-    def values(
-        self, params: Params, xs: Any, carry: Mapping[str, Carry], context: Context
-    ) -> tuple[dict[str, Carry], dict[str, Any]]:
+    def values(self, params: Params, xs: Any, carry: Carries, context: Context) -> Result:
         """The carries, and all values of the graph by their names."""
         known = {one.name: one for one in self.inputs}
         if not isinstance(xs, Mapping):
             xs = {next(iter(known), "xs"): xs}
         if not set(xs) <= set(known):
-            raise InvalidInputError(
-                f"the graph takes {list(known)}, but xs has {sorted(map(str, xs))}; give some of "
-                "these"
-            )
+            came = sorted(map(str, xs))
+            raise InvalidInputError(f"the graph takes {list(known)}, but xs has {came}; give those")
         given = {name: _as_input(known[name], x) for name, x in xs.items()}
         elements = (
             _ELEMENTS + _ELEMENTS_PER_PARAMETER * _size(params) + _ELEMENTS_PER_INPUT * _size(given)
@@ -168,14 +142,13 @@ class Graph(Network):
 
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> dict[str, Carry]:
+    ) -> Carries:
         """The state with which a sequence begins; layers inside of branches and loops have none."""
         states = super().initial_carry(batch_shape, dtype)
         return {node.layer: states[node.layer] for node in self.nodes if node.layer}
 
 
 def _size(arrays: Any) -> int:
-    """Return the number of elements of arrays whose sizes are known."""
     sizes = (jnp.size(x) for x in jax.tree.leaves(arrays))
     return sum(size for size in sizes if is_fixed(size))
 
@@ -185,10 +158,8 @@ def _as_input(known: Input, came: Any) -> Any:
     try:
         x = jnp.asarray(came)
     except (TypeError, ValueError) as error:
-        raise InvalidInputError(
-            f"{what} must be an array of numbers, but {type(came).__name__} came: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
+        kind = type(came).__name__
+        raise InvalidInputError(f"{what} must be an array of numbers, but {kind} came") from error
     expected = traced_dtype(dtype, what)
     kinds = [np.floating, np.integer, np.bool_]
     if not any(jnp.issubdtype(x.dtype, k) and jnp.issubdtype(expected, k) for k in kinds):
@@ -196,15 +167,11 @@ def _as_input(known: Input, came: Any) -> Any:
     if known.shape is not None and not fits({"": known.shape}, {"": x.shape}):
         sizes = ", ".join("any" if n is None else str(n) for n in known.shape)
         raise InvalidInputError(
-            f"{what} has shape ({sizes}), but got {x.shape}; the axes are those of the graph, in "
-            "its own order"
+            f"{what} has shape ({sizes}), but got {x.shape}; give the axes in the graph's order"
         )
     if not x.ndim and not isinstance(came, jax.Array) and not jnp.issubdtype(dtype, jnp.floating):
         return np.asarray(came).astype(dtype)  # stays known: branches and shapes may follow from it
     return x.astype(expected)
-
-
-# --- A run of it ---
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,11 +180,11 @@ class _Run:
 
     graph: Graph
     params: Params  # of its layers
-    carry: Mapping[str, Carry]  # that was given
+    carry: Carries  # that was given
     context: Context  # that was given
     left: dict[str, int]  # what may still be done: elements to make, and nodes to count steps by
     trips: int = 0  # how often what runs here runs, at most; 0 for once, with states in and out
-    carries: dict[str, Carry] = dataclasses.field(default_factory=dict)  # the states after it
+    carries: Carries = dataclasses.field(default_factory=dict)  # the states after it
 
     def nodes(self, nodes: Sequence[Node], values: MutableMapping[str, Any]) -> int:
         """Run nodes whose inputs are there, put what they make into ``values``, and count them."""
@@ -225,12 +192,14 @@ class _Run:
         for i, node in enumerate(nodes):
             if node.op_type in RECURRENT:
                 if all(name in values for name in node.inputs[:4] if name):
-                    self.recurrent(node, values)
+                    with naming(node.label):
+                        self.recurrent(node, values)
             # Nodes that only prepare a state have no inputs where there is no state.
             elif all(name in values for name in node.inputs if name):
                 at = At(node, i, self, values)
                 inputs = [values[name] if name else None for name in node.inputs]
-                outputs = run_operator(node.op_type, at, inputs)
+                with naming(node.label):
+                    outputs = run_operator(node.op_type, at, inputs)
                 values.update(zip(node.outputs, outputs, strict=False))
                 ran += 1
         return ran
@@ -241,25 +210,22 @@ class _Run:
         assert isinstance(layer, Recurrent)
         if carry is not None and self.trips:
             raise InvalidInputError(
-                f"node {node.label} runs in a loop, or in a branch that is chosen when the graph "
-                f"runs, so that {node.layer!r} has no state of its own; leave it out of carry"
+                f"node {node.label} runs in a loop, or in a branch that is chosen at run time, so "
+                f"that {node.layer!r} has no state of its own; leave it out of carry"
             )
         xs = jnp.asarray(values[node.inputs[0]])
         if xs.ndim != 3:
-            raise InteropError(
-                f"node {node.label}: its input X has shape {list(xs.shape)}, but should have three "
-                "axes"
-            )
+            raise InteropError(f"its input X is {list(xs.shape)}, but should have three axes")
         _, *weights, lengths, h, c = (
             jnp.asarray(values[name]) if name in values else None
             for name in (node.input(i) for i in range(7))
         )
         params = self.params.get(node.layer, {})
         if node.input(1):
-            check_weights(node.label, layer.cell, weights)
+            check_weights(layer.cell, weights)
             params = params_from_onnx(layer.cell, *weights)
         if carry is None and (h is not None or c is not None):
-            carry = _carry_of(node, layer.cell, (h, c), xs.shape[1])
+            carry = _carry_of(layer.cell, (h, c), xs.shape[1])
         method, reverse = self.context.method, layer.reverse
         carry, ys = unroll(
             layer.cell, params, xs, carry, lengths=lengths, reverse=reverse, method=method
@@ -272,16 +238,14 @@ class _Run:
         self.carries[node.layer] = carry
 
 
-def _carry_of(node: Node, cell: Cell, states: Sequence[Any], batch: int) -> Carry:
-    """The cell's carry from initial_h and initial_c."""
+def _carry_of(cell: Cell, states: Sequence[Any], batch: int) -> Carry:
     zeros = cell.initial_carry((batch,))
     each = zeros if isinstance(zeros, Directions) else (zeros,)
     leaves = [jnp.stack(sides) for sides in zip(*each, strict=True)]
     for i, (leaf, state) in enumerate(zip(leaves, states, strict=False)):
         if state is not None and state.shape != leaf.shape:
             raise InteropError(
-                f"node {node.label}: an initial state has shape {list(state.shape)}, but should "
-                f"have {list(leaf.shape)}"
+                f"an initial state has shape {list(state.shape)}, but should be {list(leaf.shape)}"
             )
         leaves[i] = leaf if state is None else state.astype(leaf.dtype)
     carries = [type(one)(*(leaf[side] for leaf in leaves)) for side, one in enumerate(each)]

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rnnjax.errors import RnnjaxError
+from rnnjax.errors import InteropError, RnnjaxError
 from rnnjax.interop import functions as shared
-from rnnjax.interop.functions import FUNCTIONS, SPELLINGS
+from rnnjax.interop.functions import FUNCTIONS, NUMBERED, ONNX, Numbered
 from rnnjax.interop.onnx.control import (
     At,
     branch,
     by_jax,
+    dtype_of,
     is_fixed,
     is_known,
     loop,
@@ -29,27 +30,25 @@ from rnnjax.interop.onnx.control import (
     scan,
     traced_dtype,
 )
-from rnnjax.interop.onnx.files import dtype_of
 from rnnjax.layers import Dropout
 
 Run = Callable[..., Any]
 
-# --- One element by itself ---
-
 
 def _each(name: str) -> Run:
-    """A function of one array that NumPy and JAX have by the same name."""
     return lambda at, x: getattr(module_of(x), name)(x)
 
 
-def _activation(ours: str | type[Any]) -> Run:
-    """A function by our name, or a class of `rnnjax.interop.functions` with its numbers."""
+def _activation(kind: str, ours: str = "") -> Run:
+    """A function by its operator, and by our name unless it has numbers."""
 
     def run(at: At, x: Any) -> Any:
         numbers = dict(at.node.attributes)
-        if isinstance(ours, str) and numbers:
-            raise at.fail(f"its numbers {numbers} are not read here; drop them")
-        return by_jax(FUNCTIONS[ours] if isinstance(ours, str) else ours(**numbers), x)
+        if ours and numbers:
+            raise InteropError(f"its numbers {numbers} are not read here; drop them")
+        return by_jax(
+            FUNCTIONS[ours] if ours else Numbered(kind, **{**NUMBERED[kind], **numbers}), x
+        )
 
     return run
 
@@ -72,7 +71,7 @@ def _as_type(at: At, x: Any, dtype: np.dtype[Any]) -> Any:
 def _dropout(at: At, x: Any, ratio: Any = None, training_mode: Any = None) -> Any:
     """``x``; with a key, some entries are 0 and the others larger."""
     if training_mode is not None and (not is_known(training_mode) or bool(training_mode)):
-        raise at.fail("it drops in training mode; export the model for inference")
+        raise InteropError("it drops in training mode; export the model for inference")
     if at.key is not None:
         x = Dropout(float(at.get("ratio", 0.5 if ratio is None else ratio))).apply(
             at.key, jnp.asarray(x)
@@ -80,15 +79,14 @@ def _dropout(at: At, x: Any, ratio: Any = None, training_mode: Any = None) -> An
     return (x, np.ones(x.shape, np.bool_)) if len(at.node.outputs) > 1 else x
 
 
-# --- Several arrays, broadcast ---
-
-
 def _broadcast(function: str | Callable[..., Any]) -> Run:
     """A function of arrays: by the name that NumPy and JAX have, or of that module and them."""
 
     def run(at: At, *xs: Any) -> Any:
         if at.get("axis") is not None:
-            raise at.fail("broadcasting along a named axis, of opsets before 7, is not read here")
+            raise InteropError(
+                "broadcasting along a named axis is not read here; convert it to opset 7"
+            )
         at.bound(jnp.broadcast_shapes(*(x.shape for x in xs)))
         xp = module_of(*xs)
         return getattr(xp, function)(*xs) if isinstance(function, str) else function(xp, *xs)
@@ -97,7 +95,6 @@ def _broadcast(function: str | Callable[..., Any]) -> Run:
 
 
 def _folded(name: str) -> Run:
-    """A function of two arrays, applied to any number of them."""
     return _broadcast(lambda xp, *xs: functools.reduce(getattr(xp, name), xs))
 
 
@@ -113,9 +110,6 @@ def _power(xp: Any, x: Any, y: Any) -> Any:
     return xp.power(x, y).astype(x.dtype if xp is np else jax.dtypes.canonicalize_dtype(x.dtype))
 
 
-# --- Sums, and what is normalised by them ---
-
-
 def _matmul(at: At, x: Any, y: Any) -> Any:
     batch = jnp.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     at.bound((*batch, *x.shape[-2:-1], *(y.shape[-1:] if y.ndim > 1 else ())))
@@ -125,9 +119,8 @@ def _matmul(at: At, x: Any, y: Any) -> Any:
 def _gemm(at: At, a: Any, b: Any, c: Any = None) -> Any:
     """``alpha a b + beta c``."""
     if a.ndim != 2 or b.ndim != 2:
-        raise at.fail(f"it needs two matrices, but got shapes {list(a.shape)} and {list(b.shape)}")
-    a = a.T if at.get("transA", 0) else a
-    b = b.T if at.get("transB", 0) else b
+        raise InteropError(f"it needs two matrices, but got {list(a.shape)} and {list(b.shape)}")
+    a, b = (x.T if at.get(n, 0) else x for x, n in ((a, "transA"), (b, "transB")))
     xp = module_of(a, b, c)
     y = xp.asarray(at.get("alpha", 1.0), a.dtype) * _matmul(at, a, b)
     if c is not None:
@@ -136,13 +129,9 @@ def _gemm(at: At, a: Any, b: Any, c: Any = None) -> Any:
 
 
 def _reduction(name: str) -> Run:
-    """A reduction that NumPy and JAX have by that name."""
-
     def run(at: At, x: Any, axes_input: Any = None) -> Any:
-        axes = at.listed("axes", axes_input)
-        if not axes:
-            axes = [] if at.get("noop_with_empty_axes", 0) else list(range(x.ndim))
-        where = tuple(at.axis(axis, x.ndim) for axis in axes)
+        every = [] if at.get("noop_with_empty_axes") else range(x.ndim)
+        where = tuple(at.axis(axis, x.ndim) for axis in at.listed("axes", axes_input) or every)
         at.bound(1 if axis in where else size for axis, size in enumerate(x.shape))
         keepdims = bool(at.get("keepdims", 1))
         return getattr(module_of(x), name)(x, axis=where, keepdims=keepdims).astype(x.dtype)
@@ -172,7 +161,6 @@ def _softmax(function: Callable[..., Any]) -> Run:
 
 
 def _cumsum(at: At, x: Any, axis_input: Any) -> Any:
-    """The sum of the entries up to each."""
     (number,) = at.integers(axis_input, "axis")
     axis = at.axis(number, x.ndim)
     return by_jax(lambda x: jnp.cumsum(x, axis=axis, dtype=x.dtype), x)
@@ -188,8 +176,6 @@ def _channels_last(at: At, function: Callable[..., Any], x: Any, *others: Any) -
 
 
 def _batch_norm(at: At, x: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> Any:
-    """Normalise each channel by a given mean and variance."""
-
     def run(x: Any, mean: Any, variance: Any, *by: Any) -> Any:
         return shared.normalize(x, mean, variance, at.get("epsilon", 1e-5), *by)
 
@@ -197,7 +183,6 @@ def _batch_norm(at: At, x: Any, scale: Any, bias: Any, mean: Any, variance: Any)
 
 
 def _standardized(at: At, first: int, last: int) -> Callable[..., Any]:
-    """Normalise by mean and variance over these axes."""
     axes = tuple(range(first, last))
     return lambda x, *by: shared.standardize(x, axes, at.get("epsilon", 1e-5), *by)
 
@@ -209,11 +194,7 @@ def _layer_norm(at: At, x: Any, scale: Any, bias: Any = None) -> Any:
 
 
 def _instance_norm(at: At, x: Any, scale: Any, bias: Any) -> Any:
-    """Normalise each channel of each row by its own mean and variance."""
     return _channels_last(at, _standardized(at, 1, x.ndim - 1), x, scale, bias)
-
-
-# --- Which slide over space ---
 
 
 def _window(at: At, x: Any, sizes: Sequence[int]) -> tuple[Any, Any, Any]:
@@ -224,9 +205,8 @@ def _window(at: At, x: Any, sizes: Sequence[int]) -> tuple[Any, Any, Any]:
     numbers = (*sizes, *strides, *dilations)
     whole = len(space) == len(strides) == len(dilations) == rank > 0 and len(given) == 2 * rank
     if not whole or min(numbers) < 1 or min(given) < 0 or max(*numbers, *given) >= 2**31:
-        raise at.fail(
-            f"its window {list(sizes)[:8]}, strides, dilations and pads should be sizes for each "
-            f"axis of space of {list(x.shape)}, of which there is one at least"
+        raise InteropError(
+            f"its window, strides, dilations and pads do not fit the space of {list(x.shape)}"
         )
     pads = list(zip(given[:rank], given[rank:], strict=True))
     if automatic != "NOTSET":
@@ -248,11 +228,9 @@ def _conv(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
 
 
 def _pool(maximum: bool) -> Run:
-    """The largest entry of each window, or the mean, with what is around or without."""
-
     def run(at: At, x: Any) -> Any:
         if len(at.node.outputs) > 1:
-            raise at.fail("the places of the largest entries, its second output, are not read here")
+            raise InteropError("its second output, the places of the largest, is not read here")
         sizes = at.get("kernel_shape")
         strides, dilations, pads = _window(at, x, sizes)
         whole = bool(at.get("count_include_pad", 0))
@@ -264,10 +242,7 @@ def _pool(maximum: bool) -> Run:
 
 
 def _whole_pool(name: str) -> Run:
-    """A reduction, by its name, over all of space."""
-    return lambda at, x: getattr(module_of(x), name)(
-        x, axis=tuple(range(2, x.ndim)), keepdims=True
-    ).astype(x.dtype)
+    return lambda at, x: _reduction(name)(at, x, np.arange(2, x.ndim))
 
 
 _PADS = "constant", "edge", "reflect", "wrap"
@@ -278,9 +253,9 @@ def _pad(at: At, x: Any, pads: Any = None, value: Any = None, axes: Any = None) 
     numbers, mode = at.listed("pads", pads) or [], at.get("mode", "constant")
     along = list(range(x.ndim)) if axes is None else at.integers(axes, "axes")
     if len(numbers) != 2 * len(along) or mode not in _PADS:
-        raise at.fail(
-            f"its pads are {numbers} and its mode is {mode!r}, but they should be two for each of "
-            f"{len(along)} axes, and one of {', '.join(_PADS)}"
+        raise InteropError(
+            f"its pads {numbers} should be two for each of {len(along)} axes, and its mode "
+            f"{mode!r} one of {', '.join(_PADS)}"
         )
     around = [(0, 0)] * x.ndim
     for axis, *both in zip(along, numbers[: len(along)], numbers[len(along) :], strict=True):
@@ -292,9 +267,8 @@ def _pad(at: At, x: Any, pads: Any = None, value: Any = None, axes: Any = None) 
     less = any(n + min(0, low) + min(0, high) < 0 for n, (low, high) in sizes)
     more = mode in ("reflect", "wrap") and any(is_fixed(n) and max(b) > n for n, b in sizes)
     if less or more or (mode != "constant" and not x.size):
-        raise at.fail(
-            f"its pads {numbers} take away more than the sizes {list(x.shape)} have, or its mode "
-            f"{mode!r} repeats more than that; change them before exporting"
+        raise InteropError(
+            f"its pads {numbers} take away more than {list(x.shape)} has, or repeat more; fix them"
         )
 
     def run(x: Any, value: Any) -> Any:
@@ -306,19 +280,15 @@ def _pad(at: At, x: Any, pads: Any = None, value: Any = None, axes: Any = None) 
     return at.computed(run, x, at.get("value", value))
 
 
-# --- Which put elements elsewhere ---
-
-
 def _reshape(at: At, x: Any, shape: Any = None) -> Any:
     """``x`` in another shape, in which 0 copies a size, and one -1 is what is left."""
     sizes, copies = at.listed("shape", shape) or [], not at.get("allowzero", 0)
     if any(n < -1 or (copies and n == 0 and i >= x.ndim) for i, n in enumerate(sizes)):
-        raise at.fail(f"{sizes} is no shape for its input {list(x.shape)}")
+        raise InteropError(f"{sizes} is no shape for its input {list(x.shape)}")
     return x.reshape([x.shape[i] if copies and n == 0 else n for i, n in enumerate(sizes)])
 
 
 def _flatten(at: At, x: Any) -> Any:
-    """Two axes: of those before ``axis``, and of the others."""
     axis = at.get("axis", 1)
     axis = axis if axis == x.ndim else at.axis(axis, x.ndim)
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
@@ -336,16 +306,14 @@ def _concat(at: At, *arrays: Any) -> Any:
 
 
 def _split(at: At, x: Any, sizes_input: Any = None) -> Any:
-    """Parts of an axis, by their sizes or by their number."""
     axis, parts = at.axis(at.get("axis", 0), x.ndim), len(at.node.outputs)
     length, sizes = x.shape[axis], at.listed("split", sizes_input)
     if sizes is None:
         size = -(-length // parts)  # the last one may be smaller
         sizes = [max(0, min(size, length - i * size)) for i in range(parts)]
     if sum(sizes) != length or min(sizes) < 0 or at.get("num_outputs", len(sizes)) != parts:
-        raise at.fail(
-            f"{at.get('num_outputs', len(sizes))} parts of sizes {sizes} are not the {length} of "
-            f"axis {axis} for {parts} outputs"
+        raise InteropError(
+            f"parts of sizes {sizes} are not the {length} of axis {axis} for {parts} outputs"
         )
     return tuple(module_of(x).split(x, np.cumsum(sizes)[:-1], axis=axis))
 
@@ -358,7 +326,7 @@ def _slice(
     along = at.listed("axes", axes) or list(range(len(first)))
     stride = [1] * len(first) if steps is None else at.integers(steps, "steps")
     if not len(first) == len(last) == len(along) == len(stride) or 0 in stride:
-        raise at.fail(f"starts {first}, ends {last}, axes {along}, steps {stride} do not fit")
+        raise InteropError(f"starts {first}, ends {last}, axes {along}, steps {stride} do not fit")
     where = [slice(None)] * x.ndim
     for start, end, axis, step in zip(first, last, along, stride, strict=True):
         axis = at.axis(axis, x.ndim)
@@ -384,36 +352,27 @@ def _gather(at: At, x: Any, indices: Any) -> Any:
 
 
 def _gather_elements(at: At, x: Any, indices: Any) -> Any:
-    """``x`` at other places along one axis."""
     axis = at.axis(at.get("axis", 0), x.ndim)
 
     def run(x: Any, indices: Any) -> Any:
-        inside = tuple(
-            slice(None) if n == axis else slice(0, indices.shape[n]) for n in range(x.ndim)
-        )
-        return jnp.take_along_axis(x[inside], indices, axis, mode=_outside(x))
+        inside = [slice(None) if n == axis else slice(0, s) for n, s in enumerate(indices.shape)]
+        return jnp.take_along_axis(x[tuple(inside)], indices, axis, mode=_outside(x))
 
     return at.computed(run, x, indices)
 
 
 def _gather_nd(at: At, x: Any, indices: Any) -> Any:
-    """Slices of ``x`` by places along its first axes."""
-
     def run(x: Any, indices: Any) -> Any:
         return x.at[tuple(jnp.moveaxis(indices, -1, 0))].get(mode=_outside(x))
 
     return at.computed(run, x, indices)
 
 
-_SCATTERED = {"none": "set", "add": "add", "mul": "multiply", "min": "min", "max": "max"}
-
-
 def _scatter_nd(at: At, x: Any, indices: Any, updates: Any) -> Any:
-    """``x`` with slices replaced, or changed, at places along its first axes."""
-
     def run(x: Any, indices: Any, updates: Any) -> Any:
         where = x.at[tuple(jnp.moveaxis(indices, -1, 0))]
-        return getattr(where, _SCATTERED[at.get("reduction", "none")])(updates, mode="drop")
+        how = at.get("reduction", "none")
+        return getattr(where, "set" if how == "none" else how)(updates, mode="drop")
 
     return at.computed(run, x, indices, updates)
 
@@ -430,10 +389,9 @@ def _tile(at: At, x: Any, repeats: Any) -> Any:
 
 
 def _reverse_sequence(at: At, x: Any, lengths: Any) -> Any:
-    """Reverse the first steps of each row."""
     time, batch = at.get("time_axis", 0), at.get("batch_axis", 1)
     if {time, batch} != {0, 1} or x.ndim < 2 or lengths.shape != (x.shape[batch],):
-        raise at.fail("it needs the axes 0 and 1, and a length for each row")
+        raise InteropError("it needs the axes 0 and 1, and a length for each row")
 
     def reverse(x: Any, lengths: Any) -> Any:
         steps = jnp.arange(x.shape[time])[:, None]
@@ -442,9 +400,6 @@ def _reverse_sequence(at: At, x: Any, lengths: Any) -> Any:
         return jnp.take_along_axis(x, places, axis=time)
 
     return by_jax(reverse, x, lengths)
-
-
-# --- Which make elements, or count them ---
 
 
 def _constant_of_shape(at: At, shape: Any) -> Any:
@@ -458,7 +413,6 @@ def _range(at: At, start: Any, limit: Any, delta: Any) -> Any:
 
 
 def _one_hot(at: At, indices: Any, depth: Any, values: Any) -> Any:
-    """A vector for each id that differs in one entry."""
     (size,) = at.integers(at.known(depth, "depth").astype(np.int64), "depth")
     axis = at.axis(at.get("axis", -1), indices.ndim + 1)
     at.bound((*indices.shape, size))
@@ -485,10 +439,11 @@ OPERATORS: Mapping[str, Run] = {
     **{name: _each(name.lower()) for name in _SMALL},
     # A relu's derivative at 0 is 0, unlike that of a maximum.
     **{
-        one.onnx: _activation(name)
-        for name, one in SPELLINGS.items()
-        if one.onnx not in ("", "Affine", "Softmax", "LogSoftmax", "Gelu")
+        kind: _activation(kind, name)
+        for name, (kind, _) in ONNX.items()
+        if kind not in ("Affine", "Softmax", "LogSoftmax", "Gelu")
     },
+    **{kind: _activation(kind) for kind in NUMBERED},
     **{name: _broadcast(name.lower()) for name in ("Equal", "Greater", "Less", "Where")},
     **{name: _broadcast(f"logical_{name.lower()}") for name in ("And", "Or", "Xor")},
     **{f"Reduce{name}": _reduction(name.lower()) for name in _REDUCTIONS},
@@ -539,7 +494,7 @@ def run_operator(op_type: str, at: At, inputs: list[Any]) -> tuple[Any, ...]:
     except _OF_INPUTS as error:
         came = ", ".join("none" if x is None else f"{x.dtype}{list(x.shape)}" for x in inputs)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise at.fail(f"{op_type} cannot take inputs {came}: {reason}") from error
+        raise InteropError(f"{op_type} cannot take inputs {came}: {reason}") from error
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     made = sum(y.size for y in outputs if is_fixed(y.size))
     at.bound([made])

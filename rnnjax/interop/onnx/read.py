@@ -1,10 +1,15 @@
-"""Convert an ONNX message to a `Graph`, its layers and their parameters."""
+"""Read ONNX files that nobody vouches for, and make a `Graph` and its parameters of the message.
+
+What a file declares is checked, then believed.
+"""
 
 import collections
 import dataclasses
+import importlib
 import math
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,22 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.cells.base import Cell
-from rnnjax.errors import InteropError
+from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import as_jax
+from rnnjax.interop.files import in_a_line, opened, package
 from rnnjax.interop.layers import Layer, Recurrent
 from rnnjax.interop.model import Input, Model
-from rnnjax.interop.onnx.control import traced_dtype
-from rnnjax.interop.onnx.files import (
-    GRAPH,
-    TENSOR,
-    dtype_of,
-    holders,
-    import_onnx,
-    inside,
-    read_array,
-    text,
-)
-from rnnjax.interop.onnx.graph import CONSTANTS, Body, Constants, Graph, Node, all_nodes
+from rnnjax.interop.onnx.control import dtype_of, naming, traced_dtype
+from rnnjax.interop.onnx.graph import CONSTANTS, Body, Graph, Node, all_nodes
 from rnnjax.interop.onnx.operators import OPERATORS
 from rnnjax.interop.onnx.recurrent import (
     RECURRENT,
@@ -37,6 +33,131 @@ from rnnjax.interop.onnx.recurrent import (
     params_from_onnx,
 )
 from rnnjax.layers import Bidirectional
+
+_EXTERNAL = 1  # TensorProto.DataLocation
+TENSOR, GRAPH = 4, 5  # AttributeProto.AttributeType
+
+
+def import_onnx() -> Any:
+    """The package, which is needed for nothing but files of its format."""
+    return package("onnx", "ONNX models", "onnx")
+
+
+def read_model(source: Any) -> tuple[Any, pathlib.Path | None]:
+    """The model as a message of its own, and the folder in which external data may lie."""
+    onnx = import_onnx()
+    model, folder = onnx.ModelProto(), None
+    if isinstance(source, onnx.ModelProto):
+        model.CopyFrom(source)
+        return model, None
+    if isinstance(source, bytes | bytearray | memoryview):
+        content, where = bytes(source), "the bytes given"
+    elif isinstance(source, str | os.PathLike):
+        folder, where = pathlib.Path(source).parent, os.fspath(source)
+        with opened(source) as file:
+            content = file.read()
+    else:
+        raise InvalidInputError(
+            f"source must be a path, bytes, or an onnx.ModelProto, but is a {type(source).__name__}"
+        )
+    decode_error = importlib.import_module("google.protobuf.message").DecodeError
+    try:
+        model.ParseFromString(content)
+    except (decode_error, RuntimeError, ValueError, RecursionError):
+        model.Clear()
+    if not model.HasField("graph"):
+        raise InteropError(f"{where} holds no whole ONNX graph; get it again, or check its format")
+    return model, folder
+
+
+def holders(graph: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What holds an array in a graph and inside of its nodes, by the name of the value."""
+    for tensor in graph.initializer:
+        yield prefix + text(tensor.name), tensor
+    for i, node in enumerate(graph.node):
+        for attribute in node.attribute:
+            if attribute.type == GRAPH:
+                yield from holders(attribute.g, inside(prefix, i, attribute.name))
+            elif node.op_type == "Constant" and node.output:
+                yield prefix + text(node.output[0]), attribute
+
+
+def inside(prefix: str, place: int, attribute: str) -> str:
+    """What stands before the names in a graph inside of a node; no two graphs have the same."""
+    return f"{prefix}{place}.{attribute}/"
+
+
+def text(name: Any) -> str:
+    """The name of a value, which may be any bytes."""
+    if not isinstance(name, str):  # bytes that are no UTF-8
+        raise InteropError(f"the name {name!r} of a value is no text")
+    return name
+
+
+def read_array(holder: Any, folder: pathlib.Path | None, what: str) -> np.ndarray:
+    """The array of a ``TensorProto`` or of an attribute; data that lie in the folder are put in.
+
+    Nothing is allocated for numbers that are not there: shape and type have to account for every
+    byte present.
+    """
+    onnx = import_onnx()
+    tensor = holder if isinstance(holder, onnx.TensorProto) else holder.t
+    if tensor is not holder and holder.type != TENSOR:
+        if holder.name.removesuffix("s") not in ("value_float", "value_int"):
+            raise InteropError(f"{what} is neither numbers nor an array, which is not read here")
+        value = onnx.helper.get_attribute_value(holder)
+        return np.asarray(value, np.float32 if "float" in holder.name else np.int64)
+    dtype, shape = dtype_of(tensor.data_type, what), tuple(tensor.dims)
+    # Beyond 2^48 sizes next to one of 0 overflow; NumPy has no more than 64 axes.
+    absurd = len(shape) > 64 or math.prod(max(1, size) for size in shape) > 2**48
+    if any(size < 0 for size in shape) or tensor.HasField("segment") or absurd:
+        raise InteropError(f"{what} is damaged: its shape is {list(shape)[:8]}")
+    size = math.prod(shape) * dtype.itemsize
+    if tensor.data_location == _EXTERNAL:
+        tensor.raw_data = _external(tensor, folder, size, what)
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+    if tensor.HasField("raw_data") and len(tensor.raw_data) != size:
+        raise InteropError(
+            f"{what} is damaged: {dtype.name}{list(shape)} takes {size} bytes, but "
+            f"{len(tensor.raw_data)} are there"
+        )
+    try:
+        array: np.ndarray = onnx.numpy_helper.to_array(tensor)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InteropError(f"{what} is damaged: {in_a_line(error)}") from error
+    return array
+
+
+def _external(tensor: Any, folder: pathlib.Path | None, size: int, what: str) -> bytes:
+    """The bytes of a tensor from a file in the model's folder, which could name any other."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    name = entries.get("location", "")
+    if folder is None:
+        raise InteropError(
+            f"{what} lies in another file, {name!r}, and the model has none beside it; give the "
+            "path of the .onnx file"
+        )
+    try:
+        path = folder / name
+        odd = path.name != name or "\\" in name or ":" in name
+        if odd or path.is_symlink() or not path.is_file():
+            raise ValueError("it is no plain file beside the model")
+        offset, length = (int(entries.get(k, n)) for k, n in (("offset", 0), ("length", size)))
+        # O_NOFOLLOW: a link could lead out of the folder. Not every system has it.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        with open(descriptor, "rb") as file:
+            there = os.fstat(descriptor).st_size
+            if offset < 0 or length != size or offset + length > there:
+                raise ValueError(f"{length} bytes from {offset} of {there} are not its {size}")
+            file.seek(offset)
+            return file.read(length)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or in_a_line(error)
+        raise InteropError(
+            f"{what} lies in {name!r}, which cannot be read: {reason}; save the model in one file"
+        ) from None
+
 
 Scope = collections.ChainMap[str, str]
 """The unique name of the value for each name that a graph sees."""
@@ -69,7 +190,9 @@ def read_graph(model: Any, folder: pathlib.Path | None) -> Model:
         tuple(reader.layers.values()),
         tuple((n, a.dtype.name, a.shape, a.tobytes()) for n, a in reader.static.items()),
     )
-    return Model(graph, reader.params, {"message": model, "slots": reader.slots})
+    shapes = jax.eval_shape(lambda: reader.params)
+    origin = {"message": model, "slots": reader.slots, "shapes": shapes}
+    return Model(graph, reader.params, origin)
 
 
 def _read_opset(model: Any) -> int:
@@ -78,14 +201,13 @@ def _read_opset(model: Any) -> int:
     newest = import_onnx().defs.onnx_opset_version()
     if not 1 <= version <= newest:
         raise InteropError(
-            f"the model is of ONNX's opset {version}, but the installed package onnx knows those "
-            f"up to {newest}; update it, or convert the model"
+            f"the model is of ONNX's opset {version}, but the package onnx here knows those up to "
+            f"{newest}; update it, or convert the model"
         )
     return int(version)
 
 
 def _alive(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node]:
-    """The nodes from which an output follows."""
     wanted = set(outputs)
     alive = []
     for node in reversed(nodes):
@@ -95,7 +217,7 @@ def _alive(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node]:
     return alive[::-1]
 
 
-def _check_against_schema(node: Any, label: str, opset: int) -> None:
+def _check_against_schema(node: Any, opset: int) -> None:
     """Raise unless the node is what ONNX's own description of its operator says."""
     if node.op_type in ("If", "Loop", "Scan"):
         return  # those inside of it are checked one by one
@@ -105,7 +227,7 @@ def _check_against_schema(node: Any, label: str, opset: int) -> None:
     try:
         checker.check_node(node, context)
     except (checker.ValidationError, UnicodeDecodeError) as error:  # whose words may be no text
-        raise InteropError(f"node {label}: {str(error).splitlines()[0]}") from None
+        raise InteropError(str(error).splitlines()[0]) from None
 
 
 class _Reader:
@@ -129,8 +251,6 @@ class _Reader:
         self.slots: dict[str, tuple[str, ...]] = {}  # by the layer, its tensors; "" for none
         self.namesakes: collections.Counter[str] = collections.Counter()
 
-    # --- Nodes ---
-
     def nodes(self, graph: Any, scope: Scope, prefix: str) -> list[Node]:
         """The nodes of a graph; ``scope`` has by each name that it sees that of the value."""
         if len(graph.sparse_initializer) > 0:
@@ -138,27 +258,28 @@ class _Reader:
         scope.update((one.name, prefix + text(one.name)) for one in graph.initializer)
         scope.update((one.name, prefix + text(one.name)) for one in graph.input)
         self.made |= {prefix + name for name in scope.maps[0]}
-        read = [self.node(node, i, scope, prefix) for i, node in enumerate(graph.node)]
+        read = []
+        for i, node in enumerate(graph.node):
+            op_type = repr(node.op_type)[1:-1]  # which may hold what moves a terminal
+            label = f"{repr(node.name) if node.name else i} ({op_type})"
+            with naming(label):
+                read.append(self.node(node, i, label, scope, prefix))
         return [node for node in read if node.op_type != _CONSTANT]
 
-    def node(self, node: Any, place: int, scope: Scope, prefix: str) -> Node:
-        """Read and check one node of a graph."""
-        op_type = repr(node.op_type)[1:-1]  # which may hold what moves a terminal
-        label = f"{node.name!r} ({op_type})" if node.name else f"{place} ({op_type})"
+    def node(self, node: Any, place: int, label: str, scope: Scope, prefix: str) -> Node:
         if node.domain not in ("", "ai.onnx") or node.op_type not in _KNOWN:
             where = f" of {node.domain!r}" if node.domain else ""
             raise InteropError(
-                f"node {label}: the operator {op_type}{where} is not read here; export the model "
-                f"without it, or run it in onnxruntime; read are {', '.join(sorted(_KNOWN))}"
+                f"the operator {repr(node.op_type)[1:-1]}{where} is not read here; export the "
+                f"model without it, or run it in onnxruntime; read are {', '.join(sorted(_KNOWN))}"
             )
         missing = [name for name in node.input if name and name not in scope]
         if missing:
             raise InteropError(
-                f"node {label}: no earlier node, input or initialiser makes its input "
-                f"{missing[0]!r}; the nodes have to be in an order in which they can run"
+                f"no earlier node, input or initialiser makes its input {missing[0]!r}; sort them"
             )
         attributes = [
-            (one.name, self.attribute(one, label, scope, inside(prefix, place, one.name)))
+            (one.name, self.attribute(one, scope, inside(prefix, place, one.name)))
             for one in node.attribute
             if node.op_type != _CONSTANT
         ]
@@ -170,32 +291,30 @@ class _Reader:
             tuple(attributes),
             node.name if node.op_type in RECURRENT else "",
         )
-        _check_against_schema(node, label, self.opset)  # whose tensors have their data now
+        _check_against_schema(node, self.opset)  # whose tensors have their data now
         odd = [name for name, value in attributes if name in _NOT_READ and np.any(value)]
         if odd or (node.op_type == "LSTM" and read.input(7)):
             raise InteropError(
-                f"node {label}: {odd[0] if odd else 'peepholes'} is not read here; export the "
-                "model without it, or run it in onnxruntime"
+                f"{odd[0] if odd else 'peepholes'} is not read here; export the model without it, "
+                "or run it in onnxruntime"
             )
         if node.op_type == "If" and any(body.inputs for body in read.bodies):
-            raise InteropError(
-                f"node {label}: one of its branches takes inputs, but a branch has none"
-            )
-        dtype_of(read.get("to", 1), f"what node {label} casts to")  # a name before opset 6
+            raise InteropError("one of its branches takes inputs, but a branch has none")
+        dtype_of(read.get("to", 1), "what it casts to")  # a name before opset 6
         for name in filter(None, node.output):
             if prefix + name in self.made or name in scope.maps[0]:
-                raise InteropError(f"node {label}: its output {name!r} is made twice")
+                raise InteropError(f"its output {name!r} is made twice")
             self.made.add(prefix + name)
             scope[name] = prefix + name
         return read
 
-    def attribute(self, one: Any, label: str, scope: Scope, prefix: str) -> Any:
+    def attribute(self, one: Any, scope: Scope, prefix: str) -> Any:
         """The value of an attribute, that can be hashed."""
-        what = f"attribute {one.name!r} of node {label}"
+        what = f"attribute {one.name!r}"
         if one.ref_attr_name:
             raise InteropError(f"{what} is one of a function, which is not read here")
         if one.type == GRAPH:
-            return self.body(one.g, label, scope.new_child(), prefix)
+            return self.body(one.g, scope.new_child(), prefix)
         if one.type == TENSOR and math.prod(one.t.dims) == 1:
             return read_array(one, self.folder, what).reshape(-1)[0]
         if one.type not in (1, 2, 3, 6, 7, 8):  # numbers and texts, and lists of these
@@ -208,12 +327,11 @@ class _Reader:
         except UnicodeDecodeError:
             raise InteropError(f"{what} is no text") from None
 
-    def body(self, graph: Any, label: str, scope: Scope, prefix: str) -> Body:
-        """A graph inside of a node."""
+    def body(self, graph: Any, scope: Scope, prefix: str) -> Body:
         nodes = self.nodes(graph, scope, prefix)
         missing = [one.name for one in graph.output if one.name not in scope]
         if missing:
-            raise InteropError(f"node {label}: nothing makes the output {missing[0]!r} inside it")
+            raise InteropError(f"nothing makes the output {missing[0]!r} inside it")
         inputs = tuple(scope[one.name] for one in graph.input)
         return Body(
             tuple(name for name in inputs if name not in self.constants),
@@ -222,7 +340,6 @@ class _Reader:
         )
 
     def inputs(self, graph: Any, outputs: Sequence[str]) -> tuple[Input, ...]:
-        """The graph's inputs that are no initialisers."""
         inputs = {}
         for one in graph.input:
             if one.name in self.constants:
@@ -245,8 +362,6 @@ class _Reader:
             raise InteropError("the graph has no outputs, or one of them twice")
         return tuple(inputs.values())
 
-    # --- Layers and parameters ---
-
     def with_layers(self, nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node]:
         """The nodes with layers for what is recurrent, in them as well, and the parameters.
 
@@ -263,17 +378,16 @@ class _Reader:
         names = [name for name in _uses(nodes, outputs) if name in self.constants]
         weights = {name: self.constants[name] for name in names if self.is_weight(name)}
         if weights:
-            self.take(Constants(), tuple(weights), weights)
+            self.take(CONSTANTS, tuple(weights), weights)
         self.static = {n: self.constants[n] for n in names if n not in weights}
         return nodes
 
-    def take(self, layer: Layer, tensors: tuple[str, ...], params: Mapping[str, Any]) -> None:
+    def take(self, layer: str, tensors: tuple[str, ...], params: Mapping[str, Any]) -> None:
         """Let a layer have parameters that come from those tensors."""
         for name in filter(None, tensors):
             traced_dtype(self.constants[name].dtype, "its parameters are")
-        self.layers[layer.name] = layer
-        self.slots[layer.name] = tensors
-        self.params[layer.name] = jax.tree.map(as_jax, params)
+        self.slots[layer] = tensors
+        self.params[layer] = jax.tree.map(as_jax, params)
 
     def with_layer(self, node: Node) -> Node:
         """The node with its layer, which has its weights unless others read or make them."""
@@ -289,16 +403,14 @@ class _Reader:
         arrays = [self.constants.get(name) for name in names]
         owned = all(not name or (name in self.constants and self.uses[name] == 1) for name in names)
         direction = node.get("direction", "forward")
-        try:
+        with naming(node.label):
             cell = self.cell(node, arrays, direction, owned)
-        except InteropError as error:
-            raise InteropError(f"node {node.label}: {error}") from None
-        check_weights(node.label, cell, arrays)
+            check_weights(cell, arrays)
         layer = Recurrent(self.layer_name(node), cell, reverse=direction == "reverse")
         self.layers[layer.name] = layer
         if not owned:
             return dataclasses.replace(node, layer=layer.name)
-        self.take(layer, names, params_from_onnx(cell, *arrays))
+        self.take(layer.name, names, params_from_onnx(cell, *arrays))
         inputs = tuple("" if i in (1, 2, 3) else name for i, name in enumerate(node.inputs))
         return dataclasses.replace(node, layer=layer.name, inputs=inputs)
 
@@ -315,25 +427,20 @@ class _Reader:
         return name
 
     def cell(self, node: Node, arrays: Sequence[Any], direction: str, owned: bool) -> Cell:
-        """The cell, or both cells, from the attributes."""
         if direction not in ("forward", "reverse", "bidirectional"):
             raise InteropError(f"{direction!r} is no direction")
         kernel, recurrent, bias = arrays
         sides, default = 1 + (direction == "bidirectional"), RECURRENT[node.op_type]
         size = node.get("hidden_size", np.shape(recurrent)[-1] if np.ndim(recurrent) else 0)
         if not 0 < size <= 2**24:
-            raise InteropError(
-                f"its hidden_size is {size}, but should be a positive number of units"
-            )
+            raise InteropError(f"its hidden_size is {size}, but should be a positive integer")
         activations = node.get("activations", default * sides)
         # ONNX's own default for one activation has two, whatever the direction.
         if len(default) == sides == 1 and activations == default * 2:
             activations = default
         if len(activations) != len(default) * sides:
-            raise InteropError(
-                f"it has {len(activations)} activations, but {node.op_type} takes "
-                f"{len(default) * sides} in {sides} directions"
-            )
+            takes = f"{node.op_type} takes {len(default) * sides}"
+            raise InteropError(f"it has {len(activations)} activations, but {takes}")
         numbers = (node.get(f"activation_{key}", ()) for key in ("alpha", "beta"))
         functions = activations_from_onnx(activations, *numbers)
         # Whether the second bias of each gate is one: Keras has none, and its exporters write 0.

@@ -11,9 +11,11 @@ from rnnjax.cells.base import Cell, Params
 from rnnjax.errors import InteropError
 from rnnjax.interop.functions import (
     FORMS,
-    SPELLINGS,
+    IN_CELLS,
+    NUMBERED,
+    ONNX,
     Function,
-    Spelling,
+    Numbered,
     names_of,
     places,
     reordered,
@@ -43,9 +45,6 @@ _FIELDS = {
 """The fields of rnnjax's cells for these activations."""
 
 
-# --- Activations ---
-
-
 def activations_from_onnx(
     names: Sequence[str], alphas: Sequence[float] = (), betas: Sequence[float] = ()
 ) -> list[str | Function]:
@@ -55,25 +54,22 @@ def activations_from_onnx(
     ONNX's operator.
 
     >>> activations_from_onnx(["Sigmoid", "LeakyRelu", "Tanh"], alphas=[0.25])
-    ['sigmoid', LeakyReLU(alpha=0.25), 'tanh']
+    ['sigmoid', Numbered(kind='LeakyRelu', alpha=0.25, beta=0.0), 'tanh']
     """
     left, taken = {"alpha": list(alphas), "beta": list(betas)}, set[str]()
     functions: list[str | Function] = []
-    for name in names:  # in any case
-        ours = [one for one in _IN_CELLS if SPELLINGS[one].onnx.lower() == name.lower()]
-        if not ours:
-            raise InteropError(
-                f"{name!r} is not an activation of ONNX's recurrent operators; those are {_NAMES}"
-            )
-        last: Any = ours[-1]
-        numbers = _narrow(SPELLINGS[last].numbers)
+    for name in names:
+        kind = next((kind for kind in _KINDS if kind.lower() == name.lower()), None)
+        if kind is None:
+            known = ", ".join(_KINDS)
+            raise InteropError(f"{name!r} is not an activation of a cell; those are {known}")
+        numbers = _narrow(_KINDS[kind])
         taken |= numbers.keys()
         numbers |= _narrow({key: left[key].pop(0) for key in numbers if left[key]})
-        named = [one for one in ours if numbers == _narrow(SPELLINGS[one].numbers)]
-        if not named and isinstance(last, str):
+        named = [n for n, (k, by) in IN_CELLS.items() if k == kind and _narrow(by) == numbers]
+        if not named and kind not in NUMBERED:
             raise InteropError(f"the activation {name} with {numbers} is none that a cell has")
-        first: Any = named[0] if named else last
-        functions.append(first if isinstance(first, str) else last(**numbers))
+        functions.append(named[0] if named else Numbered(kind, **numbers))
     more = [key for key in taken if left[key]]
     if more:  # runtimes do not agree on whose numbers these are
         raise InteropError(
@@ -83,8 +79,8 @@ def activations_from_onnx(
     return functions
 
 
-_IN_CELLS = [ours for ours, one in SPELLINGS.items() if one.in_cells]
-_NAMES = ", ".join(dict.fromkeys(SPELLINGS[ours].onnx for ours in _IN_CELLS))
+_KINDS: Mapping[str, Mapping[str, float]] = {**dict(IN_CELLS.values()), **NUMBERED}
+"""The activations of recurrent operators, and their numbers where none are given."""
 
 
 def _narrow(numbers: Mapping[str, float]) -> dict[str, float]:
@@ -98,14 +94,10 @@ def activation_to_onnx(function: str | Function) -> tuple[str, Mapping[str, Any]
     >>> activation_to_onnx("legacy_hard_sigmoid")
     ('HardSigmoid', {'alpha': 0.2, 'beta': 0.5})
     """
-    if isinstance(function, str):
-        named = SPELLINGS.get(function, Spelling())
-        return named.onnx, named.numbers
-    kind: Any = type(function)
-    return (SPELLINGS[kind].onnx, vars(function)) if kind in SPELLINGS else ("", {})
+    if isinstance(function, Numbered):
+        return function.kind, {key: getattr(function, key) for key in NUMBERED[function.kind]}
+    return ONNX.get(function, ("", {})) if isinstance(function, str) else ("", {})
 
-
-# --- Cells ---
 
 _SATURATED = frozenset({"sigmoid", "tanh", "hard_sigmoid", "legacy_hard_sigmoid"})
 
@@ -124,8 +116,7 @@ def cell_from_onnx(
     options |= zip(_FIELDS[op_type], activations, strict=True)
     if [options[field] for field in _FIELDS[op_type]] != [*activations]:
         raise InteropError(
-            "it has different activations of candidate and output, which no cell has; write the "
-            "LSTM of basic operators"
+            "its candidate and output have unlike activations, as no cell; use basic operators"
         )
     kinds: Mapping[str, Any] = {"RNN": SimpleRNNCell, "GRU": GRUCell, "LSTM": LSTMCell}
     return kinds[op_type](size, **options)
@@ -152,10 +143,9 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
         attributes["direction"] = "reverse"
     spelled = [activation_to_onnx(getattr(cell, field)) for field in _FIELDS[op_type]]
     names = [name for name, _ in spelled]
-    if not set(names) <= set(_NAMES.split(", ")):
+    if not set(names) <= set(_KINDS):
         raise InteropError(
-            f"ONNX's recurrent operators have not all activations of {cell!r}; those they have are "
-            f"{_NAMES}"
+            f"ONNX's cells have not all activations of {cell!r}, but {', '.join(_KINDS)}"
         )
     if names != [*RECURRENT[op_type]]:
         attributes["activations"] = names
@@ -168,21 +158,25 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
     return op_type, attributes
 
 
-# --- Parameters ---
-
-
-def params_from_onnx(cell: Cell, W: Any, R: Any, B: Any = None) -> Params:
+def params_from_onnx(cell: Any, W: Any, R: Any, B: Any = None) -> Params:
     """The parameters of a cell from the arrays of a node, see `Weights` for their shapes.
 
     They are arrays of NumPy unless JAX's came; `rnnjax.Directions` of two for two directions. The
     two biases of a gate are added up where the cell has one.
     """
-    cells = cell.cells if isinstance(cell, Bidirectional) else (cell,)
-    params = [
-        _params_of_direction(one, W[i], R[i], None if B is None else B[i])
-        for i, one in enumerate(cells)
-    ]
-    return Directions(*params) if isinstance(cell, Bidirectional) else params[0]
+    sides = []
+    for i, one in enumerate(cell.cells if isinstance(cell, Bidirectional) else (cell,)):
+        order, each = places("onnx", one), {"kernel": W[i], "recurrent_kernel": R[i]}
+        params = {name: reordered(array, order, 0).T for name, array in each.items()}
+        if B is not None:
+            first, second = B[i].reshape(2, -1)
+            if one.use_recurrent_bias or (isinstance(one, GRUCell) and one.reset_after):
+                params["recurrent_bias"] = reordered(second, order, 0)
+            else:
+                first = first + second
+            params["bias"] = reordered(first, order, 0)
+        sides.append(params)
+    return Directions(*sides) if isinstance(cell, Bidirectional) else sides[0]
 
 
 def params_to_onnx(cell: Cell, params: Params) -> Weights:
@@ -213,8 +207,8 @@ def params_to_onnx(cell: Cell, params: Params) -> Weights:
     )
 
 
-def check_weights(label: str, cell: Cell, weights: Sequence[Any]) -> None:
-    """Raise unless W, R and B are of the shapes that the attributes of node ``label`` ask for."""
+def check_weights(cell: Cell, weights: Sequence[Any]) -> None:
+    """Raise unless W, R and B are of the shapes that the attributes of a node ask for."""
     cells = cell.cells if isinstance(cell, Bidirectional) else (cell,)
     size, sides = cells[0].output_size, len(cells)
     rows = len(places("onnx", cells[0])) * size
@@ -226,19 +220,6 @@ def check_weights(label: str, cell: Cell, weights: Sequence[Any]) -> None:
         if not well or not jnp.issubdtype(array.dtype, jnp.floating):
             sizes = ", ".join("input size" if n is None else str(n) for n in shape)
             raise InteropError(
-                f"node {label}: its {name} is {array.dtype}{list(array.shape)}, but with {size} "
-                f"hidden units and {sides} directions it should be floats ({sizes})"
+                f"its {name} is {array.dtype}{list(array.shape)}, but with {size} hidden units and "
+                f"{sides} directions it should be floats ({sizes})"
             )
-
-
-def _params_of_direction(cell: Any, W: Any, R: Any, B: Any) -> dict[str, Any]:
-    order = places("onnx", cell)
-    params = {"kernel": reordered(W, order, 0).T, "recurrent_kernel": reordered(R, order, 0).T}
-    if B is not None:
-        first, second = B.reshape(2, -1)
-        if cell.use_recurrent_bias or (isinstance(cell, GRUCell) and cell.reset_after):
-            params["recurrent_bias"] = reordered(second, order, 0)
-        else:
-            first = first + second
-        params["bias"] = reordered(first, order, 0)
-    return params
