@@ -20,6 +20,9 @@ AXES = "over any number of batch axes"
 MIXED = "units see each other's state"
 NOT_AFFINE = "not affine in the old one; declare ELEMENTWISE"
 GROWS = "a state grows by"
+NOT_FINITE = "must be finite where masked inputs alone are NaN"
+AFFINE, ELEMENTWISE = {"coupling": Coupling.AFFINE}, {"coupling": Coupling.ELEMENTWISE}
+GAPS = {"raw_inputs": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +59,21 @@ def lie(new: Any = None, base: type = Honest, **changed: Any) -> rnnjax.Cell:
     return type("Lie", (base,), methods)(4)
 
 
+def adds(function: Any, **changed: Any) -> rnnjax.Cell:
+    """Units that keep half of themselves, and add a function of what comes in."""
+    return lie(lambda x, h: 0.5 * h + function(x), **changed)
+
+
 def reads(readout: Any) -> rnnjax.Cell:
     return lie(base=Read, readout=lambda self, params, emitted, xs: readout(emitted, xs))
+
+
+def mean(x: jax.Array) -> jax.Array:
+    return x.mean(-1, keepdims=True)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def halves(x: jax.Array) -> jax.Array:
@@ -143,82 +159,53 @@ class Interleaved(Honest):
 COUNT = itertools.count()
 LIES = {
     # rows that interact
-    "row-norm": (lie(lambda x, h: 0.5 * h + x - x.mean(0)), APART),
-    "batch-norm": (lie(lambda x, h: 0.5 * h + (x - x.mean(0)) / (x.std(0) + 0.1)), APART),
+    "row-norm": (adds(lambda x: x - x.mean(0)), APART),
+    "batch-norm": (adds(lambda x: (x - x.mean(0)) / (x.std(0) + 0.1)), APART),
     "state-norm": (lie(lambda x, h: x + 0.5 * h - 0.3 * h.mean(0)), APART),
-    "neighbours": (lie(lambda x, h: 0.5 * h + jnp.cumsum(x, axis=0)), APART),
-    "pairs": (lie(lambda x, h: 0.5 * h + x - jnp.repeat((x[0::2] + x[1::2]) / 2, 2, 0)), APART),
-    "halves": (lie(lambda x, h: 0.5 * h + halves(x)), APART),
-    "four-apart": (
-        lie(lambda x, h: 0.5 * h + (x.at[4:].add(x[:-4]) if len(x) > 4 else x)), APART,
-    ),
-    "shuffled": (lie(lambda x, h: 0.5 * h + x.reshape(x.shape[::-1]).T), APART),
-    "number-of-rows": (lie(lambda x, h: 0.5 * h + x / len(x)), APART),
-    "clipped-by-all": (lie(lambda x, h: 0.5 * h + x / jnp.maximum(x.max() / 20, 1)), APART),
+    "neighbours": (adds(lambda x: jnp.cumsum(x, axis=0)), APART),
+    "pairs": (adds(lambda x: x - jnp.repeat((x[0::2] + x[1::2]) / 2, 2, 0)), APART),
+    "halves": (adds(halves), APART),
+    "four-apart": (adds(lambda x: (x.at[4:].add(x[:-4]) if len(x) > 4 else x)), APART),
+    "shuffled": (adds(lambda x: x.reshape(x.shape[::-1]).T), APART),
+    "number-of-rows": (adds(lambda x: x / len(x)), APART),
+    "clipped-by-all": (adds(lambda x: x / jnp.maximum(x.max() / 20, 1)), APART),
     "largest-rows": (
-        lie(
-            lambda x, h: 0.5 * h
-            + jnp.where((x.sum(-1) >= jax.lax.top_k(x.sum(-1), 1)[0][-1])[..., None], x, 0)
-        ),
-        AXES,
+        adds(lambda x: x * (x.sum(-1) >= jax.lax.top_k(x.sum(-1), 1)[0][-1])[..., None]), AXES,
     ),
-    "on-the-mean": (
-        lie(lambda x, h: 0.5 * h + jax.lax.cond(x.mean() > 0, jnp.tanh, jnp.negative, x)), APART,
-    ),
-    "gradient-of-all-rows": (
-        lie(lambda x, h: 0.5 * h + backwards(lambda d: d / (1 + jnp.abs(d).max()))(x)), APART,
-    ),
+    "on-the-mean": (adds(lambda x: jax.lax.cond(x.mean() > 0, jnp.tanh, jnp.negative, x)), APART),
+    "gradient-of-all-rows": (adds(backwards(lambda d: d / (1 + jnp.abs(d).max()))), APART),
     # axes that are counted from the first
-    "update-axis-0": (lie(lambda x, h: 0.5 * h + jax.nn.softmax(x, axis=0)), APART),
-    "update-axis-1": (lie(lambda x, h: 0.5 * h + jax.nn.softmax(x, axis=1)), AXES),
-    "update-axis-1-of-two": (
-        lie(lambda x, h: 0.5 * h + jax.nn.softmax(x, axis=min(1, x.ndim - 1))), APART,
-    ),
+    "update-axis-0": (adds(lambda x: jax.nn.softmax(x, axis=0)), APART),
+    "update-axis-1": (adds(lambda x: jax.nn.softmax(x, axis=1)), AXES),
+    "update-axis-1-of-two": (adds(lambda x: jax.nn.softmax(x, axis=min(1, x.ndim - 1))), APART),
     "readout-axis-0": (reads(lambda emitted, xs: jax.nn.softmax(emitted, axis=0)), APART),
     "readout-axis-1": (reads(lambda emitted, xs: emitted / jnp.linalg.norm(emitted, axis=1)), AXES),
     "readout-reversed": (reads(lambda emitted, xs: emitted[:, ::-1]), "Too many indices"),
     "readout-rows": (reads(lambda emitted, xs: emitted - emitted.mean(0)), APART),
-    "memory-axis-0": (
-        lie(base=Remembers, values=lambda self, v: jax.nn.softmax(v, axis=0)), APART,
-    ),
-    "memory-axis-1": (
-        lie(base=Remembers, values=lambda self, v: jax.nn.softmax(v, axis=1)), APART,
-    ),
+    "memory-axis-0": (lie(base=Remembers, values=lambda self, v: jax.nn.softmax(v, axis=0)), APART),
+    "memory-axis-1": (lie(base=Remembers, values=lambda self, v: jax.nn.softmax(v, axis=1)), APART),
     # couplings
     "mixing": (lie(lambda x, h: 0.5 * jnp.roll(h, 1, -1) + x), MIXED),
-    "mixing-a-little": (
-        lie(lambda x, h: jnp.tanh(h - 0.1 * h.mean(-1, keepdims=True)) + x,
-            coupling=Coupling.ELEMENTWISE), MIXED,
-    ),
-    "mixing-by-a-threshold": (
-        lie(lambda x, h: x + (h.sum(-1, keepdims=True) > 0), coupling=Coupling.ELEMENTWISE), MIXED,
-    ),
+    "mixing-a-little": (lie(lambda x, h: jnp.tanh(h - 0.1 * mean(h)) + x, **ELEMENTWISE), MIXED),
+    "mixing-by-a-threshold": (lie(lambda x, h: x + (mean(h) > 0), **ELEMENTWISE), MIXED),
     "mixing-late": (
-        with_parameter((4, 4), lambda own, x, h: 0.5 * h + x + h @ own, coupling=Coupling.AFFINE),
-        MIXED,
+        with_parameter((4, 4), lambda own, x, h: 0.5 * h + x + h @ own, **AFFINE), MIXED,
     ),
-    "mixing-at-large": (
-        lie(lambda x, h: 0.5 * h + jax.nn.relu(x - 3) * h.mean(-1, keepdims=True)), MIXED,
-    ),
+    "mixing-at-large": (lie(lambda x, h: 0.5 * h + jax.nn.relu(x - 3) * mean(h)), MIXED),
     "threshold": (lie(lambda x, h: 0.5 * jax.nn.relu(h) + x), NOT_AFFINE),
     "spike": (
-        lie(lambda x, h: 0.9 * h + x - jax.lax.stop_gradient((h > 2).astype(x.dtype)),
-            coupling=Coupling.AFFINE), NOT_AFFINE,
+        lie(lambda x, h: 0.9 * h + x - jax.lax.stop_gradient((h > 2).astype(x.dtype)), **AFFINE),
+        NOT_AFFINE,
     ),
     "wrap": (lie(lambda x, h: 0.999 * h + x - 1e5 * jnp.round(h / 1e5)), NOT_AFFINE),
     "saturates": (lie(lambda x, h: jnp.clip(h, -1e5, 1e5) + x), NOT_AFFINE),
     "growth": (lie(lambda x, h: 2 * h + x), GROWS),
     "growth-by-inputs": (lie(lambda x, h: h * jax.nn.softplus(x)), GROWS),
-    "growth-by-a-gap": (
-        lie(lambda x, h: h * jnp.exp(x[..., 4:]) + x[..., :4], raw_inputs=1), GROWS,
-    ),
+    "growth-by-a-gap": (lie(lambda x, h: h * jnp.exp(x[..., 4:]) + x[..., :4], **GAPS), GROWS),
     "unmarked": (
-        lie(lambda x, h: jnp.where(x[..., 4:] > 0, x[..., :4], jnp.sin(h)), raw_inputs=1),
-        NOT_AFFINE,
+        lie(lambda x, h: jnp.where(x[..., 4:] > 0, x[..., :4], jnp.sin(h)), **GAPS), NOT_AFFINE,
     ),
-    "growth-by-a-parameter": (
-        with_parameter((4,), lambda own, x, h: own * h + x, "zeros"), GROWS,
-    ),
+    "growth-by-a-parameter": (with_parameter((4,), lambda own, x, h: own * h + x, "zeros"), GROWS),
     "no-derivative": (
         lie(lambda x, h: backwards(lambda d: jnp.clip(d, -0.1, 0.1))(0.5 * h) + x),
         "its update raised TypeError",
@@ -230,27 +217,16 @@ LIES = {
             readout=lambda self, p, emitted, xs: emitted + (xs @ p["skip"] if "skip" in p else xs)),
         "skip is another with 4 than with 1",
     ),
-    "wider-kernel": (
-        lie(lambda x, h: 0.5 * h + x[..., :4], parameters=wider_kernel), "kernel is another with 2"
-    ),
+    "wider-kernel": (adds(lambda x: x[..., :4], parameters=wider_kernel), "kernel is another wi"),
     # masks
-    "zero-inputs": (
-        lie(lambda x, h: 0.5 * h + x / jnp.linalg.norm(x, axis=-1, keepdims=True)),
-        "must be finite where masked inputs alone are NaN",
-    ),
-    "zero-inputs-read": (
-        reads(lambda emitted, xs: emitted / jnp.linalg.norm(xs, axis=-1, keepdims=True)),
-        "must be finite where masked inputs alone are NaN",
-    ),
+    "zero-inputs": (adds(unit), NOT_FINITE),
+    "zero-inputs-read": (reads(lambda emitted, xs: emitted / mean(xs)), NOT_FINITE),
     "zero-cotangents": (
-        lie(lambda x, h: 0.5 * h + backwards(
-            lambda d: d / jnp.linalg.norm(d, axis=-1, keepdims=True))(x),
-            coupling=Coupling.ELEMENTWISE),
-        "must be finite where masked inputs alone are NaN",
+        lie(lambda x, h: 0.5 * h + backwards(unit)(x), **ELEMENTWISE), NOT_FINITE,
     ),
     # randomness
-    "drawn": (lie(lambda x, h: 0.5 * h + x * np.random.default_rng().random()), "must be a func"),
-    "counted": (lie(lambda x, h: 0.5 * h + x * next(COUNT)), "must be a function of its arguments"),
+    "drawn": (adds(lambda x: x * np.random.default_rng().random()), "must be a func"),
+    "counted": (adds(lambda x: x * next(COUNT)), "must be a function of its arguments"),
 }  # fmt: skip
 
 
@@ -277,14 +253,14 @@ TRUTHS = {
         output_size=3,
     ),
     # Whose units see each other.
-    "sorted": lie(lambda x, h: 0.5 * h + jnp.cumsum(jnp.sort(x, axis=-1), axis=-1)),
+    "sorted": adds(lambda x: jnp.cumsum(jnp.sort(x, axis=-1), axis=-1)),
     "undeclared": lie(lambda x, h: jnp.roll(h, 1, -1) + x, coupling=Coupling.ANY),
     # Of which no learner takes parameters unit by unit.
     "shared": with_parameter((1,), lambda own, x, h: jax.nn.sigmoid(own) * h + x),
-    "overflows": lie(lambda x, h: 0.5 * h + jnp.exp(12 * x)),
-    "grows": lie(lambda x, h: 2 * h + x, coupling=Coupling.AFFINE),
-    "elementwise": lie(lambda x, h: jnp.tanh(h) + x, coupling=Coupling.ELEMENTWISE),
-    "decays": lie(lambda x, h: h * jnp.exp(-x[..., 4:]) + x[..., :4], raw_inputs=1),
+    "overflows": adds(lambda x: jnp.exp(12 * x)),
+    "grows": lie(lambda x, h: 2 * h + x, **AFFINE),
+    "elementwise": lie(lambda x, h: jnp.tanh(h) + x, **ELEMENTWISE),
+    "decays": lie(lambda x, h: h * jnp.exp(-x[..., 4:]) + x[..., :4], **GAPS),
 }
 
 
