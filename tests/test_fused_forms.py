@@ -3,7 +3,6 @@
 import functools
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -154,7 +153,6 @@ def test_an_odd_number_of_steps_over(check):
     ("options", "message"),
     [
         ({"keep_every": 0}, "keep_every must be a positive integer"),
-        ({"keep_every": 2.5}, "keep_every must be a positive integer"),
         ({"product_dtype": jnp.int8}, "product_dtype must be bfloat16, .* but is .*int8"),
         ({"product_dtype": "bf16"}, "product_dtype must be bfloat16, .* but is 'bf16'"),
     ],
@@ -178,31 +176,25 @@ def test_cells_that_override_the_update_keep_their_numbers(check):
 
 
 PROGRAM = """
-import hashlib, jax, jax.numpy as jnp
-from cell_table import CELLS, FEW
-from rnnjax import Fused, unroll
+import jax, jax.numpy as jnp, rnnjax
 
-for name in FEW:
-    if Fused().refusal(CELLS[name]) is None:
-        params = CELLS[name].init(jax.random.key(0), 2)
-        run = lambda params: unroll(CELLS[name], params, jnp.ones((4, 3, 2)), method=Fused())[1]
-        text = jax.jit(jax.grad(lambda params: run(params).sum())).lower(params).as_text()
-        print(name, hashlib.sha256(text.encode()).hexdigest())
+cell = rnnjax.GRUCell(4)
+run = lambda params: rnnjax.unroll(cell, params, jnp.ones((4, 3, 2)))[1].sum()
+print(jax.jit(jax.grad(run)).lower(cell.init(jax.random.key(0), 2)).as_text())
 """
 
 
 @pytest.mark.slow
 def test_every_process_has_the_same_programs(environment):
     """Or JAX's cache of what is compiled would not find them; sets have another order in each."""
-    tests = str(Path(__file__).parent)
     first, second = (
         subprocess.run(
-            [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, cwd=tests,
+            [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True,
             env=environment(PYTHONHASHSEED=seed),
         ).stdout
         for seed in "12"
     )  # fmt: skip
-    assert len(first.splitlines()) > 3
+    assert len(first) > 1000
     assert first == second
 
 

@@ -197,6 +197,8 @@ def test_pull_leaves_jit_and_serves_several_signals(drawn, assert_close):
     jitted = jax.jit(learner.step)
     for x in np.asarray(xs)[:3]:
         state, y, pull = jitted(params, state, x)
+    assert jitted._cache_size() == 1
+    assert RTRL(rnnjax.MinGRUCell(5)) == learner
     pulled = jax.jit(lambda pull, dy: pull(dy))
     y, target = np.asarray(y), np.asarray(targets[2])
     one, other = pulled(pull, y - target), pulled(pull, target)
@@ -249,23 +251,6 @@ def test_ids_are_one_hot_vectors(drawn, assert_close):
         online(SnAp1(CELLS["gru"]), params, xs, targets, RESETS)[1] for xs in (ids, dense)
     )
     assert_close(found, expected, 1e-5)
-
-
-def test_a_step_compiles_once(drawn):
-    learner = SnAp1(CELLS["lstm"])
-    params = drawn("lstm")[0]
-    traced = []
-
-    @jax.jit
-    def step(params, state, x):
-        traced.append(1)
-        return learner.step(params, state, x)[:2]
-
-    state = jax.jit(learner.init, static_argnums=1)(params, (2,))
-    for _ in range(3):
-        state, _ = step(params, state, np.ones((2, FEATURES), "float32"))
-    assert len(traced) == 1
-    assert SnAp1(rnnjax.LSTMCell(5)) == learner
 
 
 # ---- refusals

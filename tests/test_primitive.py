@@ -94,12 +94,6 @@ def test_every_transformation(name: str, assert_close: Any) -> None:
     assert_close(*jax.jit(lambda: (run(ours), run(plain)))(), 1e-5)
 
 
-def test_without_jit(assert_close: Any) -> None:
-    expected = jax.jit(jax.grad(squares(plain), (0, 1)))(A, B)
-    with jax.disable_jit():
-        assert_close(jax.grad(squares(ours), (0, 1))(A, B), expected, 1e-5)
-
-
 def test_each_platform_has_its_form(assert_close: Any) -> None:
     exported = export.export(jax.jit(ours), platforms=("cpu", "tpu", "cuda"))(A, B)
     assert_close(exported.call(A, B), jax.jit(plain)(A, B), 1e-5)
@@ -119,18 +113,6 @@ def test_products_have_the_precision_of_where_they_are_called() -> None:
 
     text = jax.jit(gradient).trace(A, B).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("HIGHEST") == 2 * text.count("dot_general") > 0
-
-
-def test_a_second_call_traces_nothing() -> None:
-    calls = []
-
-    class Counted(Product):
-        def run(self, platform: str, a: jax.Array, b: jax.Array) -> Any:
-            calls.append(platform)
-            return super().run(platform, a, b)
-
-    jax.block_until_ready([jax.jit(lambda a, b: Counted(1.0)(a, b))(A, B) for _ in range(2)])
-    assert calls == ["cpu"]
 
 
 @dataclasses.dataclass(frozen=True)
