@@ -625,7 +625,8 @@ def test_each_cell_draws_its_own(kind):
             {"reset_carry": rnnjax.LSTMCarry(*np.zeros((2, 2, 4), "f"))},
             r"reset_carry.hidden must have shape \(3, 4\)",
         ),
-        ({"reset_carry": np.zeros(4, "f")}, r"reset_carry must be shaped like"),
+        # Without resets, and with a carry, nothing else reads it.
+        ({"reset_carry": np.zeros(4, "f"), "carry": CELL.initial_carry((3,))}, "^reset_carry must"),
         ({"masked_outputs": "hold"}, r'must be "zero" or "last", but is \'hold\''),
     ],
 )
