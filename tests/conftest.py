@@ -133,6 +133,20 @@ def environment() -> Callable[..., dict[str, str]]:
 
 
 @pytest.fixture
+def compilations() -> Iterator[list[str]]:
+    """Grows by an entry whenever XLA compiles."""
+    seen: list[str] = []
+
+    def listen(event: str, *_: Any, **__: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
 def x64() -> Iterator[None]:
     with jax.enable_x64(True):
         yield

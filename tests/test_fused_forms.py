@@ -18,6 +18,7 @@ from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.fused import matmul
 from rnnjax.engine.fused.matmul import Backward, Forward, Products
 from rnnjax.engine.fused.recurrence import Recurrence
+from rnnjax.engine.pallas.gpu import equations
 
 # Sizes that no other test uses: what is compiled depends on the constants that are changed here.
 HIDDEN, FEATURES, TIME = 11, 6, 5
@@ -274,27 +275,6 @@ def test_a_bias_that_nothing_adds_is_refused(random_like):
         rnnjax.unroll(cell, params, np.ones((3, 2, 2), np.float32))
 
 
-def carried(function, *args):
-    """The shapes that the longest loop of a function carries from step to step: those which a
-    step hands on as the loop does, without an axis of steps."""
-    jaxpr, found = jax.make_jaxpr(function)(*args).jaxpr, []
-
-    def visit(jaxpr):
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "scan":
-                step = [out.shape for out in equation.params["jaxpr"].out_avals]
-                loop = [out.aval.shape for out in equation.outvars]
-                same = [one for one, out in zip(step, loop, strict=True) if one == out]
-                found.append((equation.params["length"], same))
-            for value in equation.params.values():
-                inner = getattr(value, "jaxpr", None)
-                if inner is not None:
-                    visit(getattr(inner, "jaxpr", inner))
-
-    visit(jaxpr)
-    return max(found, key=lambda one: one[0])[1]
-
-
 @pytest.mark.parametrize(
     "cell",
     [rnnjax.MinGRUCell(4), rnnjax.GRUCell(4), rnnjax.LSTMCell(4), rnnjax.SimpleRNNCell(4)],
@@ -307,5 +287,8 @@ def test_a_loop_carries_the_inputs_of_a_step_where_it_reads_ahead(cell):
     xs = jax.ShapeDtypeStruct((40, 3, 20), jnp.float32)
     args = used, Steps(), xs, StepMarks(), carry
     width = used["kernel"].shape[-1]
-    found = carried(functools.partial(recurrence.run, "cpu"), *args)
-    assert found.count((3, width)) == 1  # of a single gate it is the state
+    program = jax.make_jaxpr(functools.partial(recurrence.run, "cpu"))(*args).jaxpr
+    loops = [one for one in equations(program) if one.primitive.name == "scan"]
+    longest = max(loops, key=lambda one: one.params["length"])
+    carried = [out.aval.shape for out in longest.outvars[: longest.params["num_carry"]]]
+    assert carried.count((3, width)) == 1  # of a single gate it is the state

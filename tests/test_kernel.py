@@ -154,18 +154,13 @@ def test_a_form_holds_an_array_for_a_tpu(shape, dtype, time):
 
 
 @dataclasses.dataclass(frozen=True)
-class ScaledCell(rnnjax.Cell):
+class ScaledCell(rnnjax.SimpleRNNCell):
     """A user's cell with a number by itself: shared, kept at every step, and its gradient summed.
 
-    Args:
-        hidden_size: of its state.
-        rounded: whether it rounds its state to three bits, as one that is to be quantised.
+    It may round its state to three bits, as one that is to be quantised.
     """
 
-    hidden_size: int
     rounded: bool = False
-    carry = rnnjax.SimpleRNNCarry
-    gates = ("z",)
 
     def parameters(self, input_size):
         return super().parameters(input_size) | {"scale": rnnjax.Param((), "ones", Role.UNIT)}

@@ -212,15 +212,10 @@ def test_a_single_row_begins_anew_from_a_carry_of_its_own(name, equal_to_scan):
     equal_to_scan(CELLS[name], [Parallel()], (1,), **given)
 
 
-def test_no_steps_on_each_device(assert_close):
-    cell, none = CELLS["mingru"], np.zeros((0, BATCH), bool)
-    carry = start(cell)
-    given = {"mask": none, "resets": none, "masked_outputs": "last"}
+def test_no_steps_on_each_device(equal_to_scan):
+    given = {name: np.zeros((0, BATCH), bool) for name in ("mask", "resets")}
     for reverse in (False, True):
-        each = jax.jit(functools.partial(divided, cell, **given, reverse=reverse))
-        last, ys = each(parameters(cell), drawn(0, BATCH, 2), carry)
-        assert_close(last, carry, 1e-6)
-        assert ys.shape == (0, BATCH, cell.output_size)
+        equal_to_scan(CELLS["mingru"], [divided], steps=0, reverse=reverse, **given)
 
 
 def messages(function, *args):
@@ -635,21 +630,20 @@ def test_what_does_not_converge_runs_step_by_step(cell, scale):
     assert report.layers[0].converged or "did not converge" in str(report)
 
 
-def test_newton_under_vmap_and_forwards(random_like, assert_close):
-    cell = rnnjax.SimpleRNNCell(3)
+def test_newton_under_vmap_and_forwards(random_like, equal_to_scan, assert_close):
+    cell, newton = rnnjax.SimpleRNNCell(3), Parallel(newton=Newton())
+
+    def rows(cell, params, xs, carry, method=newton):
+        run = functools.partial(rnnjax.unroll, cell, params, method=method)
+        return jax.vmap(run, (1, 0), (0, 1))(xs, carry)
+
+    equal_to_scan(cell, [rows], steps=10)
     params, xs = random_like(lambda: (cell.init(KEY, 2), jnp.zeros((10, 2, 2))), 1)
-
-    def run(xs, method):
-        return rnnjax.unroll(cell, params, xs, method=method)[1]
-
-    @functools.partial(jax.jit, static_argnums=(1, 2))
-    def each(xs, method, rows):
-        gradient = jax.grad(lambda xs: jnp.sin(run(xs, method)).sum())
-        forwards = jax.jvp(lambda xs: run(xs, method), (xs,), (jnp.cos(xs),))
-        return (jax.vmap(gradient, 1, 1) if rows else gradient)(xs), forwards
-
-    found = each(xs, Parallel(newton=Newton()), True)
-    assert_close(found, each(xs, Scan(), False), 1e-5)
+    forwards = [
+        jax.jit(lambda p, m=m: jax.jvp(lambda p: rnnjax.unroll(cell, p, xs, method=m), (p,), (p,)))
+        for m in (newton, Scan())
+    ]
+    assert_close(*(f(params) for f in forwards), 1e-5)
 
 
 def test_newton_tells_of_each_layer_how_it_went(random_like):
