@@ -40,17 +40,12 @@ def test_a_single_step_and_the_dial():
     text = str(rnnjax.explain(cell, *shapes(cell, 100, 2, 3), method=method))
     assert "keeps the state before every 10 steps" in text
     assert "operands bfloat16" in text
+    text = str(rnnjax.explain(rnnjax.MinGRUCell(4), *shapes(rnnjax.MinGRUCell(4), 100, 2, 30)))
+    assert "recurrent product" not in text
     long = rnnjax.LSTMCell(64)
     parts = "or of 100 where no gradient is taken"
     assert parts in str(rnnjax.explain(long, *shapes(long, 10_000, 16, 64)))
     assert "no gradient" not in str(rnnjax.explain(long, *shapes(long, 500, 16, 64)))
-
-
-def test_a_cell_without_a_product_in_the_loop():
-    cell = rnnjax.MinGRUCell(4)
-    text = str(rnnjax.explain(cell, *shapes(cell, 100, 2, 30), method=rnnjax.Fused(keep_every=10)))
-    assert "projects the inputs of 10 steps in one product" in text
-    assert "recurrent product" not in text
 
 
 def test_bad_arguments_are_unrolls_own():

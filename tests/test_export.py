@@ -157,13 +157,10 @@ def test_a_model_is_one_program_with_its_state(random_like):
 
 def test_a_row_batch_first_is_one_program(random_like):
     cell = rnnjax.GRUCell(5)
-    model = Model(
-        Sequential((Recurrent("rnn", cell),), time_first=False),
-        {"rnn": random_like(lambda: cell.init(jax.random.key(0), 3), 1)},
-    )
-    program = interop.export(model)
+    network = Sequential((Recurrent("rnn", cell),), time_first=False)
+    model = Model(network, {"rnn": random_like(lambda: cell.init(jax.random.key(0), 3), 1)})
+    program, xs = interop.export(model), np.ones((4, 6, 3), np.float32)
     assert [str(n) for n in program.in_avals[-1].shape] == ["batch", "time", "3"]
-    xs = np.ones((4, 6, 3), np.float32)
     _, ys = program.call(model.initial_carry((4,)), xs)
     np.testing.assert_allclose(ys, jax.jit(model)(xs)[1], atol=1e-6)
     with pytest.raises(rnnjax.InvalidInputError, match=r"expected a rnnjax\.interop\.Model"):

@@ -209,12 +209,8 @@ def test_law_4_a_row_is_alone(name, method, draw, results, assert_close):
     assert_close(actual, expected, TOLERANCES["float64"])
 
 
-# The second of these is JAX's own loop around the first.
-@pytest.mark.parametrize(
-    "method", [Fused(), pytest.param(Fused(keep_every=2), marks=pytest.mark.slow)], ids=str
-)
 @pytest.mark.usefixtures("x64")
-def test_law_5_every_derivative_that_jax_has(method, draw, assert_close):
+def test_law_5_every_derivative_that_jax_has(draw, assert_close):
     (params, xs, carry, _), _ = draw("simple")
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -236,7 +232,7 @@ def test_law_5_every_derivative_that_jax_has(method, draw, assert_close):
         }
 
     expected = derivatives(Scan(), params, xs)
-    assert_close(derivatives(method, params, xs), expected, 1e-10)
+    assert_close(derivatives(Fused(), params, xs), expected, 1e-10)
 
 
 @pytest.mark.usefixtures("x64")

@@ -85,16 +85,13 @@ def test_the_gradient_of_a_frequent_id_is_summed_in_float32(random_like, assert_
     assert_close(gradient(params, OneHot(ids, SIZE)), dense, 1e-2)
 
 
-def test_ids_of_a_narrow_type_and_iteration():
-    ids = np.array([-1, 3], np.int8)
+def test_ids_of_a_narrow_type():
+    """-1 stands for masked ids, which uint8 does not have: it would be id 255."""
+    ids, valid = np.array([-1, 3], np.int8), np.array([True, False])
     rows = jax.jit(lambda ids: OneHot(ids, 128).rows(jnp.ones((128, 2))))(ids)
     assert rows.tolist() == [[0, 0], [1, 1]]
     assert [one.shape for one in OneHot(ids, 128)] == [(128,), (128,)]
-
-
-def test_masked_ids_of_uint8_are_zeros():
-    """-1 stands for them, which uint8 does not have: it would be id 255."""
-    valid, ids = np.array([True, False]), np.array([[255, 3], [255, 3]], np.uint8)
+    ids = np.array([[255, 3], [255, 3]], np.uint8)
     rows = jax.jit(lambda ids: zero_masked(OneHot(ids, 256), valid).rows(jnp.ones((256, 1))))(ids)
     assert rows.tolist() == [[[1], [1]], [[0], [0]]]
 

@@ -483,6 +483,8 @@ def test_a_gradient_is_lowered_for_all_platforms():
     ("cell", "most"),
     [
         (rnnjax.MinGRUCell(2**17), 4),  # of 2^18 columns: two rows of four steps are two million
+        (rnnjax.MinGRUCell(3), 6),
+        (GrowingCell(3), 0),  # whose product of factors may be infinite
         (TanhOutput(4), 0),  # whose output is not its state
         (rnnjax.LRUCell(4), 0),  # whose factors are more numbers than its inputs
         (rnnjax.S6Cell(4, state_size=16), 0),
@@ -517,11 +519,6 @@ def test_auto_counts_all_axes_of_rows_and_knows_when_it_cannot():
     for platform in ("cpu", "cuda", "tpu"):
         assert told(platform=platform) == told(3, 4, platform=platform) == ["Parallel"]
         assert told(60, 20, platform=platform) == ["Fused"]
-
-
-def test_auto_makes_no_product_of_factors_that_may_be_infinite():
-    assert rnnjax.Auto().choose(rnnjax.MinGRUCell(3), 512, 1) == Parallel()
-    assert rnnjax.Auto().choose(GrowingCell(3), 512, 1) == rnnjax.Fused()
 
 
 def test_auto_keeps_no_nan_that_a_cell_forgets():

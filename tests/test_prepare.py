@@ -59,13 +59,10 @@ def form(request, forms):
 
 
 def make(cell, batch, random_like):
-    shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), FEATURES))
-    carry = random_like(jax.eval_shape(lambda: cell.initial_carry(batch)), 2)
-    return (
-        random_like(shapes, 1),
-        carry,
-        random_like(jax.ShapeDtypeStruct((*batch, FEATURES), float), 3),
-    )
+    """Parameters, a carry and the inputs of a step."""
+    params = random_like(lambda: cell.init(jax.random.key(0), FEATURES), 1)
+    carry = random_like(lambda: cell.initial_carry(batch), 2)
+    return params, carry, random_like(np.zeros((*batch, FEATURES)), 3)
 
 
 @pytest.mark.parametrize(
