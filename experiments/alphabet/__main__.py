@@ -77,11 +77,6 @@ def spell(letters: Any) -> str:
     return "".join(LETTERS[int(letter)] for letter in letters)
 
 
-def chain_is_right(config: Config, result: dict[str, Any]) -> bool:
-    """Whether the chain from A on is the alphabet."""
-    return spell(result["chain"]) == LETTERS[config.seq_length :]
-
-
 def describe(config: Config, result: dict[str, Any]) -> None:
     """Print what one model learned."""
     length = config.seq_length
@@ -111,7 +106,7 @@ def summarise(config: Config, results: list[dict[str, Any]]) -> None:
             f"{result['loss']:.4f}, chain {LETTERS[: config.seq_length]}{chain}"
         )
     perfect = sum(result["accuracy"] == 1 for result in results)
-    chains = sum(chain_is_right(config, result) for result in results)
+    chains = sum(spell(one["chain"]) == LETTERS[config.seq_length :] for one in results)
     print(f"{perfect} of {len(results)} seeds reach 100 %; {chains} chains are the whole alphabet")
 
 

@@ -18,8 +18,14 @@ import numpy as np
 from experiments.runs import Seed, check_ranges
 from experiments.text_generator.config import ProductType
 from experiments.text_generator.model import CharacterModel
-from experiments.text_generator.reading import AnyVocabulary, cleaned_as, dropped_of, text_bytes
-from experiments.text_generator.trained import Trained, encode
+from experiments.text_generator.reading import (
+    AnyVocabulary,
+    cleaned_as,
+    dropped_of,
+    require_known,
+    text_bytes,
+)
+from experiments.text_generator.trained import Trained
 from experiments.text_tools.corpora import load_corpus
 from rnnjax.errors import InvalidInputError
 from rnnjax.text import ByteVocabulary, Sampling, Stream, read, stream
@@ -133,9 +139,15 @@ class Author:
     length: int
     products: ProductType = "float32"
 
-    def start(self) -> Position:
-        """Before the first character of one text."""
-        return Position(self.model.initial_carry(1), np.zeros((0, 1), np.int32))
+    def start(self, prime: str) -> Position:
+        """Read the beginning of one text, which may be empty.
+
+        Raises:
+            InvalidInputError: the model does not know all of its characters.
+        """
+        require_known(self.vocabulary, prime, "the prime text")
+        empty = Position(self.model.initial_carry(1), np.zeros((0, 1), np.int32))
+        return self.read(empty, self.vocabulary.encode(prime))
 
     def read(self, position: Position, ids: np.ndarray) -> Position:
         """Read on in one text."""
@@ -308,9 +320,7 @@ def begin(author: Author, prime: str, keys: jax.Array) -> tuple[Position, jax.Ar
     """
     first, draws = _first_draws(keys, len(author.vocabulary))
     if prime:
-        ids = encode(author.vocabulary, prime, "the prime text")
-        position = author.read(author.start(), ids)
-        return position.repeated(len(keys)), draws
+        return author.start(prime).repeated(len(keys)), draws
     carry = author.model.initial_carry(len(keys))
     return Position(carry, np.asarray(first, np.int32)[None]), draws
 
@@ -332,7 +342,7 @@ def converse(author: Author, prime: str, *, stop: str | None, seed: int) -> None
     if stop is None:
         stop = author.known("\n")[0]
     stops = [author.stop_ids(stop)] if stop else []
-    start = author.read(author.start(), encode(author.vocabulary, prime, "the prime text"))
+    start = author.start(prime)
     if sys.stdin is None:  # closed from the beginning, as services have it
         return
     if hasattr(sys.stdin, "reconfigure"):

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from experiments.text_generator.checkpoints import PROGRAM, stored_in
 from experiments.text_generator.config import OF_SOURCE, Train
 from experiments.text_generator.model import CharacterModel
 from experiments.text_generator.presets import from_mapping
-from experiments.text_generator.reading import AnyVocabulary, require_known
+from experiments.text_generator.reading import AnyVocabulary
 from experiments.text_generator.train import make_optimizer, new_state
 from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.text import ByteVocabulary, Vocabulary
@@ -114,13 +113,3 @@ def _began(path: Path) -> str:
         return str(read_sealed(path).get("began", ""))
     except CheckpointError:
         return ""
-
-
-def encode(vocabulary: AnyVocabulary, text: str, name: str) -> np.ndarray:
-    """The ids of a text, which the user knows by a name.
-
-    Raises:
-        InvalidInputError: the model does not know all of its characters.
-    """
-    require_known(vocabulary, text, name)
-    return vocabulary.encode(text)

@@ -31,20 +31,18 @@ def load_corpus(
     *,
     strip_licence: bool = False,
     encoding: str = "utf-8",
-    cache_dir: Path | None = None,
 ) -> str:
     r"""Return the text of a corpus.
 
     Args:
-        source: "alice" (Project Gutenberg #11, downloaded once and then read from the cache),
+        source: "alice" (Project Gutenberg #11, downloaded once, to the folder that the environment
+            variable `RNNJAX_CACHE` names, or else to the user's cache of the operating system),
             "python-docs" (the documentation that ships inside CPython), or the path of a text
             file, whose byte-order mark is dropped. Line ends become `\n`. A file that bears
             the name of a corpus can be given as a `Path`.
         strip_licence: keep only what lies between the lines `*** START OF ... ***` and
             `*** END OF ... ***` of a Project Gutenberg text (to the end, if there is no END).
         encoding: of a text file, by a name that Python knows.
-        cache_dir: folder for downloads; by default that of the environment variable
-            `RNNJAX_CACHE`, else the user's cache folder of the operating system.
 
     Returns:
         The text, at least one character before the licence is stripped.
@@ -61,9 +59,7 @@ def load_corpus(
         ...     load_corpus(path, strip_licence=True)
         'How doth\n'
     """
-    return "".join(
-        corpus_pieces(source, strip_licence=strip_licence, encoding=encoding, cache_dir=cache_dir)
-    )
+    return "".join(corpus_pieces(source, strip_licence=strip_licence, encoding=encoding))
 
 
 def corpus_pieces(
@@ -71,7 +67,6 @@ def corpus_pieces(
     *,
     strip_licence: bool = False,
     encoding: str = "utf-8",
-    cache_dir: Path | None = None,
 ) -> Iterator[str]:
     """Yield the text that `load_corpus` returns, in pieces: a file is never in memory as a whole.
 
@@ -79,7 +74,7 @@ def corpus_pieces(
     """
     pieces: Iterable[str]
     if source == "alice":
-        pieces = [_cached_download("alice.txt", ALICE_URL, cache_dir)]
+        pieces = [_cached_download("alice.txt", ALICE_URL)]
     elif source == "python-docs":
         pieces = [_python_docs()]
     else:
@@ -194,8 +189,8 @@ def _without_licence(text: str, source: str | os.PathLike[str]) -> str:
     return rest[: end.start()] if end else rest
 
 
-def _cached_download(name: str, url: str, cache_dir: Path | None) -> str:
-    asked = cache_dir or os.environ.get("RNNJAX_CACHE")
+def _cached_download(name: str, url: str) -> str:
+    asked = os.environ.get("RNNJAX_CACHE")
     folder = Path(asked or _import_pooch().os_cache("rnnjax")).expanduser()
     path, checksum = folder / name, folder / f"{name}.sha256"
     if os.path.exists(path):
@@ -259,7 +254,7 @@ def _store(folder: Path, files: dict[str, bytes]) -> None:
     except OSError as error:
         raise CorpusError(
             f"the cache folder {folder} must be writable, but writing failed ({error.strerror}); "
-            "set RNNJAX_CACHE or cache_dir to another folder"
+            "set RNNJAX_CACHE to another folder"
         ) from None
 
 

@@ -118,7 +118,7 @@ def inspection_page(
         )
         return _page(about, main, data | embedded, ["reader.js", "inspect.js"])
 
-    room = limit - _size(page([], 0)) - 2000 - 200 * len(cards)
+    room = limit - len(page([], 0).encode()) - 2000 - 200 * len(cards)
     each = len(packed(np.zeros((length + 1) // 2), "u1"))
     if room < 8 * each:
         raise InvalidInputError(
@@ -267,7 +267,3 @@ def _seen(text: str) -> str:
 
 def _hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
-
-
-def _size(page: str) -> int:
-    return len(page.encode("utf-8"))

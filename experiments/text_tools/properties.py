@@ -141,10 +141,6 @@ def _bracketed(characters: list[str], _: str) -> list[bool]:
     return marks
 
 
-def _odd_lines(characters: list[str], _: str) -> np.ndarray:
-    return np.cumsum([c == "\n" for c in characters]) % 2
-
-
 def _punctuation(c: str) -> bool:
     return unicodedata.category(c).startswith("P")
 
@@ -173,7 +169,9 @@ PROPERTIES: Mapping[str, Property] = {
     "digit": _each(str.isdigit),
     "punctuation": _each(_punctuation),
     "right after punctuation": _after(_punctuation),
-    "odd line number (a control: nothing should follow it)": _odd_lines,
+    "odd line number (a control: nothing should follow it)": (
+        lambda characters, _: np.cumsum([c == "\n" for c in characters]) % 2
+    ),
 }
 """By name, from the characters and their text to a number for each."""
 

@@ -49,7 +49,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.delenv("RNNJAX_CACHE", raising=False)
+    monkeypatch.setenv("RNNJAX_CACHE", str(tmp_path / "deep" / "cache"))
     return tmp_path / "deep" / "cache"
 
 
@@ -194,7 +194,7 @@ def test_a_download_is_silent_and_cached_with_its_checksum(
     server, cache, capfd, caplog, monkeypatch
 ):
     caplog.set_level(logging.INFO)
-    assert load_corpus("alice", cache_dir=cache) == TEXT
+    assert load_corpus("alice") == TEXT
     assert (*capfd.readouterr(), caplog.records) == ("", "", [])
     assert names(cache) == ["alice.txt", "alice.txt.sha256"]
     assert (cache / "alice.txt").read_bytes() == BOOK
@@ -203,18 +203,15 @@ def test_a_download_is_silent_and_cached_with_its_checksum(
     # From there on it takes no network, and no pooch.
     server.pages.clear()
     monkeypatch.setitem(sys.modules, "pooch", None)
-    assert load_corpus("alice", cache_dir=cache) == TEXT
+    assert load_corpus("alice") == TEXT
     assert server.requests == ["/alice"]
 
 
-def test_where_the_cache_is(server, cache, tmp_path, monkeypatch):
+def test_the_default_cache_is_that_of_the_operating_system(server, cache, monkeypatch):
+    monkeypatch.delenv("RNNJAX_CACHE")
     monkeypatch.setattr("pooch.os_cache", lambda project: cache / project)
     load_corpus("alice")
-    monkeypatch.setenv("RNNJAX_CACHE", str(tmp_path / "named"))
-    load_corpus("alice")
-    load_corpus("alice", cache_dir=tmp_path / "nearer")  # the argument goes before it
-    for folder in (cache / "rnnjax", tmp_path / "named", tmp_path / "nearer"):
-        assert names(folder) == ["alice.txt", "alice.txt.sha256"]
+    assert names(cache / "rnnjax") == ["alice.txt", "alice.txt.sha256"]
 
 
 @pytest.mark.parametrize(
@@ -222,16 +219,16 @@ def test_where_the_cache_is(server, cache, tmp_path, monkeypatch):
     [("", BOOK[:-1]), (".sha256", b"\xff0  alice.txt\n"), (".sha256", b""), (".sha256", None)],
 )
 def test_damaged_cache_is_refused_until_deleted(server, cache, name, content):
-    load_corpus("alice", cache_dir=cache)
+    load_corpus("alice")
     path = cache / "alice.txt"
     damaged = cache / f"alice.txt{name}"
     damaged.unlink() if content is None else damaged.write_bytes(content)
     for _ in range(2):  # a refusal repairs nothing behind one's back
-        assert f"delete {path} " in refused("alice", cache_dir=cache)
+        assert f"delete {path} " in refused("alice")
     assert server.requests == ["/alice"]
     path.unlink()
-    assert load_corpus("alice", cache_dir=cache) == TEXT
-    assert load_corpus("alice", cache_dir=cache) == TEXT
+    assert load_corpus("alice") == TEXT
+    assert load_corpus("alice") == TEXT
 
 
 @pytest.mark.parametrize(
@@ -245,7 +242,7 @@ def test_damaged_cache_is_refused_until_deleted(server, cache, name, content):
 def test_failed_download_leaves_nothing(server, cache, monkeypatch, url, reason):
     url = url.format(server.url)
     monkeypatch.setattr(corpora, "ALICE_URL", url)
-    message = refused("alice", cache_dir=cache)
+    message = refused("alice")
     assert f"the download of {url} failed ({reason})" in message
     assert "save the text by hand and give the path" in message
     assert not cache.parent.exists()
@@ -261,12 +258,11 @@ def test_failed_download_leaves_nothing(server, cache, monkeypatch, url, reason)
 )
 def test_a_download_that_is_no_text_is_not_cached(server, cache, body, reason):
     server.pages["/alice"] = body
-    assert reason in refused("alice", cache_dir=cache)
+    assert reason in refused("alice")
     assert not cache.parent.exists()
 
 
 def test_without_pooch_the_install_line_is_given(cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "pooch", None)
-    assert "pip install 'rnnjax[experiments]'" in refused("alice", cache_dir=cache)
     assert "pip install 'rnnjax[experiments]'" in refused("alice")
     assert not cache.parent.exists()
