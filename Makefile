@@ -67,7 +67,7 @@ test-core: $(VENV)/test.stamp
 # takes the newest versions of everything.
 SHARD := 1
 SHARDS := 4
-FILES = $(sort $(wildcard tests/test_*.py tests/*/test_*.py tests/*/*/test_*.py) $(wildcard rnnjax/*))
+FILES = $(sort $(wildcard tests/test_*.py tests/*/test_*.py tests/*/*/test_*.py) $(wildcard rnnjax/*) experiments)
 test-shard: $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(WORKERS) \
 		$(shell printf '%s\n' $(FILES) | grep -v -E 'py.typed|__pycache__' | awk 'NR % $(SHARDS) == $(SHARD) % $(SHARDS)')

@@ -54,6 +54,7 @@ def losses(run_dir):
     return np.array([entry["loss"] for entry in entries])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_of_two_processes_goes_on_as_one_and_ends_like_it(
     start, program, text, tmp_path
 ):

@@ -66,10 +66,8 @@ def trained(program, name, memory, remembers=True):
         return jax.device_get((first, *jax.jit(train)(jax.random.key(3))))
 
 
-@pytest.mark.parametrize(
-    ("program", "name"),
-    [(ppo, "t_maze"), pytest.param(r2d2, "repeat_previous", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("program", "name"), [(ppo, "t_maze"), (r2d2, "repeat_previous")])
 def test_both_memories_learn_the_same(program, name):
     (first, last, path), (begin, end, same) = (
         trained(program, name, memory) for memory in (ScannedRNN, LayerRNN)
