@@ -55,9 +55,3 @@ def session(proto: Any) -> Any:
     options.log_severity_level = 4
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return runtime.InferenceSession(proto.SerializeToString(), options)
-
-
-def by_runtime(proto: Any, given: dict[str, Any]) -> dict[str, Any]:
-    runner, names = session(proto), [output.name for output in proto.graph.output]
-    fed = {value.name: given[value.name] for value in runner.get_inputs()}
-    return dict(zip(names, runner.run(None, fed), strict=True))

@@ -220,11 +220,7 @@ def inputs_of(model: Any, seed: int = 1) -> list[Any]:
 
 
 def by_keras(model: Any, arrays: list[Any]) -> Any:
-    """What a model makes of these inputs.
-
-    One program: operation by operation, each compiled by itself, it takes 1.4 times as long. And
-    another one each time, as its constants are the weights of now.
-    """
+    """What a model makes of these inputs: in one program, which is new as the weights are."""
     run = jax.jit(lambda given: model(given))
     return jax.tree.map(np.asarray, run(arrays if len(arrays) > 1 else arrays[0]))
 
