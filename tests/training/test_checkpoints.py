@@ -39,7 +39,7 @@ def state_at(step, stack=STACK, optimizer=ADAM, carry=None):
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    return Checkpoints(tmp_path / "checkpoints", keep_last=2)
+    return Checkpoints(tmp_path / "checkpoints")
 
 
 def assert_same(one, other):
@@ -71,15 +71,16 @@ def test_the_best_and_the_last_are_kept(checkpoints):
     for step, loss, best, steps in (
         (0, None, 0, [0]),
         (1, float("nan"), 1, [0, 1]),
-        (2, 3.0, 2, [1, 2]),
-        (3, 1.0, 3, [2, 3]),
-        (4, 2.0, 3, [3, 4]),
+        (2, 3.0, 2, [0, 1, 2]),
+        (3, 1.0, 3, [1, 2, 3]),
+        (4, 2.0, 3, [2, 3, 4]),
         (5, 2.5, 3, [3, 4, 5]),
-        (6, 1.0, 3, [3, 5, 6]),
+        (6, 1.0, 3, [3, 4, 5, 6]),
+        (7, 3.0, 3, [3, 5, 6, 7]),
     ):
         checkpoints.save(state_at(step), {}, loss=loss)
         assert (checkpoints.best().step, checkpoints.steps()) == (best, steps)
-    assert (checkpoints.best_step(), checkpoints.latest().step) == (3, 6)
+    assert (checkpoints.best_step(), checkpoints.latest().step) == (3, 7)
     assert int(checkpoints.at(3).restore(state_at(0)).step) == 3
     (checkpoints.path(3) / "about.json").write_text("{")
     with pytest.warns(UserWarning, match="3 is damaged"):
@@ -240,7 +241,7 @@ def test_a_step_is_saved_once_and_a_failed_save_keeps_the_rest(checkpoints, monk
 
 
 def test_a_damaged_latest_checkpoint_is_set_aside_for_the_one_before(checkpoints):
-    for step in (1, 2, 3):
+    for step in (2, 3):
         checkpoints.save(state_at(step), {})
     about = checkpoints.path(3) / "about.json"
     for name in ("damaged-3", "damaged-3-2"):

@@ -11,7 +11,6 @@ import optax
 import pytest
 
 import rnnjax
-from rnnjax import InvalidInputError
 from rnnjax.training import (
     Checkpoints,
     Progress,
@@ -24,8 +23,6 @@ from rnnjax.training import (
     minibatches,
     step,
 )
-from rnnjax.training.sharding import cores_for
-from rnnjax.training.sources import divided
 
 STEPS, ROWS, TIME, SIZE, HIDDEN = 10, 24, 5, 13, 16
 NAMES = "inputs", "targets", "mask", "resets"
@@ -172,12 +169,6 @@ def test_a_checkpoint_of_four_devices_fits_one_and_another_mesh(runs, tmp_path, 
 
 
 def test_the_cores_are_used_where_it_pays(capsys):
-    """Small ones stay on one, and large kernels with few rows too; the numbers are the same."""
-    sizes = (8, 32), (64, 16), (512, 16), (700, 12), (512, 15)
-    shapes = [{"kernel": jax.ShapeDtypeStruct((h, 4 * h), jnp.float32)} for h, _ in sizes]
-    assert [cores_for(shape, rows) for shape, (_, rows) in zip(shapes, sizes, strict=True)] == [
-        1, 4, 2, 1, 1]  # fmt: skip
-    assert cores_for({}, 4) == 1
     data = np.random.default_rng(0).normal(size=(64, 128)).astype(np.float32)
 
     def fitted(sharding, progress, rows=16):
@@ -190,5 +181,3 @@ def test_the_cores_are_used_where_it_pays(capsys):
     np.testing.assert_allclose(four.params, one.params, rtol=1e-5, atol=1e-6)
     fitted("cores", Progress(), rows=1)
     assert "on one device, because" in capsys.readouterr().out
-    with pytest.raises(InvalidInputError, match='batches of sharding="cores" must be those of min'):
-        divided(np.ones((2, 64, 3)), "cores", {}, print)

@@ -686,10 +686,15 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path, capsys, change, nam
         assert len(train(change, 3).history) == 3
 
 
-def test_a_run_of_another_version_goes_on_and_that_is_said(tmp_path, monkeypatch, capsys):
-    learn_a_line(optax.adam(0.1), tmp_path, 1)
+def test_a_run_elsewhere_goes_on_and_that_is_said(tmp_path, monkeypatch, capsys):
+    """With another version, or on other devices."""
+    for epochs, devices in enumerate((2, 2, 1), 1):
+        learn_a_line(optax.adam(0.1), tmp_path, epochs, hooks=[Progress(io.StringIO())],
+                     sharding=Sharding.over(devices))  # fmt: skip
+        said = "the devices of the run were 2 and are 1 now" in capsys.readouterr().out
+        assert said == (devices == 1)
     monkeypatch.setattr(jax, "__version__", "0.0.1")
-    learn_a_line(optax.adam(0.1), tmp_path, 2, hooks=[Progress(io.StringIO())])
+    learn_a_line(optax.adam(0.1), tmp_path, 4, hooks=[Progress(io.StringIO())])
     assert "and this is jax 0.0.1, rnnjax" in capsys.readouterr().out
 
 

@@ -23,6 +23,7 @@ from rnnjax.training.processes import (
     require_alike,
     together,
 )
+from rnnjax.training.sharding import cores_for
 from rnnjax.training.sources import divided
 
 
@@ -99,6 +100,16 @@ def test_what_lies_right_is_left_where_it_is_and_what_has_no_rows_is_everywhere(
     assert sharding.put_batches(laid)["xs"] is laid["xs"]
     state = sharding.put_state(small_state(4))
     assert sharding.put_state(state).carry.cell is state.carry.cell
+
+
+def test_small_networks_stay_on_one_core_and_large_kernels_with_few_rows_too():
+    sizes = {(8, 32): 1, (64, 15): 1, (64, 16): 4, (512, 16): 2, (512, 15): 1, (512, 27): 3}
+    for (hidden, rows), cores in (sizes | {(700, 12): 1}).items():
+        kernel = jax.ShapeDtypeStruct((hidden, 4 * hidden), np.float32)
+        assert cores_for({"kernel": kernel, "rate": 0.5}, rows) == cores
+    assert cores_for({}, 4) == 1
+    with pytest.raises(InvalidInputError, match='batches of sharding="cores" must be those of min'):
+        divided(np.ones((2, 64, 3)), "cores", {}, print)
 
 
 @pytest.mark.parametrize(("devices", "processes"), [(1, 1), (4, 2)])
