@@ -1,13 +1,10 @@
 import contextlib
 import functools
-import inspect
 import io
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 
 import jax
@@ -26,7 +23,7 @@ from rnnjax.training import (
     Silent,
     fit,
 )
-from rnnjax.training.files import locked, read_lines, write_lines
+from rnnjax.training.files import locked, read_lines
 from rnnjax.training.identity import _sums
 
 PARAMS = {"kernel": np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)}
@@ -140,50 +137,30 @@ def both(*_):
     fail()
 
 
+SAVED = "stopped after step 4, saved in {0}/checkpoints/4; the same call"
+FAILED = "stopped by it and by an error; there is no checkpoint"
+
+
 @pytest.mark.parametrize(
-    ("options", "step", "said"),
+    ("options", "ends", "said"),
     [
-        ({"progress": At(4, send(signal.SIGTERM))}, 4,
-         "stopped after step 4, saved in {0}/checkpoints/4; the same call"),
-        ({"progress": At(15, send(signal.SIGTERM))}, 15, "the run was done, and is saved in {0}"),
-        ({"progress": At(2, both)}, None, "stopped by it and by an error; there is no checkpoint"),
-        ({"evaluate": both}, None, "stopped by it and by an error; there is no checkpoint"),
+        ({"progress": At(4, send(signal.SIGTERM))}, None, f"SIGTERM: {SAVED}"),
+        ({"progress": At(15, send(signal.SIGTERM))}, None, "SIGTERM: the run was done, and is sav"),
+        ({"progress": At(2, both)}, RuntimeError, f"SIGTERM: {FAILED}"),
+        ({"evaluate": both}, RuntimeError, f"SIGTERM: {FAILED}"),
+        ({"progress": At(4, send(signal.SIGINT))}, KeyboardInterrupt, f"SIGINT: {SAVED}"),
     ],
-)  # fmt: skip
+)
 def test_a_signal_does_what_it_would_have_done_once_its_step_is_saved(
-    tmp_path, capsys, options, step, said
+    tmp_path, capsys, options, ends, said
 ):
     """A program that has a handler of its own is told, and goes on; the others end."""
     heard = []
     signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
-    with contextlib.nullcontext() if step else pytest.raises(RuntimeError, match="an accident"):
-        result = run(tmp_path, on_signal="raise", **options)
-        assert (int(result.state.step), result.stopped_by) == (step, signal.SIGTERM)
-    assert heard == [signal.SIGTERM]
-    assert f"SIGTERM: {said.format(tmp_path)}" in capsys.readouterr().err
-
-
-SWEEP = """
-import sys, jax, jax.numpy as jnp, optax
-from rnnjax.training import Silent, fit
-for n in range(3):
-    fit(lambda p, b, k: jnp.mean((p * b - 3 * b) ** 2), jnp.zeros(()), optax.sgd(0.1 ** (n + 3)),
-        jnp.ones((1000, 4)), 10**6, key=jax.random.key(0), run_dir=f"{sys.argv[1]}/{n}",
-        hooks=[type("Told", (Silent,), {"on_dispatch": lambda *_: print("on", flush=True)})()])
-"""
-
-
-def test_a_signal_ends_a_sweep(tmp_path, environment):
-    program = [sys.executable, "-c", SWEEP, str(tmp_path)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(program, env=environment(1), **pipes) as process:
-        assert process.stdout.readline() == "on\n"
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode in (130, -signal.SIGINT)  # a shell reports both as 130
-    assert not (tmp_path / "1").exists()
-    step = Checkpoints(tmp_path / "0" / "checkpoints", read_only=True).latest().step
-    assert f"SIGINT: stopped after step {step}, saved" in said
+    with contextlib.nullcontext() if ends is None else pytest.raises(ends):
+        assert run(tmp_path, on_signal="raise", **options).stopped_by == signal.SIGTERM
+    assert heard == [signal.SIGTERM] * ("SIGTERM" in said)
+    assert said.format(tmp_path) in capsys.readouterr().err
 
 
 def test_without_a_folder_a_signal_is_returned_or_what_it_loses_is_said(capsys):
@@ -314,49 +291,22 @@ def test_a_resumed_run_waits_as_long_as_an_undisturbed_one_whatever_became_of_it
     (tmp_path / "epochs.jsonl").unlink()
     lines = (tmp_path / "steps.jsonl").read_text().split("\n")
     lines[1], lines[4] = "no JSON", '{"loss": 3}'
-    (tmp_path / "steps.jsonl").write_text("\n".join(lines))
+    (tmp_path / "steps.jsonl").write_text("\n".join(lines) + '[1]\n{"step": 4, "lo')
     result = run(tmp_path, evaluate=scores(2.4, 1.0), **options)
     assert int(result.state.step) == 20
     assert read_lines(tmp_path / "epochs.jsonl") == result.history
     assert len(read_lines(tmp_path / "steps.jsonl")) == 18
 
 
-def test_half_a_line_is_dropped(tmp_path):
-    path = tmp_path / "r.jsonl"
-    write_lines(path, [{"step": 1}])
-    write_lines(path, [{"step": 2}, {"step": 3}], more=True)
-    with path.open("a") as file:
-        file.write('[1]\n{"step": 4, "lo')
-    assert read_lines(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
-
-
-# As `locked`, without the imports that take its time; and it would share the lock, if it could.
-WRITER = """
-import fcntl, sys
-lock = open(sys.argv[1] + "/lock", "a+")
-try:
-    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-except BlockingIOError:
-    print("refused", flush=True)
-    fcntl.flock(lock, fcntl.LOCK_SH)
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
 def test_two_processes_cannot_write_to_one_folder(tmp_path):
-    pytest.importorskip("fcntl", reason="locks are those of POSIX")
-    with locked(tmp_path), locked(tmp_path):  # but one may, in two places
-        other = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        assert other.stdout.readline() == b"refused\n"
-    assert other.stdout.readline() == b"held\n"
-    with pytest.raises(CheckpointError, match="another process writes to"):
-        run(tmp_path)
-    other.kill()
-    other.communicate()
+    fcntl = pytest.importorskip("fcntl", reason="locks are those of POSIX")
+    # Of what has opened the file, not of a process; and it would share the lock, if it could.
+    with (tmp_path / "lock").open("a+") as other:
+        with locked(tmp_path), locked(tmp_path), pytest.raises(BlockingIOError):  # twice one may
+            fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with pytest.raises(CheckpointError, match="another process writes to"):
+            run(tmp_path)
 
     # Nor two threads, which share the process's lock.
     def second():
@@ -443,32 +393,31 @@ def test_skipped_steps_in_a_row_are_counted_across_a_stop(tmp_path):
     assert sum(entry.get("skipped", 0) for entry in result.history) == 3
 
 
-def test_a_gradient_that_is_not_finite_counts_too():
-    def loss_of_a_root(params, batch, key):
-        return jnp.sqrt(jnp.sum(params * batch))
+def tiny(**change):
+    given = {"loss_fn": lambda p, b, k: jax.tree.leaves(p)[0].sum(), "params": jnp.ones(2),
+             "batches": np.ones((2, 2), np.float32), "optimizer": optax.sgd(0.1), "epochs": 1,
+             "key": jax.random.key(0), "hooks": [Silent()]}  # fmt: skip
+    return fit(**{**given, **change})
 
+
+def test_a_gradient_that_is_not_finite_counts_too():
     with pytest.raises(NonFiniteError, match="the loss is 0 and the norm of the gradient"):
-        fit(loss_of_a_root, jnp.zeros(2), optax.sgd(0.1), np.ones((3, 2)), 1,
-            key=jax.random.key(0), hooks=[Silent()])  # fmt: skip
+        tiny(loss_fn=lambda p, b, k: jnp.sqrt(jnp.sum(p * b)), params=jnp.zeros(2))
 
 
 def test_the_parameters_given_are_left_as_they_are():
-    params = jnp.ones(2)
-    batches = np.ones((3, 2), np.float32)
-    result = fit(lambda params, batch, key: jnp.sum(params * batch), params, optax.sgd(0.1),
-                 batches, 1, key=(key := jax.random.key(0)), hooks=[Silent()])  # fmt: skip
+    params, key = jnp.ones(2), jax.random.key(0)
+    result = tiny(params=params, key=key)
     assert params.tolist() == [1, 1]
     assert key == jax.random.key(0)  # the state is donated, and it has a copy of the key
     # What came out stays too where a run goes on from the state.
     jax.jit(lambda state: state, donate_argnums=0)(result.state)
-    np.testing.assert_allclose(result.params, 0.7, rtol=1e-6)
+    np.testing.assert_allclose(result.params, 0.8, rtol=1e-6)
 
 
 def test_a_carry_may_be_a_number_over_devices_too():
-    result = fit(lambda p, c, b, k: ((p * b).sum(), (c + 1, {})), jnp.ones(2), optax.sgd(0.1),
-                 np.ones((3, 2), np.float32), 1, key=jax.random.key(0), carry=0.0,
-                 sharding=Sharding.over(1), hooks=[Silent()])  # fmt: skip
-    assert result.state.carry == 3
+    options = {"carry": 0.0, "sharding": Sharding.over(1)}
+    assert tiny(loss_fn=lambda p, c, b, k: (p.sum(), (c + 1, {})), **options).state.carry == 2
 
 
 def test_a_kept_carry_goes_on_from_epoch_to_epoch_and_over_a_stop(tmp_path):
@@ -485,13 +434,10 @@ def test_keys_of_any_kind_come_back(tmp_path):
         noise, carry = jax.random.split(carry)
         return jnp.sum(params * batch) + jax.random.normal(noise), (carry, {})
 
-    def train(epochs):
-        return fit(noisy, jnp.zeros(2), optax.sgd(0.1), np.ones((3, 2), np.float32), epochs,
-                   key=jax.random.key(1, impl="rbg"), carry=jax.random.key(2, impl="rbg"),
-                   run_dir=tmp_path, hooks=[Silent()])  # fmt: skip
-
-    train(1)
-    assert train(2).state.carry.dtype == jax.random.key(0, impl="rbg").dtype
+    keys = {name: jax.random.key(1, impl="rbg") for name in ("key", "carry")}
+    for epochs in (1, 2):
+        result = tiny(loss_fn=noisy, epochs=epochs, run_dir=tmp_path, **keys)
+    assert result.state.carry.dtype == keys["carry"].dtype
 
 
 def test_fewer_epochs_than_were_done_are_said(tmp_path):
@@ -549,12 +495,8 @@ def test_fewer_epochs_than_were_done_are_said(tmp_path):
     ],
 )  # fmt: skip
 def test_what_a_program_gets_wrong_is_one_sentence(tmp_path, change, message):
-    given = {"loss_fn": lambda p, b, k: jax.tree.leaves(p)[0].sum(),
-             "batches": np.ones((2, 2), np.float32), "params": jnp.ones(2), "hooks": [Silent()],
-             "optimizer": optax.sgd(0.1), "key": jax.random.key(0), "run_dir": tmp_path / "run",
-             "epochs": 1, **change}  # fmt: skip
     with pytest.raises(InvalidInputError, match=message):
-        fit(**given)
+        tiny(run_dir=tmp_path / "run", **change)
 
 
 @pytest.mark.parametrize(
@@ -588,37 +530,18 @@ def learn_a_line(optimizer, folder=None, epochs=20, loss=line, **options):
     return fit(loss, LINE, optimizer, POINTS, epochs, run_dir=folder, **options)
 
 
-def optimizers():
-    """Yield the optimisers of optax that need only a learning rate."""
-    for module in (optax, optax.contrib):
-        for name, make in sorted(vars(module).items()):
-            if not inspect.isfunction(make) or name.startswith(("scale_by", "sm3", "sophia")):
-                continue  # of the last two another test reads why not
-            parameters = inspect.signature(make).parameters
-            needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind < 2]
-            if "learning_rate" in parameters and needed in ([], ["learning_rate"]):
-                default = parameters["learning_rate"].default in (None, inspect.Parameter.empty)
-                rate = {"adadelta": 1.0, "fromage": 0.1}.get(name, 0.01) if default else None
-                given = {} if rate is None else {"learning_rate": rate}
-                yield pytest.param(
-                    functools.partial(make, **given), id=name, marks=pytest.mark.slow
-                )
-
-
-@pytest.mark.filterwarnings("ignore:Specifying a key will be required")
-@pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     "make",
     [
         optax.lbfgs, optax.contrib.momo,
         lambda: optax.contrib.sam(optax.sgd(0.2), optax.sgd(0.1)),
         lambda: optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(accumulation_size=10)),
-        lambda: optax.MultiSteps(optax.sgd(0.3), 2).gradient_transformation(), *optimizers(),
+        lambda: optax.MultiSteps(optax.sgd(0.3), 2).gradient_transformation(),
     ],
 )  # fmt: skip
-def test_every_optimizer_learns(make):
+def test_optimizers_that_take_more_than_gradients_learn(make):
     history = learn_a_line(make(), epochs=30).history
-    assert history[-1]["loss"] < (0.9999 if hasattr(make, "func") else 0.8) * history[0]["loss"]
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
 
 
 @pytest.mark.parametrize(
@@ -698,24 +621,19 @@ def test_a_run_elsewhere_goes_on_and_that_is_said(tmp_path, monkeypatch, capsys)
     assert "and this is jax 0.0.1, rnnjax" in capsys.readouterr().out
 
 
-def strictly(path):
-    """The objects of a file, by JSON alone."""
-    parts = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
-    return [json.loads(part, parse_constant=pytest.fail) for part in parts]
-
-
 def test_what_is_not_finite_is_null_in_all_files(tmp_path):
     evaluate = scores(float("nan"), float("inf"), 1.0)
     first = run(tmp_path, evaluate=evaluate, epochs=2)
     assert np.isnan(first.history[0]["validation_loss"])
     result = run(tmp_path, evaluate=evaluate)
     assert np.isinf(result.history[1]["validation_loss"])
-    for name in ("steps.jsonl", "epochs.jsonl", "result.json"):
-        assert strictly(tmp_path / name)
-    assert strictly(tmp_path / "epochs.jsonl")[1]["validation_loss"] is None
     with pytest.raises(NonFiniteError):
         run(tmp_path / "bad", data=lambda epoch: batches(epoch, [8]))
-    strictly(tmp_path / "bad" / "steps.jsonl")
+    read = functools.partial(json.loads, parse_constant=pytest.fail)
+    for name in ("steps.jsonl", "epochs.jsonl", "bad/steps.jsonl"):
+        lines = [read(line) for line in (tmp_path / name).read_text().splitlines()]
+        assert name != "epochs.jsonl" or lines[1]["validation_loss"] is None
+    assert read((tmp_path / "result.json").read_text())
 
 
 def test_a_helper_may_have_another_name(tmp_path):
@@ -726,8 +644,7 @@ def test_a_helper_may_have_another_name(tmp_path):
         return x * 2
 
     for helper in (first, second):
-        loss = functools.partial(lambda helper, *given: jax.jit(helper)(line(*given)), helper)
-        learn_a_line(optax.sgd(0.1), tmp_path, 1, loss)
+        tiny(loss_fn=lambda p, b, k, helper=helper: jax.jit(helper)(p).sum(), run_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
