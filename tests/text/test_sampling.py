@@ -185,36 +185,23 @@ def carry_of(*rows):
     return np.zeros((*rows, 5), np.float32)
 
 
-def test_a_row_draws_what_it_draws_alone_with_its_key(params):
-    tokens, key = np.array([0, 3, 1, 2, 2]), jax.random.key(7)
-    sampling = Sampling(1.2, 3, 0.95, 1.2, 3)
-    carry, together = sample(step, params, carry_of(5), tokens, key=key, length=20,
-                             sampling=sampling)  # fmt: skip
-    keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))(key, np.arange(5))
-    after, ids = sample(step, params, carry_of(4), tokens[1:], key=keys[1:], length=20,
-                        sampling=sampling)  # fmt: skip
+@pytest.mark.parametrize("impl", ["threefry2x32", "unsafe_rbg"])
+def test_a_row_draws_what_it_draws_alone_with_its_key(params, impl):
+    tokens, key = np.array([0, 3, 1, 2, 2]), jax.random.key(7, impl=impl)
+    options = {"length": 20, "sampling": Sampling(1.2, 3, 0.95, 1.2, 3)}
+    carry, together = sample(step, params, carry_of(5), tokens, key=key, **options)
+    keys = jnp.stack([jax.random.fold_in(key, row) for row in range(5)])
+    after, ids = sample(step, params, carry_of(4), tokens[1:], key=keys[1:], **options)
     together = np.asarray(together)
     np.testing.assert_array_equal(ids, together[:, 1:])
     np.testing.assert_allclose(after, np.asarray(carry)[1:], atol=1e-6)
     assert not np.array_equal(together[:, 3], together[:, 4])
     # Nor does it need a batch, nor does the length matter; and the keys of old mean the same.
-    alone, ids = sample(step, params, carry_of(), tokens[4],
-                        key=jax.random.key_data(keys[4]), length=6, sampling=sampling)  # fmt: skip
+    last = keys[4] if impl == "unsafe_rbg" else jax.random.key_data(keys[4])
+    options["length"] = 6
+    alone, ids = sample(step, params, carry_of(), tokens[4], key=last, **options)
     np.testing.assert_array_equal(ids, together[:6, 4])
     assert alone.shape == (5,)
-
-
-def test_a_row_draws_what_it_draws_alone_with_a_key_of_any_kind():
-    keys = jnp.stack([jax.random.key(seed, impl="unsafe_rbg") for seed in (1, 2)])
-    tokens = jnp.zeros(2, jnp.int32)
-    _, together = sample(fixed, LOGITS, (), tokens, key=keys, length=9)
-    _, alone = sample(fixed, LOGITS, (), tokens[1:], key=keys[1:], length=9)
-    np.testing.assert_array_equal(together[:, 1:], alone)
-    # And one key for all is folded for each.
-    folded = jnp.stack([jax.random.fold_in(keys[0], row) for row in range(2)])
-    _, one = sample(fixed, LOGITS, (), tokens, key=keys[0], length=9)
-    _, each = sample(fixed, LOGITS, (), tokens, key=folded, length=9)
-    np.testing.assert_array_equal(one, each)
 
 
 def test_the_penalty_looks_back_on_the_last_characters_alone(params):
@@ -230,38 +217,30 @@ def test_the_penalty_looks_back_on_the_last_characters_alone(params):
     assert not np.array_equal(texts[0], texts[2])
 
 
-def test_another_temperature_compiles_nothing():
+def test_only_what_is_in_use_is_compiled_and_once_for_all_numbers():
     traces = []
 
     def counted(params, carry, tokens):
         traces.append(1)
         return fixed(params, carry, tokens)
 
-    def run(sampling):
-        sample(counted, LOGITS, (), jnp.int32(0), key=jax.random.key(0), length=2,
-               sampling=sampling)  # fmt: skip
-
-    run(Sampling(0.7, 3, 0.9, 1.1))
-    once = len(traces)
-    run(Sampling(1.4, 2, 0.5, 1.3))
-    assert len(traces) == once
-    run(Sampling(1.4, 0, 0.5, 1.3))
-    assert len(traces) > once
-
-
-def test_what_is_not_in_use_is_not_compiled():
     def text(sampling):
-        run = functools.partial(sample, fixed, length=2, sampling=sampling)
+        run = functools.partial(sample, counted, length=2, sampling=sampling)
         return str(jax.make_jaxpr(lambda key: run(LOGITS, (), jnp.int32(0), key=key))(
             jax.random.key(0)))  # fmt: skip
 
     # A filter works on the bits of the logits.
-    plainly = text(Sampling())
+    plainly, greedy = text(Sampling()), text(Sampling(0.0, 3, 0.5))
     for sampling in (Sampling(top_k=2), Sampling(top_p=0.5)):
         assert text(sampling).count("bitcast") > plainly.count("bitcast")
     assert "random_bits" in plainly
-    greedy = text(Sampling(0.0, 3, 0.5))
     assert not any(name in greedy for name in ("bitcast", "random_bits"))
+    text(Sampling(0.7, 3, 0.9, 1.1))
+    once = len(traces)
+    text(Sampling(1.4, 2, 0.5, 1.3))
+    assert len(traces) == once
+    text(Sampling(1.4, 0, 0.5, 1.3))
+    assert len(traces) > once
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rnnjax.errors import InvalidInputError
 from rnnjax.text import TUTORIAL_CHARACTERS, ByteVocabulary, Vocabulary, plain_lines
 
-unicode_texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+texts = st.text(st.characters(), min_size=1)  # lone surrogates are characters too
 
 
 def test_tutorial_has_its_68_characters():
@@ -37,7 +37,7 @@ def test_vocabulary_is_a_value():
         vocabulary.characters = "c"
 
 
-@given(unicode_texts)
+@given(texts)
 def test_learned_vocabulary_is_sorted_and_round_trips(text):
     vocabulary = Vocabulary.learned(text)
     assert list(vocabulary.characters) == sorted(set(text))
@@ -45,19 +45,6 @@ def test_learned_vocabulary_is_sorted_and_round_trips(text):
     assert ids.shape == (len(text),)
     assert [vocabulary.characters[i] for i in ids] == list(text)
     assert vocabulary.decode(ids) == text
-
-
-@given(st.permutations("azé\n🐇 "), st.text("azé\n🐇 "))
-def test_any_order_of_characters_round_trips(characters, text):
-    vocabulary = Vocabulary("".join(characters))
-    assert vocabulary.encode(text).tolist() == [characters.index(c) for c in text]
-    assert vocabulary.decode(vocabulary.encode(text)) == text
-
-
-def test_lone_surrogates_are_characters_too():
-    text = "a\ud83dz"
-    vocabulary = Vocabulary.learned(text)
-    assert vocabulary.decode(vocabulary.encode(text)) == text
 
 
 @pytest.mark.parametrize(

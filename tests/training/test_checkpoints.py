@@ -19,6 +19,7 @@ import pytest
 import rnnjax
 from rnnjax import CheckpointError, InvalidInputError, RnnjaxError
 from rnnjax.training import Checkpoints, Silent, TrainState, fit, load_params, save_params
+from rnnjax.training import checkpoints as module
 from rnnjax.training.files import read_sealed, write_sealed
 
 ADAM = optax.adam(1e-3)
@@ -40,6 +41,14 @@ def state_at(step, stack=STACK, optimizer=ADAM, carry=None):
 @pytest.fixture
 def checkpoints(tmp_path):
     return Checkpoints(tmp_path / "checkpoints")
+
+
+@pytest.fixture
+def two(checkpoints):
+    """With those of the steps 1 and 2, of which the first is the best."""
+    for step in (1, 2):
+        checkpoints.save(state_at(step), {}, loss=step)
+    return checkpoints
 
 
 def assert_same(one, other):
@@ -240,33 +249,29 @@ def test_a_step_is_saved_once_and_a_failed_save_keeps_the_rest(checkpoints, monk
     assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["1"]
 
 
-def test_a_damaged_latest_checkpoint_is_set_aside_for_the_one_before(checkpoints):
-    for step in (2, 3):
-        checkpoints.save(state_at(step), {})
-    about = checkpoints.path(3) / "about.json"
-    for name in ("damaged-3", "damaged-3-2"):
+def test_a_damaged_latest_checkpoint_is_set_aside_for_the_one_before(two):
+    about = two.path(2) / "about.json"
+    for name in ("damaged-2", "damaged-2-2"):
         about.write_bytes(about.read_bytes()[:100])
-        with pytest.warns(UserWarning, match=f"3 is damaged .* set aside as {name}$"):
-            assert int(checkpoints.latest().restore(state_at(0)).step) == 2
-        assert checkpoints.steps() == [2]
-        assert (checkpoints.directory / name).is_dir()
+        with pytest.warns(UserWarning, match=f"2 is damaged .* set aside as {name}$"):
+            assert int(two.latest().restore(state_at(0)).step) == 1
+        assert two.steps() == [1]
+        assert (two.directory / name).is_dir()
         # The run comes to the same step again, and what it writes there is whole.
-        checkpoints.save(state_at(3), {})
-        assert checkpoints.latest().step == 3
+        two.save(state_at(2), {})
+        assert two.latest().step == 2
     # Where all are damaged, it is not begun anew.
-    for step in (2, 3):
-        (checkpoints.path(step) / "about.json").write_text("{")
+    for step in (1, 2):
+        (two.path(step) / "about.json").write_text("{")
     with (
-        pytest.warns(UserWarning, match="[23] is damaged"),
+        pytest.warns(UserWarning, match="[12] is damaged"),
         pytest.raises(CheckpointError, match="all 2 checkpoints in"),
     ):
-        checkpoints.latest()
+        two.latest()
 
 
-def test_what_cannot_be_read_now_is_no_damage(checkpoints, monkeypatch):
+def test_what_cannot_be_read_now_is_no_damage(two, monkeypatch):
     """Too many open files, or no rights: nothing is moved, and it can be read later."""
-    for step in (1, 2):
-        checkpoints.save(state_at(step), {})
     real = Path.read_bytes
 
     def refuse(path):
@@ -277,9 +282,8 @@ def test_what_cannot_be_read_now_is_no_damage(checkpoints, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", refuse)
         with pytest.raises(CheckpointError, match="cannot be read now"):
-            checkpoints.latest()
-    assert checkpoints.steps() == [1, 2]
-    assert checkpoints.latest().step == 2
+            two.latest()
+    assert (two.steps(), two.latest().step) == ([1, 2], 2)
 
 
 def test_another_version_is_no_damage(checkpoints):
@@ -295,49 +299,34 @@ def test_another_version_is_no_damage(checkpoints):
 
 
 @pytest.mark.parametrize("spared", ["", "about.json"])
-def test_a_reader_takes_the_next_where_a_run_deletes_one(checkpoints, monkeypatch, spared):
+def test_a_reader_takes_the_next_where_a_run_deletes_one(two, monkeypatch, spared):
     """Between the list of steps and the first file, or between two files: no word of damage."""
-    from rnnjax.training import checkpoints as module
-
-    for step in (1, 2):
-        checkpoints.save(state_at(step), {}, loss=step)
-    reader, real = Checkpoints(checkpoints.directory, read_only=True), module.read_whole
+    reader, real = Checkpoints(two.directory, read_only=True), module.read_whole
 
     def read(path):
         if "1" in path.parts and path.name != spared:
-            shutil.rmtree(checkpoints.path(1), ignore_errors=True)
+            shutil.rmtree(two.path(1), ignore_errors=True)
         return real(path)
 
-    shutil.copytree(checkpoints.path(1), checkpoints.directory / "aside")
+    saved, aside = reader.at(1), shutil.copytree(two.path(1), two.directory / "aside")
     monkeypatch.setattr(module, "read_whole", read)
     monkeypatch.setattr(module, "read_sealed", lambda path: read(path) and read_sealed(path))
     assert reader.best().step == 2
-    shutil.copytree(checkpoints.directory / "aside", checkpoints.path(1))
+    shutil.copytree(aside, two.path(1))
     with pytest.raises(CheckpointError, match="1 was deleted while it was read"):
         reader.at(1)
-    shutil.copytree(checkpoints.directory / "aside", checkpoints.path(1))
-    monkeypatch.undo()
-    saved = reader.at(1)
-    shutil.rmtree(checkpoints.path(1))
     assert int(saved.restore(state_at(0)).step) == 1  # what was read stays
-    assert checkpoints.steps() == [2]
+    assert two.steps() == [2]
 
 
-def test_a_checkpoint_knows_its_own_step(checkpoints):
+def test_a_checkpoint_knows_its_own_step(two):
     """A folder that a backup renamed, or copied, is not taken for another step."""
-    for step in (1, 2):
-        checkpoints.save(state_at(step), {})
-    shutil.copytree(checkpoints.path(2), checkpoints.path(7))
+    shutil.copytree(two.path(2), two.path(7))
     with pytest.warns(UserWarning, match=r"7 is damaged \(it is that of step 2, renamed\)"):
-        assert checkpoints.latest().step == 2
-    checkpoints.path(1).rename(checkpoints.path(3))
+        assert two.latest().step == 2
+    two.path(1).rename(two.path(3))
     with pytest.raises(CheckpointError, match=r"that of step 1, renamed"):
-        checkpoints.at(3)
-    # The run comes to those steps, and saves them.
-    for step in (3, 7):
-        shutil.rmtree(checkpoints.path(step), ignore_errors=True)
-        checkpoints.save(state_at(step), {})
-    assert checkpoints.latest().step == 7
+        two.at(3)
 
 
 def test_what_cannot_be_saved_or_read_is_told(checkpoints):
@@ -374,11 +363,8 @@ def test_parameters_alone_come_back_in_dicts_and_tuples(checkpoints):
     assert_same(saved.params(jax.eval_shape(lambda: params)), params)
     with pytest.raises(CheckpointError, match=r"belongs to another model: .*'extra'.* no such arr"):
         saved.params(params | {"extra": jnp.ones(1)})
-
-
-def test_parameters_in_containers_of_their_own_need_like(checkpoints):
-    trees = STACK.initial_carry((2,)), {0: jnp.ones(2), 1: jnp.zeros(2)}  # any pytree
-    for step, params in enumerate(trees):
+    # Any pytree may be, and then needs like.
+    for step, params in enumerate((STACK.initial_carry((2,)), {0: jnp.ones(2)}), 1):
         state = TrainState.create(params, ADAM, key=jax.random.key(1))
         checkpoints.save(dataclasses.replace(state, step=jnp.int32(step)), {})
         with pytest.raises(CheckpointError, match=r"in containers of their own.*give like"):

@@ -1,3 +1,7 @@
+"""Adam as Keras has it, constraints, and penalties against their sums written out."""
+
+import functools
+import itertools
 import os
 
 os.environ["KERAS_BACKEND"] = "jax"
@@ -10,6 +14,11 @@ import pytest
 
 from rnnjax import InvalidInputError
 from rnnjax.training import constrain, keras_adam
+from rnnjax.training.optimizers import activity_penalty, slowness_penalty, weight_penalty
+
+YS = np.random.default_rng(0).standard_normal((5, 3, 2), np.float32)
+MASK = np.array([[1, 1, 0], [1, 1, 1], [0, 1, 1], [1, 1, 1], [1, 0, 1]], bool)
+RESETS = np.array([[1, 1, 1], [0, 0, 1], [0, 0, 0], [0, 1, 0], [0, 0, 0]], bool)
 
 
 def test_equals_the_adam_of_keras():
@@ -47,31 +56,24 @@ def test_updates_have_the_type_of_the_parameters():
     np.testing.assert_allclose(updates.astype(jnp.float32), -0.1, rtol=1e-2)
 
 
-CONSTRAINTS = {
-    "NonNeg": ({}, lambda w: jnp.maximum(w, 0)),
-    "MaxNorm": ({"max_value": 2}, lambda w: w / jnp.maximum(jnp.linalg.norm(w, axis=0) / 2, 1)),
-    "UnitNorm": ({}, lambda w: w / jnp.linalg.norm(w, axis=0)),
-}
-
-
-@pytest.mark.parametrize("name", CONSTRAINTS)
-def test_constraints_equal_those_of_keras(name):
+@pytest.mark.parametrize(
+    ("name", "options", "ours"),
+    [
+        ("NonNeg", {}, lambda w: jnp.maximum(w, 0)),
+        ("MaxNorm", {"max_value": 2}, lambda w: w / jnp.maximum(jnp.linalg.norm(w, axis=0) / 2, 1)),
+        ("UnitNorm", {}, lambda w: w / jnp.linalg.norm(w, axis=0)),
+    ],
+)
+def test_constraints_equal_those_of_keras(name, options, ours):
     """Constraints of the page about Keras; other parameters are updated freely."""
     keras = pytest.importorskip("keras", reason="Keras is in the extra `test`")
-    options, ours = CONSTRAINTS[name]
-    kernel, grads = (np.random.default_rng(seed).normal(size=(2, 3, 5)) for seed in (0, 1))
-    params = {"kernel": kernel[0].astype(np.float32), "bias": np.ones(5, np.float32)}
-    free = optax.sgd(0.5)
-    chained = optax.chain(free, constrain(lambda p: {**p, "kernel": ours(p["kernel"])}))
-    state = chained.init(params)
-    for grad in grads:
-        grads_of_all = {"kernel": grad.astype(np.float32), "bias": np.ones(5, np.float32)}
-        theirs = optax.apply_updates(params, free.update(grads_of_all, free.init(params))[0])
-        expected = getattr(keras.constraints, name)(**options)(theirs["kernel"])
-        updates, state = jax.jit(chained.update)(grads_of_all, state, params)
-        params = optax.apply_updates(params, updates)
-        np.testing.assert_allclose(params["kernel"], expected, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(params["bias"], theirs["bias"])
+    params, grads = ({"kernel": YS[i], "bias": np.ones(5, np.float32)} for i in (0, 1))
+    optimizer = optax.chain(optax.sgd(0.5), constrain(lambda p: {**p, "kernel": ours(p["kernel"])}))
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    found = optax.apply_updates(params, updates)
+    expected = getattr(keras.constraints, name)(**options)(YS[0] - 0.5 * YS[1])
+    np.testing.assert_allclose(found["kernel"], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["bias"], 0.5)
 
 
 def test_a_constraint_sees_and_returns_the_parameters():
@@ -80,3 +82,73 @@ def test_a_constraint_sees_and_returns_the_parameters():
         optimizer.update(params, optimizer.init(params))
     with pytest.raises(InvalidInputError, match="a constraint must return a tree like the param"):
         optimizer.update(params, optimizer.init(params), params)
+
+
+# ---- penalties
+
+
+def test_weight_penalty_by_hand():
+    """The gradient is zero for l1 at zero, where biases begin: in JAX that of ``abs`` is 1."""
+    params = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.zeros(3), "rest": ()}
+    for l1, l2 in ((2.0, 0.0), (0.0, 3.0), (2.0, 3.0)):
+        penalty = functools.partial(weight_penalty, l1=l1, l2=l2)
+        found, gradient = jax.value_and_grad(penalty)(params)
+        np.testing.assert_allclose(found, l1 * 3 + l2 * 5)
+        np.testing.assert_allclose(gradient["kernel"], [[l1 + 2 * l2, -l1 - 4 * l2]])
+        assert np.all(gradient["bias"] == 0)
+    assert weight_penalty(params) == weight_penalty({}, l1=1.0) == 0
+    narrow = weight_penalty({"kernel": jnp.ones(1001, jnp.bfloat16)}, l2=1.0)
+    assert (narrow.dtype, narrow) == (jnp.float32, 1001)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_activity_and_slowness_by_hand(masked, reset):
+    """A pair counts where both of its entries do, and no reset lies between them."""
+    mask = MASK if masked else np.ones_like(MASK)
+    resets = RESETS if reset else np.zeros_like(RESETS)
+    every = list(itertools.product(range(5), range(3)))
+    squares = [YS[t, row] ** 2 for t, row in every if mask[t, row]]
+    pairs = [
+        (YS[t, row] - YS[t - 1, row]) ** 2
+        for t, row in every
+        if t and mask[t, row] and mask[t - 1, row] and not resets[t, row]
+    ]
+    given = {"mask": MASK if masked else None, "resets": RESETS if reset else None}
+    np.testing.assert_allclose(jax.jit(slowness_penalty)(YS, **given), np.mean(pairs), rtol=1e-6)
+    del given["resets"]
+    np.testing.assert_allclose(jax.jit(activity_penalty)(YS, **given), np.mean(squares), rtol=1e-6)
+
+
+def test_what_does_not_count_has_no_value_and_no_gradient():
+    nothing, everything = np.zeros((4, 3), bool), np.ones((4, 3), bool)
+    for penalty in (
+        lambda ys: activity_penalty(ys, mask=nothing),
+        lambda ys: slowness_penalty(ys, mask=everything, resets=everything),
+        lambda ys: slowness_penalty(ys[:1]),
+    ):
+        value, gradient = jax.value_and_grad(penalty)(np.ones((4, 3, 2), np.float32))
+        assert value == 0
+        assert np.all(np.asarray(gradient) == 0)
+    for penalty in (activity_penalty, slowness_penalty):
+        of = jax.jit(jax.grad(functools.partial(penalty, mask=MASK)))
+        gradient = of(YS)
+        assert np.all(np.asarray(gradient)[~MASK] == 0)
+        np.testing.assert_array_equal(of(np.where(MASK[..., None], YS, np.nan)), gradient)
+
+
+@pytest.mark.parametrize("mask", [None, np.ones((70_000, 1), bool)])
+def test_a_mean_over_more_than_float16_can_count(mask):
+    ys = np.full((70_000, 1, 1), 2.0, np.float16)
+    np.testing.assert_allclose(activity_penalty(ys, mask=mask), 4.0)
+
+
+@pytest.mark.parametrize("name", ["mask", "resets"])
+def test_marks_are_booleans_of_time(name):
+    with pytest.raises(InvalidInputError, match=f"^{name} must be booleans .* but are int32"):
+        slowness_penalty(YS, **{name: MASK.astype(np.int32)})
+    for marks in (MASK.T, MASK[:1], MASK[..., None], MASK[:, :2]):
+        with pytest.raises(InvalidInputError, match=rf"{name} must be .*has the shape .* is time"):
+            slowness_penalty(YS, **{name: marks})
+    shared = slowness_penalty(YS, **{name: MASK[:, :1]})
+    np.testing.assert_array_equal(shared, slowness_penalty(YS, **{name: MASK[:, [0, 0, 0]]}))

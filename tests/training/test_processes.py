@@ -88,11 +88,6 @@ def test_what_one_cannot_do_ends_both(seen, scene, first, second):
     assert re.match(second or first, seen[1][scene])
 
 
-def test_rows_that_are_all_alike_are_not_doubled(seen):
-    assert all("alike" not in each for each in seen)
-    assert "doubled" not in seen[2]  # one process has them all
-
-
 @pytest.mark.parametrize("who", [1, 0])
 def test_the_death_of_one_ends_the_other_at_once(tmp_path, start, who):
     processes = start(tmp_path, f"kill-{who}")

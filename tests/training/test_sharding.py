@@ -63,12 +63,12 @@ def small_state(hidden_size):
 
 
 def test_rows_and_units_that_cannot_be_divided_are_named():
-    with pytest.raises(InvalidInputError, match="a batch of 4 rows cannot be divided over 3 dev"):
-        abstract(3, 1).of_state(small_state(4))
-    with pytest.raises(InvalidInputError, match=r"out.bias has 5 along axis 0, which cannot be"):
-        abstract(1, 2).of_state(small_state(4))
-    with pytest.raises(InvalidInputError, match=r"a batch of 4 rows .* a multiple of 3 rows"):
-        abstract(3, 1).rows(4)
+    for mesh, message in (
+        ((3, 1), "a batch of 4 rows cannot be divided over 3 devices; take a multiple of 3 rows"),
+        ((1, 2), "out.bias has 5 along axis 0, which cannot be"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            abstract(*mesh).of_state(small_state(4))
 
 
 def test_the_optimiser_lies_as_its_parameters_and_rules_decide():
@@ -169,7 +169,7 @@ def test_rows_that_both_have_are_told_unless_all_are_alike(other):
         sharding._check_shares(rows)
 
 
-def test_an_error_of_one_is_told_on_all(other):
+def test_an_error_of_one_and_what_differs_is_told_on_all(other, monkeypatch):
     def fail():
         raise RuntimeError("no room")
 
@@ -185,9 +185,6 @@ def test_an_error_of_one_is_told_on_all(other):
         together(lambda: 3)
     with pytest.raises(InvalidInputError, match=r"\(another process says which\)"):
         require_alike({"a": 1})
-
-
-def test_what_differs_is_named(other, monkeypatch):
     monkeypatch.setattr(processes, "from_first", lambda work: {**work(), "b": 2, "c": 3})
     with pytest.raises(InvalidInputError, match=r"process 0 of 2: .* of process 0 \(b, c\); start"):
         require_alike({"a": 1, "b": 1})

@@ -122,9 +122,7 @@ def all_scenes():
         "raises": lambda: train("raises", 1, evaluate=on_the_first_alone),
         "unread": lambda: train("unread", 1, batches=on_the_first_alone),
         "doubled": lambda: train("doubled", 1, batches=DATA.__call__, sharding=OVER),
-        "alike": lambda: train("alike", 1, batches=jax.tree.map(np.ones_like, DATA(0)),
-                               sharding=OVER),
-    }.items():  # fmt: skip
+    }.items():
         try:
             call()
         except Exception as error:
