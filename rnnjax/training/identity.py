@@ -79,7 +79,7 @@ def _of_arrays(tree: Any) -> str:
         leaf = _plain(leaf)
         name = f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} "
         digest.update(name.encode() + np.asarray(_sums(leaf)).tobytes())
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()
 
 
 def sums_of_steps(batches: Any) -> Any:
@@ -123,4 +123,4 @@ def _of_program(function: Any, *args: Any) -> str:
     # Functions in it have the names that they have in Python.
     names: dict[str, str] = {}
     text = re.sub(r"@[\w.$-]+", lambda found: names.setdefault(found[0], f"@{len(names)}"), text)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -485,4 +485,4 @@ def _digest(shapes: Any, *parts: bytes) -> str:
     digest = hashlib.sha256(str(shapes).encode())
     for part in parts:
         digest.update(part)
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()
