@@ -468,9 +468,11 @@ def test_keys_of_any_kind_come_back(tmp_path):
         ({"carry": ()}, r"must take \(params, carry, batch, key\), but: too many positional"),
         ({"sharding": "gpu"}, "sharding must be a Sharding, .* but is 'gpu'"),
         ({"optimizer": optax.sgd}, "optimizer must be one of optax, .* but is a function"),
+        ({"optimizer": {}}, "optimizer must be one of optax"),  # which has an update
         ({"batches": [np.ones(2), np.ones(2)]}, "a list came; give a function that iterates"),
         ({"batches": {"xs": object()}}, r"batches must be .* are \[\(\)\]; .* a loader of batches"),
         ({"batches": ()}, r"their first axes are \[\]"),
+        ({"batches": np.ones((0, 2))}, r"their first axes are \[\(0,\)\]"),
         ({"batches": lambda epoch: iter(())}, "a batch in every epoch, but epoch 1 has none"),
         ({"evaluate": lambda p: {"validation_loss": None}}, "must return numbers"),
         ({"evaluate": lambda p: {"validation_loss": 1, "loss": 2}}, "which fit measures"),
