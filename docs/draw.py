@@ -165,6 +165,52 @@ def state() -> Any:
     return ax
 
 
+def chain(ax: Any, left: float, height: float, words: Sequence[str], below: bool) -> list[float]:
+    """Steps of a network side by side, each with its word; where each box stands."""
+    places = [left + 1.7 * t for t in range(len(words))]
+    for x, word in zip(places, words, strict=True):
+        box(ax, x, height, "$h$", size=0.38)
+        side = -1 if below else 1
+        ends = (x, height + 1.1 * side), (x, height + 0.4 * side)
+        line(ax, *(ends if below else ends[::-1]))
+        label(ax, x, height + 1.4 * side, word)
+    for x in places[:-1]:
+        line(ax, (x + 0.38, height + 0.12), (x + 1.32, height + 0.12))
+    return places
+
+
+def translation() -> Any:
+    """Words are read in both directions, and written with a look back at all of them."""
+    ax = canvas(11.9, 6.9)
+    read = chain(ax, 2.6, 2.2, ["ein", "brauner", "hund", "rennt", "."], below=True)
+    written = chain(ax, 4.3, 5.2, ["a", "brown", "dog", "runs", "."], below=False)
+    label(ax, 0.1, 2.2, "reads", ha="left", weight="bold")
+    label(ax, 0.1, 5.2, "writes", ha="left", weight="bold")
+    for x in read[:-1]:
+        line(ax, (x + 1.32, 2.08), (x + 0.38, 2.08))
+    for to in written:
+        for x in read:  # attention
+            ax.plot([x, to], [2.6, 4.8], color=RED, lw=0.8, alpha=0.5)
+    # The last states of both directions begin what is written.
+    line(ax, (read[-1] + 0.38, 2.2), (10, 2.2), (10, 0.3), (1.6, 0.3), (1.6, 2.2), head=False)
+    line(ax, (read[0] - 0.38, 2.2), (1.6, 2.2), (1.6, 5.2), (3.92, 5.2))
+    return ax
+
+
+def rows_of_digits() -> Any:
+    """An image as 28 steps, and in a quarter of the size as 196: the last state names the digit."""
+    ax = canvas(11.9, 6.2)
+    for height, title, words in (
+        (4.9, "by rows", ["row 1", "row 2", "row 3", "...", "row 28"]),
+        (1.7, "by pixels", ["pixel 1", "pixel 2", "pixel 3", "...", "pixel 196"]),
+    ):
+        label(ax, 0.1, height, title, ha="left", weight="bold")
+        last = chain(ax, 2.6, height, words, below=True)[-1]
+        line(ax, (last + 0.38, height), (last + 1.2, height))
+        label(ax, last + 1.5, height, "7")
+    return ax
+
+
 def reach() -> Any:
     """The gradient of the last state by the state of each step before, of networks as drawn."""
     cells = {
@@ -261,6 +307,8 @@ PICTURES = {
     "state": state,
     "bptt": bptt,
     "reach": reach,
+    "rows": rows_of_digits,
+    "translation": translation,
 }
 
 
