@@ -322,11 +322,12 @@ def test_cells_run_where_the_reference_says() -> None:
 
 
 def test_every_program_of_the_cookbook_has_its_card() -> None:
-    """With a table and something to try next."""
+    """With a picture, a table and something to try next."""
     card = r"^## (\w+)\n(.*?)(?=^## |\Z)"
     cards = dict(re.findall(card, TEXTS["docs/learn/cookbook.md"], re.MULTILINE | re.DOTALL))
     assert set(cards) == {*COOKBOOK, "t_maze"}
     for name, text in cards.items():
+        assert re.search(r"^!\[.+\]\(\S+\.(png|svg)\)", text, re.MULTILINE), name
         assert len(re.findall(r"^\|.*\|$", text, re.MULTILINE)) > 3, name
         assert "**Try next.** " in text, name
     shown = " ".join(cards.values())
