@@ -186,8 +186,10 @@ class FrontMemoryCell(rnnjax.Mamba2Cell):
         return super().recall(params, x, jax.nn.softmax(read, axis=1), stabilizer)
 
 
-@pytest.mark.parametrize("cell", [FrontReadoutCell(3), FrontMemoryCell(4, heads=2)])
-@pytest.mark.parametrize("marks", [{}, {"lengths": np.array([6, 4])}])
+@pytest.mark.parametrize(
+    ("cell", "marks"),
+    [(FrontReadoutCell(3), {"lengths": np.array([6, 4])}), (FrontMemoryCell(4, heads=2), {})],
+)
 def test_what_stands_outside_of_the_loop_is_given_the_axes_of_a_step(
     cell, marks, random_like, assert_close
 ):
