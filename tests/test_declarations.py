@@ -102,12 +102,10 @@ def test_a_promise_is_inherited_with_its_update_alone():
     assert OwnUpdate(4).coupling is Mixed(4).coupling is Coupling.ANY
     assert OwnGates(4).coupling is Coupling.CONTRACTING
     assert rnnjax.Cell.coupling.__get__(OwnUpdate(4)) is Coupling.ANY
-    assert Coupling.ANY < Coupling.ELEMENTWISE < Coupling.AFFINE < Coupling.CONTRACTING
-
-
-def test_a_word_may_depend_on_a_field():
+    # It may depend on a field.
     assert rnnjax.GRUCell(4).coupling is Coupling.ELEMENTWISE
     assert rnnjax.GRUCell(4, reset_after=False).coupling is Coupling.ANY
+    assert Coupling.ANY < Coupling.ELEMENTWISE < Coupling.AFFINE < Coupling.CONTRACTING
 
 
 def test_another_word_is_refused():
