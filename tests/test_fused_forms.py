@@ -94,7 +94,6 @@ def test_the_forms_by_shape():
     [
         (rnnjax.GRUCell, 17, 11),
         (rnnjax.GRUCell, 16, 1),  # few features are projected in the loop
-        pytest.param(rnnjax.LSTMCell, 3, 11, marks=pytest.mark.slow),
     ],
 )
 def test_inputs_projected_a_few_steps_at_a_time(
