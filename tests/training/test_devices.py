@@ -11,17 +11,7 @@ import optax
 import pytest
 
 import rnnjax
-from rnnjax.training import (
-    Progress,
-    Sharding,
-    Silent,
-    TrainState,
-    fit,
-    keras_adam,
-    make_train_steps,
-    minibatches,
-    step,
-)
+from rnnjax.training import Progress, Sharding, Silent, fit, keras_adam, minibatches, step
 
 STEPS, ROWS, TIME, SIZE, HIDDEN = 10, 24, 5, 13, 16
 NAMES = "inputs", "targets", "mask", "resets"
@@ -40,7 +30,7 @@ def new_state(random_like):
         return {"stack": stack, "kernel": jnp.zeros((HIDDEN, SIZE)), "bias": jnp.zeros(SIZE)}
 
     carry = STACK.initial_carry((ROWS,))
-    return TrainState.create(
+    return step.TrainState.create(
         random_like(params, 1, scale=0.3), OPTIMIZER, key=jax.random.key(1), carry=carry
     )
 
@@ -72,7 +62,7 @@ class Run:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(step, "_checked", lambda *given: programs.append(given) or plain(*given))
-            train_steps = make_train_steps(loss_fn, OPTIMIZER, sharding)
+            train_steps = step.make_train_steps(loss_fn, OPTIMIZER, sharding)
         batches, self.sharding = whole_batches(), sharding
         if sharding is not None:
             rows = sharding.rows(ROWS)

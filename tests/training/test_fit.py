@@ -14,15 +14,7 @@ import optax
 import pytest
 
 from rnnjax import CheckpointError, InvalidInputError, NonFiniteError
-from rnnjax.training import (
-    Checkpoints,
-    EarlyStopping,
-    Progress,
-    RunFolder,
-    Sharding,
-    Silent,
-    fit,
-)
+from rnnjax.training import Checkpoints, EarlyStopping, Progress, RunFolder, Sharding, Silent, fit
 from rnnjax.training.files import locked, read_lines
 from rnnjax.training.identity import _sums
 

@@ -13,17 +13,8 @@ import optax
 import pytest
 
 from rnnjax import InvalidInputError
-from rnnjax.training import (
-    CSVLog,
-    EarlyStopping,
-    Hook,
-    Progress,
-    ReduceOnPlateau,
-    Silent,
-    TensorBoard,
-    fit,
-    hooks,
-)
+from rnnjax.training import EarlyStopping, ReduceOnPlateau, Silent, fit, hooks
+from rnnjax.training.hooks import CSVLog, Hook, Progress, TensorBoard
 
 POINTS = np.tile(np.linspace(0, 1, 8, dtype=np.float32), (4, 1))
 SGD = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)

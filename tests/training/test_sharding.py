@@ -8,21 +8,7 @@ from jax.experimental import multihost_utils
 
 import rnnjax
 from rnnjax import InvalidInputError, RnnjaxError
-from rnnjax.training import (
-    Sharding,
-    TrainState,
-    minibatches,
-    processes,
-    start_processes,
-    use_cores,
-)
-from rnnjax.training.processes import (
-    agreed_signal,
-    ending_with_peers,
-    from_first,
-    require_alike,
-    together,
-)
+from rnnjax.training import Sharding, TrainState, minibatches, processes, start_processes, use_cores
 from rnnjax.training.sharding import cores_for
 from rnnjax.training.sources import divided
 
@@ -173,21 +159,21 @@ def test_an_error_of_one_and_what_differs_is_told_on_all(other, monkeypatch):
     def fail():
         raise RuntimeError("no room")
 
-    for call in (from_first, together):
+    for call in (processes.from_first, processes.together):
         assert call(lambda: 3) == 3
         with pytest.raises(RuntimeError, match="no room"):
             call(fail)
-    assert agreed_signal(None) is None
-    require_alike({"a": 1})
+    assert processes.agreed_signal(None) is None
+    processes.require_alike({"a": 1})
     other["signal"] = 15
-    assert agreed_signal(None) == 15
+    assert processes.agreed_signal(None) == 15
     with pytest.raises(RnnjaxError, match="another process failed"):
-        together(lambda: 3)
+        processes.together(lambda: 3)
     with pytest.raises(InvalidInputError, match=r"\(another process says which\)"):
-        require_alike({"a": 1})
+        processes.require_alike({"a": 1})
     monkeypatch.setattr(processes, "from_first", lambda work: {**work(), "b": 2, "c": 3})
     with pytest.raises(InvalidInputError, match=r"process 0 of 2: .* of process 0 \(b, c\); start"):
-        require_alike({"a": 1, "b": 1})
+        processes.require_alike({"a": 1, "b": 1})
 
 
 def test_work_of_the_first_asks_no_other_and_comes_in_parts(other, monkeypatch):
@@ -197,9 +183,10 @@ def test_work_of_the_first_asks_no_other_and_comes_in_parts(other, monkeypatch):
     monkeypatch.setattr(
         multihost_utils, "broadcast_one_to_all", lambda value: asked.append(value) or value
     )
-    assert from_first(lambda: [from_first(lambda: 1), agreed_signal(15)]) == [1, 15]
+    first = processes.from_first
+    assert first(lambda: [first(lambda: 1), processes.agreed_signal(15)]) == [1, 15]
     assert len(asked) == 2  # how long the answer is, and the answer
-    assert from_first(lambda: values).tolist() == values.tolist()
+    assert processes.from_first(lambda: values).tolist() == values.tolist()
     assert [len(part) for part in asked[3:]] == [2**14, 7936]
 
 
@@ -210,7 +197,7 @@ def test_only_a_message_of_collectives_tells_that_a_process_ended(other, monkeyp
     monkeypatch.setattr(jax, "process_count", lambda: number)
     for error in (RuntimeError("Gloo: read"), ValueError("a shape"), InvalidInputError("Gloo")):
         lost = number == 2 and "Gloo: read" in str(error)
-        with pytest.raises(Exception, match=r".") as caught, ending_with_peers():
+        with pytest.raises(Exception, match=r".") as caught, processes.ending_with_peers():
             raise error
         assert (caught.type is RnnjaxError) == lost
         assert lost or caught.value is error

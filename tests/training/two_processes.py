@@ -15,24 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rnnjax.training import (
-    Checkpoints,
-    EarlyStopping,
-    Sharding,
-    Silent,
-    TrainState,
-    fit,
-    load_params,
-    minibatches,
-    processes,
-    start_processes,
-)
+from rnnjax.training import Checkpoints, Sharding, Silent, fit, load_params, minibatches, processes
+from rnnjax.training.hooks import EarlyStopping
+from rnnjax.training.state import TrainState
 
 FOLDER, SCENE, WHERE, INDEX = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 ROWS = 8
 processes._BYTES_AT_ONCE = 1000  # so that what one reads comes in parts
 if WHERE != "alone":
-    start_processes(WHERE, 2, INDEX)
+    processes.start_processes(WHERE, 2, INDEX)
     assert len(jax.devices()) == 2 * len(jax.local_devices()) == 4
 XS = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
 DATA = minibatches({"xs": XS, "ys": XS.sum(1)}, ROWS, axis=0)
