@@ -331,30 +331,24 @@ def test_reading_needs_no_characters(params):
     assert read(step, params, carry, [[1, 2]], lengths=[0, 0]) is carry
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, None], ids=str)
+@pytest.mark.parametrize("bad", [[0, np.nan, 0, 0], [0, np.inf, 0, 0], [-np.inf] * 4], ids=str)
 def test_logits_with_nothing_to_draw_from_are_an_error(bad):
-    logits = np.zeros((4, 4), np.float32)
-    if bad is None:
-        logits[2] = -np.inf
-    else:
-        logits[2, 1] = bad
-    logits[0, 2] = logits[1, 0] = 9.0  # 1 to 0 to 2
-    stays = logits.copy()
-    stays[3, 3] = 9.0
-    key, tokens = jax.random.key(0), np.array([3, 1])
+    logits = np.array([[0, 0, 9, 0], [9, 0, 0, 0], bad, [0, 0, 0, 0]], np.float32)  # 1 to 0 to 2
+    stays = logits + 9 * np.eye(4, dtype=np.float32)[3] * (np.arange(4) == 3)[:, None]
+    options = {"key": jax.random.key(0), "length": 9}
     for sampling in (Sampling(0.0), Sampling(1e-3, 3, 0.9, 1.1)):
         with pytest.raises(NonFiniteError, match="character 2 of row 1 have NaN, plus infinity"):
-            sample(table, stays, (), tokens, key=key, length=5, sampling=sampling)
-    made = stream(table, logits, (), tokens[1:], key=key, length=9, chunk=2,
-                  sampling=Sampling(0.0))  # fmt: skip
+            sample(table, stays, (), np.array([3, 1]), sampling=sampling, **options)
+    options |= {"chunk": 2, "sampling": Sampling(0.0)}
+    made = stream(table, logits, (), np.array([1]), **options)
     assert next(made)[0].tolist() == [0, 2]
     with pytest.raises(NonFiniteError, match="character 2 of row 0"):
         next(made)
-    # Behind a stop string nothing matters.
-    made = stream(table, logits, (), tokens[1:], key=key, length=9, stops=[[2]],
-                  sampling=Sampling(0.0))  # fmt: skip
+    # Behind a stop string nothing matters; inside of `jit` nothing is raised.
+    made = stream(table, logits, (), np.array([1]), stops=[[2]], **options)
     assert next(made)[0].tolist() == [0]
-    inside = jax.jit(lambda: sample(table, logits, (), tokens, key=key, length=3, temperature=0)[1])
+    inside = jax.jit(lambda: sample(table, logits, (), np.array([3, 1]), key=jax.random.key(0),
+                                    length=3, temperature=0)[1])  # fmt: skip
     assert inside()[2, 1] == -1
 
 
