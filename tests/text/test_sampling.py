@@ -134,6 +134,8 @@ def test_filters_that_leave_all_characters_change_no_draw():
     assert len(set(plainly)) == 6
     for same in (Sampling(top_k=6), Sampling(top_k=10**12), Sampling(top_p=1.0)):
         np.testing.assert_array_equal(draw(same), plainly)
+    _, text = sample(fixed, LOGITS, (), np.int32(0), key=jax.random.key(0), length=200)
+    assert len(set(text.tolist())) == 6
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_weight_penalty_by_hand():
     params = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.zeros(3), "rest": ()}
     for l1, l2 in ((2.0, 0.0), (0.0, 3.0), (2.0, 3.0)):
         penalty = functools.partial(weight_penalty, l1=l1, l2=l2)
-        found, gradient = jax.value_and_grad(penalty)(params)
+        found, gradient = jax.jit(jax.value_and_grad(penalty))(params)
         np.testing.assert_allclose(found, l1 * 3 + l2 * 5)
         np.testing.assert_allclose(gradient["kernel"], [[l1 + 2 * l2, -l1 - 4 * l2]])
         assert np.all(gradient["bias"] == 0)
@@ -127,7 +127,7 @@ def test_what_does_not_count_has_no_value_and_no_gradient():
         lambda ys: slowness_penalty(ys, mask=everything, resets=everything),
         lambda ys: slowness_penalty(ys[:1]),
     ):
-        value, gradient = jax.value_and_grad(penalty)(np.ones((4, 3, 2), np.float32))
+        value, gradient = jax.jit(jax.value_and_grad(penalty))(np.ones((4, 3, 2), np.float32))
         assert value == 0
         assert np.all(np.asarray(gradient) == 0)
     for penalty in (activity_penalty, slowness_penalty):
