@@ -62,8 +62,7 @@ def described(config: Train, data: Data) -> dict[str, Any]:
 
 def last_checkpoint(folder: Path) -> Saved | None:
     """The last whole checkpoint of a run, or None before the first."""
-    checkpoints = folder / "checkpoints"
-    return Checkpoints(checkpoints, read_only=True).latest() if checkpoints.is_dir() else None
+    return Checkpoints(folder / "checkpoints").latest()
 
 
 def stored_in(folder: Path) -> dict[str, Any]:

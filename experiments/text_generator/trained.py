@@ -45,7 +45,7 @@ class Trained:
     def load(cls, run_dir: Path | None, step: int | None = None) -> "Trained":
         """Read a run (the newest, if none is named) at a step (the best, or the latest)."""
         run_dir = existing(PROGRAM, run_dir)
-        checkpoints = Checkpoints(run_dir / "checkpoints", read_only=True)
+        checkpoints = Checkpoints(run_dir / "checkpoints")
         saved = checkpoints.best() if step is None else checkpoints.at(step)
         stored = saved.about["config"]
         config, characters = options_of(stored, run_dir), stored["vocabulary"]

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ import orbax.checkpoint as ocp
 
 from rnnjax.cells.arguments import brief, check_instance, check_size, is_integer
 from rnnjax.errors import CheckpointError, DamagedCheckpointError, InvalidInputError
-from rnnjax.training.files import as_json, read_sealed, read_whole, to_disk, writable, write_sealed
+from rnnjax.training.files import as_json, read_sealed, read_whole, to_disk, write_sealed
 from rnnjax.training.processes import from_first
 from rnnjax.training.state import TrainState
 
@@ -123,12 +124,10 @@ class Checkpoints:
     access to the folder. An error is raised on all of them.
 
     Args:
-        directory: the folder, created if it does not exist.
+        directory: the folder, which the first `save` creates.
         keep_last: how many of the latest to keep, besides the one with the lowest loss.
-        read_only: create, write and move nothing, for readers of a run that still writes.
 
     Raises:
-        CheckpointError: the folder cannot be created, or with ``read_only`` does not exist.
         InvalidInputError: ``keep_last`` is not an integer of at least 1.
 
     >>> import tempfile, optax
@@ -140,36 +139,17 @@ class Checkpoints:
     ({'layers': 3}, {'w': Array([1., 1., 1.], dtype=float32)})
     """
 
-    def __init__(
-        self,
-        directory: str | os.PathLike[str],
-        *,
-        keep_last: int = 3,
-        read_only: bool = False,
-    ):
+    def __init__(self, directory: str | os.PathLike[str], *, keep_last: int = 3):
         check_size("keep_last", keep_last)
-        self.directory = Path(directory).absolute()
-        self.keep_last, self.read_only = keep_last, read_only
-        from_first(self._open)
-
-    def _open(self) -> None:
-        if not self.read_only:
-            with writable(self.directory):
-                self.directory.mkdir(parents=True, exist_ok=True)
-                for path in self.directory.glob(".*-[0-9]*"):  # what was being written, or deleted
-                    shutil.rmtree(path, ignore_errors=True)
-        elif not self.directory.is_dir():
-            raise self._none()
+        self.directory, self.keep_last = Path(directory).absolute(), keep_last
+        self._replaceable: set[int] = set()  # steps of checkpoints that were found damaged
 
     def steps(self) -> list[int]:
         """Return the steps of all checkpoints in order, including damaged ones."""
-        names = r"[0-9]+"
+        names = re.compile(r"[0-9]+")  # of folders, of which there are others
+        found = self.directory.glob("[0-9]*/")
         return from_first(
-            lambda: sorted(
-                int(p.name)
-                for p in self.directory.iterdir()
-                if re.fullmatch(names, p.name) and p.is_dir()
-            )
+            lambda: sorted(int(path.name) for path in found if names.fullmatch(path.name))
         )
 
     def path(self, step: int) -> Path:
@@ -202,9 +182,9 @@ class Checkpoints:
     def latest(self) -> Saved | None:
         """Return the latest undamaged checkpoint, or None if there is none.
 
-        It skips a damaged one with a warning, and moves it to a folder ``damaged-<step>`` (unless
-        ``read_only``). A run then resumes from the one before and comes to the same end. It also
-        skips a checkpoint that another process deletes meanwhile.
+        It skips a damaged one with a warning. A run then resumes from the one before, comes to the
+        same end, and sets it aside as ``damaged-<step>-<time>`` when it saves that step again. It
+        also skips one that another process deletes meanwhile.
 
         Raises:
             CheckpointError: all are damaged.
@@ -221,12 +201,10 @@ class Checkpoints:
         """
         found = self._first(lambda: _by_loss(self._losses()))
         if found is None:
-            raise self._none()
+            raise CheckpointError(
+                f"there is no checkpoint in {self.directory}; train first, or check the path"
+            )
         return found
-
-    def best_step(self) -> int | None:
-        """Return the step of `best`, read from ``about.json`` alone; None if there is none."""
-        return from_first(lambda: next(iter(_by_loss(self._losses())), None))
 
     def at(self, step: int) -> Saved:
         """Return the checkpoint of that step.
@@ -252,11 +230,6 @@ class Checkpoints:
 
     # The methods below run only on the first process.
 
-    def _none(self) -> CheckpointError:
-        return CheckpointError(
-            f"there is no checkpoint in {self.directory}; train first, or check the path"
-        )
-
     def _save(self, state: TrainState, about: Mapping[str, Any], loss: float | None) -> None:
         step, tree = int(state.step), jax.tree.map(_as_numpy, _as_plain(state))
         paths = jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path), tree)
@@ -268,15 +241,16 @@ class Checkpoints:
             "params": paths["params"] if is_plain(paths["params"]) else None,
             "step": step,
         }
-        if step in self.steps():
+        if step in self.steps() and step not in self._replaceable:
             raise CheckpointError(
                 f"{self.path(step)} is there already; save each step once, and another run in "
                 "another folder"
             )
         new = self.directory / f".writing-{step}"
         try:
-            shutil.rmtree(new, ignore_errors=True)
-            new.mkdir()
+            for path in self.directory.glob(".*-[0-9]*"):  # what a killed process left
+                shutil.rmtree(path, ignore_errors=True)
+            new.mkdir(parents=True)
             flat = [_storable(x) for x in arrays.values() if x is not None]
             with _checkpointer() as orbax:
                 orbax.save(new / "arrays", args=ocp.args.StandardSave(flat))
@@ -284,6 +258,8 @@ class Checkpoints:
             checksums = {str(path.relative_to(new)): _checksum(path) for path in files}
             write_sealed(new / "about.json", described | {"files": checksums})
             to_disk(*new.rglob("*"), new)
+            if self.path(step).exists():  # damaged, and perhaps somebody can still use some of it
+                self.path(step).rename(self.directory / f"damaged-{step}-{time.time_ns()}")
             new.rename(self.path(step))
             to_disk(self.directory)
         except (OSError, ValueError) as error:
@@ -299,10 +275,12 @@ class Checkpoints:
         """Delete superseded checkpoints; warn about one that cannot be deleted."""
         losses = self._losses()
         best = [step for step in _by_loss(losses) if math.isfinite(losses[step])]
-        for step in losses.keys() - {*list(losses)[-self.keep_last :], *best[:1]}:
-            if losses[step] == -math.inf:  # perhaps it was the best
-                warnings.warn(f"{self.path(step)} is damaged, and left there", stacklevel=2)
-                continue
+        damaged = [step for step in losses if losses[step] == -math.inf]  # perhaps it was the best
+        for step in (
+            losses.keys()
+            - {*list(losses)[-self.keep_last :], *best[:1], *damaged}
+            - self._replaceable
+        ):
             try:
                 shutil.rmtree(self.path(step).rename(self.directory / f".deleting-{step}"))
             except OSError as error:
@@ -319,7 +297,7 @@ class Checkpoints:
                 except DamagedCheckpointError as error:
                     if not self.path(step).exists():
                         return find()
-                    self._set_aside(step, error)
+                    warnings.warn(f"{error.reason}; another one is taken", stacklevel=5)
             if steps:
                 raise CheckpointError(
                     f"all {len(steps)} checkpoints in {self.directory} are damaged; begin a new run"
@@ -328,16 +306,6 @@ class Checkpoints:
 
         found = from_first(find)
         return None if found is None else Saved(self, *found)
-
-    def _set_aside(self, step: int, error: DamagedCheckpointError) -> None:
-        if self.read_only:
-            warnings.warn(f"{error.reason}; another one is taken", stacklevel=6)
-            return
-        # The same step may be damaged again.
-        names = [f"damaged-{step}", *(f"damaged-{step}-{n}" for n in range(2, 1000))]
-        aside = next(path for name in names if not (path := self.directory / name).exists())
-        self.path(step).rename(aside)
-        warnings.warn(f"{error.reason}; it is set aside as {aside.name}", stacklevel=6)
 
     def _sealed(self, step: int) -> dict[str, Any]:
         """Return the contents of about.json, with its checksum verified."""
@@ -396,6 +364,7 @@ class Checkpoints:
         if not self.path(step).exists():
             gone = f"{self.path(step)} was deleted while it was read, by a run that still trains"
             return DamagedCheckpointError(gone, "try again, or take another step")
+        self._replaceable.add(step)
         advice = "delete that folder, and the run goes on from the one before"
         return DamagedCheckpointError(f"{self.path(step)} is damaged ({reason})", advice)
 

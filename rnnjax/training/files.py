@@ -37,9 +37,14 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     if _HELD.get(path) == threading.get_ident():
         yield
         return
-    with writable(path.parent):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
+    except OSError as error:
+        raise CheckpointError(
+            f"{path.parent} cannot be written to ({error.strerror}); check its rights, or choose "
+            "another folder"
+        ) from error
     with file:
         try:
             if sys.platform == "win32":
@@ -62,18 +67,6 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
             yield
         finally:
             del _HELD[path]
-
-
-@contextmanager
-def writable(folder: Path) -> Iterator[None]:
-    """Convert an OSError in this context to a CheckpointError that names the folder."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot be written to ({error.strerror}); check its rights, or choose "
-            "another folder"
-        ) from error
 
 
 def write_whole(path: Path, data: bytes) -> None:

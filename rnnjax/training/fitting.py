@@ -28,7 +28,6 @@ from rnnjax.training.state import TrainState
 from rnnjax.training.step import (
     OF_FIT,
     TrainSteps,
-    check_optimizer,
     check_params,
     make_eval_steps,
     make_train_steps,
@@ -120,7 +119,6 @@ def fit(
     check_size("epochs", epochs)
     check_size("steps_per_dispatch", 1 if steps_per_dispatch is None else steps_per_dispatch)
     _check(loss_fn, carry, key, skip_nonfinite)
-    check_optimizer(optimizer)
     check_params(params)
     folder = run_dir if isinstance(run_dir, RunFolder) else RunFolder(run_dir)
     called = _hooks(hooks)
@@ -259,8 +257,8 @@ class _Loop:
                 self.save(state, self.history[-1].get("validation_loss"))
             if stopped and not self.finished:
                 return self.result(state)
-        saved = self.folder.finish(self.history, self.measure is not None)
-        if saved is not None and saved.step != self.folder.step:
+        saved = self.folder.finish(self.history, _best(self.history) or {})
+        if saved is not None:
             best = saved.params(state.params)
         return self.result(state, best, saved.step if saved else None)
 

@@ -65,14 +65,6 @@ def identity(
     }
 
 
-def differing(ours: dict[str, str], theirs: dict[str, str]) -> list[str]:
-    """Return the parts in which two runs differ, as far as is known: see `identity`."""
-    told = set(PARTS)
-    if ours["made_by"] != theirs.get("made_by"):
-        told -= {"loss", "optimizer"}
-    return [name for name in PARTS if name in told and ours.get(name) != theirs.get(name)]
-
-
 def _of_arrays(tree: Any) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

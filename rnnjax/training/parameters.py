@@ -57,7 +57,7 @@ def load_params(
     path = Path(path)
     if not from_first(path.is_file):
         below = path / "checkpoints"
-        checkpoints = Checkpoints(below if from_first(below.is_dir) else path, read_only=True)
+        checkpoints = Checkpoints(below if from_first(below.is_dir) else path)
         if step == "best":
             return checkpoints.best().params(like)
         saved = checkpoints.latest() if step == "last" else checkpoints.at(step)

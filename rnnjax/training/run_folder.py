@@ -19,7 +19,7 @@ from rnnjax.training.files import (
     write_lines,
 )
 from rnnjax.training.hooks import Entry, Progress, alert
-from rnnjax.training.identity import PARTS, differing
+from rnnjax.training.identity import PARTS
 from rnnjax.training.processes import StopRequest, ending_with_peers, from_first, require_alike
 from rnnjax.training.sharding import Sharding
 from rnnjax.training.state import TrainState
@@ -154,31 +154,31 @@ class RunFolder:
 
     def _require_same(self, about: Mapping[str, Any]) -> None:
         """Raise unless the saved run is the one to resume."""
-        theirs = about["config"]
-        for name in sorted((theirs.keys() | self.config.keys()) - self.free):
-            if theirs.get(name) != self.config.get(name):
-                raise CheckpointError(
-                    f"the run in {self.path} has {name} {theirs.get(name)!r}, but "
-                    f"{self.config.get(name)!r} came, with which it cannot resume exactly; give "
-                    "it what it has, or begin a new run in another folder"
-                )
-        if (made_by := about["identity"]["made_by"]) != self.identity["made_by"]:
+        theirs, told = about["identity"], set(PARTS)
+        if theirs["made_by"] != self.identity["made_by"]:
+            told -= {"loss", "optimizer"}  # whose programs are those of a version
             self.shown.say(
-                f"the run was begun with {made_by}, and this is {self.identity['made_by']}: its "
-                "numbers may differ by rounding, and whether its loss and optimizer are the same "
-                "cannot be told"
+                f"the run was begun with {theirs['made_by']}, and this is "
+                f"{self.identity['made_by']}: its numbers may differ by rounding, and whether its "
+                "loss and optimizer are the same cannot be told"
             )
-        parts = differing(self.identity, about["identity"])
-        if named := [PARTS[part] for part in parts if part not in self.free]:
-            allowed = ", ".join(f'"{part}"' for part in parts)
+        known, ours = about["config"], self.config
+        differing = {
+            name: f"another {name} ({known.get(name)!r}, not {ours.get(name)!r})"
+            for name in sorted(known.keys() | ours.keys())
+            if known.get(name) != ours.get(name)
+        }
+        differing |= {
+            name: f"another {part}"
+            for name, part in PARTS.items()
+            if name in told and theirs[name] != self.identity[name]
+        }
+        if named := [what for name, what in differing.items() if name not in self.free]:
             raise CheckpointError(
-                f"the run in {self.path} has another {', another '.join(named)} than came, with "
-                "which it cannot resume exactly; give it what it had, begin a new run in another "
-                f"folder, or let that differ by free={{{allowed}}}"
+                f"the run in {self.path} has {', '.join(named)} than came, with which it cannot "
+                "resume exactly; give it what it had, begin a new run in another folder, or let "
+                f"that differ by free={set(differing)}"
             )
-        if parts:
-            changed = ", another ".join(PARTS[part] for part in parts)
-            self.shown.say(f"the run resumes with another {changed}, as free allows")
         if about["devices"] != self.devices:
             self.shown.say(
                 f"the devices of the run were {about['devices']} and are {self.devices} now: "
@@ -189,11 +189,6 @@ class RunFolder:
         """Drop the records after the checkpoint."""
         assert self.path is not None
         steps, epochs = (self.path / f"{name}.jsonl" for name in ("steps", "epochs"))
-        if saved is None and list(self.checkpoints.directory.glob("damaged-*")):
-            raise CheckpointError(
-                f"all checkpoints in {self.checkpoints.directory} were damaged, and are set aside; "
-                "begin a new run in another folder, or put one of them back"
-            )
         if saved is None and read_lines(epochs):
             self.shown.say(
                 f"there is no checkpoint in {self.path}: the run begins anew; its records so far "
@@ -224,16 +219,16 @@ class RunFolder:
             return f"the last good checkpoint is {self.checkpoints.path(steps[-1])}"
         return "there is no checkpoint yet"
 
-    def finish(self, history: Sequence[Entry], measured: bool) -> Saved | None:
-        """Write the result; return the best checkpoint if there was validation."""
+    def finish(self, history: Sequence[Entry], best: Entry) -> Saved | None:
+        """Write the result; return the checkpoint of the best epoch, unless that is the last."""
         self.finished = True
         if self.path is None:
             return None
-        step, best = history[-1]["step"], None
-        if measured and self.checkpoints.best_step() != step:  # else it is in memory
-            best = self.checkpoints.best()
-            step = best.step
+        step, saved = history[-1]["step"], None
+        if "validation_loss" in best and best["step"] != step:
+            saved = self.checkpoints.best()
+            step = saved.step
         entry = next((entry for entry in history if entry["step"] == step), None)
         path, result = self.path / "result.json", {"best": entry, "last": history[-1]}
         from_first(lambda: write_json(path, result))
-        return best
+        return saved

@@ -27,7 +27,7 @@ def long(text, tmp_path):
 
 def arrays(run_dir):
     """The step of the last checkpoint, and the bytes of all of its arrays."""
-    saved = Checkpoints(run_dir / "checkpoints", read_only=True).latest()
+    saved = Checkpoints(run_dir / "checkpoints").latest()
     return str(saved.step), {name: array.tobytes() for name, array in saved._arrays.items()}
 
 

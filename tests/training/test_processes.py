@@ -102,12 +102,12 @@ def test_the_death_of_one_ends_the_other_at_once(tmp_path, start, who):
         assert left[0] == 1
         assert "RnnjaxError: another process of the run ended, and process 0 cannot go" in left[2]
         assert left[2].count("Traceback") == 1
-    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     assert checkpoints.latest().step == 8
 
 
 def test_a_signal_to_one_saves_and_ends_both(tmp_path, start):
     ends = ended(start(tmp_path, "term-1"))
     assert [status for status, *_ in ends] == [-signal.SIGTERM] * 2, ends
-    step = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True).latest().step
+    step = Checkpoints(tmp_path / "run" / "checkpoints").latest().step
     assert f"SIGTERM: stopped after step {step}, saved in" in ends[0][2]
