@@ -23,7 +23,7 @@ from rnnjax.cells.arguments import brief, check_instance, check_size, is_integer
 from rnnjax.errors import CheckpointError, DamagedCheckpointError, InvalidInputError
 from rnnjax.training.files import as_json, read_sealed, read_whole, to_disk, write_sealed
 from rnnjax.training.processes import from_first
-from rnnjax.training.state import TrainState
+from rnnjax.training.state import TrainState, as_bits, as_keys, dtype_of
 
 _NOTHING = "empty[]"
 _Loaded = tuple[dict[str, Any], dict[str, np.ndarray]]
@@ -55,8 +55,9 @@ class Saved:
         check_instance(
             "like", like, TrainState, "a TrainState (params reads the parameters without one)"
         )
-        plain = self._arrays_of(jax.eval_shape(_as_plain, like))
-        return jax.tree.map(_like, TrainState(**plain), like)
+        plain = self._arrays_of(jax.eval_shape(_plain, like))
+        state = jax.tree.map(jax.device_put, TrainState(**plain))  # `jnp.asarray` would compile
+        return jax.tree.map(as_keys, state, like)
 
     def params(self, like: Any = None) -> Any:
         """Return only the parameters, on one device.
@@ -231,7 +232,7 @@ class Checkpoints:
     # The methods below run only on the first process.
 
     def _save(self, state: TrainState, about: Mapping[str, Any], loss: float | None) -> None:
-        step, tree = int(state.step), jax.tree.map(_as_numpy, _as_plain(state))
+        step, tree = int(state.step), jax.tree.map(_as_numpy, _plain(state))
         paths = jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path), tree)
         arrays = _leaves(tree)
         described: dict[str, Any] = {
@@ -387,30 +388,8 @@ def in_tuples(tree: Any) -> Any:
     return tuple(map(in_tuples, tree)) if isinstance(tree, list) else tree
 
 
-def _as_plain(state: TrainState) -> dict[str, Any]:
-    """Return the state as a dict, with random keys as their bits."""
-    plain: dict[str, Any] = jax.tree.map(
-        lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, vars(state)
-    )
-    return plain
-
-
-def _like(leaf: np.ndarray, like: Any) -> jax.Array:
-    """Convert an array of `_as_plain` to a JAX array, or to random keys if ``like`` is."""
-    if not _is_key(like):
-        return jax.device_put(leaf)  # `jnp.asarray` compiles a program for each shape
-    # The target may be abstract, and then JAX does not tell the kind of its keys.
-    kind = jax.random.key_impl(jnp.empty(0, like.dtype))
-    return jax.random.wrap_key_data(jax.device_put(leaf), impl=kind)
-
-
-def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def dtype_of(leaf: Any) -> Any:
-    """Return the type of an array, possibly abstract, or of a number."""
-    return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+def _plain(state: TrainState) -> dict[str, Any]:
+    return jax.tree.map(as_bits, vars(state))
 
 
 def _as_numpy(leaf: Any) -> np.ndarray:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rnnjax.cells.arguments import brief, check_size, is_integer
+from rnnjax.cells.arguments import brief, check_key, check_size, is_integer
 from rnnjax.errors import InvalidInputError, NonFiniteError
 from rnnjax.training.hooks import Entry, FunctionHook, Hook, Progress, Silent
 from rnnjax.training.identity import identity
@@ -435,11 +435,7 @@ def _check(loss_fn: Any, carry: Any, key: Any, skip_nonfinite: Any) -> None:
             f"skip_nonfinite must be a number of steps from 0 up, but is {brief(skip_nonfinite)}; "
             "pass 0 to skip none"
         )
-    if not jnp.issubdtype(getattr(key, "dtype", jnp.int32), jax.dtypes.prng_key) or key.ndim:
-        raise InvalidInputError(
-            f"key must be one key, as jax.random.key makes it, but is {brief(key)}; pass "
-            "jax.random.key(0), say"
-        )
+    check_key(key)
     names = ("params", "batch", "key") if carry is None else ("params", "carry", "batch", "key")
     try:
         inspect.signature(loss_fn).bind(*names)

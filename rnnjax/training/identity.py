@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import rnnjax
-from rnnjax.training.state import TrainState
+from rnnjax.training.state import TrainState, as_bits
 from rnnjax.training.step import LossFunction, checked_loss, updated
 
 # The parts of a run, in the order of messages. A part comes after those that it follows from: the
@@ -68,7 +68,7 @@ def identity(
 def _of_arrays(tree: Any) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        leaf = _plain(leaf)
+        leaf = as_bits(leaf)
         name = f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} "
         digest.update(name.encode() + np.asarray(_sums(leaf)).tobytes())
     return digest.hexdigest()
@@ -76,12 +76,7 @@ def _of_arrays(tree: Any) -> str:
 
 def sums_of_steps(batches: Any) -> Any:
     """Compute two checksums of each step of each leaf: ``(steps, 2)``."""
-    return jax.tree.map(lambda leaf: _sums_of_each(_plain(leaf)), batches)
-
-
-def _plain(leaf: jax.Array) -> jax.Array:
-    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(leaf) if is_key else leaf
+    return jax.tree.map(lambda leaf: _sums_of_each(as_bits(leaf)), batches)
 
 
 @jax.jit

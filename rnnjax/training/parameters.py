@@ -10,8 +10,9 @@ import numpy as np
 
 from rnnjax.cells.arguments import is_integer
 from rnnjax.errors import CheckpointError, InteropError, InvalidInputError
-from rnnjax.training.checkpoints import Checkpoints, dtype_of, in_tuples, is_plain
+from rnnjax.training.checkpoints import Checkpoints, in_tuples, is_plain
 from rnnjax.training.processes import from_first
+from rnnjax.training.state import dtype_of
 
 _TREE = "rnnjax.tree"  # the entry of a file's metadata that holds the structure
 

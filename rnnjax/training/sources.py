@@ -1,6 +1,5 @@
 """Batches from arrays, loaders or functions, grouped on the devices; a thread prefetches."""
 
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -21,6 +20,7 @@ from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.training.identity import sums_of_steps
 from rnnjax.training.processes import require_alike, together
 from rnnjax.training.sharding import Sharding, axis_of_each, cores_for
+from rnnjax.training.state import as_bits, as_keys, is_key
 
 # Two groups are in memory at a time, and two more in transfer to another device.
 _BYTES_OF_GROUP = 2**22
@@ -49,8 +49,7 @@ class Minibatches:
 
     def order(self, epoch: int) -> np.ndarray:
         """Return the rows of each batch of an epoch: ``(steps, batch_size)``."""
-        leaf, axis = jax.tree.leaves(self.arrays)[0], jax.tree.leaves(self.axis)[0]
-        rows, size = np.shape(leaf)[axis], self.batch_size
+        rows, size = min(_rows(self.arrays, self.axis)), self.batch_size
         order = np.random.default_rng((self.seed, epoch)).permutation(rows)
         order = order[: rows // size * size].reshape(-1, size)
         return order if self.rows is None else order[:, self.rows]
@@ -59,10 +58,8 @@ class Minibatches:
         """Return the batches of some steps of an `order`; each leaf has a first axis of steps."""
 
         def cut(leaf: Any, axis: int) -> Any:
-            if jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
-                impl = jax.random.key_impl(leaf)
-                return jax.random.wrap_key_data(cut(jax.random.key_data(leaf), axis), impl=impl)
-            return np.moveaxis(np.take(np.asarray(leaf), order, axis), axis, 0)
+            rows = np.take(np.asarray(as_bits(leaf)), order, axis)
+            return as_keys(np.moveaxis(rows, axis, 0), leaf)
 
         return jax.tree.map(cut, self.arrays, self.axis)
 
@@ -79,7 +76,7 @@ class Minibatches:
         >>> train(0).shape, sorted(valid(0).ravel().tolist())
         ((4, 2), [8, 9])
         """
-        rows = np.shape(jax.tree.leaves(self.arrays)[0])[jax.tree.leaves(self.axis)[0]]
+        rows = min(_rows(self.arrays, self.axis))
         part_of = isinstance(fraction, float) and 0 < fraction < 1
         most = math.floor(rows * (1 - fraction)) if part_of else 0
         if not self.batch_size <= most <= rows - self.batch_size:
@@ -126,24 +123,25 @@ def minibatches(arrays: Any, batch_size: int, *, axis: Any, seed: int = 0) -> Mi
     >>> jax.tree.map(np.shape, batches(0))
     {'labels': (1, 3), 'lengths': (1, 3), 'xs': (1, 8, 3, 2)}
     """
-    for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
-        if not is_integer(value) or value < least:
-            raise InvalidInputError(
-                f"{name} must be a whole number from {least} up, but is {value!r}; pass {least} or "
-                "more"
-            )
+    check_size("batch_size", batch_size)
+    if not is_integer(seed) or seed < 0:
+        raise InvalidInputError(f"seed must be a whole number from 0 up, but is {brief(seed)}")
     axes = axis_of_each("axis", axis, arrays)
-    leaves, of_leaves = jax.tree.leaves(arrays), jax.tree.leaves(axes)
-    shapes = [np.shape(leaf) for leaf in leaves]
-    rows = {(*shape[axis:], 0)[0] for shape, axis in zip(shapes, of_leaves, strict=True)}
+    rows, shapes = _rows(arrays, axes), list(map(np.shape, jax.tree.leaves(arrays)))
     if len(rows) != 1 or batch_size > min(rows):
         raise InvalidInputError(
             f"arrays must have the same number of rows along axis, at least a batch of "
-            f"{batch_size}, but have the shapes {shapes} and {sorted(rows)} along {of_leaves}; say "
-            'where rows stand in each of them, as axis={"xs": 1, "labels": 0}, or make the batch '
-            "smaller"
+            f"{batch_size}, but have the shapes {shapes} and {sorted(rows)} along "
+            f"{jax.tree.leaves(axes)}; say where rows stand in each of them, as "
+            'axis={"xs": 1, "labels": 0}, or make the batch smaller'
         )
     return Minibatches(arrays, batch_size, seed, axes)
+
+
+def _rows(tree: Any, axes: Any) -> set[int]:
+    """Return the numbers of rows of the leaves of a tree."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(axes), strict=True)
+    return {(*np.shape(leaf)[axis:], 0)[0] for leaf, axis in pairs}
 
 
 def divided(
@@ -209,8 +207,7 @@ def pad_rows(batch: Any, rows: int, *, axis: Any = 0) -> tuple[Any, np.ndarray]:
     check_size("rows", rows)
     batch = jax.tree.map(_as_array, batch)
     axes = axis_of_each("axis", axis, batch)
-    pairs = zip(jax.tree.leaves(batch), jax.tree.leaves(axes), strict=True)
-    found = {(*leaf.shape[axis:], 0)[0] for leaf, axis in pairs}
+    found = _rows(batch, axes)
     if len(found) != 1 or not 1 <= min(found) <= rows:
         raise InvalidInputError(
             f"batch must have the same number of rows in all leaves, from 1 to {rows}, but has "
@@ -242,8 +239,9 @@ class Source:
     def __init__(self, name: str, given: Any, epochs: int, sharding: Sharding | None):
         self.name, self.given, self.sharding = name, given, sharding
         self._held: Group | None = None  # all steps of all epochs
-        self._begun: tuple[Any, Iterator[Group]] | None = None  # a stream that was looked into
         self._first: Any = None  # the arrays of the first epoch, until it begins
+        # A stream that `first_epoch` looked into: its first group, and what yields the others.
+        self._begun: tuple[Group, Generator[Group, None, None]] | None = None
         if isinstance(given, Iterator) and epochs > 1:
             raise InvalidInputError(
                 f"{name} must last for {epochs} epochs, but is {brief(given)}, which can be gone "
@@ -257,6 +255,13 @@ class Source:
         if self._held is not None and first <= self._held.stop:
             yield dataclasses.replace(self._held, start=first)
             return
+        if self._begun is not None:
+            (peeked, others), self._begun = self._begun, None
+            if not first:
+                yield peeked
+                yield from others
+                return
+            others.close()
         groups, steps = self._groups(number, first, position), first
         config: Any = jax.config
         x64, device = config.jax_enable_x64, config.jax_default_device
@@ -285,11 +290,9 @@ class Source:
         return self._put(group)
 
     def _put(self, group: Group | None) -> Group | None:
-        if group is None:
-            return None
         put = jax.device_put if self.sharding is None else self.sharding.put_batches
-        group = dataclasses.replace(group, batches=put(group.batches))
-        if group.positions is None and not callable(self.given) and self._single:
+        group = group and dataclasses.replace(group, batches=put(group.batches))
+        if group and group.positions is None and not callable(self.given) and self._single:
             self._held = group
         return group
 
@@ -299,16 +302,7 @@ class Source:
         The digest is of what can be read again: the arrays of all steps, or the first batch of a
         stream that a function returns. A stream itself has only its shapes.
         """
-        if not callable(self.given) and _is_stream(self.given):
-            stream = iter(self.given)
-            groups = self._of_stream(stream)
-            begun = together(lambda: next(groups, None))
-            self._begun = stream, itertools.chain([] if begun is None else [begun], groups)
-            if (group := self._put(begun)) is not None:
-                shapes = _shapes(group.batches)
-                return shapes, _digest(shapes)
-        sums: list[bytes] = []
-        arrays = None
+        source, sums = self, list[bytes]()
         if callable(self.given) and not isinstance(self.given, Minibatches):
             # A function may load or make a whole epoch: once is enough.
             self._first = together(lambda: self.given(0))
@@ -325,24 +319,21 @@ class Source:
         return shapes, _digest(shapes, *sums)
 
     def _groups(self, number: int, first: int, position: Any) -> Iterator[Group]:
-        data, self._first = self._first if number == 0 else None, None
-        if isinstance(self.given, Minibatches):
-            order, arrays = self.given.order(number), self.given
-            yield from self._of_arrays(lambda a, b: arrays.cut(order[a:b]), len(order), first)
-        elif self._begun is not None:
-            (stream, groups), self._begun = self._begun, None
-            anew = first > 0 or position is not None
-            yield from self._of_stream(stream, first, position) if anew else groups
-        elif _is_stream(data := self._data(number) if data is None else data):
+        data = self.given
+        if isinstance(data, Minibatches):
+            order, cut = data.order(number), data.cut
+            yield from self._of_arrays(lambda a, b: cut(order[a:b]), len(order), first)
+            return
+        if callable(data):
+            made, self._first = self._first, None
+            data = data(number) if made is None or number else made
+        if _is_stream(data):
             yield from self._of_stream(iter(data), first, position)
         else:
             steps, tree = self._length(data), jax.tree.map(_as_array, data)
             yield from self._of_arrays(
                 lambda a, b: jax.tree.map(lambda leaf: leaf[a:b], tree), steps, first
             )
-
-    def _data(self, number: int) -> Any:
-        return self.given(number) if callable(self.given) else self.given
 
     def _of_arrays(self, cut: Callable[[int, int], Any], steps: int, first: int) -> Iterator[Group]:
         if first > steps:
@@ -355,43 +346,41 @@ class Source:
             part = jax.tree.map(functools.partial(_filled, slots), cut(at, stop))
             yield Group(part, max(first - at, 0), stop - at)
 
-    def _of_stream(self, stream: Any, first: int = 0, position: Any = None) -> Iterator[Group]:
+    def _of_stream(self, stream: Any, first: int, position: Any) -> Iterator[Group]:
         says = hasattr(stream, "get_state") and hasattr(stream, "set_state")
         exact = says or callable(self.given)
         if first and says and position is not None:
             stream.set_state(position.encode("latin-1") if isinstance(position, str) else position)
         elif first and (not exact or sum(1 for _ in itertools.islice(stream, first)) < first):
             raise self._too_short(first)
+        batches: list[Any] = []
         positions: list[Any] = []
         shapes: Any = None
-        filled: Any = None
+        slots = 1
 
         def group() -> Group:
-            return Group(
-                jax.tree.map(_as_kind, filled, shapes), 0, len(positions), positions, exact
-            )
+            stacked = jax.tree.map(lambda *leaves: _filled(slots, np.stack(leaves)), *batches)
+            return Group(jax.tree.map(as_keys, stacked, shapes), 0, len(batches), positions, exact)
 
         for batch in stream:
             batch = jax.tree.map(_as_array, batch)
-            if positions and _shapes(batch, 0) != shapes:
+            if batches and _shapes(batch, 0) != shapes:
                 yield group()
-                positions = []
-            if not positions:
+                batches, positions = [], []
+            if not batches:
                 self._check_numbers(batch)
                 began, shapes = time.monotonic(), _shapes(batch, 0)
                 slots = min(_STEPS_OF_STREAM, _slots(batch))
-                filled = jax.tree.map(functools.partial(_unfilled, slots), batch)
             # Copied now, because a loader may reuse its buffers.
-            for array, leaf in zip(jax.tree.leaves(filled), jax.tree.leaves(batch), strict=True):
-                array[len(positions)] = _bits(leaf)
+            batches.append(jax.tree.map(lambda leaf: np.array(as_bits(leaf)), batch))
             position = copy.deepcopy(stream.get_state()) if says else None
             positions.append(position.decode("latin-1") if type(position) is bytes else position)
             # All processes must make the same groups.
             slow = time.monotonic() - began > _SECONDS_OF_STREAM and jax.process_count() == 1
-            if slow or len(positions) == slots:
+            if slow or len(batches) == slots:
                 yield group()
-                positions = []
-        if positions:
+                batches, positions = [], []
+        if batches:
             yield group()
 
     def _too_short(self, first: int) -> CheckpointError:
@@ -402,7 +391,7 @@ class Source:
 
     def _check_numbers(self, tree: Any) -> None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) and leaf.dtype.kind in "OSTUMm":
+            if not is_key(leaf) and leaf.dtype.kind in "OSTUMm":
                 raise InvalidInputError(
                     f"{self.name} must be arrays of numbers, but "
                     f"{self.name}{jax.tree_util.keystr(path)} is of type {leaf.dtype}; encode "
@@ -438,23 +427,6 @@ def _as_array(leaf: Any) -> Any:
     if hasattr(leaf, "numpy"):  # PyTorch's, TensorFlow's
         leaf = leaf.numpy()
     return leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-
-
-def _bits(leaf: Any) -> Any:
-    """Return an array that NumPy holds: of random keys their bits."""
-    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-
-
-def _unfilled(slots: int, leaf: Any) -> np.ndarray:
-    """Return room for an array in so many slots; one that is not filled is never read."""
-    return np.empty((slots, *_bits(leaf).shape), _bits(leaf).dtype)
-
-
-def _as_kind(array: Any, like: Any) -> Any:
-    """Return the array that `_bits` was taken of."""
-    if not jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return array
-    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(jnp.empty(0, like.dtype)))
 
 
 def _slots(batch: Any) -> int:

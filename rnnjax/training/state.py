@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from rnnjax.errors import InvalidInputError, RnnjaxError
@@ -65,3 +66,26 @@ def optimizer_errors(what: str) -> Iterator[None]:
             f"the optimizer could not {what} ({type(error).__name__}: {error}); see in its "
             "documentation what it asks of parameters and arguments, or take another one"
         ) from error
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of random keys, possibly abstract."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def as_bits(leaf: Any) -> Any:
+    """Return random keys as their bits, and any other leaf unchanged."""
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def as_keys(bits: Any, like: Any) -> Any:
+    """Undo `as_bits`: ``like`` is an array of the same kind, possibly abstract."""
+    if not is_key(like):
+        return bits
+    # Of an abstract array JAX does not tell the kind of its keys.
+    return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(jnp.empty(0, like.dtype)))
+
+
+def dtype_of(leaf: Any) -> Any:
+    """Return the type of an array, possibly abstract, or of a number."""
+    return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype

@@ -15,7 +15,7 @@ from rnnjax.cells.arguments import brief
 from rnnjax.cells.products import at_least_float32
 from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.training.sharding import Sharding
-from rnnjax.training.state import TrainState, optimizer_errors
+from rnnjax.training.state import TrainState, dtype_of, is_key, optimizer_errors
 
 Metrics = dict[str, jax.Array]
 
@@ -231,11 +231,10 @@ def check_optimizer(optimizer: Any) -> None:
 def check_params(params: Any) -> None:
     """Raise unless every parameter has a type with a gradient."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-        if not jnp.issubdtype(dtype, jnp.inexact):
+        if not jnp.issubdtype(dtype_of(leaf), jnp.inexact):
             raise InvalidInputError(
                 f"params must be floating-point arrays, but params{jax.tree_util.keystr(path)} is "
-                f"{dtype}, which has no gradient; close over it in loss_fn, or cast it by "
+                f"{dtype_of(leaf)}, which has no gradient; close over it in loss_fn, or cast it by "
                 "astype(float)"
             )
 
@@ -283,8 +282,7 @@ def _check_returned(returned: Any, carry: Any) -> None:
             f"{sorted(metrics) if isinstance(metrics, dict) else metrics}; rename them"
         )
     for name, metric in metrics.items():
-        dtype = metric.dtype if hasattr(metric, "dtype") else np.asarray(metric).dtype
-        if dtype.kind not in "biufV" or jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        if dtype_of(metric).kind not in "biufV" or is_key(metric):
             raise InvalidInputError(
                 f"metrics of loss_fn must be real numbers or arrays of them, but {name} is "
                 f"{brief(metric)}; take out of it what is to be recorded"
