@@ -25,7 +25,6 @@ from rnnjax.training.files import as_json, read_sealed, read_whole, to_disk, wri
 from rnnjax.training.processes import from_first
 from rnnjax.training.state import TrainState, as_bits, as_keys, dtype_of
 
-_NOTHING = "empty[]"
 _Loaded = tuple[dict[str, Any], dict[str, np.ndarray]]
 """The contents of about.json, and the arrays by their paths."""
 
@@ -38,8 +37,8 @@ class Saved:
         about: what the caller saved with the state.
     """
 
-    def __init__(self, folder: "Checkpoints", sealed: Any, arrays: Any):
-        self._folder, self._sealed, self._arrays = folder, sealed, arrays
+    def __init__(self, where: Path, sealed: Any, arrays: Any):
+        self._where, self._sealed, self._arrays = where, sealed, arrays
         self.step, self.about = int(sealed["step"]), dict[str, Any](sealed["about"])
 
     def restore(self, like: TrainState) -> TrainState:
@@ -55,8 +54,7 @@ class Saved:
         check_instance(
             "like", like, TrainState, "a TrainState (params reads the parameters without one)"
         )
-        plain = self._arrays_of(jax.eval_shape(_plain, like))
-        state = jax.tree.map(jax.device_put, TrainState(**plain))  # `jnp.asarray` would compile
+        state = TrainState(**self._fitted(jax.eval_shape(_plain, like)))
         return jax.tree.map(as_keys, state, like)
 
     def params(self, like: Any = None) -> Any:
@@ -71,45 +69,20 @@ class Saved:
                 than dicts, tuples and lists.
         """
         if like is None:
-            if self._sealed["params"] is None:
-                raise CheckpointError(
-                    f"the parameters in {self._folder.path(self.step)} are in containers of their "
-                    "own, and not in dicts by texts, tuples and lists alone; give like, parameters "
-                    "of that structure"
-                )
-            like = jax.tree.map(self._arrays.get, in_tuples(self._sealed["params"]))
-        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), dtype_of(leaf)), like)
-        return jax.tree.map(jax.device_put, self._arrays_of({"params": like})["params"])
+            like = nested(str(self._where), self._arrays, self._sealed["params"])
+        return self._fitted({"params": like})["params"]
 
-    def _arrays_of(self, target: dict[str, Any]) -> dict[str, Any]:
-        """Return the arrays in the structure of a target, whose shapes and types must agree."""
+    def _fitted(self, target: dict[str, Any]) -> Any:
+        """Return the arrays in the structure of some parts of a state."""
         parts = tuple(f"['{name}']" for name in target)
-        model = {path: _describe(x) for path, x in _leaves(target).items()}
-        saved = {p: text for p, text in self._sealed["leaves"].items() if p.startswith(parts)}
-        path = self._folder.path(self.step)
-        if differing := [p for p in model | saved if model.get(p) != saved.get(p)]:
-            differing.sort(key=lambda path: (not path.startswith("['params']"), path))
-            shown = "; ".join(
-                f"{p}: model {model.get(p, 'no such array')}, checkpoint "
-                f"{saved.get(p, 'no such array')}"
-                for p in differing[:6]
-            )
-            more = f"; and {len(differing) - 6} more" if len(differing) > 6 else ""
-            of_optimizer = all(path.startswith("['opt_state']") for path in differing)
-            what = "optimizer" if of_optimizer else "model"
-            raise CheckpointError(
-                f"{path} belongs to another {what}: {shown}{more}; build the {what} from the "
-                "configuration saved with the checkpoint"
-            )
-        for name, leaf in _leaves(target).items():
-            if leaf is not None and leaf.dtype != jax.dtypes.canonicalize_dtype(leaf.dtype):
+        arrays = {path: x for path, x in self._arrays.items() if path.startswith(parts)}
+        for path, x in arrays.items():
+            if x.dtype != jax.dtypes.canonicalize_dtype(x.dtype):
                 raise CheckpointError(
-                    f"{path} holds {name} in {leaf.dtype}, which JAX narrows; set jax_enable_x64 "
-                    "to read it"
+                    f"{self._where} holds {path} in {x.dtype}, which JAX narrows; set "
+                    "jax_enable_x64 to read it"
                 )
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: self._arrays[jax.tree_util.keystr(path)], target
-        )
+        return fitted(str(self._where), arrays, target)
 
 
 class Checkpoints:
@@ -227,7 +200,7 @@ class Checkpoints:
                 )
             return self._load(step)
 
-        return Saved(self, *from_first(load))
+        return Saved(self.path(step), *from_first(load))
 
     # The methods below run only on the first process.
 
@@ -252,7 +225,7 @@ class Checkpoints:
             for path in self.directory.glob(".*-[0-9]*"):  # what a killed process left
                 shutil.rmtree(path, ignore_errors=True)
             new.mkdir(parents=True)
-            flat = [_storable(x) for x in arrays.values() if x is not None]
+            flat = [_storable(x) for x in arrays.values()]
             with _checkpointer() as orbax:
                 orbax.save(new / "arrays", args=ocp.args.StandardSave(flat))
             files = [path for path in sorted(new.rglob("*")) if path.is_file()]
@@ -306,7 +279,7 @@ class Checkpoints:
             return None
 
         found = from_first(find)
-        return None if found is None else Saved(self, *found)
+        return None if found is None else Saved(self.path(found[0]["step"]), *found)
 
     def _sealed(self, step: int) -> dict[str, Any]:
         """Return the contents of about.json, with its checksum verified."""
@@ -346,7 +319,7 @@ class Checkpoints:
         except DamagedCheckpointError as error:
             raise self._damaged(step, error.reason) from error
         # As NumPy arrays, whatever devices they were saved from.
-        arrays = {p: _empty(text) for p, text in sealed["leaves"].items() if text != _NOTHING}
+        arrays = {p: _empty(text) for p, text in sealed["leaves"].items()}
         like = [_storable(array) for array in arrays.values()]
         try:
             with _checkpointer() as orbax:
@@ -381,11 +354,56 @@ def is_plain(tree: Any) -> bool:
     return tree is None or isinstance(tree, str)
 
 
-def in_tuples(tree: Any) -> Any:
-    """Replace lists by tuples, which JSON does not distinguish."""
-    if isinstance(tree, dict):
-        return {name: in_tuples(each) for name, each in tree.items()}
-    return tuple(map(in_tuples, tree)) if isinstance(tree, list) else tree
+def nested(where: str, arrays: Mapping[str, Any], names: Any) -> Any:
+    """Return the arrays of a file in dicts and tuples, by the tree of their names.
+
+    Raises:
+        CheckpointError: there is no such tree, as of containers that JSON does not have.
+    """
+
+    def build(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {name: build(each) for name, each in tree.items()}
+        return tuple(map(build, tree)) if isinstance(tree, list) else arrays.get(tree)
+
+    if names is None:
+        raise CheckpointError(
+            f"{where} does not say how its arrays are nested, in containers of their own and not "
+            "in dicts by texts, tuples and lists alone; give like, parameters of that structure"
+        )
+    return build(names)
+
+
+def fitted(
+    where: str,
+    arrays: Mapping[str, np.ndarray],
+    target: Any,
+    name: Callable[[Any], str] = jax.tree_util.keystr,
+) -> Any:
+    """Return the arrays of a file, by their paths, in the structure of a target, as JAX arrays.
+
+    Raises:
+        CheckpointError: their shapes and types are others.
+    """
+    model, saved = (
+        {path: _describe(x) for path, x in each.items()} for each in (_leaves(target, name), arrays)
+    )
+    if differing := [p for p in model | saved if model.get(p) != saved.get(p)]:
+        differing.sort(key=lambda path: (not path.startswith("['params']"), path))
+        shown = "; ".join(
+            f"{p}: model {model.get(p, 'no such array')}, saved {saved.get(p, 'no such array')}"
+            for p in differing[:6]
+        )
+        more = f"; and {len(differing) - 6} more" if len(differing) > 6 else ""
+        of_optimizer = all(path.startswith("['opt_state']") for path in differing)
+        what = "optimizer" if of_optimizer else "model"
+        raise CheckpointError(
+            f"{where} belongs to another {what}: {shown}{more}; build the {what} from the "
+            "configuration saved with it"
+        )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.device_put(arrays[name(path)]), target
+    )
 
 
 def _plain(state: TrainState) -> dict[str, Any]:
@@ -406,17 +424,13 @@ def _by_loss(losses: dict[int, float]) -> list[int]:
     return sorted(losses, key=lambda s: (losses[s], s if losses[s] < math.inf else -s))
 
 
-def _leaves(tree: Any) -> dict[str, Any]:
-    """Return arrays by their paths, and None for an empty container, which is structure too."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: not jax.tree.leaves(x))
-    return {
-        jax.tree_util.keystr(path): leaf if jax.tree.leaves(leaf) else None for path, leaf in leaves
-    }
+def _leaves(tree: Any, name: Callable[[Any], str] = jax.tree_util.keystr) -> dict[str, Any]:
+    """Return arrays by their paths."""
+    return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _describe(x: Any) -> str:
-    """Describe the type and shape of an array, or an empty container."""
-    return _NOTHING if x is None else f"{x.dtype}{list(x.shape)}"
+    return f"{dtype_of(x)}{list(np.shape(x))}"
 
 
 def _empty(description: str) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from rnnjax.cells.arguments import is_integer
 from rnnjax.errors import CheckpointError, InteropError, InvalidInputError
-from rnnjax.training.checkpoints import Checkpoints, in_tuples, is_plain
+from rnnjax.training.checkpoints import Checkpoints, fitted, is_plain, nested
 from rnnjax.training.processes import from_first
 from rnnjax.training.state import dtype_of
 
@@ -117,27 +117,8 @@ def _from_file(path: Path, like: Any) -> Any:
         names = json.loads(read_metadata(content).get(_TREE, "null"))
     except (InteropError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if like is None:
-        if names is None:
-            raise CheckpointError(
-                f"{path} does not say how its arrays are nested; give like, parameters of that "
-                "structure"
-            )
-        if sorted(jax.tree.leaves(names)) != sorted(arrays):
-            raise CheckpointError(
-                f"{path} is damaged: its arrays are not those that it names; save it again"
-            )
-        return jax.tree.map(lambda name: jax.device_put(arrays[name]), in_tuples(names))
-    leaves, structure = jax.tree.flatten_with_path(like)
-    wanted = {_name(keys): f"{dtype_of(leaf)}{list(np.shape(leaf))}" for keys, leaf in leaves}
-    found = {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
-    for name in sorted(wanted | found):
-        if wanted.get(name) != found.get(name):
-            raise CheckpointError(
-                f"{path} holds other parameters: {name} should be {wanted.get(name, 'no array')}, "
-                f"but is {found.get(name, 'no array')}; give like what was saved"
-            )
-    return jax.tree.unflatten(structure, [jax.device_put(arrays[name]) for name in wanted])
+    like = nested(str(path), arrays, names) if like is None else like
+    return fitted(str(path), arrays, like, _name)
 
 
 def _name(keys: Any) -> str:

@@ -382,9 +382,11 @@ def test_parameters_in_one_file(tmp_path):
     assert_same(load_params(path), params)
     assert_same(load_params(path, jax.eval_shape(lambda: params)), params)
     save_params(path, {"a": [np.ones(2, np.float32)], "carry": STACK.initial_carry((2,))})
-    with pytest.raises(CheckpointError, match="does not say how its arrays are nested; give like"):
+    with pytest.raises(
+        CheckpointError, match=r"does not say how its arrays are nested.*; give like"
+    ):
         load_params(path)
-    with pytest.raises(CheckpointError, match=r"a\.0 should be float32\[3\], but is float32\[2"):
+    with pytest.raises(CheckpointError, match=r"a\.0: model float32\[3\], saved float32\[2"):
         load_params(path, {"a": [np.ones(3, np.float32)]})
     save_params(path, PARAMS)
     assert set(safetensors.load_file(path)) == {"cell.kernel", "layers.0", "layers.1"}
