@@ -18,7 +18,7 @@ import optax
 
 from rnnjax.cells.arguments import brief, check_key, check_size, is_integer
 from rnnjax.errors import InvalidInputError, NonFiniteError
-from rnnjax.training.hooks import Entry, FunctionHook, Hook, Progress, Silent
+from rnnjax.training.hooks import Entry, Hook, Progress, Silent
 from rnnjax.training.identity import identity
 from rnnjax.training.processes import agreed_signal, from_first, is_first, require_alike, together
 from rnnjax.training.run_folder import RunFolder
@@ -224,7 +224,7 @@ class _Loop:
         """Call the hooks at the start of the run, which may already have ended."""
         for hook in self.hooks:
             hook.history, hook.epochs = self.history, self.epochs
-        said = together(lambda: [(hook.name, hook.on_start(state)) for hook in self.hooks])
+        said = together(lambda: [(_name(hook), hook.on_start(state)) for hook in self.hooks])
         before, done, epochs = self.ended_by, int(state.step), len(self.history)
         self.ended_by = [name for name, end in said if (name in before if end is None else end)]
         self.folder.step = done
@@ -311,27 +311,24 @@ class _Loop:
     def record(self, values: Mapping[str, np.ndarray], done: int) -> None:
         """Record the steps of a dispatch; raise NonFiniteError if one may not be skipped."""
         good = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
+        after = f", after {self.most_skipped} that were skipped" if self.most_skipped else ""
         entries = []
         try:
             for i, finite in enumerate(good.tolist()):
                 step = {name: value[i].tolist() for name, value in values.items()}
                 self.skipped = 0 if finite else self.skipped + 1
                 if self.skipped > self.most_skipped:
-                    raise self.diverged(done + i + 1, step)
+                    raise NonFiniteError(
+                        f"at step {done + i + 1} the loss is {step['loss']:g} and the norm of the "
+                        f"gradient {step['grad_norm']:g}{after}; {self.folder.last_good()}; try a "
+                        'smaller learning rate or clip the gradient (free={"optimizer"} lets the '
+                        "run go on with it), or let such steps be skipped"
+                    )
                 self.means.add(step)
                 shown = step if finite else {"skipped": True}
                 entries.append({"step": done + i + 1, "epoch": len(self.history) + 1, **shown})
         finally:
             self.folder.record("steps", entries)
-
-    def diverged(self, step: int, metrics: Mapping[str, float]) -> NonFiniteError:
-        before = f", after {self.most_skipped} that were skipped" if self.most_skipped else ""
-        return NonFiniteError(
-            f"at step {step} the loss is {metrics['loss']:g} and the norm of the gradient "
-            f"{metrics['grad_norm']:g}{before}; {self.folder.last_good()}; try a smaller learning "
-            'rate or clip the gradient (free={"optimizer"} lets the run go on with it), or let '
-            "such steps be skipped"
-        )
 
     def end_epoch(self, state: TrainState) -> tuple[TrainState, bool]:
         """Measure, record and show an epoch; also return whether it is the best so far."""
@@ -344,7 +341,7 @@ class _Loop:
         self.history.append(entry)
         self.folder.record("epochs", [entry])
         state = self.call_hooks(state, entry)
-        return state, bool(measured) and _score(entry) < before
+        return state, _score(entry) < before
 
     def validate(self, state: TrainState) -> Entry:
         """Evaluate on every process, and return the measures of the first."""
@@ -375,11 +372,11 @@ class _Loop:
                     shown = said
                 elif not (said is None or isinstance(said, bool | np.bool_)):
                     raise InvalidInputError(
-                        f"the hook {hook.name} must return True to end the run, a TrainState to go "
-                        f"on with, or None, but returned {brief(said)}; return None"
+                        f"the hook {_name(hook)} must return True to end the run, a TrainState to "
+                        f"go on with, or None, but returned {brief(said)}; return None"
                     )
                 elif said:
-                    ended.append(hook.name)
+                    ended.append(_name(hook))
 
         together(call)
         if agreed_signal(len(ended)):
@@ -449,6 +446,20 @@ def _check(loss_fn: Any, carry: Any, key: Any, skip_nonfinite: Any) -> None:
         pass
 
 
+class _FunctionHook(Hook):
+    def __init__(self, function: Callable[[TrainState, Entry], Any]):
+        self.function = function
+
+    def on_epoch(self, state: TrainState, summary: Entry) -> Any:
+        return self.function(state, summary)
+
+
+def _name(hook: Hook) -> str:
+    """Return the name by which a checkpoint says which hook ended the run."""
+    named = hook.function if isinstance(hook, _FunctionHook) else type(hook)
+    return getattr(named, "__qualname__", type(named).__qualname__)
+
+
 def _hooks(given: Any) -> list[Hook]:
     """Return the hooks of a run on this process, including a `Progress`."""
     if not isinstance(given, Sequence) or not all(
@@ -458,7 +469,7 @@ def _hooks(given: Any) -> list[Hook]:
             f"hooks must be a list of hooks and of functions (state, summary), but is "
             f"{brief(given)}; pass [EarlyStopping(5)], say"
         )
-    hooks = [hook if isinstance(hook, Hook) else FunctionHook(hook) for hook in given]
+    hooks = [hook if isinstance(hook, Hook) else _FunctionHook(hook) for hook in given]
     if not is_first():  # which one process shows and prints
         hooks = [hook for hook in hooks if not isinstance(hook, Progress)]
     if not any(isinstance(hook, Progress) for hook in hooks):
@@ -473,9 +484,23 @@ def _measure(
     if evaluate is None:
         return None
     if callable(evaluate) and not isinstance(evaluate, Minibatches):
-        return lambda state: _numbers(
-            evaluate(state.params if sharding is None else sharding.whole(state.params))
-        )
+
+        def measure_params(state: TrainState) -> Entry:
+            params = state.params if sharding is None else sharding.whole(state.params)
+            found = evaluate(params)
+            if not isinstance(found, Mapping) or "validation_loss" not in found:
+                raise InvalidInputError(
+                    "evaluate must return a dict of measures, with 'validation_loss' among them, "
+                    f"but returned {found!r}; give it that name"
+                )
+            try:
+                return {name: float(value) for name, value in found.items()}
+            except (TypeError, ValueError) as error:
+                raise InvalidInputError(
+                    f"evaluate must return numbers, but: {error}; give one number for each name"
+                ) from error
+
+        return measure_params
     evaluate, sharding = divided(evaluate, sharding, None, lambda said: None)
     source = Source("evaluate", evaluate, epochs, sharding)
     eval_steps = make_eval_steps(loss_fn, sharding)
@@ -494,21 +519,6 @@ def _measure(
     return measure
 
 
-def _numbers(found: Any) -> Entry:
-    """Convert the measures of a function of the parameters to numbers."""
-    if not isinstance(found, Mapping) or "validation_loss" not in found:
-        raise InvalidInputError(
-            "evaluate must return a dict of measures, with 'validation_loss' among them, "
-            f"but returned {found!r}; give it that name"
-        )
-    try:
-        return {name: float(value) for name, value in found.items()}
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(
-            f"evaluate must return numbers, but: {error}; give one number for each name"
-        ) from error
-
-
 def _without_carry(loss_fn: Any, params: Any, carry: Any, batch: Any, key: jax.Array) -> Any:
     found = loss_fn(params, batch, key)
     if not isinstance(found, tuple):
@@ -522,12 +532,12 @@ def _without_carry(loss_fn: Any, params: Any, carry: Any, batch: Any, key: jax.A
 
 
 def _score(entry: Entry) -> float:
-    """Return the score to minimise: the validation loss, or without it the training loss."""
-    score = float(entry["validation_loss" if "validation_loss" in entry else "loss"])
+    """Return the validation loss; infinity if it is not finite, or if there is none."""
+    score = float(entry.get("validation_loss", math.inf))
     return score if math.isfinite(score) else math.inf
 
 
 def _best(history: list[Entry]) -> Entry | None:
     """Return the entry with the lowest validation loss; without one, the last."""
-    scored = [e for e in history if "validation_loss" in e and _score(e) < math.inf]
-    return min(scored, key=_score) if scored else (history[-1] if history else None)
+    scored = (entry for entry in history if _score(entry) < math.inf)
+    return min(scored, key=_score, default=history[-1] if history else None)

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -47,10 +47,6 @@ class Hook:
 
     history: Sequence[Entry] = ()
     epochs: int = 0
-    name: str = "Hook"  # by which a checkpoint says which hook ended the run
-
-    def __init_subclass__(cls) -> None:
-        cls.name = cls.__qualname__
 
     def on_start(self, state: TrainState) -> bool | None:
         """Start the run, or resume it from ``state``; `history` is known.
@@ -78,18 +74,6 @@ class Hook:
 
     def close(self) -> None:
         """End the run, also after an error."""
-
-
-class FunctionHook(Hook):
-    """A function ``(state, summary)`` as a hook."""
-
-    def __init__(self, function: Callable[[TrainState, Entry], bool | TrainState | None]):
-        self.function = function
-        self.name = getattr(function, "__qualname__", type(function).__qualname__)
-
-    def on_epoch(self, state: TrainState, summary: Entry) -> bool | TrainState | None:
-        """Call the function with state and summary."""
-        return self.function(state, summary)
 
 
 @dataclasses.dataclass

@@ -137,7 +137,7 @@ def activity_penalty(ys: jax.Array, *, mask: jax.Array | None = None) -> jax.Arr
     >>> float(activity_penalty(ys, mask=jnp.array([[True], [False]])))
     5.0
     """
-    return _mean_square(ys, _marks("mask", mask, ys))
+    return _mean_square(ys, _marks("mask", mask, ys, True))
 
 
 def slowness_penalty(
@@ -158,19 +158,14 @@ def slowness_penalty(
     >>> float(slowness_penalty(jnp.array([[[1.0]], [[3.0]], [[4.0]]])))
     2.5
     """
-    mask, resets = _marks("mask", mask, ys), _marks("resets", resets, ys)
-    counted = None
-    if mask is not None:
-        counted = mask[1:] & mask[:-1]
-    if resets is not None:
-        counted = ~resets[1:] if counted is None else counted & ~resets[1:]
-    return _mean_square(ys[1:] - ys[:-1], counted)
+    counted, resets = _marks("mask", mask, ys, True), _marks("resets", resets, ys, False)
+    return _mean_square(ys[1:] - ys[:-1], counted[1:] & counted[:-1] & ~resets[1:])
 
 
-def _marks(name: str, marks: Any, ys: jax.Array) -> jax.Array | None:
-    """Return booleans as an array, or None; batch axes may have size 1 or be left out."""
+def _marks(name: str, marks: Any, ys: jax.Array, default: bool) -> jax.Array:
+    """Return booleans with the axes of ``ys``; batch axes may have size 1 or be left out."""
     if marks is None:
-        return None
+        marks = jnp.full(np.shape(ys)[:1], default)
     marks = as_array(name, marks)
     if marks.dtype != jnp.bool_:
         raise InvalidInputError(
@@ -184,7 +179,7 @@ def _marks(name: str, marks: Any, ys: jax.Array) -> jax.Array | None:
             f"{name} must be booleans (time, *batch), {wanted} for these ys, but has the shape "
             f"{marks.shape}; check which axis is time"
         )
-    return marks
+    return marks.reshape(*marks.shape, *[1] * (np.ndim(ys) - marks.ndim))
 
 
 def _wide(array: jax.Array) -> jax.Array:
@@ -192,13 +187,9 @@ def _wide(array: jax.Array) -> jax.Array:
     return array.astype(at_least_float32(array.dtype))
 
 
-def _mean_square(values: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _mean_square(values: jax.Array, mask: jax.Array) -> jax.Array:
     values = _wide(values)
-    if mask is None:
-        return jnp.square(values).sum() / max(values.size, 1)
-    mask = jnp.broadcast_to(
-        mask.reshape(*mask.shape, *[1] * (values.ndim - mask.ndim)), values.shape
-    )
+    mask = jnp.broadcast_to(mask, values.shape)
     # Chosen before the square, so that a NaN that does not count has no gradient.
     squares = jnp.square(jnp.where(mask, values, 0))
     return squares.sum() / jnp.maximum(mask.sum(), 1).astype(values.dtype)

@@ -27,12 +27,6 @@ Divide = Callable[[tuple[str, ...], tuple[int, ...]], int | None]
 None for a replicated parameter. ``names`` is its path in the tree."""
 
 
-def last_axis(names: tuple[str, ...], shape: tuple[int, ...]) -> int | None:
-    """Shard every parameter along its last axis: the columns of kernels, which are hidden units."""
-    del names
-    return len(shape) - 1 if shape else None
-
-
 def axis_of_each(name: str, axis: Any, tree: Any) -> Any:
     """Return the axis of each leaf of a tree from a tree prefix, like ``in_axes`` of `jax.vmap`.
 
@@ -91,7 +85,8 @@ class Sharding:
 
     Args:
         mesh: a mesh with the axes "data" and "hidden"; see `over`.
-        divide: which axis of a parameter is sharded over "hidden".
+        divide: which axis of a parameter is sharded over "hidden"; by default the last: the columns
+            of kernels, which are hidden units.
         rows_axis: the axis of rows of the leaves of batches, whose first axis is steps: 2 if time
             precedes rows. If leaves differ, a tree prefix, like ``in_axes`` of `jax.vmap`.
             (`minibatches` provides it.)
@@ -108,7 +103,7 @@ class Sharding:
     ...     return (ys**2).mean(), (carry, {})
     >>> state = TrainState.create(cell.init(jax.random.key(0), 3), optimizer,
     ...     key=jax.random.key(1), carry=cell.initial_carry((2,)))
-    >>> batches = sharding.put_batches(jnp.ones((5, 2, 7, 3)))  # steps, rows, time, features
+    >>> batches = sharding.put_batches(jax.numpy.ones((5, 2, 7, 3)))  # steps, rows, time, features
     >>> train_steps = make_train_steps(loss_fn, optimizer, sharding)
     >>> state, metrics = train_steps(sharding.put_state(state), batches, 0, 5)
     >>> int(state.step), metrics["loss"].shape, dict(sharding.mesh.shape)
@@ -116,7 +111,7 @@ class Sharding:
     """
 
     mesh: Mesh
-    divide: Divide = last_axis
+    divide: Divide = lambda names, shape: len(shape) - 1 if shape else None
     rows_axis: Any = dataclasses.field(default=1, hash=False)  # perhaps a dict
 
     def __post_init__(self) -> None:
@@ -163,7 +158,7 @@ class Sharding:
         [0, 1, 2]
         """
         self._check_rows(batch_size, self.mesh.shape["data"])
-        sharding = self._named(PartitionSpec("data"))
+        sharding = self._named("data")
         parts = sharding.addressable_devices_indices_map((batch_size,)).values()
         return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
@@ -183,8 +178,8 @@ class Sharding:
 
         def put(leaf: Any, axis: int) -> jax.Array:
             if np.ndim(leaf) <= axis:
-                return _laid(leaf, self._named(PartitionSpec()))
-            named = self._named(PartitionSpec(*[None] * axis, "data"))
+                return _laid(leaf, self._named())
+            named = self._named(*[None] * axis, "data")
             if isinstance(leaf, jax.Array) and leaf.sharding == named:
                 return leaf
             self._check_rows(leaf.shape[axis], along)
@@ -231,12 +226,12 @@ class Sharding:
 
     def keep_everywhere(self, tree: Any) -> Any:
         """Constrain arrays inside ``jit`` to be replicated on all devices."""
-        return jax.lax.with_sharding_constraint(tree, self._named(PartitionSpec()))
+        return jax.lax.with_sharding_constraint(tree, self._named())
 
     def whole(self, tree: Any) -> Any:
         """Gather whole arrays on a device of this process; all processes must call it."""
-        gathered = jax.jit(_same, out_shardings=self._named(PartitionSpec()))
-        return jax.tree.map(lambda leaf: gathered(leaf).addressable_data(0), tree)
+        everywhere = self._named()
+        return jax.tree.map(lambda x: jax.device_put(x, everywhere).addressable_data(0), tree)
 
     def of_state(self, state: TrainState) -> TrainState:
         """Return a `jax.sharding.NamedSharding` for every array of a state, in its structure.
@@ -248,7 +243,7 @@ class Sharding:
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
             names = _names(path)
             laid[names, leaf.shape] = self._of_parameter(names, leaf.shape)
-        everywhere: Any = self._named(PartitionSpec())
+        everywhere: Any = self._named()
 
         def like_parameter(path: Any, leaf: Any) -> NamedSharding:
             names = _names(path)
@@ -257,30 +252,29 @@ class Sharding:
                     return laid[names[start:], leaf.shape]
             return everywhere
 
-        params, opt_state = (
-            jax.tree_util.tree_map_with_path(like_parameter, tree)
-            for tree in (state.params, state.opt_state)
+        params, opt_state = jax.tree_util.tree_map_with_path(
+            like_parameter, (state.params, state.opt_state)
         )
         return TrainState(everywhere, params, opt_state, self._of_carry(state.carry), everywhere)
 
     def _of_parameter(self, names: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
         axis, devices = self.divide(names, shape), self.mesh.shape["hidden"]
         if axis is None:
-            return self._named(PartitionSpec())
+            return self._named()
         if shape[axis] % devices:
             raise InvalidInputError(
                 f"the parameter {'.'.join(names)} has {shape[axis]} along axis {axis}, which "
                 f"cannot be divided over {devices} devices; take a multiple of {devices}, or fewer "
                 "devices for the hidden units"
             )
-        return self._named(PartitionSpec(*[None] * axis, "hidden"))
+        return self._named(*[None] * axis, "hidden")
 
     def _of_carry(self, carry: Any) -> Any:
         def rows(leaf: Any) -> NamedSharding:
             if not leaf.ndim:
-                return self._named(PartitionSpec())
+                return self._named()
             self._check_rows(leaf.shape[0], self.mesh.shape["data"])
-            return self._named(PartitionSpec("data"))
+            return self._named("data")
 
         return jax.tree.map(rows, carry)
 
@@ -291,9 +285,9 @@ class Sharding:
                 f"of {devices} rows, or fewer devices"
             )
 
-    def _named(self, spec: PartitionSpec) -> NamedSharding:
+    def _named(self, *names: str | None) -> NamedSharding:
         # In XLA's own spelling: another one would compile once more.
-        axes = [axis if axis and self.mesh.shape[axis] > 1 else None for axis in spec]
+        axes = [name if name and self.mesh.shape[name] > 1 else None for name in names]
         while axes and axes[-1] is None:
             axes.pop()
         return NamedSharding(self.mesh, PartitionSpec(*axes))
@@ -307,11 +301,6 @@ def _laid(leaf: Any, sharding: NamedSharding) -> jax.Array:
     value = np.array(as_bits(leaf))
     laid = jax.make_array_from_callback(value.shape, sharding, lambda part: value[part])
     return as_keys(laid, leaf)
-
-
-# One function for all calls, so that each shape is compiled once.
-def _same(leaf: jax.Array) -> jax.Array:
-    return leaf
 
 
 def _names(path: Any) -> tuple[str, ...]:

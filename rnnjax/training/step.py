@@ -77,7 +77,11 @@ def make_train_steps(
     >>> int(state.step), float(state.params)
     (3, 0.875)
     """
-    check_optimizer(optimizer)
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise InvalidInputError(
+            f"optimizer must be one of optax, as optax.adam(1e-3), but is {brief(optimizer)}; "
+            "call it with its learning rate"
+        )
     grad_fn = jax.value_and_grad(functools.partial(checked_loss, loss_fn), has_aux=True)
 
     def one_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -145,7 +149,16 @@ def _checked(compiled: Callable[..., Any], sharding: Sharding | None) -> TrainSt
     """Wrap the compiled steps with a check of the range of steps."""
 
     def run(state: Any, batches: Any, start: int, stop: int) -> tuple[Any, Metrics]:
-        _check_range(batches, start, stop)
+        lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
+        steps = (*min(lengths, default=()), -1)[0]
+        whole = start == int(start) and stop == int(stop)
+        # Of a step that is not there, JAX would take the last one.
+        if len(lengths) != 1 or not (whole and 0 <= start <= stop <= steps):
+            raise InvalidInputError(
+                "batches must have a first axis of steps, as long in all leaves, and start to stop "
+                f"be some of them, but the axes are {sorted(lengths)}, and {start} to {stop} came; "
+                "cut the leaves alike, and stop at their end"
+            )
         # With a mesh set, `unroll` leaves out its forms for one device.
         with nullcontext() if sharding is None else jax.set_mesh(sharding.mesh):
             return compiled(state, batches, np.int32(start), np.int32(stop))
@@ -188,8 +201,40 @@ def checked_loss(
     loss_fn: LossFunction, params: Any, carry: Any, batch: Any, key: jax.Array
 ) -> tuple[jax.Array, tuple[Any, Metrics]]:
     """Call a loss function and check its result; raise InvalidInputError if it is invalid."""
+
+    def of(tree: Any) -> Any:
+        return jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(np.shape(x))}", tree)
+
     returned = loss_fn(params, carry, batch, key)
-    _check_returned(returned, carry)
+    try:
+        loss, (after, metrics) = returned
+        shape = np.shape(loss)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            "loss_fn with a carry must return (loss, (carry, metrics)), but returned "
+            f"{jax.tree.structure(returned)}; return the next carry, and a dict"
+        ) from error
+    if shape or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        raise InvalidInputError(
+            f"loss_fn must return a scalar loss, but it is {jnp.result_type(loss)} of shape "
+            f"{shape}; take the mean over the batch"
+        )
+    if jax.tree.flatten(of(after)) != jax.tree.flatten(of(carry)):
+        raise InvalidInputError(
+            f"loss_fn must return a carry like the one that it is given, {of(carry)}, but returned "
+            f"{of(after)}; cast it by astype, or begin with another"
+        )
+    if not isinstance(metrics, dict) or OF_FIT & metrics.keys():
+        raise InvalidInputError(
+            f"metrics of loss_fn must be a dict, without the names {sorted(OF_FIT)}, but are "
+            f"{sorted(metrics) if isinstance(metrics, dict) else metrics}; rename them"
+        )
+    for name, metric in metrics.items():
+        if dtype_of(metric).kind not in "biufV" or is_key(metric):
+            raise InvalidInputError(
+                f"metrics of loss_fn must be real numbers or arrays of them, but {name} is "
+                f"{brief(metric)}; take out of it what is to be recorded"
+            )
     return returned
 
 
@@ -219,15 +264,6 @@ def updated(
     return optax.apply_updates(state.params, updates), opt_state
 
 
-def check_optimizer(optimizer: Any) -> None:
-    """Raise unless ``optimizer`` is an optax optimiser."""
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise InvalidInputError(
-            f"optimizer must be one of optax, as optax.adam(1e-3), but is {brief(optimizer)}; "
-            "call it with its learning rate"
-        )
-
-
 def check_params(params: Any) -> None:
     """Raise unless every parameter has a type with a gradient."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -236,54 +272,4 @@ def check_params(params: Any) -> None:
                 f"params must be floating-point arrays, but params{jax.tree_util.keystr(path)} is "
                 f"{dtype_of(leaf)}, which has no gradient; close over it in loss_fn, or cast it by "
                 "astype(float)"
-            )
-
-
-def _check_range(batches: Any, start: int, stop: int) -> None:
-    """Raise unless every leaf has the requested steps: JAX would repeat the last one."""
-    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
-    steps = (*min(lengths, default=()), -1)[0]
-    whole = start == int(start) and stop == int(stop)
-    if len(lengths) != 1 or not (whole and 0 <= start <= stop <= steps):
-        raise InvalidInputError(
-            "batches must have a first axis of steps, as long in all leaves, and start to stop be "
-            f"some of them, but the axes are {sorted(lengths)}, and {start} to {stop} came; cut "
-            "the leaves alike, and stop at their end"
-        )
-
-
-def _check_returned(returned: Any, carry: Any) -> None:
-    """Raise unless a loss function returned the result of a `LossFunction`."""
-
-    def of(tree: Any) -> Any:
-        return jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(np.shape(x))}", tree)
-
-    try:
-        loss, (after, metrics) = returned
-        shape = np.shape(loss)
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(
-            "loss_fn with a carry must return (loss, (carry, metrics)), but returned "
-            f"{jax.tree.structure(returned)}; return the next carry, and a dict"
-        ) from error
-    if shape or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
-        raise InvalidInputError(
-            f"loss_fn must return a scalar loss, but it is {jnp.result_type(loss)} of shape "
-            f"{shape}; take the mean over the batch"
-        )
-    if jax.tree.flatten(of(after)) != jax.tree.flatten(of(carry)):
-        raise InvalidInputError(
-            f"loss_fn must return a carry like the one that it is given, {of(carry)}, but returned "
-            f"{of(after)}; cast it by astype, or begin with another"
-        )
-    if not isinstance(metrics, dict) or OF_FIT & metrics.keys():
-        raise InvalidInputError(
-            f"metrics of loss_fn must be a dict, without the names {sorted(OF_FIT)}, but are "
-            f"{sorted(metrics) if isinstance(metrics, dict) else metrics}; rename them"
-        )
-    for name, metric in metrics.items():
-        if dtype_of(metric).kind not in "biufV" or is_key(metric):
-            raise InvalidInputError(
-                f"metrics of loss_fn must be real numbers or arrays of them, but {name} is "
-                f"{brief(metric)}; take out of it what is to be recorded"
             )
