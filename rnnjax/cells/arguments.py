@@ -77,10 +77,11 @@ def check_instance(name: str, value: Any, kind: type, expected: str) -> None:
         raise InvalidInputError(f"{name} must be {expected}, but is {brief(value)}")
 
 
-def check_size(name: str, value: Any) -> None:
-    """Raise unless a size is a positive integer."""
-    if not is_integer(value) or value < 1:
-        raise InvalidInputError(f"{name} must be a positive integer, but is {brief(value)}")
+def check_size(name: str, value: Any, least: int = 1) -> None:
+    """Raise unless a size is an integer of at least ``least``, 1 or 0."""
+    if not is_integer(value) or value < least:
+        wanted = "a positive integer" if least else "an integer from 0 up"
+        raise InvalidInputError(f"{name} must be {wanted}, but is {brief(value)}")
 
 
 def is_floating(dtype: Any) -> bool:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import sys
 import threading
@@ -81,21 +80,17 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON atomically, for people and programs; NaN and infinity become null."""
-    text = json.dumps(finite_or_none(value), indent=2, default=str, allow_nan=False)
+    text = json.dumps(finite_or_none(value), indent=2)
     write_whole(path, (text + "\n").encode())
 
 
 def finite_or_none(value: Any) -> Any:
     """Replace NaN and infinity by None, since JSON has neither (RFC 8259).
 
-    >>> finite_or_none({"loss": math.nan, "each": [1.0, math.inf]})
+    >>> finite_or_none({"loss": float("nan"), "each": [1.0, float("inf")]})
     {'loss': None, 'each': [1.0, None]}
     """
-    if isinstance(value, Mapping):
-        return {name: finite_or_none(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite_or_none(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
@@ -165,7 +160,7 @@ def _digest(value: Any) -> str:
 
 def write_lines(path: Path, entries: Iterable[Mapping[str, Any]], *, more: bool = False) -> None:
     """Write JSON objects, one per line, atomically; with ``more`` append them instead."""
-    lines = [json.dumps(finite_or_none(entry), allow_nan=False) + "\n" for entry in entries]
+    lines = [json.dumps(finite_or_none(entry)) + "\n" for entry in entries]
     if more:
         with path.open("a", encoding="utf-8") as file:
             file.writelines(lines)
@@ -181,7 +176,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "steps.jsonl"
-    >>> write_lines(path, [{"step": 1, "loss": math.nan}])
+    >>> write_lines(path, [{"step": 1, "loss": float("nan")}])
     >>> read_lines(path)
     [{'step': 1, 'loss': None}]
     """

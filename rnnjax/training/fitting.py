@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rnnjax.cells.arguments import brief, check_key, check_size, is_integer
+from rnnjax.cells.arguments import brief, check_key, check_size
 from rnnjax.errors import InvalidInputError, NonFiniteError
 from rnnjax.training.hooks import Entry, Hook, Progress, Silent
 from rnnjax.training.identity import identity
@@ -200,7 +200,6 @@ class _Loop:
     means: _Means = dataclasses.field(default_factory=_Means)  # of the epoch in progress
     skipped: int = 0  # in a row
     position: Any = None  # of the source in that epoch
-    exact: bool = True  # whether a run can go on from there
     ended_by: list[str] = dataclasses.field(default_factory=list)  # names of hooks
     paced: int = _FIRST_DISPATCH  # steps of a dispatch
     compiled: set[str] = dataclasses.field(default_factory=set)  # for which shapes
@@ -246,7 +245,8 @@ class _Loop:
         while not self.finished:
             state, whole = self.train_epoch(state)
             if not whole:
-                self.save(state)
+                if self.source.exact:
+                    self.save(state)
                 return self.result(state)
             state, better = self.end_epoch(state)
             if better and self.folder.path is None:
@@ -296,7 +296,7 @@ class _Loop:
         seconds = None if is_new else time.perf_counter() - began
         self.compiled.add(shapes)
         self.record(values, done)
-        self.folder.step, self.exact = done + count, group.exact
+        self.folder.step = done + count
         if group.positions is not None:
             self.position = group.positions[at + count - 1]
         for hook in self.hooks:
@@ -336,7 +336,7 @@ class _Loop:
         entry = {"step": self.folder.step, "epoch": len(self.history) + 1}
         # The same on all processes, so that their hooks decide alike.
         entry = from_first(lambda: entry | self.means.summary() | measured)
-        self.means, self.position, self.exact = _Means(), None, True
+        self.means, self.position = _Means(), None
         before = min(map(_score, self.history), default=math.inf)
         self.history.append(entry)
         self.folder.record("epochs", [entry])
@@ -386,9 +386,8 @@ class _Loop:
         return shown if self.sharding is None else self.sharding.put_state(shown)
 
     def save(self, state: TrainState, loss: float | None = None) -> None:
-        """Write a checkpoint, unless it exists or the run could not resume from it."""
-        done = self.folder.saved == self.folder.step
-        if self.folder.path is None or done or not self.exact:
+        """Write a checkpoint, unless it exists."""
+        if self.folder.path is None or self.folder.saved == self.folder.step:
             return
         self.on_phase("writing")
         about = {
@@ -427,11 +426,7 @@ class _Loop:
 
 def _check(loss_fn: Any, carry: Any, key: Any, skip_nonfinite: Any) -> None:
     """Raise unless the loss takes the arguments of `fit`, and the other arguments are valid."""
-    if not is_integer(skip_nonfinite) or skip_nonfinite < 0:
-        raise InvalidInputError(
-            f"skip_nonfinite must be a number of steps from 0 up, but is {brief(skip_nonfinite)}; "
-            "pass 0 to skip none"
-        )
+    check_size("skip_nonfinite", skip_nonfinite, 0)
     check_key(key)
     names = ("params", "batch", "key") if carry is None else ("params", "carry", "batch", "key")
     try:

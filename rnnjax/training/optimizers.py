@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rnnjax.cells.arguments import as_array, usual_promotion
+from rnnjax.cells.arguments import usual_promotion
 from rnnjax.cells.products import at_least_float32
+from rnnjax.engine.core.masking import expand
+from rnnjax.engine.core.validation import checked_marks
 from rnnjax.errors import InvalidInputError
 
 
@@ -163,23 +165,10 @@ def slowness_penalty(
 
 
 def _marks(name: str, marks: Any, ys: jax.Array, default: bool) -> jax.Array:
-    """Return booleans with the axes of ``ys``; batch axes may have size 1 or be left out."""
+    """Return booleans with the axes of ``ys``."""
     if marks is None:
         marks = jnp.full(np.shape(ys)[:1], default)
-    marks = as_array(name, marks)
-    if marks.dtype != jnp.bool_:
-        raise InvalidInputError(
-            f"{name} must be booleans (time, *batch), but are {marks.dtype}; write "
-            f"{name}.astype(bool)"
-        )
-    wanted = np.shape(ys)[:-1]
-    fits = all(m in (1, y) for m, y in zip(marks.shape[1:], wanted[1:], strict=False))
-    if not fits or marks.ndim > len(wanted) or marks.shape[:1] != wanted[:1]:
-        raise InvalidInputError(
-            f"{name} must be booleans (time, *batch), {wanted} for these ys, but has the shape "
-            f"{marks.shape}; check which axis is time"
-        )
-    return marks.reshape(*marks.shape, *[1] * (np.ndim(ys) - marks.ndim))
+    return expand(checked_marks(name, marks, ys, of="ys"), ys)
 
 
 def _wide(array: jax.Array) -> jax.Array:
@@ -188,8 +177,7 @@ def _wide(array: jax.Array) -> jax.Array:
 
 
 def _mean_square(values: jax.Array, mask: jax.Array) -> jax.Array:
-    values = _wide(values)
-    mask = jnp.broadcast_to(mask, values.shape)
+    values, mask = _wide(values), jnp.broadcast_to(mask, values.shape)
     # Chosen before the square, so that a NaN that does not count has no gradient.
     squares = jnp.square(jnp.where(mask, values, 0))
     return squares.sum() / jnp.maximum(mask.sum(), 1).astype(values.dtype)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells.arguments import brief, check_instance, check_size, is_integer
+from rnnjax.cells.arguments import brief, check_instance, check_size
 from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.training.identity import sums_of_steps
 from rnnjax.training.processes import require_alike, together
@@ -124,8 +124,7 @@ def minibatches(arrays: Any, batch_size: int, *, axis: Any, seed: int = 0) -> Mi
     {'labels': (1, 3), 'lengths': (1, 3), 'xs': (1, 8, 3, 2)}
     """
     check_size("batch_size", batch_size)
-    if not is_integer(seed) or seed < 0:
-        raise InvalidInputError(f"seed must be a whole number from 0 up, but is {brief(seed)}")
+    check_size("seed", seed, 0)
     axes = axis_of_each("axis", axis, arrays)
     rows, shapes = _rows(arrays, axes), list(map(np.shape, jax.tree.leaves(arrays)))
     if len(rows) != 1 or batch_size > min(rows):
@@ -226,7 +225,6 @@ class Group:
     start: int  # the first slot whose step is to be done
     stop: int  # the slot after the last one
     positions: list[Any] | None = None  # of a stream: where it stands after each slot, if it says
-    exact: bool = True  # whether a run can go on from the middle of this epoch
 
 
 class Source:
@@ -240,6 +238,7 @@ class Source:
         self.name, self.given, self.sharding = name, given, sharding
         self._held: Group | None = None  # all steps of all epochs
         self._first: Any = None  # the arrays of the first epoch, until it begins
+        self.exact = True  # whether a run can go on from the middle of an epoch
         # A stream that `first_epoch` looked into: its first group, and what yields the others.
         self._begun: tuple[Group, Generator[Group, None, None]] | None = None
         if isinstance(given, Iterator) and epochs > 1:
@@ -348,10 +347,10 @@ class Source:
 
     def _of_stream(self, stream: Any, first: int, position: Any) -> Iterator[Group]:
         says = hasattr(stream, "get_state") and hasattr(stream, "set_state")
-        exact = says or callable(self.given)
+        self.exact = says or callable(self.given)
         if first and says and position is not None:
             stream.set_state(position.encode("latin-1") if isinstance(position, str) else position)
-        elif first and (not exact or sum(1 for _ in itertools.islice(stream, first)) < first):
+        elif first and (not self.exact or sum(1 for _ in itertools.islice(stream, first)) < first):
             raise self._too_short(first)
         batches: list[Any] = []
         positions: list[Any] = []
@@ -360,7 +359,7 @@ class Source:
 
         def group() -> Group:
             stacked = jax.tree.map(lambda *leaves: _filled(slots, np.stack(leaves)), *batches)
-            return Group(jax.tree.map(as_keys, stacked, shapes), 0, len(batches), positions, exact)
+            return Group(jax.tree.map(as_keys, stacked, shapes), 0, len(batches), positions)
 
         for batch in stream:
             batch = jax.tree.map(_as_array, batch)

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells.arguments import as_array, brief, check_instance, check_size
+from rnnjax.cells.arguments import brief, check_instance, check_size
 from rnnjax.cells.products import at_least_float32
+from rnnjax.engine.core.masking import expand
+from rnnjax.engine.core.validation import checked_marks
 from rnnjax.errors import InvalidInputError
 from rnnjax.training.step import LossFunction
 
@@ -64,24 +66,18 @@ def windows(inputs: Any, targets: Any, *, steps: int, mask: Any = None) -> Windo
             "targets must be arrays (time, rows, ...), but one has fewer than two axes; for a "
             "single stream add an axis of one row"
         )
-    mask = np.ones((shapes[0][0], 1), bool) if mask is None else as_array("mask", mask)
-    if mask.ndim != 2 or mask.dtype != jnp.bool_:
-        raise InvalidInputError(
-            f"mask must be booleans (time, rows), but is {mask.dtype} of shape {mask.shape}; "
-            "write mask.astype(bool)"
-        )
-    if mask.shape[1] != 1:
-        shapes.append(mask.shape)
     rows = {shape[1] for shape in shapes}
-    lengths = {(*np.shape(leaf), 0)[0] for leaf in jax.tree.leaves((inputs, targets, mask))}
+    lengths = {(*np.shape(leaf), 0)[0] for leaf in jax.tree.leaves((inputs, targets))}
     if len(rows) != 1 or len(lengths) != 1 or min(lengths) < steps:
         raise InvalidInputError(
-            f"inputs, targets and mask must be (time, rows, ...) with the same number of steps, at "
+            f"inputs and targets must be (time, rows, ...) with the same number of steps, at "
             f"least the {steps} of a window, and of rows, but have {sorted(lengths)} steps and "
             f"{sorted(rows)} rows; cut them alike"
         )
     number = min(lengths) // steps
-    counted = jnp.broadcast_to(mask, shapes[0][:2])
+    counted = jnp.ones(shapes[0][:2], bool)
+    if mask is not None:
+        counted &= expand(checked_marks("mask", mask, counted[..., None], of="targets"), counted)
     return jax.tree.map(
         lambda leaf: leaf[: number * steps].reshape(number, steps, *leaf.shape[1:]),
         Window(inputs, targets, counted),

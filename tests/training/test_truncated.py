@@ -69,8 +69,8 @@ def test_windows_follow_each_other(length: int, steps: int, number: int) -> None
     [
         ({"steps": 0}, "steps must be a positive integer, but is 0"),
         ({"steps": 9}, r"at least the 9 of a window, .* but have \[8\] steps and \[3\] rows"),
-        ({"steps": 2, "mask": np.ones((7, ROWS), bool)}, r"but have \[7, 8\] steps and \[3\] rows"),
-        ({"steps": 2, "mask": [[True] * ROWS]}, r"but have \[1, 8\] steps and \[3\] rows"),
+        ({"steps": 2, "mask": np.ones((7, ROWS), bool)}, r"mask must have shape \(8, 3\)"),
+        ({"steps": 2, "mask": [[True] * ROWS]}, r"mask must have shape \(8, 3\)"),
         ({"steps": 2, "targets": np.zeros((9, ROWS))}, r"but have \[8, 9\] steps and \[3\] rows"),
         ({"steps": 2, "inputs": [[1.0], [2.0]]}, r"but have \[0, 8\] steps and \[3\] rows"),
         ({"steps": 2, "targets": ()}, "targets must be arrays"),

@@ -169,8 +169,8 @@ def valid_steps(xs: Any, lengths: Any, mask: Any, along: MeshAxis) -> jax.Array 
     return valid & mask
 
 
-def checked_marks(name: str, marks: Any, xs: Any) -> jax.Array:
-    """Return the mask or the resets as an array ``(time, *rows)``, checked."""
+def checked_marks(name: str, marks: Any, xs: Any, of: str = "xs") -> jax.Array:
+    """Return booleans for the steps of an array as an array ``(time, *rows)``, checked."""
     marks, wanted = as_array(name, marks), xs.shape[:-1]
     if marks.dtype != jnp.bool_:
         raise InvalidInputError(
@@ -178,7 +178,7 @@ def checked_marks(name: str, marks: Any, xs: Any) -> jax.Array:
         )
     if marks.ndim == 0 or marks.shape != wanted[: marks.ndim]:
         raise InvalidInputError(
-            f"{name} must have shape {wanted}, (time, *batch), for xs {xs.shape}, but has "
+            f"{name} must have shape {wanted}, (time, *batch), for {of} {xs.shape}, but has "
             f"{marks.shape}; check which axis is time"
         )
     return marks
