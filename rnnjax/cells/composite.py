@@ -2,7 +2,7 @@
 
 import abc
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -67,6 +67,54 @@ class CompositeCell(Cell[CarryT]):
         Pass the leaves of the carry on unchanged. ``key`` is for random numbers in training, or
         None.
         """
+
+
+class CellGroup(CompositeCell[CarryT]):
+    """Several cells; their parameters and their carry are a tuple with one entry for each."""
+
+    cells: Any
+
+    @staticmethod
+    @abc.abstractmethod
+    def entries(made: Iterable[Any]) -> CarryT:
+        """Return the tuple of these entries."""
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether one of the cells draws random numbers."""
+        return any(cell.is_stochastic for cell in self.cells)
+
+    def initial_carry(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> CarryT:
+        """Return the initial carries."""
+        return self.entries(cell.initial_carry(batch_shape, dtype) for cell in self.cells)
+
+    def start(
+        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> CarryT:
+        """Return the states at the start of a sequence."""
+        self.check_entries("params", params)
+        pairs = zip(self.cells, params, strict=True)
+        return self.entries(cell.start(own, batch_shape, dtype) for cell, own in pairs)
+
+    def check_cells(self) -> None:
+        """Raise unless all are cells."""
+        for cell in self.cells:
+            if not isinstance(cell, Cell):
+                raise InvalidInputError(
+                    f"a {type(self).__name__} is made of cells such as rnnjax.LSTMCell(50), but "
+                    f"got {brief(cell)}"
+                )
+
+    def check_entries(self, name: str, entries: Any) -> None:
+        """Raise unless ``entries``, the ``name`` of this cell, are a tuple with one for each."""
+        if not isinstance(entries, tuple) or len(entries) != len(self.cells):
+            came = f"{len(entries)} entries" if isinstance(entries, tuple) else type(entries)
+            raise InvalidInputError(
+                f"{name} of a {type(self).__name__} must be a tuple with an entry for each of its "
+                f"{len(self.cells)} cells, but came with {came}; make it with init or initial_carry"
+            )
 
 
 class WrappedCell(Cell[CarryT]):

@@ -1,17 +1,16 @@
 """Two cells that read a sequence in opposite directions."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 from jax.export import register_namedtuple_serialization
-from jax.typing import DTypeLike
 
-from rnnjax.cells.arguments import brief, check_init
+from rnnjax.cells.arguments import check_init
 from rnnjax.cells.base import Cell, Inputs, Params, PickLast
-from rnnjax.cells.composite import CompositeCell, LayerRun
+from rnnjax.cells.composite import CellGroup, LayerRun
 from rnnjax.errors import InvalidInputError
 
 _MERGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
@@ -33,7 +32,7 @@ register_namedtuple_serialization(Directions, serialized_name="rnnjax.Directions
 
 
 @dataclasses.dataclass(frozen=True)
-class Bidirectional(CompositeCell[Directions]):
+class Bidirectional(CellGroup[Directions]):
     """Reads the sequence in both directions and merges the outputs (Schuster & Paliwal, 1997).
 
     It can be a layer of a `Stack`, and its cells can be stacks. Parameters and carry are
@@ -68,11 +67,7 @@ class Bidirectional(CompositeCell[Directions]):
             raise InvalidInputError(
                 f"merge must be one of {', '.join(_MERGES)}, but is {self.merge!r}"
             )
-        for cell in self.cells:
-            if not isinstance(cell, Cell):
-                raise InvalidInputError(
-                    f"Bidirectional needs cells such as rnnjax.LSTMCell(50), but got {brief(cell)}"
-                )
+        self.check_cells()
         sizes = [cell.output_size for cell in self.cells]
         if self.merge != "concat" and sizes[0] != sizes[1]:
             raise InvalidInputError(
@@ -91,36 +86,17 @@ class Bidirectional(CompositeCell[Directions]):
         sizes = [cell.output_size for cell in self.cells]
         return sum(sizes) if self.merge == "concat" else sizes[0]
 
-    @property
-    def is_stochastic(self) -> bool:
-        """Whether one of the two cells draws random numbers."""
-        return any(cell.is_stochastic for cell in self.cells)
-
     def init(self, key: jax.Array, input_size: int) -> Directions:
         """Initialise the parameters of both directions."""
         check_init(key, input_size)
         keys = jax.random.split(key)
-        return Directions(
-            *(cell.init(k, input_size) for cell, k in zip(self.cells, keys, strict=True))
-        )
+        pairs = zip(self.cells, keys, strict=True)
+        return Directions(*(cell.init(k, input_size) for cell, k in pairs))
 
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> Directions:
-        """Return the initial carries of both directions."""
-        return Directions(*(cell.initial_carry(batch_shape, dtype) for cell in self.cells))
-
-    def start(
-        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> Directions:
-        """Return the states at the start of a sequence, for both directions."""
-        _check_directions("params", params)
-        return Directions(
-            *(
-                cell.start(one, batch_shape, dtype)
-                for cell, one in zip(self.cells, params, strict=True)
-            )
-        )
+    @staticmethod
+    def entries(made: Iterable[Any]) -> Directions:
+        """Return the entries of both directions."""
+        return Directions(*made)
 
     def step(self, params: Params, carry: Directions, x: Inputs) -> NoReturn:
         """Raise: the backward direction needs the end of the sequence first."""
@@ -133,8 +109,8 @@ class Bidirectional(CompositeCell[Directions]):
         self, run: LayerRun, params: Params, xs: Any, carry: Directions, key: jax.Array | None
     ) -> tuple[Directions, jax.Array]:
         """Run both directions over ``xs`` and merge their outputs."""
-        _check_directions("params", params)
-        _check_directions("carry", carry)
+        self.check_entries("params", params)
+        self.check_entries("carry", carry)
         keys = (None, None) if key is None else jax.random.split(key)
         forward, ys = run(self.cells.forward, params[0], xs, carry[0], key=keys[0])
         backward, back = run(
@@ -168,11 +144,3 @@ class Bidirectional(CompositeCell[Directions]):
     def merge_outputs(self, forward: jax.Array, backward: jax.Array) -> jax.Array:
         """Merge the outputs of both directions as ``merge`` says."""
         return _MERGES[self.merge](forward, backward)
-
-
-def _check_directions(name: str, entries: Any) -> None:
-    if not isinstance(entries, tuple) or len(entries) != 2:
-        raise InvalidInputError(
-            f"{name} of a Bidirectional layer must be Directions(forward, backward), but are "
-            f"{type(entries)}; make them with its init or initial_carry"
-        )

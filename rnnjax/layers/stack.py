@@ -5,17 +5,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
-from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import brief, check_init
 from rnnjax.cells.base import Cell, Inputs, PickLast
-from rnnjax.cells.composite import CompositeCell, LayerRun
+from rnnjax.cells.composite import CellGroup, LayerRun
 from rnnjax.errors import InvalidInputError
 from rnnjax.layers.dropout import Dropout
 
 
 @dataclasses.dataclass(frozen=True)
-class Stack(CompositeCell[tuple[Any, ...]]):
+class Stack(CellGroup[tuple[Any, ...]]):
     """Layers of cells; the outputs of each are the inputs of the next.
 
     A stack is a cell: it has `init`, `initial_carry` and `step`, `rnnjax.unroll` runs it, and it
@@ -49,11 +48,7 @@ class Stack(CompositeCell[tuple[Any, ...]]):
         object.__setattr__(self, "cells", tuple(self.cells))
         if not self.cells:
             raise InvalidInputError("a Stack needs at least one cell, but got none")
-        for cell in self.cells:
-            if not isinstance(cell, Cell):
-                raise InvalidInputError(
-                    f"a Stack is made of cells such as rnnjax.LSTMCell(50), but got {brief(cell)}"
-                )
+        self.check_cells()
         if not isinstance(self.dropout, Dropout):
             raise InvalidInputError(
                 f"dropout of a Stack must be rnnjax.Dropout(rate), but is {brief(self.dropout)}"
@@ -71,7 +66,7 @@ class Stack(CompositeCell[tuple[Any, ...]]):
     @property
     def is_stochastic(self) -> bool:
         """Whether there is dropout between layers, or a layer draws random numbers."""
-        return self.dropout.rate > 0 or any(cell.is_stochastic for cell in self.cells)
+        return self.dropout.rate > 0 or super().is_stochastic
 
     def init(self, key: jax.Array, input_size: int) -> tuple[Any, ...]:
         """Initialise the parameters: a tuple with one entry per layer."""
@@ -82,24 +77,10 @@ class Stack(CompositeCell[tuple[Any, ...]]):
             cell.init(key, size) for cell, key, size in zip(self.cells, keys, sizes, strict=False)
         )
 
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> tuple[Any, ...]:
-        """Return the initial carries: a tuple with one entry per layer."""
-        return tuple(cell.initial_carry(batch_shape, dtype) for cell in self.cells)
-
-    def start(
-        self,
-        params: tuple[Any, ...],
-        batch_shape: tuple[int, ...] = (),
-        dtype: DTypeLike | None = None,
-    ) -> tuple[Any, ...]:
-        """Return the states at the start of a sequence: a tuple with one entry per layer."""
-        self.check_entries("params", params)
-        return tuple(
-            cell.start(layer_params, batch_shape, dtype)
-            for cell, layer_params in zip(self.cells, params, strict=True)
-        )
+    @staticmethod
+    def entries(made: Iterable[Any]) -> tuple[Any, ...]:
+        """Return a tuple with one entry per layer."""
+        return tuple(made)
 
     def step(
         self, params: tuple[Any, ...], carry: tuple[Any, ...], x: Inputs
@@ -134,13 +115,3 @@ class Stack(CompositeCell[tuple[Any, ...]]):
             if i < len(self.cells) - 1:
                 xs = self.dropout.apply(between, xs)
         return tuple(carries), xs
-
-    def check_entries(self, name: str, entries: Any) -> None:
-        """Raise unless ``entries``, the stack's ``name``, is a tuple with one entry per layer."""
-        if not isinstance(entries, tuple) or len(entries) != len(self.cells):
-            came = f"{len(entries)} entries" if isinstance(entries, tuple) else type(entries)
-            raise InvalidInputError(
-                f"{name} of a Stack must be a tuple with an entry for each of its "
-                f"{len(self.cells)} layers, but came with {came}; make it with stack.init or "
-                "stack.initial_carry"
-            )
