@@ -101,55 +101,35 @@ class Sampling:
             InvalidInputError: there is a ``repetition_penalty`` without ``recent``; or ``recent``
                 does not have the batch of ``logits``.
         """
-        if self.form.window and recent is None:
+        if self.window and recent is None:
             raise InvalidInputError(
                 "a repetition_penalty needs the last characters, but recent was left out; pass "
                 "their ids (n, *batch)"
             )
         logits = jnp.asarray(logits)
         if recent is not None:
-            recent = _characters("recent", recent, logits.shape[:-1])
-        return _drawn_from(self.form, self.numbers, logits, recent)
+            recent = _characters("recent", recent, logits.shape[:-1])[-self.window :]
+        return _drawn_from(self.numbers, logits, recent)
 
     @property
-    def form(self) -> "Form":
-        """The static part: which options are in use."""
-        greedy = self.temperature < _TINY
-        return Form(
-            greedy,
-            not greedy and self.top_k > 0,
-            not greedy and self.top_p < 1,
-            int(self.penalty_window) if self.repetition_penalty != 1 else 0,
-        )
+    def window(self) -> int:
+        """How many of the last characters are read."""
+        return int(self.penalty_window) if self.repetition_penalty != 1 else 0
 
     @property
     def numbers(self) -> "Numbers":
         """The numbers, which are not static."""
-        top_k = min(int(self.top_k), np.iinfo(np.int32).max)
+        greedy, top_k = self.temperature < _TINY, min(int(self.top_k), np.iinfo(np.int32).max)
         return Numbers(
-            np.float32(self.temperature),
-            np.int32(top_k),
-            np.float32(self.top_p),
-            np.float32(self.repetition_penalty),
+            None if greedy else np.float32(self.temperature),
+            None if greedy or not top_k else np.int32(top_k),
+            None if greedy or self.top_p == 1 else np.float32(self.top_p),
+            np.float32(self.repetition_penalty) if self.window else None,
         )
 
 
-class Form(NamedTuple):
-    """Which parts of a `Sampling` are in use; ``window`` is 0 without a penalty."""
-
-    greedy: bool
-    top_k: bool
-    top_p: bool
-    window: int
-
-    def __call__(self, numbers: "Numbers", logits: jax.Array, state: State) -> jax.Array:
-        """Compute the scores: filtered logits, with noise unless the temperature is 0."""
-        logits = _filtered(self, numbers, logits, state.recent)
-        return logits if self.greedy else logits + noise(state, logits)
-
-
 class Numbers(NamedTuple):
-    """The numbers of a `Sampling`, which can change without compiling."""
+    """The numbers of a `Sampling`, which can change without compiling; None if not in use."""
 
     temperature: Any
     top_k: Any
@@ -212,7 +192,7 @@ def sample(
     require_at_least(1, length=length)
     sampling = reaching(sampling, history, length)
     state = begin(sampling, carry, tokens, key, history)
-    end, drawn = draw(step, length, sampling.form, params, state, sampling.numbers)
+    end, drawn = draw(step, length, scores, params, state, sampling.numbers)
     if not isinstance(drawn, jax.core.Tracer):
         check_drawn(np.asarray(drawn))
     return end.carry, drawn
@@ -242,7 +222,7 @@ def begin(
 ) -> State:
     """Return the state of the loop before the first character."""
     tokens = as_int32("tokens", tokens)
-    keys, window = _row_keys(key, tokens.shape), sampling.form.window
+    keys, window = _row_keys(key, tokens.shape), sampling.window
     known = tokens[None] if history is None else _characters("history", history, tokens.shape)
     if not window:
         known = np.zeros((0, *tokens.shape), np.int32)
@@ -296,40 +276,39 @@ def _folded(key: jax.Array, batch: tuple[int, ...]) -> jax.Array:
     return each_alone(key)(fold)(rows).reshape(batch)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _drawn_from(
-    form: Form, numbers: Numbers, logits: jax.Array, recent: jax.Array | None
-) -> jax.Array:
-    if form.window:
-        assert recent is not None  # `filter` sees to it
-        recent = recent[-form.window :]
-    logits = _filtered(form, numbers, logits, recent)
-    if form.greedy:
+@jax.jit
+def _drawn_from(numbers: Numbers, logits: jax.Array, recent: jax.Array | None) -> jax.Array:
+    logits = _filtered(numbers, logits, recent)
+    if numbers.temperature is None:
         best = jnp.argmax(logits, axis=-1, keepdims=True)
         return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)
     return logits
 
 
-def _filtered(
-    form: Form, numbers: Numbers, logits: jax.Array, recent: jax.Array | None
-) -> jax.Array:
+def scores(numbers: Numbers, logits: jax.Array, state: State) -> jax.Array:
+    """Compute filtered logits, with noise unless the temperature is 0."""
+    logits = _filtered(numbers, logits, state.recent)
+    return logits if numbers.temperature is None else logits + noise(state, logits)
+
+
+def _filtered(numbers: Numbers, logits: jax.Array, recent: jax.Array | None) -> jax.Array:
     # In a narrow type the sums of probabilities, and the noise, would be too coarse.
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     size = logits.shape[-1]
-    if form.window:
+    if numbers.penalty is not None:
         assert recent is not None  # the callers see to it
         seen = jax.nn.one_hot(recent, size, dtype=bool).any(axis=0)
         penalised = jnp.where(logits > 0, logits / numbers.penalty, logits * numbers.penalty)
         logits = jnp.where(seen, penalised, logits)
-    if form.greedy:
+    if numbers.temperature is None:
         return logits
     # The largest becomes 0, so that no temperature makes it overflow.
     logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / numbers.temperature
-    if form.top_k:
+    if numbers.top_k is not None:
         logits = _keep_largest(
             logits, lambda kept: kept.sum(axis=-1, keepdims=True) >= numbers.top_k
         )
-    if form.top_p:
+    if numbers.top_p is not None:
         probabilities = jax.nn.softmax(logits, axis=-1)
         logits = _keep_largest(
             logits,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rnnjax.errors import InvalidInputError
 from rnnjax.text.batches import require_at_least
 from rnnjax.text.drawing import State, StepFunction, draw
-from rnnjax.text.sampling import Sampling, as_int32, begin, check_drawn, reaching
+from rnnjax.text.sampling import Sampling, as_int32, begin, check_drawn, reaching, scores
 from rnnjax.text.vocabulary import as_ids
 
 
@@ -121,11 +121,11 @@ class Stream:
         self._first = begin
         batch = len(begin.tokens)
         self.stopped = np.zeros(batch, bool)
-        # The ids still needed: number 0 is the last character before the call, then all new ones.
-        self._ids, self._from = np.asarray(begin.tokens)[None], 0
+        # The last character before the call, then all new ones.
+        self._ids = np.asarray(begin.tokens)[None]
         self._kept = np.zeros(batch, np.int64)
-        # States after a number of characters, from which those in between are computed.
-        self._states = [(0, begin.carry)]
+        # The state after a number of characters, which no row that still writes is before.
+        self._base = 0, begin.carry
         self._ended = Text(begin.carry, begin.tokens)
         self._pieces = self._run()
 
@@ -145,16 +145,16 @@ class Stream:
 
     def _run(self) -> Iterator[list[npt.NDArray[np.int32]]]:
         state, made = self._first, 0
-        form, numbers = self._sampling.form, self._sampling.numbers
+        numbers = self._sampling.numbers
         while made < self._length and not self.stopped.all():
-            state, drawn = draw(self._step, self._chunk, form, self._params, state, numbers)
+            state, drawn = draw(self._step, self._chunk, scores, self._params, state, numbers)
             new = np.asarray(drawn)[: self._length - made]
             made += len(new)
             self._ids = np.concatenate([self._ids, new])
             pieces = self._known(made)
-            if len(new) == self._chunk:  # else the state is of more characters than count
-                self._states.append((made, state.carry))
-            self._forget()
+            # A chunk that is cut has a state of more characters than count.
+            if len(new) == self._chunk and (self._kept[~self.stopped] == made).all():
+                self._base = made, state.carry
             if any(len(piece) for piece in pieces):
                 yield pieces
 
@@ -163,7 +163,7 @@ class Stream:
         pieces = [self._ids[:0, row] for row in range(len(self._kept))]
         newly = np.zeros_like(self.stopped)
         for row in np.flatnonzero(~self.stopped):
-            pending = self._ids[self._kept[row] + 1 - self._from :, row]
+            pending = self._ids[self._kept[row] + 1 :, row]
             known = find_stop(pending, self._stops)
             newly[row] = known is not None
             if known is None:
@@ -181,20 +181,11 @@ class Stream:
         """Return the state of these rows after their yielded characters; others are undefined."""
         if not rows.any():
             return self._ended
-        kept = np.where(rows, self._kept, np.min(self._kept[rows]))
-        after, carry = [state for state in self._states if state[0] <= np.min(kept)][-1]
-        unread = self._ids[after - self._from : kept.max() - self._from]
+        after, carry = self._base
+        kept = np.where(rows, self._kept, after)
+        unread = self._ids[after : kept.max()]
         carry = read(self._step, self._params, carry, unread, lengths=kept - after)
-        tokens = self._ids[kept - self._from, np.arange(len(kept))]
-        return Text(carry, jnp.asarray(tokens))
-
-    def _forget(self) -> None:
-        """Drop states that no row needs: those before the last one that serves all rows."""
-        least = min(self._kept[~self.stopped], default=self._states[-1][0])
-        serving = [i for i, (after, _) in enumerate(self._states) if after <= least]
-        self._states = self._states[serving[-1] :]
-        self._ids = self._ids[self._states[0][0] - self._from :]
-        self._from = self._states[0][0]
+        return Text(carry, jnp.asarray(self._ids[kept, np.arange(len(kept))]))
 
 
 def read(

@@ -319,14 +319,6 @@ def test_what_may_begin_a_stop_string_is_held_back():
     assert made.text.tokens.tolist() == [2, 5]
 
 
-def test_a_stream_keeps_only_what_it_needs(params):
-    made = stream(step, params, carry_of(1), np.array([0]), key=jax.random.key(0), length=400,
-                  stops=[[0, 0, 0, 0, 0, 0, 1]], chunk=4)  # fmt: skip
-    for _ in made:
-        assert len(made._ids) < 20
-        assert len(made._states) < 5
-
-
 def test_reading_needs_no_characters(params):
     carry = carry_of(2)
     assert read(step, params, carry, np.zeros((0, 2), int)) is carry
