@@ -157,11 +157,7 @@ class RNN(nnx.RNN):
             rngs: samples the noise of training with ``rngs.dropout()``, if there is a stream
                 "dropout" or "default"; a single stream must be "dropout". ``rngs.carry`` samples a
                 random initial carry of a Flax cell, as in Flax.
-            call: Flax's ``initial_carry`` and ``seq_lengths``; the flags ``return_carry``,
-                ``time_major``, ``reverse`` and ``keep_order``, which override the attributes unless
-                None; and ``mask``, ``resets`` and ``reset_carry`` as in `rnnjax.unroll`, with the
-                axes of ``inputs``. Outputs at padding are zeros (in Flax, the cell's outputs), and
-                a row of length zero keeps its initial carry (in Flax, that of the last step).
+            call: the other arguments, which are those of `rnnjax.linen.RNN`.
 
         Returns:
             outputs ``(*batch, time, output_size)``, or ``(time, *batch, output_size)`` if
@@ -223,11 +219,7 @@ class RNN(nnx.RNN):
 class Bidirectional(nnx.Bidirectional):
     """Run one `RNN` in each direction: a replacement for ``flax.nnx.Bidirectional``.
 
-    The arguments are Flax's. ``forward_rnn`` and ``backward_rnn`` are each an `RNN` or a module
-    with the same call. ``merge_fn`` merges their outputs, by default concatenated. ``outputs[t]``
-    of both belong to ``inputs[t]``. The carry is a tuple ``(forward, backward)``. One module for
-    both directions shares its parameters. The inner modules use the time axis of this one. For
-    bidirectional layers inside one `RNN` see `rnnjax.Bidirectional`.
+    The arguments are Flax's, and it does what `rnnjax.linen.Bidirectional` does.
 
     >>> import jax.numpy as jnp
     >>> rngs = nnx.Rngs(0)
@@ -245,16 +237,8 @@ class Bidirectional(nnx.Bidirectional):
     ) -> Any:
         """Run over a sequence in both directions, with the arguments of `RNN`.
 
-        ``initial_carry`` and ``reset_carry`` are pairs ``(forward, backward)``, and each direction
-        samples its own noise. The backward direction begins at each row's last valid step, and a
-        reset cuts both directions at the same place. ``reverse`` and ``keep_order`` have no effect,
-        as in Flax.
-
-        Returns:
-            the merged outputs; with ``return_carry`` a tuple of both final carries and those.
-
-        Raises:
-            InvalidInputError: as in `RNN`, or if a pair of carries is not a pair.
+        They mean what they mean in `rnnjax.linen.Bidirectional`; each direction samples its own
+        noise.
         """
         rngs = self.rngs if rngs is None else rngs
         return layout.both_directions(self, inputs, rngs=rngs, **call)
