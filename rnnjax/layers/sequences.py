@@ -8,7 +8,8 @@ from jax.export import is_symbolic_dim
 
 from rnnjax.cells.arguments import brief, check_carry, check_lengths, is_integer
 from rnnjax.cells.base import CarryT, Cell, Params
-from rnnjax.engine.core.masking import last_valid
+from rnnjax.engine.core.masking import expand, last_valid
+from rnnjax.engine.core.validation import checked_marks
 from rnnjax.errors import InvalidInputError
 
 Pooling = Literal["last", "mean", "max"]
@@ -70,16 +71,11 @@ def pool(ys: jax.Array, how: Pooling, valid: jax.Array | None = None) -> jax.Arr
     if how not in ("last", "mean", "max"):
         raise InvalidInputError(f'how must be "last", "mean" or "max", but is {how!r}')
     ys = jnp.asarray(ys)
-    if valid is None:
-        valid = jnp.ones(ys.shape[:-1], bool)
-    if valid.shape != ys.shape[:-1] or valid.dtype != jnp.bool_:
-        raise InvalidInputError(
-            f"valid must be booleans (time, *batch), {ys.shape[:-1]}, but is {valid.dtype} of "
-            f"shape {valid.shape}; make it by valid_steps(lengths, num_steps)"
-        )
+    valid = jnp.ones(ys.shape[:-1], bool) if valid is None else valid
+    valid = checked_marks("valid", valid, ys, of="ys")
     if not ys.shape[0]:
         return jnp.zeros(ys.shape[1:], ys.dtype)
-    marks, any_valid = valid[..., None], valid.any(axis=0)[..., None]
+    marks, any_valid = expand(valid, ys), expand(valid.any(axis=0), ys[0])
     if how == "max":
         whole = jnp.issubdtype(ys.dtype, jnp.integer)
         least = jnp.iinfo(ys.dtype).min if whole else -jnp.inf

@@ -73,7 +73,6 @@ class Saved:
         return self._fitted({"params": like})["params"]
 
     def _fitted(self, target: dict[str, Any]) -> Any:
-        """Return the arrays in the structure of some parts of a state."""
         parts = tuple(f"['{name}']" for name in target)
         arrays = {path: x for path, x in self._arrays.items() if path.startswith(parts)}
         for path, x in arrays.items():
@@ -234,6 +233,7 @@ class Checkpoints:
             to_disk(*new.rglob("*"), new)
             if self.path(step).exists():  # damaged, and perhaps somebody can still use some of it
                 self.path(step).rename(self.directory / f"damaged-{step}-{time.time_ns()}")
+                self._replaceable.discard(step)
             new.rename(self.path(step))
             to_disk(self.directory)
         except (OSError, ValueError) as error:
@@ -250,11 +250,8 @@ class Checkpoints:
         losses = self._losses()
         best = [step for step in _by_loss(losses) if math.isfinite(losses[step])]
         damaged = [step for step in losses if losses[step] == -math.inf]  # perhaps it was the best
-        for step in (
-            losses.keys()
-            - {*list(losses)[-self.keep_last :], *best[:1], *damaged}
-            - self._replaceable
-        ):
+        keep = {*list(losses)[-self.keep_last :], *best[:1], *damaged, *self._replaceable}
+        for step in losses.keys() - keep:
             try:
                 shutil.rmtree(self.path(step).rename(self.directory / f".deleting-{step}"))
             except OSError as error:
@@ -425,7 +422,6 @@ def _by_loss(losses: dict[int, float]) -> list[int]:
 
 
 def _leaves(tree: Any, name: Callable[[Any], str] = jax.tree_util.keystr) -> dict[str, Any]:
-    """Return arrays by their paths."""
     return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 

@@ -223,9 +223,10 @@ class _Loop:
         """Call the hooks at the start of the run, which may already have ended."""
         for hook in self.hooks:
             hook.history, hook.epochs = self.history, self.epochs
-        said = together(lambda: [(_name(hook), hook.on_start(state)) for hook in self.hooks])
+        said = together(lambda: [hook.on_start(state) for hook in self.hooks])
+        named = zip((type(hook).__qualname__ for hook in self.hooks), said, strict=True)
         before, done, epochs = self.ended_by, int(state.step), len(self.history)
-        self.ended_by = [name for name, end in said if (name in before if end is None else end)]
+        self.ended_by = [name for name, end in named if (name in before if end is None else end)]
         self.folder.step = done
         if done:
             self.shown.say(f"going on from step {done:,}, after {epochs} of {self.epochs} epochs")
@@ -238,7 +239,6 @@ class _Loop:
             )
 
     def run(self, state: TrainState) -> Fit:
-        """Run the remaining epochs and return the result."""
         state = state if self.sharding is None else self.sharding.put_state(state)
         self.start(state)
         best = None
@@ -372,11 +372,12 @@ class _Loop:
                     shown = said
                 elif not (said is None or isinstance(said, bool | np.bool_)):
                     raise InvalidInputError(
-                        f"the hook {_name(hook)} must return True to end the run, a TrainState to "
-                        f"go on with, or None, but returned {brief(said)}; return None"
+                        f"the hook {type(hook).__qualname__} must return True to end the run, a "
+                        f"TrainState to go on with, or None, but returned {brief(said)}; return "
+                        "None"
                     )
                 elif said:
-                    ended.append(_name(hook))
+                    ended.append(type(hook).__qualname__)
 
         together(call)
         if agreed_signal(len(ended)):
@@ -441,20 +442,6 @@ def _check(loss_fn: Any, carry: Any, key: Any, skip_nonfinite: Any) -> None:
         pass
 
 
-class _FunctionHook(Hook):
-    def __init__(self, function: Callable[[TrainState, Entry], Any]):
-        self.function = function
-
-    def on_epoch(self, state: TrainState, summary: Entry) -> Any:
-        return self.function(state, summary)
-
-
-def _name(hook: Hook) -> str:
-    """Return the name by which a checkpoint says which hook ended the run."""
-    named = hook.function if isinstance(hook, _FunctionHook) else type(hook)
-    return getattr(named, "__qualname__", type(named).__qualname__)
-
-
 def _hooks(given: Any) -> list[Hook]:
     """Return the hooks of a run on this process, including a `Progress`."""
     if not isinstance(given, Sequence) or not all(
@@ -464,12 +451,18 @@ def _hooks(given: Any) -> list[Hook]:
             f"hooks must be a list of hooks and of functions (state, summary), but is "
             f"{brief(given)}; pass [EarlyStopping(5)], say"
         )
-    hooks = [hook if isinstance(hook, Hook) else _FunctionHook(hook) for hook in given]
+    hooks = [hook if isinstance(hook, Hook) else _of_function(hook) for hook in given]
     if not is_first():  # which one process shows and prints
         hooks = [hook for hook in hooks if not isinstance(hook, Progress)]
     if not any(isinstance(hook, Progress) for hook in hooks):
         hooks.insert(0, Progress() if is_first() else Silent())
     return hooks
+
+
+def _of_function(function: Callable[[TrainState, Entry], Any]) -> Hook:
+    """Return a function as a hook, under whose name a checkpoint says that it ended the run."""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return type(name, (Hook,), {"on_epoch": staticmethod(function)})()
 
 
 def _measure(

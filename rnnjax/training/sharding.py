@@ -304,5 +304,4 @@ def _laid(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def _names(path: Any) -> tuple[str, ...]:
-    """Return a path in a tree as strings: keys, indices and field names."""
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)

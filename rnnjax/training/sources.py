@@ -138,7 +138,6 @@ def minibatches(arrays: Any, batch_size: int, *, axis: Any, seed: int = 0) -> Mi
 
 
 def _rows(tree: Any, axes: Any) -> set[int]:
-    """Return the numbers of rows of the leaves of a tree."""
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(axes), strict=True)
     return {(*np.shape(leaf)[axis:], 0)[0] for leaf, axis in pairs}
 
@@ -398,7 +397,6 @@ class Source:
                 )
 
     def _length(self, data: Any) -> int:
-        """Return the number of steps of arrays."""
         if isinstance(data, list):
             raise InvalidInputError(
                 f"{self.name} must be one tree with steps first, but a list came; give a function "
@@ -429,7 +427,6 @@ def _as_array(leaf: Any) -> Any:
 
 
 def _slots(batch: Any) -> int:
-    """Return how many steps a group has."""
     leaves = jax.tree.leaves(batch)
     size = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
     return max(1, _BYTES_OF_GROUP // max(1, size))

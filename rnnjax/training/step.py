@@ -252,13 +252,10 @@ def updated(
     def value_fn(params: Any) -> jax.Array:
         return loss_fn(params, state.carry, batch, key)[0]
 
-    more: dict[str, Any] = {}
-    if isinstance(optimizer, optax.GradientTransformationExtraArgs):
-        more = {"value": loss, "grad": grads, "value_fn": value_fn}
-        # `optax.contrib.sam` is of that class, and takes none.
-        takes = inspect.signature(optimizer.update).parameters
-        if all(each.kind != each.VAR_KEYWORD for each in takes.values()):
-            more = {name: value for name, value in more.items() if name in takes}
+    more = {"value": loss, "grad": grads, "value_fn": value_fn}
+    takes = inspect.signature(optimizer.update).parameters
+    if all(each.kind != each.VAR_KEYWORD for each in takes.values()):
+        more = {name: value for name, value in more.items() if name in takes}
     with optimizer_errors("make an update"):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **more)
     return optax.apply_updates(state.params, updates), opt_state
