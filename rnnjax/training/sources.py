@@ -303,18 +303,22 @@ class Source:
         source, sums = self, list[bytes]()
         if callable(self.given) and not isinstance(self.given, Minibatches):
             # A function may load or make a whole epoch: once is enough.
-            self._first = together(lambda: self.given(0))
-            arrays = None if _is_stream(self._first) else self._first
-        with contextlib.closing(self.epoch(0)) as epoch:
-            for group in epoch:
-                shapes, is_stream = _shapes(group.batches), group.positions is not None
-                of_leaves = jax.tree.leaves(sums_of_steps(group.batches))
-                of_steps = np.concatenate([np.asarray(leaf) for leaf in of_leaves], axis=1)
-                sums.append(of_steps[group.start : 1 if is_stream else group.stop].tobytes())
-                if is_stream:
-                    break
-        self._first = arrays
-        return shapes, _digest(shapes, *sums)
+            made = together(lambda: self.given(0))
+            source = Source(self.name, made, 1, self.sharding)
+            self._first = None if _is_stream(made) else made
+        epoch = source.epoch(0)
+        for group in epoch:
+            shapes, is_stream = _shapes(group.batches), group.positions is not None
+            if is_stream and source is self:
+                self._begun = group, epoch
+                break
+            of_leaves = jax.tree.leaves(sums_of_steps(group.batches))
+            of_steps = np.concatenate([np.asarray(leaf) for leaf in of_leaves], axis=1)
+            sums.append(of_steps[group.start : 1 if is_stream else group.stop].tobytes())
+            if is_stream:
+                epoch.close()
+        digest = hashlib.sha256(str(shapes).encode() + b"".join(sums))
+        return shapes, digest.hexdigest()
 
     def _groups(self, number: int, first: int, position: Any) -> Iterator[Group]:
         data = self.given
@@ -447,10 +451,3 @@ def _filled(slots: int, leaf: Any) -> Any:
 def _shapes(batches: Any, axis: int = 1) -> Any:
     """Return shapes and types without the first axes, by default that of steps."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[axis:], leaf.dtype), batches)
-
-
-def _digest(shapes: Any, *parts: bytes) -> str:
-    digest = hashlib.sha256(str(shapes).encode())
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()

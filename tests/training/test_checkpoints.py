@@ -75,7 +75,6 @@ def test_what_is_saved_comes_back_bit_for_bit(checkpoints, impl):
 def test_the_best_and_the_last_are_kept(checkpoints):
     with pytest.raises(CheckpointError, match="there is no checkpoint in"):
         checkpoints.best()
-    assert checkpoints.best_step() is None
     # Of those without a loss the last.
     for step, loss, best, steps in (
         (0, None, 0, [0]),
@@ -89,7 +88,7 @@ def test_the_best_and_the_last_are_kept(checkpoints):
     ):
         checkpoints.save(state_at(step), {}, loss=loss)
         assert (checkpoints.best().step, checkpoints.steps()) == (best, steps)
-    assert (checkpoints.best_step(), checkpoints.latest().step) == (3, 7)
+    assert checkpoints.latest().step == 7
     assert int(checkpoints.at(3).restore(state_at(0)).step) == 3
     (checkpoints.path(3) / "about.json").write_text("{")
     with pytest.warns(UserWarning, match="3 is damaged"):
@@ -100,11 +99,10 @@ def test_another_model_is_told_by_the_arrays_that_differ(checkpoints):
     checkpoints.save(state_at(1, carry=jnp.zeros((0, 4), jnp.bfloat16)), {})
     wide = rnnjax.Stack([rnnjax.LSTMCell(4), rnnjax.GRUCell(5)])
     for other, *parts in (
-        ({"stack": wide}, "another model: ['params'][1]['bias']: model float32[15], checkpoint flo",
-         "]['kernel']: model float32[4, 15], checkpoint float32[4, 9]", "; and 6 more; build the"),
-        ({"carry": jnp.zeros((0, 5), jnp.bfloat16)}, "model bfloat16[0, 5], checkpoint bfloat16["),
+        ({"stack": wide}, "another model: ['params'][1]['bias']: model float32[15], saved float32[",
+         "]['kernel']: model float32[4, 15], saved float32[4, 9]", "; and 6 more; build the"),
+        ({"carry": jnp.zeros((0, 5), jnp.bfloat16)}, "model bfloat16[0, 5], saved bfloat16[0, 4]"),
         ({"optimizer": optax.sgd(0.1)}, "another optimizer: ", "no such array", "the optimizer fr"),
-        ({"optimizer": optax.adamw(1e-3)}, "another optimizer: ", "[2]: model empty"),
     ):  # fmt: skip
         given = {"carry": jnp.zeros((0, 4), jnp.bfloat16)} | other
         with pytest.raises(CheckpointError) as error:
@@ -247,17 +245,19 @@ def test_a_step_is_saved_once_and_a_failed_save_keeps_the_rest(checkpoints, monk
     assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["1"]
 
 
-def test_a_damaged_latest_checkpoint_is_set_aside_for_the_one_before(two):
+def test_a_damaged_latest_checkpoint_is_set_aside_for_a_new_one(two):
     about = two.path(2) / "about.json"
-    for name in ("damaged-2", "damaged-2-2"):
+    for number in (1, 2):
         about.write_bytes(about.read_bytes()[:100])
-        with pytest.warns(UserWarning, match=f"2 is damaged .* set aside as {name}$"):
+        damaged = about.read_bytes()
+        with pytest.warns(UserWarning, match="2 is damaged .* another one is taken$"):
             assert int(two.latest().restore(state_at(0)).step) == 1
-        assert two.steps() == [1]
-        assert (two.directory / name).is_dir()
         # The run comes to the same step again, and what it writes there is whole.
         two.save(state_at(2), {})
         assert two.latest().step == 2
+        aside = list(two.directory.glob("damaged-2-*/about.json"))
+        assert len(aside) == number
+        assert damaged in [path.read_bytes() for path in aside]
     # Where all are damaged, it is not begun anew.
     for step in (1, 2):
         (two.path(step) / "about.json").write_text("{")
@@ -299,7 +299,7 @@ def test_another_version_is_no_damage(checkpoints):
 @pytest.mark.parametrize("spared", ["", "about.json"])
 def test_a_reader_takes_the_next_where_a_run_deletes_one(two, monkeypatch, spared):
     """Between the list of steps and the first file, or between two files: no word of damage."""
-    reader, real = Checkpoints(two.directory, read_only=True), module.read_whole
+    reader, real = Checkpoints(two.directory), module.read_whole
 
     def read(path):
         if "1" in path.parts and path.name != spared:
@@ -399,7 +399,7 @@ def test_parameters_in_one_file(tmp_path):
     ):
         with pytest.raises(InvalidInputError, match=message):
             save_params(path, given)
-    with pytest.raises(CheckpointError, match=r"cell.kernel should be float64\[\], but is float32"):
+    with pytest.raises(CheckpointError, match=r"cell.kernel: model float64\[\], saved float32"):
         load_params(path, {"cell": {"kernel": 1.0, "none": None}, "layers": PARAMS["layers"]})
     with pytest.raises(InvalidInputError, match="is a file, and has no step 3"):
         load_params(path, step=3)

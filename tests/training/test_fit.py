@@ -208,7 +208,7 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_exact(tmp_path):
 
 def test_another_configuration_is_another_run_and_fewer_epochs_are_said(tmp_path):
     run(tmp_path, config={"layers": 1, "epochs": 1}, epochs=1)
-    with pytest.raises(CheckpointError, match="has layers 1, but 2 came"):
+    with pytest.raises(CheckpointError, match=r"another layers \(1, not 2\)"):
         run(tmp_path, config={"layers": 2, "epochs": 1}, epochs=1)
     options = {"config": {"layers": 1, "epochs": 2}, "free": ("epochs",)}
     assert len(run(tmp_path, epochs=2, **options).history) == 2
@@ -235,7 +235,7 @@ def test_each_better_epoch_is_saved_and_the_run_ends_when_none_comes(tmp_path):
     assert [e["validation_loss"] for e in result.history] == [3.0, 2.0, 2.5, 1.5, 1.6, 1.5]
     assert result.best["epoch"] == 4
     np.testing.assert_array_equal(result.params["kernel"], evaluate.seen[3])
-    checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.best().step == 20
     # The last three, of which the best is one; not after the third and the fifth epoch.
     assert checkpoints.steps() == [10, 20, 30]
@@ -431,8 +431,8 @@ def test_keys_of_any_kind_come_back(tmp_path):
         ({"epochs": 0}, "epochs must be a positive integer, but is 0"),
         ({"evaluate": lambda params: 3.0}, "'validation_loss' among them, but returned 3.0"),
         ({"batches": {"xs": np.ones((5, 3)), "weight": np.ones(4)}}, r"\[\(4,\), \(5,\)\]"),
-        ({"key": 3}, "key must be one key, as jax.random.key makes it, but is 3"),
-        ({"key": jax.random.split(jax.random.key(0))}, r"key must be one key, .*key<fry> \(2,\)"),
+        ({"key": 3}, "key must be a JAX random key such as .*, but is 3"),
+        ({"key": jax.random.split(jax.random.key(0))}, r"a JAX random key .*key<fry> \(2,\)"),
         ({"evaluate": 3}, r"evaluate must be arrays with a first axis .* are \[\(\)\]; give"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"of": {}})), "carry": ()},
          "must be real numbers or arrays of them, but of is a dict"),
@@ -449,7 +449,7 @@ def test_keys_of_any_kind_come_back(tmp_path):
         ({"carry": ()}, r"must take \(params, carry, batch, key\), but: too many positional"),
         ({"sharding": "gpu"}, "sharding must be a Sharding, .* but is 'gpu'"),
         ({"optimizer": optax.sgd}, "optimizer must be one of optax, .* but is a function"),
-        ({"optimizer": {}}, "optimizer must be one of optax"),  # which has an update
+        ({"optimizer": type("Half", (), {"update": 0})}, "optimizer must be one of optax"),
         ({"batches": [np.ones(2), np.ones(2)]}, "a list came; give a function that iterates"),
         ({"batches": {"xs": object()}}, r"batches must be .* are \[\(\)\]; .* a loader of batches"),
         ({"batches": ()}, r"their first axes are \[\]"),
@@ -564,7 +564,7 @@ RUN = {"loss": closing_over(jnp.arange(4.0)), "optimizer": optax.adam(0.1), "par
          "another data of the first epoch, another loss than came", None),
     ],
 )  # fmt: skip
-def test_another_run_in_the_same_folder_is_refused(tmp_path, capsys, change, named, free):
+def test_another_run_in_the_same_folder_is_refused(tmp_path, change, named, free):
     def train(options, epochs, **more):
         given = {**RUN, **options}
         return fit(given["loss"], given["params"], given["optimizer"], given["batches"], epochs,
@@ -579,7 +579,6 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path, capsys, change, nam
         assert len(train({}, 2).history) == 2  # epochs alone may grow
     else:
         assert len(train(change, 2, free={free}).history) == 2
-        assert "the run resumes with another" in capsys.readouterr().out
         # And then it is that run.
         assert len(train(change, 3).history) == 3
 

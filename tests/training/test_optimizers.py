@@ -145,10 +145,8 @@ def test_a_mean_over_more_than_float16_can_count(mask):
 
 @pytest.mark.parametrize("name", ["mask", "resets"])
 def test_marks_are_booleans_of_time(name):
-    with pytest.raises(InvalidInputError, match=f"^{name} must be booleans .* but are int32"):
+    with pytest.raises(InvalidInputError, match=f"^{name} must be booleans, but are int32"):
         slowness_penalty(YS, **{name: MASK.astype(np.int32)})
     for marks in (MASK.T, MASK[:1], MASK[..., None], MASK[:, :2]):
-        with pytest.raises(InvalidInputError, match=rf"{name} must be .*has the shape .* is time"):
+        with pytest.raises(InvalidInputError, match=rf"{name} must have shape .* is time"):
             slowness_penalty(YS, **{name: marks})
-    shared = slowness_penalty(YS, **{name: MASK[:, :1]})
-    np.testing.assert_array_equal(shared, slowness_penalty(YS, **{name: MASK[:, [0, 0, 0]]}))

@@ -56,7 +56,7 @@ def test_windows_follow_each_other(length: int, steps: int, number: int) -> None
     """Two steps are left over of 14."""
     ids = np.arange(length * ROWS).reshape(length, ROWS)
     inputs = {"xs": np.stack([ids, -ids], axis=-1), "resets": ids % 5 == 0}
-    for mask in (None, ids % 4 != 0, ids[:, :1] % 4 != 0):
+    for mask in (None, ids % 4 != 0):
         batches = windows(inputs, ids, steps=steps, mask=mask)
         whole = Window(inputs, ids, np.ones_like(ids, bool) & (True if mask is None else mask))
         for found, leaf in zip(jax.tree.leaves(batches), jax.tree.leaves(whole), strict=True):
@@ -75,9 +75,8 @@ def test_windows_follow_each_other(length: int, steps: int, number: int) -> None
         ({"steps": 2, "inputs": [[1.0], [2.0]]}, r"but have \[0, 8\] steps and \[3\] rows"),
         ({"steps": 2, "targets": ()}, "targets must be arrays"),
         ({"steps": 2, "targets": np.zeros(8)}, "targets must be arrays"),
-        ({"steps": 2, "mask": np.ones((8, ROWS))}, r"mask must be .* is float32 of shape \(8, 3\)"),
-        ({"steps": 2, "mask": np.ones(8, bool)}, r"mask must be .* is bool of shape \(8,\)"),
-        ({"steps": 2, "mask": np.ones((8, ROWS + 1), bool)}, r"have \[8\] steps and \[3, 4\] rows"),
+        ({"steps": 2, "mask": np.ones((8, ROWS))}, "mask must be booleans, but are float32"),
+        ({"steps": 2, "mask": np.ones((8, ROWS + 1), bool)}, r"has \(8, 4\); check which"),
     ],
 )
 def test_bad_windows(arguments: Any, message: str) -> None:
