@@ -38,6 +38,7 @@ def train(epochs=3, folder=None, hooks=(), optimizer=SGD, **options):
         ({"patience": 2, "min_delta": 0.5}, (3.0, 2.5, 2.5), 3),  # it must be more
         ({"patience": 1, "mode": "max"}, (0.1, 0.4, 0.4, 0.9), 3),
         ({"patience": 2, "mode": "max"}, (0.1, float("nan"), 0.05, 0.9), 3),
+        ({"patience": 1, "mode": "max", "min_delta": 0.3}, (0.0, 0.25, 0.9), 2),
         ({"patience": 1}, (float("nan"), float("nan"), 0.0), 2),
         ({"patience": 3}, (3.0, 4.0, 4.0, 2.0, 2.5, 2.0, 2.0), 7),
     ],

@@ -149,7 +149,7 @@ def test_rows_that_both_have_are_told_unless_all_are_alike(other):
     sharding, rows = Sharding.over(), [np.arange(6.0).reshape(1, 6)]
     with pytest.raises(InvalidInputError, match="those of processes 0 and 1 are the same"):
         sharding._check_shares(rows)
-    sharding._check_shares([np.ones((1, 6)), np.zeros((1, 0))])
+    sharding._check_shares([np.ones((1, 6)), np.zeros((1, 0)), np.ones((1, 1))])
     for place in ([0, 0, 0], [1, 1, 0]):  # which holds the same rows, or has others
         other["place"] = place
         sharding._check_shares(rows)

@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -342,17 +343,21 @@ def test_keys_and_rows_of_several_devices_in_a_stream(tmp_path):
     )
 
 
-def test_no_more_than_two_groups_are_read_ahead(monkeypatch):
+def test_one_group_is_read_ahead_and_no_more_than_two(monkeypatch):
     monkeypatch.setattr(sources, "_BYTES_OF_GROUP", XS[0].nbytes + YS[0].nbytes)
-    read, ahead = [], []
+    asked = [threading.Event() for _ in range(STEPS)]
 
-    class Counts(Silent):
+    def noted(epoch):
+        for event, batch in zip(asked, generator(epoch), strict=True):
+            event.set()
+            yield batch
+
+    class Waits(Silent):
         def on_dispatch(self, step, losses, seconds):
-            ahead.append(len(read) - step)
+            assert step == STEPS or asked[step].wait(60)
+            assert sum(event.is_set() for event in asked) <= step + 2
 
-    noted = (read.append(1) or batch for batch in generator(0))
-    train(lambda epoch: noted, 1, hooks=[Counts()])
-    assert max(ahead) <= 2
+    train(noted, 1, hooks=[Waits()])
 
 
 def test_the_digest_is_of_all_steps_of_arrays_or_the_first_of_a_stream(monkeypatch):
