@@ -631,6 +631,9 @@ TABLE: dict[str, list[str]] = {
         '"Softmax", {"axis": {{- => }}1})',
     ],
     "rnnjax/interop/keras/arrays.py": [
+        "tests/interop/test_keras_graphs.py::test_a_graph_computes_what_keras_does",
+        "a graph of Keras is written with the weights that it was read with",
+        "arrays[one] = {{array.astype( => }}arrays[one]{{.dtype) => }}",
         "tests/interop/test_keras_models.py::test_weights_alone",
         "the gates of a Keras GRU are read in Keras's order",
         'order = {{places("keras", owner => tuple(range(len(owner.gates))}})',
@@ -654,11 +657,6 @@ TABLE: dict[str, list[str]] = {
         "tests/interop/test_keras_graphs.py::test_a_graph_computes_what_keras_does",
         "an average over all steps has the padding in it",
         "if {{mask is None => True}}:\n        return x.mean(1)",
-    ],
-    "rnnjax/interop/keras/writing.py": [
-        "tests/interop/test_keras_graphs.py::test_a_graph_computes_what_keras_does",
-        "a graph of Keras is written with the weights that it was read with",
-        "arrays[one] = {{array.astype( => }}arrays[one]{{.dtype) => }}",
     ],
     "rnnjax/interop/model.py": [
         "tests/interop/test_keras_graphs.py::test_axes_of_the_source",

@@ -171,10 +171,6 @@ def test_the_console_script_is_this_program() -> None:
 
 
 WRONG = {
-    "nothing": ([], "the following arguments are required: COMMAND; see rnnjax --help"),
-    "no target": (["convert", "a.onnx"], "arguments are required: TARGET; see rnnjax convert"),
-    "command": (["train"], "invalid choice: 'train'"),
-    "option": (["show", "a.onnx", "--fast"], "unrecognized arguments: --fast; see rnnjax"),
     "source suffix": (["show", "model.pkl"], "must end in one of .keras, .weights.h5, .h5"),
     "target suffix": (["convert", "a.onnx", "b.h5"], "must end in one of .keras, .weights.h5, .sa"),
     "source": (["show", "missing.keras"], "missing.keras"),
@@ -184,7 +180,6 @@ WRONG = {
         ["show", "a.onnx", "--modules", "a,b"],
         "--modules says what files named *.safetensors, *.pt, *.pth, *.ckpt do not",
     ),
-    "nonlinearity": (["show", "a.onnx", "--nonlinearity", "sin"], "invalid choice: 'sin'"),
     "damaged": (["convert", "a.onnx", "b.keras"], "a.onnx"),
     "like": (
         ["show", "a.onnx", "--like", "m.safetensors"],
@@ -210,6 +205,22 @@ def test_what_a_user_types_wrong_gets_one_sentence_and_status_2(
     assert printed.err.count("\n") == 1
     names = sorted(entry.name for entry in tmp_path.iterdir())
     assert names == ["a.onnx", "m.safetensors", "there.keras"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "the following arguments are required: COMMAND"),
+        ("convert a.onnx", "arguments are required: TARGET"),
+        ("train", "invalid choice: 'train'"),
+        ("show a.onnx --fast", "unrecognized arguments: --fast"),
+        ("show a.onnx --nonlinearity sin", "invalid choice: 'sin'"),
+    ],
+)
+def test_wrong_arguments_end_with_the_usage(arguments: str, message: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments.split())
+    assert message in capsys.readouterr().err
 
 
 def test_options_of_another_format_are_refused(tmp_path: Path) -> None:

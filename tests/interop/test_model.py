@@ -9,7 +9,7 @@ import pytest
 from interop_helpers import random_model
 
 import rnnjax
-from rnnjax import Bidirectional, Directions, GRUCell, InvalidInputError, LSTMCell, Stack
+from rnnjax import Bidirectional, GRUCell, InvalidInputError, LSTMCell, Stack
 from rnnjax.interop import (
     Activation,
     Dense,
@@ -91,7 +91,7 @@ def test_the_carry_goes_on_and_can_be_given_in_part(xs: jax.Array, assert_close:
 def test_the_last_outputs_of_two_directions(
     cell: rnnjax.Cell, reverse: bool, xs: jax.Array, assert_close: Any
 ) -> None:
-    """Each is that of the step which its own direction reads last; so for pairs, not merged."""
+    """Each is that of the step which its own direction reads last."""
     layer = Bidirectional(cell, merge="sum")
     recurrent = Recurrent("both", layer, reverse=reverse, return_sequences=False)
     model = random_model(recurrent, inputs=FEATURES)
@@ -99,19 +99,6 @@ def test_the_last_outputs_of_two_directions(
     # Of an LSTM the output is the hidden state, and the carry is that of the last valid step.
     ends = [one[-1] if isinstance(cell, Stack) else one for one in carry["both"]]
     assert_close(last, ends[0].hidden + ends[1].hidden, 1e-6)
-
-    ways = reverse, not reverse
-    pairs = Recurrent("both", layer, reverse=reverse, keep_order=False, merged=False)
-
-    @jax.jit
-    def both(params: Any) -> Any:
-        expected = [
-            rnnjax.unroll(cell, part, xs, reverse=back)[1][:: -1 if reverse else 1]
-            for cell, part, back in zip(layer.cells, params["both"], ways, strict=True)
-        ]
-        return Model(Sequential((pairs,)), params)(xs)[1], Directions(*expected)
-
-    assert_close(*both(model.params), 1e-6)
 
 
 def test_masks_and_lengths_and_masking_meet(xs: jax.Array, assert_close: Any) -> None:

@@ -34,7 +34,6 @@ import rnnjax
 from rnnjax import InteropError, InvalidInputError
 from rnnjax.interop import Model, Recurrent
 from rnnjax.interop import onnx as rnnjax_onnx
-from rnnjax.interop.onnx.graph import Constants
 
 # --- Graphs as exporters make them ---
 
@@ -58,7 +57,7 @@ def tagger() -> Any:
 def test_layers_have_names_and_rnnjaxs_layout() -> None:
     model = rnnjax_onnx.load(tagger())
     gru = Recurrent("model/gru/scan", rnnjax.GRUCell(HIDDEN))
-    assert model.layers == {gru.name: gru, "constants": Constants()}
+    assert model.layers == {gru.name: gru}
     kernels = {"kernel": (FEATURES, 12), "recurrent_kernel": (HIDDEN, 12)}
     assert jax.tree.map(np.shape, model.params) == {
         gru.name: kernels | {"bias": (12,), "recurrent_bias": (12,)},
