@@ -708,7 +708,7 @@ TABLE: dict[str, list[str]] = {
     "rnnjax/interop/torch/files.py": [
         "tests/interop/test_torch_files.py::test_files_go_both_ways_to_the_bit",
         "the two types of 16 bits in safetensors are taken for each other",
-        '": {{np.float16,\n    "BF16": jnp.bfloat16 => jnp.bfloat16,\n    "BF16": np.float16}},\n',
+        '"F16": {{np.float16, "BF16": jnp.bfloat16 => jnp.bfloat16, "BF16": np.float16}}, "I64"',
     ],
     "rnnjax/interop/torch/modules.py": [
         "tests/interop/test_torch.py",

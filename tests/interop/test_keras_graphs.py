@@ -491,7 +491,7 @@ def test_calls_of_many_models_in_each_other_are_bounded() -> None:
             lambda pool: pool["inbound_nodes"][0]["args"][0]["config"].update(
                 keras_history=["x", 1, 0]
             ),
-            r"the config of .* is damaged \(KeyError\)",
+            r"the layers of .* are damaged \(KeyError\)",
         ),
     ],
 )

@@ -13,6 +13,7 @@ import rnnjax
 from rnnjax import GRUCell, InteropError, InvalidInputError, LSTMCell, SimpleRNNCell
 from rnnjax.interop import Model, Recurrent
 from rnnjax.interop import keras as interop
+from rnnjax.interop.keras.layers import entry_of, layer_of
 
 IN, SIZE = 3, 4
 
@@ -199,6 +200,23 @@ def test_keras_1_model_of_several_layers(tmp_path: Path) -> None:
     ys, expected, noisy = run(jax.random.key(0))
     np.testing.assert_allclose(ys, expected, rtol=1e-6)
     assert not np.allclose(ys, noisy)
+
+
+def test_keras_1_options_that_change_what_is_computed() -> None:
+    def made(kind: str, **config: Any) -> Any:
+        return layer_of(entry_of({"class_name": kind, "config": config}, "it", 1))
+
+    pool = {"pool_length": 2, "stride": 1, "border_mode": "same"}
+    assert dict(made("MaxPooling1D", **pool).config) == {
+        "pool_size": 2, "strides": 1, "padding": "same"
+    }  # fmt: skip
+    for kind, option, value in (
+        ("BatchNormalization", "mode", 1),
+        ("MaxPooling2D", "dim_ordering", "th"),
+        ("Embedding", "dropout", 0.5),
+    ):
+        with pytest.raises(InteropError, match=f"{option} of layer .* but is {value!r}"):
+            made(kind, **{option: value}, pool_size=2)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Models of Keras 2 and 3, in and out, without Keras.
+"""Models of Keras 1, 2 and 3 in, and of Keras 3 out, without Keras.
 
 To set the weights of a live model, `save` them, and use its own ``load_weights("a.weights.h5")``.
 Files need the package h5py: ``pip install 'rnnjax[keras-files]'``.
@@ -48,8 +48,8 @@ def load(source: Any, *, like: Model | None = None, time_first: bool = True) -> 
     is a custom class, is refused.
 
     Args:
-        source: the path of a file: ``.keras``, ``.weights.h5``, or ``.h5`` as Keras 2 wrote it, a
-            whole model or only its weights; or a built Keras model, which is saved and read.
+        source: the path of a file: ``.keras``, ``.weights.h5``, or ``.h5`` as Keras 1 and 2 wrote
+            it, a whole model or only its weights; or a built Keras model, which is saved and read.
         like: a model with the same layers, for a file with only weights. Its own parameters are
             replaced.
         time_first: whether inputs and outputs are time first; False for Keras's own axes, batch
@@ -87,10 +87,6 @@ def load(source: Any, *, like: Model | None = None, time_first: bool = True) -> 
             source.save(f"{folder}/model.keras")
             return load(f"{folder}/model.keras", like=like, time_first=time_first)
     file = read_file(source)
-    if file.version.split(".")[0] in ("", "0", "1"):
-        raise InteropError(
-            f"{source} was written by Keras 1, not read here; load it in Keras 2 and save it again"
-        )
     if file.config is None and like is None:
         raise InteropError(
             f"{source} holds weights alone; give a model of the same layers, as in load(path, "
@@ -106,6 +102,6 @@ def load(source: Any, *, like: Model | None = None, time_first: bool = True) -> 
         raise
     except (RecursionError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise InteropError(
-            f"the config of {str(source)[:200]!r} is damaged ({type(error).__name__}); get the "
+            f"the layers of {str(source)[:200]!r} are damaged ({type(error).__name__}); get the "
             "file again"
         ) from error

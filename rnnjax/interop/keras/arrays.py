@@ -132,7 +132,7 @@ def _tree(cell: Cell) -> Any:
 
 
 def to_params(unit: Unit, arrays: Sequence[np.ndarray], where: str) -> dict[str, jax.Array]:
-    """Our parameters from Keras's arrays, or those of its CuDNN layers."""
+    """Our parameters from Keras's arrays, those of Keras 1, or those of CuDNN layers."""
     owner = unit.owner
     if isinstance(owner, Cell):
         order = places("keras", owner)
@@ -180,13 +180,18 @@ def to_arrays(unit: Unit, params: Any, where: str) -> list[np.ndarray]:
 
 
 def _one_layout(cell: Cell, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-    """The layout of Keras 2 and 3, of which CuDNN's own becomes one.
+    """The layout of Keras 2 and 3, which that of Keras 1 and that of CuDNN become.
 
-    CuDNN stores each gate's kernel as its transpose, and both biases in a row. An LSTM adds them; a
-    GRU needs them apart.
+    Keras 1 has W, U and b for each gate: of an LSTM i, c, f, o, of a GRU z, r, h. CuDNN stores each
+    gate's kernel as its transpose, and both biases in a row. An LSTM adds them; a GRU needs them
+    apart.
     """
     size, gates = cell.output_size, len(cell.gates)
     width = gates * size
+    if gates > 1 and len(arrays) == 3 * gates:
+        order = {4: (0, 2, 1, 3), 3: (0, 1, 2)}[gates]
+        kinds = (np.stack([arrays[3 * i + kind] for i in order], -2) for kind in range(3))
+        return [array.reshape(*array.shape[:-2], -1) for array in kinds]
     if gates < 2 or len(arrays) != 3 or arrays[2].shape != (2 * width,) or arrays[0].ndim != 2:
         return arrays
     kernel, recurrent, bias = arrays
@@ -229,7 +234,10 @@ def build(network: Network, file: KerasFile, places: Places) -> Model:
 
 
 def _split(layer: Layer, arrays: Sequence[str]) -> list[list[str]]:
-    counts = [unit.count for unit in units_of(layer)]
+    units = units_of(layer)
+    counts = [unit.count for unit in units]
+    old = [max(unit.count, 3 * len(getattr(unit.owner, "gates", ()))) for unit in units]
+    counts = old if sum(old) == len(arrays) else counts  # Keras 1 has three for each gate
     if sum(counts) != len(arrays):
         raise InteropError(
             f"layer {layer.name[:80]!r} should have {sum(counts)} arrays, but has {len(arrays)}; "

@@ -23,13 +23,15 @@ _MODELS = ("Sequential", "Functional", "Model")
 
 
 def version_of(text: str) -> float:
-    """Which Keras wrote a config: 2, 2.4 or 3, whose defaults count where an option is left out.
+    """Which Keras wrote a config: 1, 2, 2.4 or 3, whose defaults count where an option is left out.
 
-    That of TensorFlow is 2.4, whatever it called itself.
+    That of TensorFlow is 2.4, whatever it called itself; Keras 1 did not say its number at first.
 
-    >>> version_of("2.1.6-tf"), version_of("2.2.4"), version_of("3.5.0")
-    (2.4, 2, 3)
+    >>> version_of("2.1.6-tf"), version_of("2.2.4"), version_of("3.5.0"), version_of("")
+    (2.4, 2, 3, 1)
     """
+    if text.split(".")[0] in ("", "0", "1"):
+        return 1
     minor = re.fullmatch(r"2\.(\d{1,4})(.*)", text)
     if minor is None:
         return 3
@@ -128,6 +130,21 @@ class Entry:
         )
 
 
+_KERAS_1 = {
+    "TimeDistributedDense": "Dense",
+    "output_dim": "units",
+    "bias": "use_bias",
+    "inner_activation": "recurrent_activation",
+    "dropout_W": "dropout",
+    "dropout_U": "recurrent_dropout",
+    "p": "rate",
+    "pool_length": "pool_size",
+    "stride": "strides",
+    "border_mode": "padding",
+}
+"""Keras 1's names of a class and of options, and the later ones; an Embedding has kept its own."""
+
+
 def entry_of(value: Any, where: str, version: float) -> Entry:
     """A layer from its dict of class name and options."""
     if not isinstance(value, dict) or not isinstance(value.get("class_name"), str):
@@ -155,6 +172,9 @@ def entry_of(value: Any, where: str, version: float) -> Entry:
         raise InteropError(
             f"layer {name[:80]!r} is quantised or has adapters of low rank; save it without them"
         )
+    if version == 1 and kind != "Embedding":
+        kind = _KERAS_1.get(kind, kind)
+        config = {_KERAS_1.get(option, option): value for option, value in config.items()}
     return Entry(name, kind, config, version)
 
 
@@ -202,7 +222,7 @@ ACTIVATION_LAYERS = (*_ALPHAS, "ReLU", "Softmax")
 def function_of(value: Any, layer: Entry) -> str | Function:
     """The function that stands in the config of a layer: a name, None, or a layer in a dict.
 
-    Keras 2 means another function by ``"hard_sigmoid"``.
+    Keras 1 and 2 mean another function by ``"hard_sigmoid"``.
 
     >>> lstm = Entry("lstm", "LSTM", {}, 2)
     >>> function_of("hard_sigmoid", lstm), function_of("gelu", lstm)
@@ -408,6 +428,8 @@ def _bidirectional(entry: Entry) -> Recurrent:
 
 
 def _plain(kind: Any, entry: Entry) -> Layer:
+    if kind is Embedding and entry.rate("dropout"):  # of Keras 1
+        entry.refuse("dropout", "0, as no words are dropped here", entry.get("dropout"))
     return kind(entry.name, **_read(kind, entry))
 
 
@@ -450,6 +472,8 @@ _UNUSED: Mapping[str, tuple[Any, ...]] = {
     "attention_axes": (None, [1]),
     "initial": (None,),  # 0 counts too
     "data_format": (None, "channels_last"),
+    "dim_ordering": (None, "tf"),
+    "mode": (None, 0),  # of a BatchNormalization, as the line above of Keras 1
     "score_mode": (None, "dot"),
 }
 """Options that change what is computed, and the values with which they do not."""
