@@ -1,5 +1,6 @@
 """Branches and loops of ONNX: what is known is chosen when the graph is read, the rest runs."""
 
+import functools
 from typing import Any
 
 import jax
@@ -230,6 +231,31 @@ def test_a_loop_that_counts_in_a_state_runs(steps: int, assert_close: Any) -> No
         ys.append(state)
     _, made = jax.jit(rnnjax_onnx.load(proto).__call__)(x)
     assert_close(made, {"last": state, "y": np.stack(ys)}, TOLERANCE)
+
+
+@pytest.mark.parametrize("squeezed", [0, -2, 1])
+def test_a_loop_slices_the_step_that_it_counts(squeezed: int, assert_close: Any) -> None:
+    """As TensorFlow writes ``x[i]``: its size is 1 if that axis is squeezed."""
+    nodes = [
+        node("Unsqueeze", ["n", "first"], ["start"]),
+        node("Add", ["n", "one"], ["n1"]),
+        node("Unsqueeze", ["n1", "first"], ["end"]),
+        node("Slice", ["x", "start", "end", "first"], ["part"]),
+        node("Squeeze", ["part", "squeezed"], ["x_t"]),
+        node("Sub", ["x_t", "s"], ["next"]),
+        SAME,
+    ]
+    inside = looped(nodes, ["n", "s"], ["again", "n1", "next"])
+    loop = node("Loop", ["trips", "", "zero", "s0"], ["", "y"], body=inside)
+    arrays = {"zero": 0, "one": 1, "trips": 5, "s0": normal(2), "first": [0]}
+    proto = proto_of([loop], [value("x", [5, 2])], ["y"], squeezed=[squeezed], **arrays)
+    model, x = rnnjax_onnx.load(proto), normal(5, 2)
+    if squeezed == 1:  # of any size
+        with pytest.raises(InteropError, match="its starts follow from the values of an input"):
+            model(x)
+    else:
+        expected = functools.reduce(lambda s, x_t: x_t - s, x, arrays["s0"])
+        assert_close(jax.jit(model.__call__)(x)[1], expected, TOLERANCE)
 
 
 def test_nodes_that_nothing_runs_are_not_counted() -> None:

@@ -36,10 +36,15 @@ def naming(label: str) -> Iterator[None]:
 class At:
     """The context of an operator besides its inputs."""
 
-    node: Any
-    place: int  # of the node in its graph
+    nodes: Any  # of its graph
+    place: int  # of the node among them
     run: Any  # of that graph
     values: Any  # that there are in it, a mapping by their names
+
+    @property
+    def node(self) -> Any:
+        """The node itself."""
+        return self.nodes[self.place]
 
     @property
     def key(self) -> jax.Array | None:

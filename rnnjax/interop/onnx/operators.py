@@ -322,6 +322,14 @@ def _slice(
     at: At, x: Any, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None
 ) -> Any:
     """Slice from ``starts`` to ``ends`` along axes, like Python except for some negative steps."""
+    if not is_known(starts) and starts.shape == (1,):  # x[i] of a number that the graph computes
+        (number,) = at.listed("axes", axes) or [0]
+        axis = at.axis(number, x.ndim)
+        for other in at.nodes:
+            if other.op_type == "Squeeze" and other.inputs[0] == at.node.outputs[0]:
+                without = other.get("axes", at.values.get(other.input(1), ()))
+                if not isinstance(without, jax.Array) and axis in np.ravel(without) % x.ndim:
+                    return _entries(x, starts, axis)  # one, or the Squeeze would not fit
     first, last = at.listed("starts", starts) or [], at.listed("ends", ends) or []
     along = at.listed("axes", axes) or list(range(len(first)))
     stride = [1] * len(first) if steps is None else at.integers(steps, "steps")
@@ -336,6 +344,11 @@ def _slice(
     return x[tuple(where)]
 
 
+def _entries(x: Any, indices: Any, axis: int) -> Any:
+    x = jnp.asarray(x)
+    return x.at[(*[slice(None)] * axis, indices)].get(mode=_outside(x))
+
+
 def _outside(x: Any) -> str:
     """Return the mode for indices out of range: NaN, or for integers the nearest entry."""
     return "fill" if jnp.issubdtype(x.dtype, jnp.inexact) else "clip"
@@ -347,8 +360,7 @@ def _gather(at: At, x: Any, indices: Any) -> Any:
     at.bound((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
     if is_known(x) and is_known(indices):
         return np.take(x, indices, axis)
-    x = jnp.asarray(x)
-    return x.at[(*[slice(None)] * axis, indices)].get(mode=_outside(x))
+    return _entries(x, indices, axis)
 
 
 def _gather_elements(at: At, x: Any, indices: Any) -> Any:
