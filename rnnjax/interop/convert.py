@@ -31,7 +31,7 @@ _OPTIONS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
         "help": "a file with a model of the same layers, if SOURCE is a Keras file of weights alone"
     }),
 }  # fmt: skip
-"""The options of the command line: the files that each is for, and what the parser is told."""
+"""The options of the command line: the files that each is for, and its arguments of the parser."""
 
 
 def load(source: str | os.PathLike[str], **options: Any) -> Model:

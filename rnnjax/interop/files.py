@@ -52,8 +52,7 @@ def opened(path: str | os.PathLike[str]) -> BinaryIO:
         return pathlib.Path(path).open("rb")
     except (OSError, ValueError) as error:  # the latter of a name with a zero byte
         said = getattr(error, "strerror", None) or error
-        why = f"it cannot be read ({said}); check the path"
-        raise InteropError(f"{path} cannot be used: {why}") from error
+        raise InteropError(f"{path} cannot be read: {said}; check the path") from error
 
 
 def check_path(path: Any, *suffixes: str) -> None:

@@ -163,9 +163,7 @@ def to_params(model: Model, *, form: Form | None = None) -> Any:
         raise InvalidInputError(f"form should be 'linen' or 'nnx', but is {form!r}")
     layers = [*with_parameters(model, "Flax")]
     name, layer, params = layers[0] if len(layers) == 1 else ("", None, None)
-    rows = []
-    if isinstance(layer, Recurrent):
-        rows = [*rows_of(name, layer.cell, params, "Flax")]
+    rows = [*rows_of(name, layer.cell, params, "Flax")] if isinstance(layer, Recurrent) else []
     if len(rows) != 1:
         raise InteropError(
             f"Flax has a module for each cell, but this model is of "

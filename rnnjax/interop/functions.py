@@ -121,11 +121,6 @@ FORMS: Mapping[str, dict[type[Cell], tuple[str, tuple[str, ...]]]] = {
 gates in its order, by the names that the cell declares; none where it is the cell's own."""
 
 
-def names_of(where: str) -> str:
-    """The cells that a format has, in words."""
-    return ", ".join(cell.__name__ for cell in FORMS[where])
-
-
 def places(where: str, cell: Cell) -> tuple[int, ...]:
     """Return the position of each of a cell's gates in the order of a format."""
     theirs = FORMS[where][type(cell)][1] or cell.gates
@@ -140,20 +135,19 @@ def reordered(array: Any, order: Sequence[int], axis: int = -1) -> Any:
     return array.take(places, axis)
 
 
-Padding = str | Sequence[tuple[int, int]]
-"""``"VALID"`` or ``"SAME"``, or what is put before and after each axis of space."""
-
-
 def conv(
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
     strides: Sequence[int],
-    padding: Padding,
+    padding: str | Sequence[tuple[int, int]],
     dilation: Sequence[int],
     groups: int = 1,
 ) -> jax.Array:
-    """Products with a kernel ``(*space, channels / groups, filters)`` at every place of ``x``."""
+    """Products with a kernel ``(*space, channels / groups, filters)`` at every place of ``x``.
+
+    ``padding`` is ``"VALID"`` or ``"SAME"``, or what is put before and after each axis of space.
+    """
     space = "HWD"[: x.ndim - 2]
     ys = lax.conv_general_dilated(
         x, kernel, strides, padding, None, dilation, (f"N{space}C", f"{space}IO", f"N{space}C"),
@@ -167,7 +161,7 @@ def pool(
     maximum: bool,
     window: Sequence[int],
     strides: Sequence[int],
-    padding: Padding,
+    padding: str | Sequence[tuple[int, int]],
     dilation: Sequence[int] | None = None,
     whole: bool = False,
 ) -> jax.Array:

@@ -72,7 +72,7 @@ class Layer(abc.ABC):
 
     @property
     def weights(self) -> Mapping[str, Weights]:
-        """The shapes of its parameters, but of a `Recurrent`, by their place below the layer."""
+        """The shapes of its parameters by their place in the layer; none of a `Recurrent`."""
         return {}
 
     @abc.abstractmethod

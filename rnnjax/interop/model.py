@@ -298,7 +298,7 @@ class Model:
     >>> cell = rnnjax.LSTMCell(5)
     >>> model = Model.of(cell, cell.init(jax.random.key(0), 3))
     >>> carry, ys = model(jnp.ones((10, 8, 3)))
-    >>> carry, ys = model.apply(model.params, jnp.ones((10, 8, 3)), carry)  # goes on from there
+    >>> carry, ys = model.apply(model.params, jnp.ones((10, 8, 3)), carry)  # continues from there
     >>> ys.shape, carry["rnn"].hidden.shape
     ((10, 8, 5), (8, 5))
     >>> print(model)
@@ -404,7 +404,13 @@ class Model:
             kind = type(params).__name__
             raise InvalidInputError(f"params should be a dict like model.params, but is {kind}")
         if lengths is not None:
-            valid = _valid(jnp.asarray(lengths), self.network.num_steps(params, xs))
+            lengths = jnp.asarray(lengths)
+            if not jnp.issubdtype(lengths.dtype, jnp.integer):
+                raise InvalidInputError(
+                    f"lengths must be integers, but are {lengths.dtype}; give booleans as mask"
+                )
+            steps = jnp.arange(self.network.num_steps(params, xs))
+            valid = steps.reshape(-1, *[1] * lengths.ndim) < lengths
             mask = valid if mask is None else valid & jnp.asarray(mask)
         context = Context(resets=resets, key=key, method=method)
         return self.network.run(params, xs, carry, mask, context)
@@ -426,14 +432,6 @@ class Model:
         widths = [max(len(row[i]) for row in rows) for i in range(2)]
         lines = [f"{name:{widths[0]}}  {kind:{widths[1]}}  {shapes}" for name, kind, shapes in rows]
         return "\n".join([*lines, f"{'axes':{widths[0]}}  {self.network.axes}"])
-
-
-def _valid(lengths: jax.Array, num_steps: int) -> jax.Array:
-    if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise InvalidInputError(
-            f"lengths must be integers, but are {lengths.dtype}; give booleans as mask"
-        )
-    return jnp.arange(num_steps).reshape(-1, *[1] * lengths.ndim) < lengths
 
 
 def check_model(model: Any) -> None:
@@ -470,10 +468,9 @@ def rows_of(
     name: str, cell: Cell, params: Any, where: str
 ) -> Iterator[Sequence[tuple[Cell, Params]]]:
     """Yield the directions of each layer of a `Stack`, or of one cell, with their parameters."""
-    stacked = isinstance(cell, Stack)
     rows = _entries(name, cell, params) if isinstance(cell, Stack) else [(cell, params)]
     for i, (row, own) in enumerate(rows):
-        own_name = f"{name}[{i}]" if stacked else name
+        own_name = f"{name}[{i}]" if isinstance(cell, Stack) else name
         if not isinstance(row, Bidirectional):
             yield [(row, own)]
             continue
@@ -489,6 +486,7 @@ def _entries(name: str, cell: Stack | Bidirectional, params: Any) -> list[tuple[
     count = len(cell.cells)
     if not isinstance(params, tuple) or len(params) != count:
         raise InvalidInputError(
-            f"params of {name!r} should be a tuple with {count} entries, or Directions of two"
+            f"params of {name!r} should be a tuple with {count} entries, or Directions of two, but "
+            f"are {type(params).__name__}; take those of model.params"
         )
     return [*zip(cell.cells, params, strict=True)]

@@ -85,7 +85,7 @@ def input_shapes(model: Model, steps: Any, batch: Any) -> Any:
     features = 3  # any number, where no layer has parameters
     for layer in model.layers.values():
         if isinstance(layer, Embedding | OneHotIds):
-            # Ids of NumPy are of 64 bits, which programs have only where JAX is told so.
+            # Ids of NumPy are of 64 bits, which programs have only where JAX has them.
             return jax.ShapeDtypeStruct(axes, jax.dtypes.canonicalize_dtype(np.int64))
         if model.params.get(layer.name):
             raw = layer.cell.raw_inputs if isinstance(layer, Recurrent) else 0

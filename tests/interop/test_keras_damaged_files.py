@@ -336,7 +336,7 @@ def test_a_process_without_h5py_is_told(
 def test_no_file_of_keras(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty.keras").write_bytes(b"")
     (tmp_path / "text.h5").write_text("hello")
-    with pytest.raises(InteropError, match="cannot be used"):
+    with pytest.raises(InteropError, match=r"cannot be (used|read): "):
         interop.load(tmp_path / name)
 
 

@@ -142,10 +142,10 @@ def test_weights_alone(tmp_path: Path) -> None:
     [
         (lambda: [layers.Lambda(lambda x: x), layers.LSTM(2)], "Lambda, which holds code"),
         (lambda: [layers.SeparableConv1D(2, 2)], "'separable_conv1d.*Conv1D'"),
-        (lambda: [layers.Masking(1.0), layers.Masking()], "'masking.*comes behind layer 'masking"),
+        (lambda: [layers.Masking(1.0), layers.Masking()], "'masking.*comes after layer 'masking"),
         (
             lambda: [layers.Masking(), layers.TimeDistributed(layers.Softmax())],
-            "'time_distributed.*comes behind layer 'masking",
+            "'time_distributed.*comes after layer 'masking",
         ),
         (lambda: [layers.LSTM(2, dropout=1.0)], "dropout of layer 'lstm.*below 1"),
         (lambda: [layers.Dense(2, lora_rank=1)], "adapters of low rank"),
@@ -169,13 +169,13 @@ def test_classes_of_ones_own_are_refused(tmp_path: Path) -> None:
     model = built(LSTM(2))
     model.save(tmp_path / "mine.keras")
     for source in (model, tmp_path / "mine.keras"):
-        with pytest.raises(InteropError, match="a class of somebody's own"):
+        with pytest.raises(InteropError, match="a class that Keras has not"):
             interop.load(source)
 
     class Mine(keras.Sequential):
         pass
 
-    with pytest.raises(InteropError, match="a class of somebody's own"):
+    with pytest.raises(InteropError, match="a class that Keras has not"):
         interop.load(Mine([keras.Input((TIME, FEATURES)), layers.LSTM(2)]))
 
 

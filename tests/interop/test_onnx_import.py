@@ -430,7 +430,7 @@ BAD = {
         lambda graph: setattr(graph.node[0], "domain", "com.example"),
         "the operator LSTM of 'com.example' is not read here; export",
     ),
-    "branch": (add_branch, "one of its branches takes inputs, but a branch has none"),
+    "branch": (add_branch, "its branches should have no inputs, but one has"),
     "direction": (with_attributes(direction="up"), "'up' is no direction"),
     "type of attribute": (with_attributes(hidden_size=4.0), "Mismatched attribute type"),
     "attribute": (with_attributes(units=4), "Unrecognized attribute: units"),
@@ -598,7 +598,7 @@ def test_external_data_beside_the_model(tmp_path: pathlib.Path, assert_close: An
     xs, written = normal(BATCH, TIME, FEATURES), rnnjax_onnx.to_proto(model)
     for one in (model, rnnjax_onnx.load(written)):
         assert_close(one(xs)[1], by_reference(inside, {"x": xs})["y"], TOLERANCE)
-    with pytest.raises(InteropError, match="has none beside it"):
+    with pytest.raises(InteropError, match="has none next to it"):
         rnnjax_onnx.load(path.read_bytes())
 
 
@@ -617,7 +617,7 @@ def test_a_constant_beside_the_model(tmp_path: pathlib.Path) -> None:
     ("places", "message"),
     [
         *(
-            ({"location": location}, "it is no plain file beside the model")
+            ({"location": location}, "it is no plain file next to the model")
             for location in ("../data.bin", "/etc/hostname", "..", "", "link.bin", "missing.bin")
         ),
         ({"offset": "16"}, "bytes from 16 of"),

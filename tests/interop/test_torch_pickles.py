@@ -494,8 +494,8 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "65 axes": (tensor(0, (1,) * 65, (1,) * 65), "damaged"),
     "a negative stride": (tensor(3, (4,), (-1,)), "a shape or strides"),
     "a fraction": (tensor(0, (4.0,), (1,)), "a shape or strides"),
-    "a stride of many digits": (tensor(0, (4,), (2**900,)), "ends behind 4 numbers"),
-    "beyond the storage": (tensor(0, (5,), (1,)), "ends behind 4 numbers"),
+    "a stride of many digits": (tensor(0, (4,), (2**900,)), "ends after 4 numbers"),
+    "beyond the storage": (tensor(0, (5,), (1,)), "ends after 4 numbers"),
     "a gigantic shape": (tensor(0, (2**40, 2**40), (0, 0)), "no memory has"),
     "a gigantic shape of nothing": (tensor(0, (0, 2**61), (0, 0)), "no memory has"),
     "one number, again and again": (

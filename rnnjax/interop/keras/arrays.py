@@ -21,7 +21,7 @@ from rnnjax.interop.files import check_path
 from rnnjax.interop.functions import FORMS, places, reordered
 from rnnjax.interop.keras.files import KerasFile, write_file
 from rnnjax.interop.keras.graph import network_of
-from rnnjax.interop.keras.layers import entry_of, is_model, layers_in, options_of, version_of
+from rnnjax.interop.keras.layers import MODELS, entry_of, layers_in, options_of, version_of
 from rnnjax.interop.layers import (
     Activation,
     Dense,
@@ -156,8 +156,7 @@ def to_params(unit: Unit, arrays: Sequence[np.ndarray], where: str) -> dict[str,
 def _has_second(unit: Unit) -> bool:
     """Whether it adds a second bias, where Keras has one."""
     cell: Any = unit.owner
-    both = isinstance(cell, SimpleRNNCell | LSTMCell)
-    return both and cell.use_bias and cell.use_recurrent_bias
+    return getattr(cell, "use_recurrent_bias", False) and cell.use_bias
 
 
 def to_arrays(unit: Unit, params: Any, where: str) -> list[np.ndarray]:
@@ -267,7 +266,7 @@ def arrays_of(layer: Layer, model: Model) -> Iterator[tuple[Unit, list[np.ndarra
 def whole(file: KerasFile) -> Model:
     """The model of a file that says its layers."""
     kind, config = _model_in(file)
-    if not is_model(kind):
+    if kind not in MODELS:
         raise InteropError(
             f"the file should hold a Sequential or a functional model, but holds {kind[:80]!r}; "
             "save its layers as a Sequential"
@@ -283,7 +282,7 @@ def _groups_in(kind: str, config: Any, own: str = "", above: str = "") -> Iterat
     used: dict[str, int] = {}
     for entry, _ in layers_in(kind, config, 3):
         name, group = f"{own}{entry.name}", f"{above}{unique(snake(entry.kind), used)}"
-        if is_model(entry.kind):
+        if entry.kind in MODELS:
             yield from _groups_in(entry.kind, entry.config, f"{name}.", f"{group}/layers/")
         else:
             yield name, group
@@ -456,7 +455,7 @@ def _as_it_was(model: Model) -> KerasFile:
 
 
 def configs_of(network: Network) -> dict[str, dict[str, Any]]:
-    """By its name the config of each layer of a row: but of one-hot ids, in Keras vectors."""
+    """The config of each layer of a row, by its name; one-hot ids are left out."""
     layers = list(network.layers.values())
     return {layer.name: _layer(layer) for layer in layers[isinstance(layers[0], OneHotIds) :]}
 
@@ -518,7 +517,7 @@ def _recurrent(layer: Recurrent, where: str) -> tuple[str, dict[str, Any]]:
 
 
 def _direction(cell: Cell, where: str) -> tuple[str, dict[str, Any]]:
-    """The layer around a cell, by its class and what it is told of that."""
+    """The layer around a cell, by its class and its options."""
     entry = _cell(cell, where)
     kind = entry["class_name"].removesuffix("Cell")
     return (kind, entry["config"]) if kind in _NAMES else ("RNN", {"cell": entry})

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from rnnjax.errors import InteropError
-from rnnjax.interop.keras.layers import LARGEST, Entry, is_model, layer_of, layers_in
+from rnnjax.interop.keras.layers import LARGEST, MODELS, Entry, layer_of, layers_in
 from rnnjax.interop.keras.operators import OPERATORS, SEVERAL, Operation
 from rnnjax.interop.layers import Activation, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.interop.model import Call, Functional, Input, Sequential, Value
@@ -52,8 +52,8 @@ class _Use(NamedTuple):
     """A call of a layer in a config: of tensors there, and of those that they are."""
 
     takes: tuple[Any, ...]  # the tensors that it is called with
-    arguments: tuple[Any, ...]  # these as None, among them the numbers that stand beside them
-    options: Mapping[str, Any]  # what else the call is told
+    arguments: tuple[Any, ...]  # these as None, among them the numbers next to them
+    options: Mapping[str, Any]  # the other arguments of the call
     states: tuple[Any, ...]  # with which a recurrent layer begins
     masks: tuple[Any, ...]  # one, or of a model one for each that it takes
 
@@ -103,7 +103,7 @@ class _Graph:
         if len(names or ()) != len(keys) and keys not in ([()], [*range(len(keys))]):
             raise InteropError(
                 f"the outputs of a model should be tensors, one, in a list, or in a dict by name, "
-                f"but are at {_short(keys)}; give them so"
+                f"but are at {keys!r:.80}; give them so"
             )
         level = _Level(self, listed, own)
         if not starts or not ends:
@@ -135,7 +135,7 @@ class _Graph:
     def use(self, entry: Entry, value: Any, use: _Use, own: str) -> Made:
         """Return all outputs of a layer and then its states, or all outputs of a model."""
         entry = dataclasses.replace(entry, name=f"{own}{entry.name}")
-        if not is_model(entry.kind):
+        if entry.kind not in MODELS:
             return self._call(entry, value, use), None
         more: Any = any(a is not None for a in use.arguments) or use.options or use.states
         masks = use.masks * len(use.takes) if len(use.masks) == 1 else use.masks
@@ -174,7 +174,7 @@ class _Graph:
             self.looked_up |= inputs
         if mask is not None:
             self.marks |= mask.inputs
-        # Keras 3 hands no mask to a layer that is called with states, but lets it pass.
+        # Keras 3 gives no mask to a layer that is called with states, but returns it after it.
         natural = not use.states or self.version < 3
         takes, states = (tuple(one.value for one in some) for some in (use.takes, use.states))
         marks = natural if mask is None else mask.value
@@ -189,7 +189,9 @@ class _Graph:
             made = made._replace(mask=own, masked_by=name)
         elif isinstance(layer, Embedding) and layer.mask_zero:
             made = made._replace(mask=(first.value, (None, 0)), masked_by=name)
-        elif masked_by and _keeps(entry, layer):
+        elif masked_by and (
+            entry.kind in _KEEPS or (isinstance(layer, Recurrent) and layer.return_sequences)
+        ):
             same_mask = mask is None and first.mask is not None and entry.kind not in _MERGES
             own, by = (first.mask, first.masked_by) if same_mask else (object(), name)
             made = made._replace(mask=own, masked_by=by)
@@ -222,17 +224,17 @@ class _Level:
         self.done: dict[tuple[str, int], list[_Tensor]] = {}
         self.new = any(_is_keras_3(value.get("inbound_nodes")) for _, value in listed)
         for entry, value in listed:
-            # A node has its name beside its config, and that is what others call it by.
+            # A node has its name next to its config, and others call it by that.
             name, nodes = value.get("name", entry.name), value.get("inbound_nodes")
             # A function of keras.ops is there by its name, as if it were a layer of Keras 3; in .h5
             # no module says so. Of layers a SpatialDropout1D alone tells not if it is trained.
             layer = "trainable" in entry.config or entry.kind == "SpatialDropout1D"
-            if not layer and _is_keras_3(nodes) and not is_model(entry.kind):
+            if not layer and _is_keras_3(nodes) and entry.kind not in MODELS:
                 entry = dataclasses.replace(entry, kind=f"ops.{entry.kind}")
             if not isinstance(name, str) or name in self.nodes:
                 raise _twice(name)
             self.nodes[name] = entry, value
-            if not is_model(entry.kind):
+            if entry.kind not in MODELS:
                 graph.configs.setdefault(f"{own}{entry.name}", value)
             for i, use in enumerate(_uses(entry, name, nodes)):
                 graph.count(1)
@@ -243,7 +245,7 @@ class _Level:
         kind = self.nodes[layer][0].kind
         # Calls of models have numbers from 1 on: in Keras 2, and in Keras 3 among the outputs
         # alone. There those of a Sequential begin with 0.
-        later = is_model(kind) and (not self.new or (at_end and kind != "Sequential"))
+        later = kind in MODELS and (not self.new or (at_end and kind != "Sequential"))
         here = (layer, use - later)
         outputs = self.done[here] if here in self.done else self.run(here)
         return outputs[output]
@@ -266,7 +268,7 @@ def _states(layer: Layer | None) -> int:
 
 
 def _told(entry: Entry, use: _Use) -> Entry:
-    """An operation with what its call is told; the others are told nothing."""
+    """An operation with the arguments of its call; the other layers have none."""
     if entry.kind.startswith("ops.") and entry.kind not in OPERATORS:
         return entry  # of which it is said that it is not known
     known = OPERATORS[entry.kind].options if entry.kind in OPERATORS else {}
@@ -288,14 +290,9 @@ def _check_call(layer: Layer, entry: Entry, count: int, masked_by: str) -> None:
     softmax = "Softmax" in (entry.kind, inner.get("class_name") if isinstance(inner, dict) else "")
     if masked_by and (makes or softmax):  # the layer of that name leaves out what is masked
         raise InteropError(
-            f"layer {entry.name[:80]!r} comes behind layer {masked_by[:80]!r}, which makes a "
+            f"layer {entry.name[:80]!r} comes after layer {masked_by[:80]!r}, which makes a "
             "mask, and would use or replace that; leave one of them out"
         )
-
-
-def _keeps(entry: Entry, layer: Layer) -> bool:
-    """Whether what it gives is masked as what it takes."""
-    return entry.kind in _KEEPS or (isinstance(layer, Recurrent) and layer.return_sequences)
 
 
 def _keeps_axes(layer: Layer) -> bool:
@@ -319,8 +316,7 @@ def _simplest(network: Functional) -> Sequential | Functional:
 
 
 def _input(entry: Entry, looked_up: bool, masks: bool) -> Input:
-    shape = entry.get("batch_shape", "batch_input_shape", default=[None] * 3)
-    shape = [None] * 3 if shape is None else shape
+    shape = entry.get("batch_shape", "batch_input_shape") or [None] * 3
     if not all(n is None or (isinstance(n, int) and 0 <= n <= LARGEST) for n in shape):
         raise _damaged(f"the shape of input {entry.name[:80]!r} is {shape!r:.80}")
     dtype = str(entry.config.get("dtype", "float32"))
@@ -359,7 +355,7 @@ def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[_Use]:
         named = {key: refs for key, refs in named.items() if refs}
         options = {key: value for key, value in options.items() if key not in named}
         states = named.pop("initial_state", ())
-        several = len(marks) > 1 and not is_model(entry.kind)
+        several = len(marks) > 1 and entry.kind not in MODELS
         several |= not all(isinstance(mark, tuple | None) for mark in marks)
         if several or not set(named) <= set(_TENSORS):
             what = "several masks" if several else sorted(named)
@@ -381,10 +377,10 @@ def _refs(found: list[Any]) -> tuple[_Ref, ...]:
 
 
 def _tensors(value: Any, by_key: bool = False) -> Iterator[tuple[Any, _Ref, Any]]:
-    """All tensors where there is nothing else, and what Keras 2 writes behind each."""
+    """All tensors where there is nothing else, and what Keras 2 writes after each."""
     for path, leaf, more in _leaves(value, by_key, ()):
         if not isinstance(leaf, tuple | None):
-            raise _damaged(f"the graph should be made of lists, but has {_short(leaf)}")
+            raise _damaged(f"the graph should be made of lists, but has {leaf!r:.80}")
         if leaf is not None:
             yield path, leaf, more
 
@@ -409,17 +405,13 @@ def _leaves(value: Any, by_key: bool, path: tuple[Any, ...]) -> Iterator[tuple[A
 def _tensor(value: Any) -> _Ref:
     layer, use, output = value
     if not all(isinstance(number, int) and 0 <= number < 2**31 for number in (use, output)):
-        raise _damaged(f"the graph should have [layer, use, output], but has {_short(value)}")
+        raise _damaged(f"the graph should have [layer, use, output], but has {value!r:.80}")
     return str(layer), use, output
 
 
 def _twice(name: Any) -> InteropError:
-    return InteropError(f"two layers of the model have the name {_short(name)}; rename one")
+    return InteropError(f"two layers of the model have the name {name!r:.80}; rename one")
 
 
 def _damaged(what: str) -> InteropError:
-    return InteropError(f"{what}; the graph of the model is damaged")
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:80]
+    return InteropError(f"{what}; its graph is damaged, get the file again")

@@ -54,7 +54,7 @@ def read(h5py: Any, file: Any, most_bytes: int) -> tuple[dict[str, Any], list[tu
         left -= math.prod(entry.shape, start=entry.dtype.itemsize)
         if left < 0:
             raise SystemExit(
-                f"its arrays take {path[:80]!r} far more than the file holds, {most_bytes} bytes"
+                f"with {path[:80]!r} it takes far more than the file holds, {most_bytes} bytes"
             )
         found.append((path, entry))
 

@@ -19,7 +19,7 @@ from rnnjax.layers import Dropout as DropoutRate
 
 LARGEST = 2**31 - 1
 _WHOLE = (None, None, None)
-_MODELS = ("Sequential", "Functional", "Model")
+MODELS = ("Sequential", "Functional", "Model")  # the class names of models
 
 
 def version_of(text: str) -> float:
@@ -43,7 +43,7 @@ class Entry:
     """A layer as it stands in a config, each of its options checked as it is asked for."""
 
     name: str  # of the layer
-    kind: str  # its class name; behind "ops." that of a function of keras.ops
+    kind: str  # its class name; after "ops." that of a function of keras.ops
     config: Mapping[str, Any]  # its options
     version: float  # of Keras; see `version_of`
 
@@ -99,7 +99,7 @@ class Entry:
         return entry_of(self.get(name), f"{name} of {self.where}", self.version)
 
     def plain(self, name: str, usual: Any) -> Any:
-        """A number, a text, or a list of them, as a layer hands it on to JAX, which checks it."""
+        """A number, a text, or a list of them, as a layer passes it to JAX, which checks it."""
         if name == "activation":
             return self.function(name, usual)
         if name == "dropout":
@@ -131,17 +131,11 @@ class Entry:
 
 
 _KERAS_1 = {
-    "TimeDistributedDense": "Dense",
-    "output_dim": "units",
-    "bias": "use_bias",
-    "inner_activation": "recurrent_activation",
-    "dropout_W": "dropout",
-    "dropout_U": "recurrent_dropout",
-    "p": "rate",
-    "pool_length": "pool_size",
-    "stride": "strides",
+    "TimeDistributedDense": "Dense", "output_dim": "units", "bias": "use_bias", "p": "rate",
+    "inner_activation": "recurrent_activation", "dropout_U": "recurrent_dropout",
+    "dropout_W": "dropout", "pool_length": "pool_size", "stride": "strides",
     "border_mode": "padding",
-}
+}  # fmt: skip
 """Keras 1's names of a class and of options, and the later ones; an Embedding has kept its own."""
 
 
@@ -161,16 +155,17 @@ def entry_of(value: Any, where: str, version: float) -> Entry:
         raise InteropError(
             f"layer {name[:80]!r} is a Lambda, which holds code, and none is run; compute it in JAX"
         )
-    # Keras's own classes are registered by their bare names, those of others behind a ">".
+    # Keras's own classes are registered by their bare names, those of others after a ">".
     if not known or (registered and (">" in str(registered) or not isinstance(module, str))):
         raise InteropError(
-            f"layer {name[:80]!r} is {kind[:80]!r}, a class of somebody's own; load the rest alone"
+            f"layer {name[:80]!r} is {kind[:80]!r}, a class that Keras has not; load the rest alone"
         )
     policy = config.get("dtype")
     quantized = isinstance(policy, dict) and "Quantized" in str(policy.get("class_name"))
     if config.get("lora_rank") or config.get("quantization_config") or quantized:
         raise InteropError(
-            f"layer {name[:80]!r} is quantised or has adapters of low rank; save it without them"
+            f"layer {name[:80]!r} is quantised or has adapters of low rank; save the model "
+            "before that, or merge them"
         )
     if version == 1 and kind != "Embedding":
         kind = _KERAS_1.get(kind, kind)
@@ -178,16 +173,13 @@ def entry_of(value: Any, where: str, version: float) -> Entry:
     return Entry(name, kind, config, version)
 
 
-def is_model(kind: str) -> bool:
-    """Whether a class name is that of a model rather than of a layer."""
-    return kind in _MODELS
-
-
 def layers_in(kind: str, config: Any, version: float) -> list[tuple[Entry, Any]]:
     """All layers of a model in their order there, each with its config; a model is one of them."""
     listed = config["layers"] if isinstance(config, dict) else config
     if not isinstance(listed, list) or not listed:
-        raise InteropError(f"a {kind} model should list its layers, but has {listed!r:.80}")
+        raise InteropError(
+            f"a {kind} model should list its layers, but has {listed!r:.80}; get it again"
+        )
     return [(entry_of(v, f"layer {i} of the model", version), v) for i, v in enumerate(listed)]
 
 
@@ -413,7 +405,8 @@ def _bidirectional(entry: Entry) -> Recurrent:
         forward.reverse == backward.reverse or forward.return_sequences != backward.return_sequences
     ):
         raise InteropError(
-            f"both layers of {entry.where} should differ in go_backwards alone; get the file again"
+            f"both layers of {entry.where} should differ in go_backwards alone, but are {forward} "
+            f"and {backward}; get the file again"
         )
     merge = entry.get("merge_mode", default="concat")
     if merge not in ("concat", "sum", "mul", "ave"):
@@ -444,7 +437,7 @@ def _time_distributed(entry: Entry) -> Layer:
     inner = entry.inner("layer")
     if inner.kind not in _AT_EACH_STEP:
         instead = f"known are {', '.join(sorted(k for k in _AT_EACH_STEP if '.' not in k))}"
-        if is_model(inner.kind):
+        if inner.kind in MODELS:
             instead = "apply each of its layers in a TimeDistributed of its own"
         elif inner.kind in (*_KINDS, "RNN", "Bidirectional"):
             instead = "load it in a model of its own, and map that over the steps with jax.vmap"

@@ -87,7 +87,7 @@ class Operation(Layer):
         first, averages = masks[0], self.kind == "GlobalAveragePooling1D"
         if self.each_step and first is not None and (first.ndim > 2 or averages):
             raise InvalidInputError(
-                f"{named} comes behind a mask that it would use inside of each step; leave it out"
+                f"{named} comes after a mask that it would use inside of each step; leave it out"
             )
         if self.kind == "Softmax" and first is not None:
             raise InvalidInputError(
@@ -314,8 +314,6 @@ def _row(run: Callable[..., Any], **options: Any) -> Operator:
 _ARITHMETIC = ("add", "divide", "logical_and", "logical_or", "matmul", "multiply", "not_equal",
                "subtract", "true_divide")  # fmt: skip
 
-_max_pool, _average_pool = (partial(_pool, maximum) for maximum in (True, False))
-
 OPERATORS: Mapping[str, Operator] = {
     "Add": Operator(_add, mask=_any_mask, arrays=SEVERAL),
     "Multiply": Operator(_multiply, mask=_any_mask, arrays=SEVERAL),
@@ -324,9 +322,9 @@ OPERATORS: Mapping[str, Operator] = {
     "Dot": Operator(_dot, arrays=(2, 2), options={"axes": ...}),
     "Conv1D": Operator(_conv, partial(_conv_weights, 1), options=_CONV),
     "Conv2D": Operator(_conv, partial(_conv_weights, 2), options=_CONV),
-    "MaxPooling1D": Operator(_max_pool, options=_POOL),
-    "MaxPooling2D": Operator(_max_pool, options=_POOL),
-    "AveragePooling1D": Operator(_average_pool, options=_POOL),
+    "MaxPooling1D": Operator(partial(_pool, True), options=_POOL),
+    "MaxPooling2D": Operator(partial(_pool, True), options=_POOL),
+    "AveragePooling1D": Operator(partial(_pool, False), options=_POOL),
     "GlobalAveragePooling1D": _row(_global_average),
     "GlobalMaxPooling1D": _row(lambda at, x: x.max(1)),
     "Flatten": _row(lambda at, x: x.reshape(x.shape[0], -1)),

@@ -30,7 +30,7 @@ def load(source: Any) -> Model:
     the carry instead, by the name of the layer. So any model streams::
 
         carry, ys = model.apply(params, xs)  # begins with zeros
-        carry, ys = model.apply(params, xs, carry)  # goes on from there
+        carry, ys = model.apply(params, xs, carry)  # continues from there
 
     A given carry replaces states in ``xs``, and those that the graph computes or has as constants.
 
@@ -47,7 +47,7 @@ def load(source: Any) -> Model:
 
     Args:
         source: the path of a file, its bytes, or an ``onnx.ModelProto``. Data outside of the file
-            are read only if they are in a plain file beside it.
+            are read only if they are in a plain file next to it.
 
     Returns:
         a model whose network is a `Graph`.

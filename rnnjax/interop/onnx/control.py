@@ -36,15 +36,11 @@ def naming(label: str) -> Iterator[None]:
 class At:
     """The context of an operator besides its inputs."""
 
-    nodes: Any  # of its graph
-    place: int  # of the node among them
+    node: Any
+    place: int  # of the node in its graph
     run: Any  # of that graph
     values: Any  # that there are in it, a mapping by their names
-
-    @property
-    def node(self) -> Any:
-        """The node itself."""
-        return self.nodes[self.place]
+    nodes: Any  # of that graph
 
     @property
     def key(self) -> jax.Array | None:
@@ -178,8 +174,8 @@ def dtype_of(data_type: Any, what: str) -> np.dtype[Any]:
     """The type with that number in ONNX; ``what`` has it, for the error."""
     if data_type not in _TYPES:
         raise InteropError(
-            f"{what} is of ONNX's data type {data_type}, which is not read here; these are: "
-            f"{', '.join(_TYPES.values())}"
+            f"{what} is of ONNX's data type {data_type}, which is not read here; cast it to one "
+            f"of {', '.join(_TYPES.values())}"
         )
     return jnp.dtype(_TYPES[data_type])
 
@@ -238,7 +234,7 @@ def _steps(at: At, body: Any, count: Any, more: Any, states: Sequence[Any]) -> i
 
     if more and known(None, *[None] * len(states))[0]:  # whatever the state
         if count is None:
-            raise InteropError("nothing ends it: it has no number of trips, and always goes on")
+            raise InteropError("nothing ends it: it has no number of trips; give it one")
         return max(0, int(count))
     values: list[Any] = [state if is_known(state) else None for state in states]
     steps = 0

@@ -52,7 +52,7 @@ def to_proto(
       ``<layer>_h_out`` and ``<layer>_c_out``. In place of ``<layer>`` stand ``<layer>_0``,
       ``<layer>_1``... in a `rnnjax.Stack`, and ``<layer>_forward`` and ``<layer>_backward`` in a
       `rnnjax.Bidirectional`, each direction of which is a node. A sequence begins with
-      zeros, and goes on with the outputs fed back;
+      zeros, and continues with the outputs fed back;
     - with ``lengths`` an input of that name, int32 ``(batch,)``: the valid steps of each row, one
       at least.
 
@@ -291,7 +291,7 @@ class _Writer:
     def _recurrent(self, layer: Recurrent, params: Any, x: str) -> str:
         if self.lengths and layer.return_sequences and layer.masked_outputs == "last":
             raise InteropError(
-                f"layer {layer.name!r} has masked_outputs 'last', but ONNX gives zeros behind the "
+                f"layer {layer.name!r} has masked_outputs 'last', but ONNX gives zeros after the "
                 "lengths; leave masked_outputs or lengths out"
             )
         ys, end = self._cell(layer.name, layer.cell, params, layer.reverse, x)

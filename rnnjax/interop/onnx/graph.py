@@ -196,7 +196,7 @@ class _Run:
                         self.recurrent(node, values)
             # Nodes that only prepare a state have no inputs where there is no state.
             elif all(name in values for name in node.inputs if name):
-                at = At(nodes, i, self, values)
+                at = At(node, i, self, values, nodes)
                 inputs = [values[name] if name else None for name in node.inputs]
                 with naming(node.label):
                     outputs = run_operator(node.op_type, at, inputs)

@@ -45,7 +45,9 @@ def _activation(kind: str, ours: str = "") -> Run:
     def run(at: At, x: Any) -> Any:
         numbers = dict(at.node.attributes)
         if ours and numbers:
-            raise InteropError(f"its numbers {numbers} are not read here; drop them")
+            raise InteropError(
+                f"it should have ONNX's own numbers, but has {numbers}; export basic operators"
+            )
         return by_jax(
             FUNCTIONS[ours] if ours else Numbered(kind, **{**NUMBERED[kind], **numbers}), x
         )
@@ -139,17 +141,8 @@ def _reduction(name: str) -> Run:
     return run
 
 
-def _reduce_l2(at: At, x: Any, axes_input: Any = None) -> Any:
-    return module_of(x).sqrt(_reduction("sum")(at, x * x, axes_input))
-
-
-def _argmax(at: At, x: Any) -> Any:
-    axis = at.axis(at.get("axis", 0), x.ndim)
-    return module_of(x).argmax(x, axis=axis, keepdims=bool(at.get("keepdims", 1)))
-
-
 def _softmax(function: Callable[..., Any]) -> Run:
-    """JAX's function over an axis; before opset 13 over all axes from it on, as one."""
+    """JAX's function over an axis; before opset 13 over it and all later axes, as one."""
 
     def run(at: At, x: Any) -> Any:
         new = at.run.graph.opset >= 13
@@ -193,10 +186,6 @@ def _layer_norm(at: At, x: Any, scale: Any, bias: Any = None) -> Any:
     return at.computed(_standardized(at, first, x.ndim), x, scale, bias)
 
 
-def _instance_norm(at: At, x: Any, scale: Any, bias: Any) -> Any:
-    return _channels_last(at, _standardized(at, 1, x.ndim - 1), x, scale, bias)
-
-
 def _window(at: At, x: Any, sizes: Sequence[int]) -> tuple[Any, Any, Any]:
     """Its strides, the dilations between its entries, and what is put around each axis of space."""
     rank, space, automatic = len(sizes), x.shape[2:], at.get("auto_pad", "NOTSET")
@@ -230,7 +219,7 @@ def _conv(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
 def _pool(maximum: bool) -> Run:
     def run(at: At, x: Any) -> Any:
         if len(at.node.outputs) > 1:
-            raise InteropError("its second output, the places of the largest, is not read here")
+            raise InteropError("its second output, of places, is not read here; leave it out")
         sizes = at.get("kernel_shape")
         strides, dilations, pads = _window(at, x, sizes)
         whole = bool(at.get("count_include_pad", 0))
@@ -323,8 +312,7 @@ def _slice(
 ) -> Any:
     """Slice from ``starts`` to ``ends`` along axes, like Python except for some negative steps."""
     if not is_known(starts) and starts.shape == (1,):  # x[i] of a number that the graph computes
-        (number,) = at.listed("axes", axes) or [0]
-        axis = at.axis(number, x.ndim)
+        axis = at.axis((at.listed("axes", axes) or [0])[0], x.ndim)
         for other in at.nodes:
             if other.op_type == "Squeeze" and other.inputs[0] == at.node.outputs[0]:
                 without = other.get("axes", at.values.get(other.input(1), ()))
@@ -403,7 +391,10 @@ def _tile(at: At, x: Any, repeats: Any) -> Any:
 def _reverse_sequence(at: At, x: Any, lengths: Any) -> Any:
     time, batch = at.get("time_axis", 0), at.get("batch_axis", 1)
     if {time, batch} != {0, 1} or x.ndim < 2 or lengths.shape != (x.shape[batch],):
-        raise InteropError("it needs the axes 0 and 1, and a length for each row")
+        raise InteropError(
+            f"its axes should be 0 and 1 of {list(x.shape)}, with a length for each row, but are "
+            f"{time} and {batch}, with lengths {list(lengths.shape)}"
+        )
 
     def reverse(x: Any, lengths: Any) -> Any:
         steps = jnp.arange(x.shape[time])[:, None]
@@ -479,12 +470,18 @@ OPERATORS: Mapping[str, Run] = {
     "LogSoftmax": _softmax(jax.nn.log_softmax), "Softmax": _softmax(jax.nn.softmax),
     "AveragePool": _pool(False), "MaxPool": _pool(True),
     "GlobalAveragePool": _whole_pool("mean"), "GlobalMaxPool": _whole_pool("max"),
-    "ArgMax": _argmax, "BatchNormalization": _batch_norm, "Clip": _clip, "Concat": _concat,
+    "ArgMax": lambda at, x: module_of(x).argmax(
+        x, axis=at.axis(at.get("axis", 0), x.ndim), keepdims=bool(at.get("keepdims", 1))
+    ),
+    "InstanceNormalization": lambda at, x, scale, bias: _channels_last(
+        at, _standardized(at, 1, x.ndim - 1), x, scale, bias
+    ),
+    "ReduceL2": lambda at, x, axes=None: module_of(x).sqrt(_reduction("sum")(at, x * x, axes)),
+    "BatchNormalization": _batch_norm, "Clip": _clip, "Concat": _concat,
     "ConstantOfShape": _constant_of_shape, "Conv": _conv, "CumSum": _cumsum, "Dropout": _dropout,
     "Expand": _expand, "Flatten": _flatten, "Gather": _gather, "GatherElements": _gather_elements,
-    "GatherND": _gather_nd, "Gemm": _gemm, "InstanceNormalization": _instance_norm,
-    "LayerNormalization": _layer_norm, "MatMul": _matmul, "NonZero": _nonzero, "OneHot": _one_hot,
-    "Pad": _pad, "Range": _range, "ReduceL2": _reduce_l2, "Reshape": _reshape,
+    "GatherND": _gather_nd, "Gemm": _gemm, "LayerNormalization": _layer_norm, "MatMul": _matmul,
+    "NonZero": _nonzero, "OneHot": _one_hot, "Pad": _pad, "Range": _range, "Reshape": _reshape,
     "ReverseSequence": _reverse_sequence, "ScatterND": _scatter_nd, "Slice": _slice,
     "Split": _split, "Squeeze": _squeeze, "Tile": _tile, "If": branch, "Loop": loop, "Scan": scan,
 }  # fmt: skip

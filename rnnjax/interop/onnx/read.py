@@ -90,7 +90,7 @@ def inside(prefix: str, place: int, attribute: str) -> str:
 def text(name: Any) -> str:
     """The name of a value, which may be any bytes."""
     if not isinstance(name, str):  # bytes that are no UTF-8
-        raise InteropError(f"the name {name!r} of a value is no text")
+        raise InteropError(f"the name {name!r} of a value is no text; get the file again")
     return name
 
 
@@ -111,7 +111,7 @@ def read_array(holder: Any, folder: pathlib.Path | None, what: str) -> np.ndarra
     # Beyond 2^48 sizes next to one of 0 overflow; NumPy has no more than 64 axes.
     absurd = len(shape) > 64 or math.prod(max(1, size) for size in shape) > 2**48
     if any(size < 0 for size in shape) or tensor.HasField("segment") or absurd:
-        raise InteropError(f"{what} is damaged: its shape is {list(shape)[:8]}")
+        raise InteropError(f"{what} is damaged: its shape is {list(shape)[:8]}; get it again")
     size = math.prod(shape) * dtype.itemsize
     if tensor.data_location == _EXTERNAL:
         tensor.raw_data = _external(tensor, folder, size, what)
@@ -135,14 +135,14 @@ def _external(tensor: Any, folder: pathlib.Path | None, size: int, what: str) ->
     name = entries.get("location", "")
     if folder is None:
         raise InteropError(
-            f"{what} lies in another file, {name!r}, and the model has none beside it; give the "
+            f"{what} lies in another file, {name!r}, and the model has none next to it; give the "
             "path of the .onnx file"
         )
     try:
         path = folder / name
         odd = path.name != name or "\\" in name or ":" in name
         if odd or path.is_symlink() or not path.is_file():
-            raise ValueError("it is no plain file beside the model")
+            raise ValueError("it is no plain file next to the model")
         offset, length = (int(entries.get(k, n)) for k, n in (("offset", 0), ("length", size)))
         # O_NOFOLLOW: a link could lead out of the folder. Not every system has it.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
@@ -299,11 +299,11 @@ class _Reader:
                 "or run it in onnxruntime"
             )
         if node.op_type == "If" and any(body.inputs for body in read.bodies):
-            raise InteropError("one of its branches takes inputs, but a branch has none")
+            raise InteropError("its branches should have no inputs, but one has; get it again")
         dtype_of(read.get("to", 1), "what it casts to")  # a name before opset 6
         for name in filter(None, node.output):
             if prefix + name in self.made or name in scope.maps[0]:
-                raise InteropError(f"its output {name!r} is made twice")
+                raise InteropError(f"its output {name!r} is made twice; rename one")
             self.made.add(prefix + name)
             scope[name] = prefix + name
         return read
@@ -331,7 +331,7 @@ class _Reader:
         nodes = self.nodes(graph, scope, prefix)
         missing = [one.name for one in graph.output if one.name not in scope]
         if missing:
-            raise InteropError(f"nothing makes the output {missing[0]!r} inside it")
+            raise InteropError(f"nothing makes its output {missing[0]!r}; export it again")
         inputs = tuple(scope[one.name] for one in graph.input)
         return Body(
             tuple(name for name in inputs if name not in self.constants),

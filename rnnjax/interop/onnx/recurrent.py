@@ -16,7 +16,6 @@ from rnnjax.interop.functions import (
     ONNX,
     Function,
     Numbered,
-    names_of,
     places,
     reordered,
 )
@@ -62,7 +61,7 @@ def activations_from_onnx(
         kind = next((kind for kind in _KINDS if kind.lower() == name.lower()), None)
         if kind is None:
             known = ", ".join(_KINDS)
-            raise InteropError(f"{name!r} is not an activation of a cell; those are {known}")
+            raise InteropError(f"{name!r} is not an activation of a cell; use {known}")
         numbers = _narrow(_KINDS[kind])
         taken |= numbers.keys()
         numbers |= _narrow({key: left[key].pop(0) for key in numbers if left[key]})
@@ -134,8 +133,9 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
     """
     op_type, _ = FORMS["onnx"].get(type(cell), ("", ()))
     if not op_type:
+        known = ", ".join(kind.__name__ for kind in FORMS["onnx"])
         raise InteropError(
-            f"no operator of ONNX computes {cell!r}, only {names_of('onnx')}; export its Scan() by "
+            f"no operator of ONNX computes {cell!r}, only {known}; export its Scan() by "
             "the package jax2onnx, or the model by rnnjax.interop.export"
         )
     attributes: dict[str, Any] = {"hidden_size": int(cast("Any", cell).hidden_size)}
@@ -145,7 +145,7 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
     names = [name for name, _ in spelled]
     if not set(names) <= set(_KINDS):
         raise InteropError(
-            f"ONNX's cells have not all activations of {cell!r}, but {', '.join(_KINDS)}"
+            f"ONNX's cells have not all activations of {cell!r}; use {', '.join(_KINDS)}"
         )
     if names != [*RECURRENT[op_type]]:
         attributes["activations"] = names

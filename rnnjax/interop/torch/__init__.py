@@ -160,7 +160,7 @@ def to_state_dict(model: Model) -> dict[str, np.ndarray]:
     ``nn.Embedding``. Keys begin with the layer's name, as in ``lstm.weight_ih_l0``; they have no
     prefix if the model came without, or if its one layer with parameters is recurrent and named
     ``"rnn"``. What PyTorch's users write in code is left out: activations, dropout, one-hot
-    vectors, masking, and whether the last output alone goes on.
+    vectors, masking, and whether the last output alone is passed.
 
     A model that came from PyTorch goes back to the bit. Where a cell has one bias, ``bias_hh`` is
     zeros.
@@ -268,6 +268,6 @@ def _check_last(found: Mapping[str, Module], order: Sequence[Reading]) -> None:
         sorted_by_name = not next(iter(found[after.layer.name].entries)).startswith("weight_ih")
         if isinstance(head.layer, Dense) and fits and made_first and not sorted_by_name:
             raise InteropError(
-                f"{found[head.layer.name]} fits behind all others, but was made before "
+                f"{found[head.layer.name]} fits after all others, but was made before "
                 f"{after.layer.name!r} and fits there too; say in modules=[...] where it runs"
             )

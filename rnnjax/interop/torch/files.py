@@ -78,4 +78,6 @@ def _check_header(content: bytes) -> None:
             f"2018: its {len(content)} bytes do not begin with a header that fits in; get it again"
         )
     if size > _LONGEST_HEADER:
-        raise InteropError(f"its header has {size} bytes, not {_LONGEST_HEADER}; split the file")
+        raise InteropError(
+            f"its header has {size} bytes, but at most {_LONGEST_HEADER} are read; split the file"
+        )

@@ -12,7 +12,7 @@ from rnnjax.cells.activations import named
 from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import as_jax, cell_arrays, check_one_type, float_array, in_prediction
-from rnnjax.interop.functions import FORMS, names_of
+from rnnjax.interop.functions import FORMS
 from rnnjax.interop.layers import Dense, Embedding, Layer, OneHotIds, Recurrent
 from rnnjax.interop.model import WithParameters, rows_of
 from rnnjax.interop.torch.saved import ALONE
@@ -74,13 +74,10 @@ def to_theirs(kind: type[Layer], arrays: Mapping[str, np.ndarray]) -> dict[str, 
     }
 
 
-# --- The state dict in a checkpoint, which holds an optimizer, an epoch and more besides ---
-
-
 def find_state(tree: Any, at: str | None, unread: str = "") -> tuple[Mapping[Any, Any], list[str]]:
     """The one state dict in it, and where others are that have no recurrent module.
 
-    ``at`` is the keys that lead to it, with ``/`` between them, where it is told; ``unread`` is a
+    ``at`` is the keys that lead to it, with ``/`` between them, or None; ``unread`` is a
     name in the file that was left out, if there is one.
 
     >>> import numpy as np
@@ -100,9 +97,7 @@ def find_state(tree: Any, at: str | None, unread: str = "") -> tuple[Mapping[Any
     found = list(itertools.islice(candidates, _MOST_STATES))
     chosen = [held for held in found if any(map(_is_recurrent, held[1]))] or found
     if not chosen and unread:
-        raise InteropError(
-            f"it holds {unread!r} and no parameters beside it, and code is not run; {ALONE}"
-        )
+        raise InteropError(f"it holds {unread!r} and no parameters, and code is not run; {ALONE}")
     if not chosen and isinstance(tree, Mapping):
         return tree, []
     if not chosen:
@@ -341,9 +336,8 @@ def _told_of(where: str, cell: Any) -> tuple[Any, ...]:
     """Return the constructor arguments of PyTorch's module, common to all its layers."""
     name, _ = FORMS["torch"].get(type(cell), ("", ()))
     if not name:
-        raise InteropError(
-            f"PyTorch has modules for {names_of('torch')}, but {where} is {cell!r}; use onethem"
-        )
+        has = ", ".join(kind.__name__ for kind in FORMS["torch"])
+        raise InteropError(f"PyTorch has {has}, but {where} is {cell!r}; use one of them")
     told = [name, cell.hidden_size, cell.output_size, cell.use_bias]
     for option, known in _TOLD[type(cell)].items():
         told.append(named(getattr(cell, option)))
@@ -358,9 +352,6 @@ def _told_of(where: str, cell: Any) -> tuple[Any, ...]:
             "use an LSTMCell"
         )
     return tuple(told)
-
-
-# --- The order in which modules run ---
 
 
 _MOST_TO_ORDER = 8  # each is read, and a hostile file may hold any number

@@ -117,7 +117,7 @@ def _read_zip(file: _Bounded) -> tuple[Any, str]:
 def _read_stream(file: _Bounded) -> tuple[Any, str]:
     """The form before PyTorch 1.6; its numbers are little-endian, whatever the machine was.
 
-    They lie behind the pickles, and are put into the arrays that are there by then.
+    They lie after the pickles, and are put into the arrays that are there by then.
     """
     file.most = left = file.seek(0, io.SEEK_END)
     storages: dict[str, np.ndarray] = {}
@@ -300,7 +300,7 @@ def _tensor(
     steps = [s if n > 1 and 0 not in shape else 0 for n, s in zip(shape, strides, strict=True)]
     last = offset + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
     if 0 not in shape and last >= storage.size:
-        raise ValueError(f"its pickle has a tensor that ends behind {storage.size} numbers")
+        raise ValueError(f"its pickle has a tensor that ends after {storage.size} numbers")
     if len(rest) > 2 and rest[2]:
         raise InteropError("it has a tensor that is negated or conjugated when read; save a copy")
     return np.lib.stride_tricks.as_strided(
