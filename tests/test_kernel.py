@@ -181,7 +181,7 @@ OTHERS = {
     "two axes of rows": (rnnjax.SimpleRNNCell(5), (2, 3), SOME),
     "no rows": (rnnjax.SimpleRNNCell(5), (2, 0), SOME),
     "what noise draws": (NOISY, (BATCH,), {"key": jax.random.key(1)}),
-    "its rates": (NOISY, (BATCH,), {}),
+    "its rates": (rnnjax.Regularized(rnnjax.SimpleRNNCell(5), zoneout_hidden=0.2), (BATCH,), {}),
     "numbers by themselves, and rounding": (ScaledCell(4, rounded=True), (BATCH,), MARKS),
 }
 
