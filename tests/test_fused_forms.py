@@ -38,10 +38,13 @@ FORMS = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "batch"), [*((kind, (7,)) for kind in KINDS), (KINDS[0], ()), (KINDS[0], (2, 3))]
+    ("form", "kind", "batch"),
+    [
+        *((form, kind, (7,)) for form in FORMS for kind in KINDS),
+        *(("of kernels that leave the cache", KINDS[0], batch) for batch in ((), (2, 3))),
+    ],
 )
-@pytest.mark.parametrize("form", FORMS)
-def test_other_forms_of_the_products(kind, batch, form, monkeypatch, check):
+def test_other_forms_of_the_products(form, kind, batch, monkeypatch, check):
     choose = Products.choose
     for constant, value in FORMS[form].items():
         monkeypatch.setattr(matmul, constant, value)
