@@ -549,7 +549,6 @@ MIXED = {
 
 
 def compared_by_newton(name, method, equal_to_scan):
-    """Outputs and gradients, with all marks at once."""
     batch = (BATCH, 2) if name == "convolution" else (BATCH,)
     marks = MARKS["all"] | {"lengths": MARKS["lengths"]["lengths"]}
     equal_to_scan(
