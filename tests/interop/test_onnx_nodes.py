@@ -112,10 +112,15 @@ def outcome(case: Any, known: Callable[[int, Any], bool]) -> list[Any]:
     constant = [name for i, (name, x) in enumerate(data.items()) if known(i, x)]
     proto.graph.initializer.extend(numpy_helper.from_array(data.pop(n), n) for n in constant)
     model = rnnjax_onnx.load(proto)
-    _, values = model.network.values(model.params, data, {}, Context())
     # The mean and deviation of a LayerNormalization are not made.
     names = [described.name for described in proto.graph.output]
-    return [np.asarray(values[name]) for name in names if name in values]
+
+    @jax.jit
+    def made(data: Any) -> list[Any]:
+        _, values = model.network.values(model.params, data, {}, Context())
+        return [values[name] for name in names if name in values]
+
+    return [*map(np.asarray, made(data))]
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
