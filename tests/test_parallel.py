@@ -15,6 +15,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
 from rnnjax import InvalidInputError, Newton, Parallel, Scan
+from rnnjax.cells.arguments import brief
 from rnnjax.engine.core.method import check_method
 from rnnjax.engine.parallel import newton as newton_module
 from rnnjax.engine.parallel.linear_recurrence import AffineRecurrence
@@ -412,7 +413,7 @@ def test_an_infinite_product_of_factors_leaves_nothing_as_it_is(cell, assert_clo
         (rnnjax.DiagonalLSTMCell(4), "coupling is declared as ELEMENTWISE, not as AFFINE"),
         (rnnjax.GRUCell(4, reset_after=False), "coupling is declared as ANY, not as AFFINE"),
     ],
-    ids=str,
+    ids=brief,
 )
 def test_what_is_not_declared_affine_is_refused(cell, message):
     with pytest.raises(InvalidInputError, match=message):
@@ -491,7 +492,7 @@ def test_a_gradient_is_lowered_for_all_platforms():
         (rnnjax.DiagonalLSTMCell(4), 0),
         (rnnjax.LSTMCell(4), 0),
     ],
-    ids=str,
+    ids=brief,
 )
 def test_auto_stores_no_more_than_it_reads(cell, most):
     for steps in range(2, 7):

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
 from rnnjax import Fused, Scan
+from rnnjax.cells.arguments import brief
 
 KEY = jax.random.key(0)
 
@@ -43,7 +44,7 @@ def squares(cell, method, *arguments):
         (rnnjax.LRUCell(4, state_size=3), rnnjax.Parallel()),
         (rnnjax.GRUCell(3), rnnjax.Parallel(newton=rnnjax.Newton())),
     ],
-    ids=str,
+    ids=brief,
 )
 def test_every_method_runs_under_shard_map(cell, method, random_like, assert_close):
     """Whatever is made inside varies over the devices, as the carry does."""
@@ -118,7 +119,7 @@ def test_axes_that_types_name(name, known, random_like, assert_close):
 @pytest.mark.parametrize(
     "method",
     [Fused(keep_every=2), rnnjax.Parallel(), pytest.param(Scan(), marks=pytest.mark.slow)],
-    ids=str,
+    ids=brief,
 )
 def test_units_divided_by_axes_that_types_name(method, random_like, assert_close):
     mesh = jax.make_mesh((2,), ("model",), axis_types=(AxisType.Explicit,))
@@ -144,7 +145,7 @@ def test_units_divided_by_axes_that_types_name(method, random_like, assert_close
     assert_close(stepped, step(params, xs[0]), 1e-6)
 
 
-@pytest.mark.parametrize("cell", [rnnjax.SimpleRNNCell(16), rnnjax.LSTMCell(16)], ids=str)
+@pytest.mark.parametrize("cell", [rnnjax.SimpleRNNCell(16), rnnjax.LSTMCell(16)], ids=brief)
 def test_of_divided_units_a_step_gathers_the_state(cell):
     """Once, and all else is what brings the columns of several gates together."""
     mesh = jax.make_mesh((4,), ("units",), axis_types=(AxisType.Auto,))
