@@ -60,7 +60,6 @@ from rnnjax.errors import (
 from rnnjax.layers import (
     AttentionCell,
     Bidirectional,
-    Bridge,
     Directions,
     Dropout,
     LearnedCarry,
@@ -82,7 +81,6 @@ __all__ = [
     "AttentionCell",
     "Auto",
     "Bidirectional",
-    "Bridge",
     "Cell",
     "CheckpointError",
     "ConvLSTMCell",

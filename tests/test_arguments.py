@@ -357,7 +357,6 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: STACK.step(TWO, (CARRY,), XS[0]), "carry of a Stack"),
     (lambda: rnnjax.unroll(STACK, TWO, XS, (CARRY, CARRY)), r"carry\[1\].hidden must have shape"),
     (lambda: rnnjax.unroll(rnnjax.LearnedCarry(LSTM), PARAMS, XS), "params of a LearnedCarry must"),
-    (lambda: rnnjax.Bridge(GRU, SLSTM), "only hidden may hold any"),
     (lambda: rnnjax.LearnedCarry(rnnjax.Stack([GRU, SLSTM])), "only hidden may hold any"),
     (lambda: rnnjax.Regularized(SLSTM, zoneout_cell=0.5), "zoneout_cell keeps units of a leaf"),
     # runs

@@ -1,4 +1,4 @@
-"""What stands between networks: pooling, bridges, attention, restarts, gradients of states."""
+"""What stands between networks: pooling, attention, restarts, gradients of states."""
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,6 @@ def restarted(where, of=GRU):
         (lambda: rnnjax.state_gradients(jnp.sum, {}, GRU, ONES), "must be"),
         (lambda: rnnjax.state_gradients(lambda *out: out[1], GRU, drawn(4), ONES), "must return"),
         (lambda: rnnjax.attend(*[ONES] * 3, valid=jnp.ones((2, 3), bool)), "but has shape"),
-        (lambda: rnnjax.Bridge(MatrixCell(3), GRU), "leaves are vectors"),
         (lambda: rnnjax.AttentionCell(MatrixCell(3), **SIZES), "a carry whose leaves are vectors"),
         (lambda: restarted(2), "^where must be booleans, .* but are int32"),
         (lambda: restarted(FOUR * 1.0), "^where must be booleans, .* but are float"),
@@ -92,49 +91,11 @@ def restarted(where, of=GRU):
         # Of one unit, which would be broadcast.
         (lambda: restarted(FOUR, of=rnnjax.GRUCell(1)), r"\.hidden must .* \(4, 3\), .* \(4, 1\)"),
     ],
-    ids=range(17),
+    ids=range(16),
 )
 def test_what_does_not_fit_is_said(call, message):
     with pytest.raises(InvalidInputError, match=message):
         call()
-
-
-ENDS = {
-    "gru to lstm": (rnnjax.GRUCell(3), rnnjax.LSTMCell(4)),
-    "bidirectional to stack": (
-        rnnjax.Bidirectional(rnnjax.LSTMCell(2)),
-        rnnjax.Stack([rnnjax.GRUCell(4), rnnjax.LSTMCell(3)]),
-    ),
-}
-
-
-@pytest.mark.parametrize("ends", ENDS)
-def test_a_bridge_makes_any_carry_of_any_other(ends, draw, random_like):
-    source, target = ENDS[ends]
-    bridge = rnnjax.Bridge(source, target)
-    params = random_like(lambda: bridge.init(KEY), 1)
-
-    @jax.jit
-    def first(encoder, params, xs):
-        def loss(encoder):
-            carry, _ = rnnjax.unroll(source, encoder, xs)
-            made = bridge(params, carry)
-            return sum(x.sum() for x in jax.tree.leaves(made)), (carry, made)
-
-        return jax.grad(loss, has_aux=True)(encoder)
-
-    grads, (carry, made) = first(draw(source), params, normal(3, 6, 5, 2))
-    like = jax.eval_shape(lambda: target.initial_carry((5,)))
-    assert jax.tree.structure(made) == jax.tree.structure(like)
-    assert [x.shape for x in jax.tree.leaves(made)] == [x.shape for x in jax.tree.leaves(like)]
-    flat = np.concatenate([np.asarray(x) for x in jax.tree.leaves(carry)], axis=1)
-    expected = np.tanh(flat @ params["kernel"] + params["bias"])
-    got = np.concatenate([np.asarray(x) for x in jax.tree.leaves(made)], axis=1)
-    np.testing.assert_allclose(got, expected, atol=1e-6)
-    # The decoder's loss reaches the encoder.
-    assert all(np.abs(x).sum() > 0 for x in jax.tree.leaves(grads))
-    with pytest.raises(InvalidInputError, match="must be that of the source"):
-        bridge(params, rnnjax.GRUCell(9).initial_carry((5,)))
 
 
 def test_attention_by_products_against_its_definition():

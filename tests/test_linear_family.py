@@ -211,8 +211,6 @@ def test_the_memory_of_an_slstm_is_made_by_itself_alone():
     """Its hidden state is all that others make or leave; tests/test_arguments.py has the errors."""
     cell = rnnjax.SLSTMCell(4, heads=2)
     assert rnnjax.Regularized(cell, zoneout_hidden=0.5).zoneout == {"hidden": 0.5}
-    bridge = rnnjax.Bridge(cell, rnnjax.GRUCell(3))
-    assert jax.eval_shape(lambda: bridge.init(KEY))["kernel"].shape == (16, 3)
 
 
 def test_each_head_is_drawn_by_itself():

@@ -1,7 +1,7 @@
 """Learns to translate sentences from German into English, with attention.
 
 Multi30k (Elliott et al., 2016; github.com/multi30k/dataset): 29,000 descriptions of pictures with
-their translations. The last states of a bidirectional GRU, by `rnnjax.Bridge`, begin one that
+their translations. The last states of a bidirectional GRU, through a dense layer, begin one that
 writes (Cho et al., 2014; Sutskever et al., 2014). Its attention (Bahdanau et al., 2015) comes after
 the loop (Luong et al., 2015), which stays fast: python -m experiments.cookbook.translation
 """
@@ -65,13 +65,13 @@ class Model:
     def __init__(self, size: int, dropout: float):
         self.encoder = rnnjax.Bidirectional(rnnjax.GRUCell(size), merge="sum")
         self.decoder = rnnjax.GRUCell(size)
-        self.bridge = rnnjax.Bridge(self.encoder, self.decoder)
         # The same features at all steps (Gal & Ghahramani, 2016): few random numbers to draw.
         self.drop = rnnjax.Dropout(dropout, per="sequence").apply
 
     def init(self, key: jax.Array, german: int, english: int) -> dict[str, Any]:
         """Draw the parameters, for so many words of both languages."""
         keys, size = jax.random.split(key, 6), self.decoder.hidden_size
+        glorot_uniform = jax.nn.initializers.glorot_uniform()
         return {
             "german": size**-0.5 * jax.random.normal(keys[0], (german, size)),
             # Reads the word before, and is the output's kernel too (Press & Wolf, 2017).
@@ -79,8 +79,8 @@ class Model:
             "bias": jnp.zeros(english),
             "encoder": self.encoder.init(keys[2], size),
             "decoder": self.decoder.init(keys[3], size),
-            "bridge": self.bridge.init(keys[4]),
-            "combine": jax.nn.initializers.glorot_uniform()(keys[5], (2 * size, size)),
+            "bridge": glorot_uniform(keys[4], (2 * size, size)),
+            "combine": glorot_uniform(keys[5], (2 * size, size)),
         }
 
     def read(self, params: Any, german: jax.Array, key: jax.Array | None = None) -> Any:
@@ -89,7 +89,8 @@ class Model:
         xs = self.drop(keys[0], params["german"][german])
         carry, ys = rnnjax.unroll(self.encoder, params["encoder"], xs, lengths=lengths)
         memory = self.drop(keys[1], ys), rnnjax.valid_steps(lengths, len(german))
-        return self.bridge(params["bridge"], carry), memory
+        last = jnp.concatenate([each.hidden for each in carry], axis=-1)
+        return rnnjax.GRUCarry(jnp.tanh(last @ params["bridge"])), memory
 
     def choose(self, params: Any, states: jax.Array, memory: Any, key: Any = None) -> Any:
         """Logits of the next words after states of the decoder, and what it looked at for them."""

@@ -29,7 +29,7 @@ class SLSTMCarry(NamedTuple):
 
     @property
     def free(self) -> tuple[str, ...]:
-        """The leaves that may hold arbitrary numbers: learned, bridged or mixed with old ones."""
+        """The leaves that may hold arbitrary numbers: learned or mixed with old ones."""
         return ("hidden",)
 
 

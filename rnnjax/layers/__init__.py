@@ -2,7 +2,6 @@
 
 from rnnjax.layers.attention import AttentionCell, attend
 from rnnjax.layers.bidirectional import Bidirectional, Directions
-from rnnjax.layers.bridge import Bridge
 from rnnjax.layers.dropout import Dropout
 from rnnjax.layers.gradients import state_gradients
 from rnnjax.layers.learned import LearnedCarry
@@ -14,7 +13,6 @@ from rnnjax.layers.stack import Stack
 __all__ = [
     "AttentionCell",
     "Bidirectional",
-    "Bridge",
     "Directions",
     "Dropout",
     "LearnedCarry",

@@ -221,6 +221,15 @@ class OwnKernel(Kernel):
         return _by_units(x, self.array, self.dtype)
 
 
+class _Call(NamedTuple):
+    """What all steps of a call share, with the projected inputs and the marks of each."""
+
+    params: Params
+    steps: Steps
+    projected: jax.Array
+    per_step: StepMarks
+
+
 @dataclasses.dataclass(frozen=True)
 class AllSteps(Function):
     """``(params, steps, xs, each, carry) -> (carry, ys)``, forward in time.
@@ -274,8 +283,8 @@ class AllSteps(Function):
         """
         (params, steps, xs, per_step, carry), (d_last, d_ys) = args, d
         before = _before(carry, saved)
-        projected = self.cell.project(params, xs)
-        found = self._cotangents(platform, params, steps, projected, per_step, before, d)
+        call = _Call(params, steps, self.cell.project(params, xs), per_step)
+        found = self._cotangents(platform, call, before, d)
 
         def step(back: Carry, at: Any) -> tuple[Carry, Carry]:
             """Run one step backwards, from its vjp."""
@@ -286,14 +295,14 @@ class AllSteps(Function):
             return vjp_fn((back, d_y))[0], back
 
         def instead() -> Carry:
-            inputs = projected, per_step, before, d_ys
+            inputs = call.projected, per_step, before, d_ys
             return jax.lax.scan(step, d_last, inputs, reverse=True)[1]
 
         back = _unless(found.residual <= self._tolerance(carry), found.value, instead)
 
         def all_steps(params: Params, start: Any, xs: Any, before: Carry) -> Any:
-            projected = self.cell.project(params, xs)
-            return self._steps(params, steps._replace(start=start), projected, per_step, before)
+            again = params, steps._replace(start=start), self.cell.project(params, xs), per_step
+            return self._steps(_Call(*again), before)
 
         _, vjp_fn = jax.vjp(all_steps, params, steps.start, xs, before)
         d_params, d_start, d_xs, d_before = vjp_fn((back, d_ys))
@@ -311,19 +320,19 @@ class AllSteps(Function):
         carry: Carry,
     ) -> Solution:
         """Return the states and outputs of all steps as a `Solution`."""
-        projected = self.cell.project(params, xs)
+        call = _Call(params, steps, self.cell.project(params, xs), per_step)
 
         def linearised(states: Carry) -> tuple[Carry, Factors]:
-            return self._linearised(params, steps, projected, per_step, _before(carry, states))
+            return self._linearised(call, _before(carry, states))
 
         def step(states: Carry) -> tuple[Carry, jax.Array]:
-            return self._steps(params, steps, projected, per_step, _before(carry, states))
+            return self._steps(call, _before(carry, states))
 
         def solve(factors: Factors, given: list[jax.Array]) -> list[jax.Array]:
             zeros = [jnp.zeros_like(g[0]) for g in given]
             return states_of(platform, (factors, given, None), zeros)
 
-        num_steps = projected.shape[0]
+        num_steps = call.projected.shape[0]
         zeros = jax.tree.map(lambda leaf: jnp.zeros((num_steps, *leaf.shape), leaf.dtype), carry)
         # Zeros themselves are a bad place to linearise at: a layer norm is a step there.
         guess = step(zeros)[0]
@@ -331,22 +340,11 @@ class AllSteps(Function):
         new, ys = step(found.value)
         return found._replace(value=(new, ys), residual=residual_of(new, found.value))
 
-    def _cotangents(
-        self,
-        platform: str,
-        params: Params,
-        steps: Steps,
-        projected: jax.Array,
-        per_step: StepMarks,
-        before: Carry,
-        d: tuple[Carry, jax.Array],
-    ) -> Solution:
+    def _cotangents(self, platform: str, call: _Call, before: Carry, d: Any) -> Solution:
         """Find the cotangent of the state after each step."""
         d_last, d_ys = d
-        _, vjp_fn = jax.vjp(
-            lambda carry: self._steps(params, steps, projected, per_step, carry), before
-        )
-        _, factors = self._linearised(params, steps, projected, per_step, before)
+        _, vjp_fn = jax.vjp(functools.partial(self._steps, call), before)
+        _, factors = self._linearised(call, before)
 
         def from_after(back: Carry) -> Carry:
             d_before = vjp_fn((back, d_ys))[0]
@@ -375,16 +373,14 @@ class AllSteps(Function):
         new, y = self.cell.apply_update(params, self.cell.combine(projected, recurrent), begun)
         return steps.mask(begun, new, y, per_step, self.cell.output)
 
-    def _steps(
-        self, params: Params, steps: Steps, projected: jax.Array, per_step: StepMarks, before: Carry
-    ) -> tuple[Carry, jax.Array]:
+    def _steps(self, call: _Call, before: Carry) -> tuple[Carry, jax.Array]:
         """Run all steps at once, each from its own old state, by `jax.vmap`."""
-        return jax.vmap(functools.partial(self._step, params, steps))(projected, per_step, before)
+        step = functools.partial(self._step, call.params, call.steps)
+        return jax.vmap(step)(call.projected, call.per_step, before)
 
-    def _linearised(
-        self, params: Params, steps: Steps, projected: jax.Array, per_step: StepMarks, before: Carry
-    ) -> tuple[Carry, Factors]:
+    def _linearised(self, call: _Call, before: Carry) -> tuple[Carry, Factors]:
         """Return all new states, and the derivative of each unit by its own old state."""
+        params, steps, projected, per_step = call
         cell, roles, tree = self.cell, roles_of(self.cell), jax.tree.structure(before)
         read = {
             name: OwnKernel(leaf, cell.dtype) if roles.get(name) is Role.LOOP else leaf
