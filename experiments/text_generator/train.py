@@ -168,10 +168,10 @@ def changed_schedule(
     (old_end, was), (end, now) = end_and_rate(old), end_and_rate(config)
     if end == old_end:
         return None
-    return (
-        f"--schedule cosine falls to the end of the run, which was step {old_end:,} and is {end:,} "
-        f"now: after step {step:,} the learning rate is {now:.3g} in place of {was:.3g}"
-    )
+    moved = f"the run, which was step {old_end:,} and is {end:,} now"
+    rates = f": after step {step:,} the learning rate is {now:.3g} in place of {was:.3g}"
+    alike = f"{now:.3g}" == f"{was:.3g}"  # near the beginning of the run
+    return f"--schedule cosine falls to the end of {moved}{'' if alike else rates}"
 
 
 def make_optimizer(

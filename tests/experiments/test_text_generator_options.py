@@ -147,13 +147,14 @@ def test_a_schedule_that_ends_elsewhere_is_said(train, resume, text):
     )
     assert f"{line}\n" in resume("--epochs", "4").stdout
 
-    def said(schedule, **changed):
+    def said(schedule, step=18, **changed):
         optimization = Optimization(schedule=schedule, learning_rate=0.01)
         before = Train(epochs=2, optimization=optimization)
         after = dataclasses.replace(before, **changed)
-        return changed_schedule(after, flat(before.as_json()), 18, 9)
+        return changed_schedule(after, flat(before.as_json()), step, 9)
 
     assert said("cosine", steps=28) == line
+    assert said("cosine", step=0, steps=28) == line.partition(":")[0]  # the rates would be alike
     assert said("cosine", patience=9) is said("steps", epochs=4) is None
 
 
