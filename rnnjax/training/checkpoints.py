@@ -366,7 +366,8 @@ def nested(where: str, arrays: Mapping[str, Any], names: Any) -> Any:
     if names is None:
         raise CheckpointError(
             f"{where} does not say how its arrays are nested, in containers of their own and not "
-            "in dicts by texts, tuples and lists alone; give like, parameters of that structure"
+            "in dicts by texts, tuples and lists alone; give like, a tree of that structure, such "
+            "as cell.initial_carry((1,)) for a carry"
         )
     return build(names)
 

@@ -26,8 +26,9 @@ def load_params(
 
     Args:
         path: the ``run_dir`` of `fit`, a folder of `Checkpoints`, or a ``.safetensors`` file.
-        like: parameters of the same structure, possibly abstract (``jax.eval_shape``). By default
-            the parameters come back in dicts and tuples; lists become tuples.
+        like: a tree of the same structure, possibly abstract (``jax.eval_shape``). By default the
+            parameters come back in dicts and tuples; lists become tuples. A carry needs it:
+            ``like=cell.initial_carry((1,))``.
         step: which checkpoint: "best" for the lowest validation loss (the last without validation),
             "last", or its number.
 
@@ -75,7 +76,8 @@ def save_params(path: str | os.PathLike[str], params: Any) -> None:
 
     Args:
         path: the path of the file. An existing file is replaced atomically.
-        params: a pytree of arrays. Each array is stored under its path: ``cell.kernel``.
+        params: a pytree of arrays, parameters or a carry. Each array is stored under its path:
+            ``cell.kernel``.
 
     Raises:
         InteropError: the file cannot be written, or the package safetensors is missing.
