@@ -308,6 +308,28 @@ def test_a_kernel_of_the_loop_names_the_cure(equal_to_scan):
     equal_to_scan(MaskedKernelCell(4), [Fused()])
 
 
+class NarrowKernelCell(rnnjax.SimpleRNNCell):
+    """Its recurrent kernel is not as wide as its kernel, as for one gate of several."""
+
+    gates = "f", "n"
+
+    def parameters(self, input_size):
+        shape = self.hidden_size, self.hidden_size
+        own = {"recurrent_kernel": rnnjax.Param(shape, "orthogonal", Role.LOOP)}
+        return super().parameters(input_size) | own
+
+
+@pytest.mark.parametrize("method", [Scan(), Fused()])
+@pytest.mark.parametrize("units", [1, 4])
+def test_products_that_cannot_be_added_name_the_cure(units, method):
+    cell = NarrowKernelCell(units)
+    said = (
+        rf"of NarrowKernelCell\({units}\) must .* {2 * units} and {units}; write additive = False"
+    )
+    with pytest.raises(InvalidInputError, match=said):
+        rnnjax.unroll(cell, cell.init(jax.random.key(0), 3), np.ones((5, 2, 3), "f"), method=method)
+
+
 @dataclasses.dataclass(frozen=True)
 class HeadCell(rnnjax.MinGRUCell):
     """With a product and a bias after the loop, and one that has another role."""

@@ -530,6 +530,13 @@ class Cell(abc.ABC, Generic[CarryT]):
         if self.raw_inputs:
             nothing = [(0, 0)] * (recurrent.ndim - 1)
             recurrent = jnp.pad(recurrent, [*nothing, (0, self.raw_inputs)])
+        columns = [x.shape[-1] - self.raw_inputs for x in (projected, recurrent)]
+        if columns[0] != columns[1]:
+            raise InvalidInputError(
+                f"kernel and recurrent_kernel of {brief(self)} must have the same number of "
+                f"columns, because their products are added, but have {columns[0]} and "
+                f"{columns[1]}; write additive = False, so that update is given both as a pair"
+            )
         return projected + recurrent
 
     @property
