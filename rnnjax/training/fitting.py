@@ -61,6 +61,13 @@ class Fit:
     stopped_by: int | None = None
     finished: bool = True
 
+    def __repr__(self) -> str:
+        """Name the number of epochs, the best entry and how the run ended, but print no arrays."""
+        return (
+            f"Fit({len(self.history)} epochs, best={self.best}, stopped_by={self.stopped_by}, "
+            f"finished={self.finished})"
+        )
+
 
 def fit(
     loss_fn: Callable[..., Any],

@@ -73,6 +73,8 @@ def undisturbed(tmp_path_factory):
     result = run(folder)
     assert result.stopped_by is None
     assert int(result.state.step) == 15
+    assert repr(result).startswith("Fit(3 epochs, best={'step': 15, ")
+    assert "rray" not in repr(result)
     return bits(result.state), read_lines(folder / "steps.jsonl")
 
 
