@@ -149,7 +149,7 @@ def bptt() -> Any:
 def state() -> Any:
     """Draw two calls with the carry between them, and one call with a reset."""
     ax = canvas(13, 5.6)
-    titles = (3, "two calls: the carry goes on"), (0.1, "one call: a sequence begins with step 5")
+    titles = (3, "two calls: the carry continues"), (0.1, "one call: a sequence begins with step 5")
     for bottom, title in titles:
         label(ax, 0.3, bottom + 2.1, title, ha="left", weight="bold")
         for t in range(8):
