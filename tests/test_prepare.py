@@ -86,7 +86,7 @@ def test_every_form_computes_the_same_step(cell, batch, forms, random_like, asse
             if form is Forward.ROWS_TRANSPOSED and cell in (*JOINED, *OTHERS[:2]):
                 assert ready.inputs is None
                 assert ready.states.forward is Forward.FEATURES_FIRST
-                with pytest.raises(rnnjax.InvalidInputError, match="as they were drawn, but a pre"):
+                with pytest.raises(rnnjax.InvalidInputError, match="as init returns them, but"):
                     ready.step(params, carry, x)
             else:
                 assert ready.inputs.forward is form

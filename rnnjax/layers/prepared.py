@@ -77,7 +77,7 @@ class Prepared(WrappedCell[CarryT]):
             return params
         if self.inputs is None and "recurrent_kernel" in params:
             raise InvalidInputError(
-                f"params are those of {brief(self.cell)} as they were drawn, but a prepared cell "
+                f"params are those of {brief(self.cell)} as init returns them, but a prepared cell "
                 "takes those that prepare returned; convert these by lay_out(params)"
             )
         drawn = {

@@ -240,8 +240,8 @@ class Checkpoints:
             shutil.rmtree(new, ignore_errors=True)
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.directory} "
-                f"({_reason(error)}); the checkpoints before it are untouched; mend that, and go "
-                "on from them"
+                f"({_reason(error)}); the checkpoints before it are untouched; mend that, and "
+                "resume from them"
             ) from error
         self._delete()
 
@@ -321,7 +321,7 @@ class Checkpoints:
         try:
             with _checkpointer() as orbax:
                 found = orbax.restore(path / "arrays", args=ocp.args.StandardRestore(like))
-        except Exception as error:  # files are whole: no memory, or a run beside deletes it
+        except Exception as error:  # files are whole: no memory, or another run deletes it
             if not path.exists():
                 raise self._damaged(step, "") from error
             raise CheckpointError(
@@ -336,7 +336,7 @@ class Checkpoints:
             gone = f"{self.path(step)} was deleted while it was read, by a run that still trains"
             return DamagedCheckpointError(gone, "try again, or take another step")
         self._replaceable.add(step)
-        advice = "delete that folder, and the run goes on from the one before"
+        advice = "delete that folder, and the run resumes from the one before"
         return DamagedCheckpointError(f"{self.path(step)} is damaged ({reason})", advice)
 
 

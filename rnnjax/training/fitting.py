@@ -236,7 +236,7 @@ class _Loop:
         self.ended_by = [name for name, end in named if (name in before if end is None else end)]
         self.folder.step = done
         if done:
-            self.shown.say(f"going on from step {done:,}, after {epochs} of {self.epochs} epochs")
+            self.shown.say(f"resumes from step {done:,}, after {epochs} of {self.epochs} epochs")
         if epochs > self.epochs or (epochs == self.epochs and done > self.history[-1]["step"]):
             warnings.warn(
                 f"the run in {self.folder.path} has done {done} steps, more than those of "
@@ -329,7 +329,7 @@ class _Loop:
                         f"at step {done + i + 1} the loss is {step['loss']:g} and the norm of the "
                         f"gradient {step['grad_norm']:g}{after}; {self.folder.last_good()}; try a "
                         'smaller learning rate or clip the gradient (free={"optimizer"} lets the '
-                        "run go on with it), or let such steps be skipped"
+                        "run resume with it), or let such steps be skipped"
                     )
                 self.means.add(step)
                 shown = step if finite else {"skipped": True}
@@ -380,7 +380,7 @@ class _Loop:
                 elif not (said is None or isinstance(said, bool | np.bool_)):
                     raise InvalidInputError(
                         f"the hook {type(hook).__qualname__} must return True to end the run, a "
-                        f"TrainState to go on with, or None, but returned {brief(said)}; return "
+                        f"TrainState to continue with, or None, but returned {brief(said)}; return "
                         "None"
                     )
                 elif said:

@@ -150,8 +150,8 @@ def ending_with_peers() -> Iterator[None]:
             raise
         atexit.register(_end_at_once)
         raise RnnjaxError(
-            f"another process of the run ended, and process {jax.process_index()} cannot go on "
-            "without it; see what that one says, and start all of them again: a run with "
+            f"another process of the run ended, and process {jax.process_index()} cannot "
+            "continue without it; see what that one says, and start all of them again: a run with "
             "checkpoints resumes from the last one"
         ) from None
 

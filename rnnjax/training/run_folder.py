@@ -121,7 +121,7 @@ class RunFolder:
         where = f"stopped after step {self.step}, "
         if self.saved == self.step:
             saved = self.checkpoints.path(self.step)
-            return f"{where}saved in {saved}; the same call goes on from there"
+            return f"{where}saved in {saved}; the same call resumes from there"
         amid = "amid an epoch of batches that cannot say where they stand"
         return f"{where}{amid}; {self._goes_on()}"
 
@@ -131,7 +131,7 @@ class RunFolder:
         # Not by `Checkpoints.steps`: the other processes, which it asks, may not have stopped.
         if not any((self.path / "checkpoints").glob("[0-9]*")):
             return f"there is no checkpoint in {self.path} yet, and the same call begins again"
-        return f"the same call goes on from the last checkpoint in {self.path}"
+        return f"the same call resumes from the last checkpoint in {self.path}"
 
     def latest(self, identity: dict[str, str]) -> Saved | None:
         """Return the checkpoint to resume from, or None.

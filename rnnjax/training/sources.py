@@ -237,7 +237,7 @@ class Source:
         self.name, self.given, self.sharding = name, given, sharding
         self._held: Group | None = None  # all steps of all epochs
         self._first: Any = None  # the arrays of the first epoch, until it begins
-        self.exact = True  # whether a run can go on from the middle of an epoch
+        self.exact = True  # whether a run can resume from the middle of an epoch
         # A stream that `first_epoch` looked into: its first group, and what yields the others.
         self._begun: tuple[Group, Generator[Group, None, None]] | None = None
         if isinstance(given, Iterator) and epochs > 1:

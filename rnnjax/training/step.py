@@ -131,7 +131,7 @@ def make_eval_steps(loss_fn: LossFunction, sharding: Sharding | None = None) -> 
         except Exception as error:
             raise InvalidInputError(
                 "loss_fn is called with the key None where evaluate is data, so that nothing is "
-                f"drawn, but failed ({type(error).__name__}: {error}); draw only where there is a "
+                f"random, but failed ({type(error).__name__}: {error}); draw only where there is a "
                 "key, or give evaluate a function of the parameters"
             ) from error
         return carry, metrics | {"loss": loss}

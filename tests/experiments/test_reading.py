@@ -61,7 +61,7 @@ def test_bytes_need_not_be_text(train, resume, generator, tmp_path):
     read = read_text(Text(str(tmp_path / "text.txt"), vocabulary="bytes"))
     assert read.ids.tobytes() == data
     assert read.digest == hashlib.sha256(data).hexdigest()
-    assert "going on" in resume().stdout
+    assert "resumes from" in resume().stdout
     (tmp_path / "prime.txt").write_bytes(data[:8])
     run = ["--run-dir", "run"]
     written = generator("generate", *run, "--prime-file", "prime.txt", "--length", "3").stdout

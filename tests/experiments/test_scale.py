@@ -80,7 +80,7 @@ def test_a_stopped_run_of_two_processes_goes_on_as_one_and_ends_like_it(
     resume = "train", "--resume", "--run-dir", "pair", "--mesh", "1"
     resumed = program("text_generator", *resume)
     output = resumed.stdout + resumed.stderr
-    assert f"going on from step {stopped}, after" in output
+    assert f"resumes from step {stopped}, after" in output
     assert "the devices of the run were 2 and are 1 now" in output
     assert np.abs(losses(tmp_path / "pair") - whole).max() < 1e-5
     scores = [
@@ -106,7 +106,7 @@ def test_every_mesh_has_the_losses_of_one_device(start, text, tmp_path, mode):
         ends(0, *two(start, 2, *options, "--mesh", mesh, "--run-dir", f"two-{mesh}"))
         assert np.abs(losses(tmp_path / f"two-{mesh}") - whole).max() < 1e-5
     more = ["train", "--resume", "--epochs", "3", "--run-dir", "8", "--mesh", "2x2"]
-    assert f"going on from step {len(whole)}" in ends(0, *two(start, 2, *more))[0]
+    assert f"resumes from step {len(whole)}" in ends(0, *two(start, 2, *more))[0]
 
 
 def test_hidden_units_are_divided_and_characters_are_not():

@@ -119,7 +119,7 @@ def test_train_generate_evaluate(generator, tiny, refused, text, tmp_path):
 
     # More epochs go on from the end.
     more = generator("train", "--resume", "--epochs", "3")
-    assert "going on from step" in more.stdout
+    assert "resumes from step" in more.stdout
     assert len((run_dir / "epochs.jsonl").read_text().splitlines()) == 3
 
 

@@ -113,7 +113,7 @@ def test_what_was_given_is_known_from_what_is_the_default(
         (["--patience", "2"], "no text is held out"),
     ]:
         assert message in refused("train", "--resume", "--run-dir", "run", *given)
-    assert "going on from step" in resume("--layers=1", "--keep-last", "3").stdout
+    assert "resumes from step" in resume("--layers=1", "--keep-last", "3").stdout
     settled_as = []
     monkeypatch.setattr(
         "experiments.text_generator.__main__.run_training",
@@ -174,7 +174,7 @@ def test_the_text_of_a_run_may_be_elsewhere(train, resume, generator, refused, t
     wide = f"x\n*** START OF IT ***\n{text}\n*** END OF IT ***\n".encode("utf-16")
     (tmp_path / "wide.txt").write_bytes(wide)
     read_so = ["--corpus", "wide.txt", "--encoding", "utf-16", "--strip-licence"]
-    assert "going on from step 9, after 1 of 1 epochs" in resume(*read_so).stdout
+    assert "resumes from step 9, after 1 of 1 epochs" in resume(*read_so).stdout
     # What goes on knows the new place, and so do the commands that read it.
     assert generator(*evaluate).stdout.startswith("wide.txt, on which it was trained")
     (tmp_path / "copy.txt").write_bytes(wide)
@@ -374,7 +374,7 @@ def test_a_damaged_run_json_is_told_and_the_options_of_the_checkpoint_taken(
     about.write_text('{"config": 3}')
     resumed = resume("--epochs", "2")
     assert re.search(r"warning: .*run\.json", resumed.stderr)
-    assert "going on from step 9, after" in resumed.stdout
+    assert "resumes from step 9, after" in resumed.stdout
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     for content in ('{"config": 3}', "", "[]", "no JSON"):
         about.write_text(content)

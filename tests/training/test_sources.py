@@ -316,7 +316,7 @@ def test_a_source_that_cannot_say_where_it_stands_goes_on_from_the_last_epoch(
         signal.signal(signal.SIGTERM, before)
     said = capsys.readouterr().err
     assert f"stopped after step {STEPS + 2}, amid an epoch of batches that cannot say where" in said
-    assert f"goes on from the last checkpoint in {tmp_path}" in said
+    assert f"resumes from the last checkpoint in {tmp_path}" in said
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(STEPS)]
     assert told(train(SOURCES[name](), run_dir=tmp_path)) == of_arrays
 
