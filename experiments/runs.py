@@ -75,7 +75,7 @@ def new_folder(program: str, folder: Path | None) -> Path:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise InvalidInputError(
             f"{folder} holds something already, and nothing is overwritten; choose another folder "
-            "(--run-dir), or go on with the run in it where the program has --resume"
+            "(--run-dir), or resume the run in it where the program has --resume"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,8 +132,8 @@ def _status(program: Callable[[], int]) -> int:
             if error.errno not in _NO_ROOM:
                 what = "a file or folder could not be read or written"
             print(
-                f"error: {what} ({error}); what was saved before is untouched: see to it, and go "
-                "on with --resume where the program has that",
+                f"error: {what} ({error}); what was saved before is untouched: mend that, and "
+                "resume by --resume where the program has it",
                 file=sys.stderr,
             )
     return 2

@@ -29,7 +29,7 @@ def pairs(config: Config) -> tuple[np.ndarray, np.ndarray]:
 
 
 def substrings(longest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random sub-strings of up to so many letters, behind zeros, and the letter that follows each.
+    """Random sub-strings of up to so many letters, after zeros, and the letter that follows each.
 
     A zero is an A to the model, in the tutorial too: it has to learn that A, A, A, B is B alone.
     """
@@ -72,7 +72,7 @@ class Model:
         return carry, ys[-1] @ params["kernel"] + params["bias"]
 
     def batches(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The pairs of an epoch: in a new order, as in Keras, unless the state goes on."""
+        """The pairs of an epoch: in a new order, as in Keras, unless the state is carried."""
         inputs, targets = map(jnp.asarray, pairs(self.config))
         if not self.config.stateful:
             order = jax.random.permutation(key, len(targets))

@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """All rows of all programs, as Markdown; what was accepted stands behind the program's time."""
+    """All rows of all programs, as Markdown; what was accepted stands after the program's time."""
     lines = ["| program | who | score | source |", "|---|---|---|---|"]
     for result in results:
         reached = [one["holds"] for one in result["accepts"]]

@@ -1,7 +1,7 @@
 """Learns to keep the image of a digit in 32 numbers, and to draw it again from them.
 
 The LSTM autoencoder (Srivastava et al., 2015): an LSTM reads the 28 rows of an image, one a step; a
-code of 32 numbers is all that another LSTM gets, which writes the rows again. Beside it stands the
+code of 32 numbers is all that another LSTM gets, which writes the rows again. The baseline is the
 best linear code of 32 numbers, the principal components of the same training images. The picture:
 digits written again, and what lies between two digits in the space of codes.
 

@@ -4,9 +4,9 @@ A scene has one or two digits of MNIST (LeCun et al., 1998), at half their size,
 another in 24 x 24 pixels. A CNN reads it, and what it finds is the first state of a GRU that writes
 word by word, each from the one before (as in *Show and Tell*, Vinyals et al., 2015), up to the end.
 
-Scenes are drawn anew for every epoch. The digits of the validation and of the test part are others,
-and stand in places where none stands in training. A sentence is right if all its words are. Beside
-the GRU: a layer of its own for each word, learned with the same CNN, which knows of no other word.
+Scenes are made anew for every epoch. The digits of the validation and of the test part are others,
+and stand in places where none stands in training. A sentence is right if all its words are. The
+baseline: a layer of its own for each word, learned with the same CNN, which knows of no other word.
 
     python -m experiments.cookbook.captions
 """
@@ -52,7 +52,7 @@ class Config:
 
 
 def init(key: jax.Array) -> dict[str, Any]:
-    """The parameters: of the CNN, two layers behind it, one for a word of the GRU, one for all."""
+    """The parameters: of the CNN, two layers after it, one for a word of the GRU, one for all."""
     keys, draw, num = jax.random.split(key, 8), jax.nn.initializers.he_normal(), len(WORDS)
     shapes = *KERNELS, (6 * 6 * 64, 256), (256, 192), (192, num), (192, LENGTH * num)
     layers = [(draw(keys[1 + i], shape), jnp.zeros(shape[-1])) for i, shape in enumerate(shapes)]
@@ -69,7 +69,7 @@ def look(params: Any, scenes: jax.Array) -> jax.Array:
 
 
 def apply(params: Any, part: Any) -> tuple[jax.Array, jax.Array]:
-    """Logits ``(LENGTH, n, words)`` of each word for itself, and of the GRU behind those before."""
+    """Logits ``(LENGTH, n, words)`` of each word for itself, and of the GRU after those before."""
     found, (*_, word, words) = look(params, part["scenes"]), params["layers"]
     alone = (found @ words[0] + words[1]).reshape(-1, LENGTH, len(WORDS)).swapaxes(0, 1)
     before = jnp.pad(part["words"][:-1], ((1, 0), (0, 0)))  # a "." begins
@@ -80,7 +80,7 @@ def apply(params: Any, part: Any) -> tuple[jax.Array, jax.Array]:
 
 @jax.jit
 def write(params: Any, part: Any) -> list[jax.Array]:
-    """The likeliest words ``(LENGTH, n)``, each for itself, and each behind those written."""
+    """The likeliest words ``(LENGTH, n)``, each for itself, and each after those written."""
     (alone, _), (kernel, bias) = apply(params, part), params["layers"][-2]
 
     def step(state: Any, _: None) -> Any:

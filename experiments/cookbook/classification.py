@@ -7,7 +7,7 @@ counts once for a language, and all that are spelled alike are in one part).
 
 A CNN of three widths (Kim, 2014) and recurrent networks of about as many parameters hand the
 maximum of their outputs over time to a last layer; an LSTM also, as in many a tutorial, the last
-output. Beside them: logistic regressions on words and pairs. Each seed holds out another tenth of
+output. The baselines: logistic regressions on words and pairs. Each seed holds out another tenth of
 the training part, for the choice of settings and of the best epoch.
 
     python -m experiments.cookbook.classification

@@ -1,9 +1,9 @@
-"""Learns to forecast the series of a CSV file, beside the baselines that it has to beat.
+"""Learns to forecast the series of a CSV file, with the baselines that it has to beat.
 
 Without a file: airline passengers (Box & Jenkins, 1976), monthly sunspots and Melbourne's daily
-minimum temperatures. A GRU reads each series, its state carried on, and forecasts the next values
+minimum temperatures. A GRU reads each series, its state carried over, and forecasts the next values
 of the last third; an earlier part says how it reads them and how long it trains, and which ETS and
-ARIMA (Hyndman & Athanasopoulos, "Forecasting", 2021) stand beside it. The LSTMs of a much copied
+ARIMA (Hyndman & Athanasopoulos, "Forecasting", 2021) are its baselines. The LSTMs of a much copied
 tutorial (Brownlee, 2016) miss the airline by 47.5 to 58.9 passengers, the last month by 48.0.
 
     python -m experiments.cookbook.forecast sales.csv --target amount --horizon 12
@@ -175,7 +175,7 @@ def learn(
 ) -> tuple[np.ndarray, dict[str, Any]]:  # fmt: skip
     """Train on the times before ``train``: forecasts, and what is to be known of the networks.
 
-    Without ``epochs`` the part behind says which of them was the best.
+    Without ``epochs`` the part after those times says which of them was the best.
     """
     steps = read(problem, scale, level, train)
     inside = np.arange(len(problem.values))[:, None] + np.arange(1, problem.horizon + 1) < train
@@ -337,7 +337,7 @@ def run(config: Config) -> int:
             report.add(f"{file}: {kind}", np.nan, "needs statsmodels")
         naive = min(score[label] for label in score if not label.startswith(("ETS", "AR", "GRU")))
         if config.file is None and config.data != data.MADE:
-            report.accept(f"{file}, beside the best without a model", score[OURS], naive)
+            report.accept(f"{file}, against the best without a model", score[OURS], naive)
         for label, published in PUBLISHED.items() if file.startswith("airline") else ():
             report.add(f"{file}: LSTM, {label}", published, "Brownlee 2016")
     with (report.run_dir / "forecasts.csv").open("w", newline="", encoding="utf-8") as out:

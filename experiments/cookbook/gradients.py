@@ -1,7 +1,7 @@
 """Learns to add two numbers from far back in a sequence, and measures how far gradients reach.
 
-The last output is differentiated by the states 1 to 99 steps before, with recurrent weights as they
-are drawn, halved and enlarged: gradients vanish or explode (Bengio et al., 1994; Pascanu et al.,
+The last output is differentiated by the states 1 to 99 steps before, with the initial recurrent
+weights and with scaled ones: gradients vanish or explode (Bengio et al., 1994; Pascanu et al.,
 2013). "An LSTM fixes that" is half right: its gates tame the explosion, but hand on only what the
 forget gates let through, with a bias of 1 (Jozefowicz et al., 2015) some sigmoid(1) = 0.73 a step.
 Then the adding problem (Hochreiter & Schmidhuber, 1997): the sum of two marked numbers among 200.

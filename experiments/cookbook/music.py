@@ -2,11 +2,11 @@
 
 A network reads the chords so far, and gives each key a probability of being pressed in the next
 one. The data: 382 chorales of Bach (JSB), or folk tunes (`--pieces Nottingham --epochs 6`), in the
-parts of Boulanger-Lewandowski et al. (2012), as in Bai et al. (2018), whose networks stand beside.
+parts of Boulanger-Lewandowski et al. (2012), as in Bai et al. (2018), whose scores are shown too.
 
 The score is the negative log-likelihood of a chord in nats, the sum over its 88 keys; the mean over
 all chords but the first of each piece. The validation part chose the settings, and chooses the
-epoch. The picture: how the GRU goes on after the first bars of a test chorale, and how Bach does.
+epoch. The picture: how the GRU continues the first bars of a test chorale, and how Bach does.
 
     python -m experiments.cookbook.music
 """
@@ -30,7 +30,7 @@ CELLS: dict[str, Any] = {
     "SimpleRNN": rnnjax.SimpleRNNCell, "LSTM": rnnjax.LSTMCell, "GRU": rnnjax.GRUCell, "TCN": None
 }  # fmt: skip
 ROW, BATCH = 130, 16  # steps of a row in training, with a few pieces in it; rows of an update
-GIVEN = 16  # chords of a test piece after which the GRU goes on
+GIVEN = 16  # chords of a test piece that the GRU continues
 LEVELS = 3  # of the TCN, each of two convolutions: they look 1, 2 and 4 steps back, 14 in all
 PUBLISHED = {
     "JSB_Chorales": {"SimpleRNN": 8.91, "LSTM": 8.45, "GRU": 8.43, "TCN": 8.10},
@@ -91,7 +91,7 @@ def tcn(config: Config, layers: Any, xs: jax.Array, resets: jax.Array, key: Any)
 
 
 def init(config: Config, cell: rnnjax.Cell | None, key: jax.Array) -> dict[str, Any]:
-    """The parameters, but for the bias of the head; without a cell those of a TCN."""
+    """The parameters, except for the bias of the head; without a cell those of a TCN."""
     units, keys = config.units, iter(jax.random.split(key, 3 + 2 * LEVELS))
     glorot, he = jax.nn.initializers.glorot_uniform(), jax.nn.initializers.he_normal()
     params = {"embedding": glorot(next(keys), (88, units)), "head": glorot(next(keys), (units, 88))}

@@ -1,11 +1,11 @@
 """Learns to recall a marked letter, with an update at every step and no sequence ever stored.
 
 A letter is marked, letters that do not matter follow, and then it is asked for. Networks read many
-such streams, each row at another place, and are updated after every step, of which nothing is kept.
+such streams, each row at another place, and are updated after every step, of which nothing is left.
 RTRL carries forward what the parameters did to the state (Williams & Zipser, 1989): exact, and no
 larger than the parameters where units do not see each other (Zucchet et al., 2023). SnAp-1 (Menick
-et al., 2021) does so for an LSTM, not exactly. Beside them: the gradient of one step alone, and of
-stored sequences.
+et al., 2021) does so for an LSTM, not exactly. The baselines: the gradient of one step alone, and
+of stored sequences.
 
     python -m experiments.cookbook.online
 """

@@ -81,7 +81,7 @@ def init(config: Config, key: jax.Array) -> dict[str, Any]:
 def network(
     config: Config, params: Any, rows: jax.Array, carries: Any = None, first: Any = 0
 ) -> tuple[Any, jax.Array]:
-    """The states behind the last row, and logits ``(n, batch, SIZE)``, each of the pixels before.
+    """The states after the last row, and logits ``(n, batch, SIZE)``, each of the pixels before.
 
     ``rows (ABOVE + n, batch, SIZE)`` begin above the ``first``, before which ``carries`` stand.
     """
@@ -134,7 +134,7 @@ def learn(config: Config, parts: dict[str, np.ndarray], seed: int) -> tuple[Any,
 
 
 def complete(config: Config, params: Any, images: Any, known: int, key: jax.Array) -> jax.Array:
-    """Images ``(SIZE, batch, SIZE)`` with all but their first ``known`` rows drawn anew."""
+    """Images ``(SIZE, batch, SIZE)`` with all but their first ``known`` rows sampled anew."""
     canvas = jnp.pad(images[:known], ((ABOVE, SIZE - known), (0, 0), (0, 0)))
     carries, _ = network(config, params, canvas[: ABOVE + known])
 
@@ -149,7 +149,7 @@ def complete(config: Config, params: Any, images: Any, known: int, key: jax.Arra
             return canvas.at[ABOVE + row, :, column].set(drawn.astype(canvas.dtype))
 
         canvas = jax.lax.fori_loop(0, SIZE, draw_pixel, state[0])
-        return (canvas, run(canvas)[0]), None  # the states go on when the row is whole
+        return (canvas, run(canvas)[0]), None  # the states advance when the row is whole
 
     state, _ = jax.lax.scan(draw_row, (canvas, carries), jnp.arange(known, SIZE))
     return state[0][ABOVE:]

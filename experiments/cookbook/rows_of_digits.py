@@ -1,4 +1,4 @@
-"""Learns to tell digits apart, row by row or pixel by pixel, beside a CNN of whole images.
+"""Learns to tell digits apart, row by row or pixel by pixel, and a CNN by whole images.
 
 MNIST (LeCun et al., 1998): an image is 28 steps of 28 numbers for a GRU and an LSTM, whose last
 output says which digit it is; a smaller CNN sees the whole image at once. Then pixels come one by

@@ -130,7 +130,7 @@ class Model:
             carry, ys = self.decoder.step(params["decoder"], carry, params["english"][before])
             # The beam stands where `attend` has the steps of a decoder: all share the memory.
             logits = self.choose(params, ys, memory)[0].at[:, :END].set(-jnp.inf)
-            # Behind its end a translation goes on by END, for nothing.
+            # After its end a translation continues with END, at no cost.
             free = jnp.where(jnp.arange(logits.shape[1]) == END, 0, -jnp.inf)
             more = jnp.where((before == END)[:, None], free, jax.nn.log_softmax(logits))
             scores, best = jax.lax.top_k((scores[:, None] + more).ravel(), beam)

@@ -1,13 +1,13 @@
-"""Learns which two digits move in a film and where they go, and draws how the film goes on.
+"""Learns which two digits move in a film and where they go, and draws the frames that follow.
 
 Two different digits of MNIST (LeCun et al., 1998), at half their size, cross a frame of 20 x 20 and
 bounce off its borders for ten frames, much as in Srivastava et al. (2015), *Unsupervised Learning
-of Video Representations using LSTMs*. Films are drawn anew for every epoch; the validation and the
+of Video Representations using LSTMs*. Films are made anew for every epoch; the validation and the
 test part have digits of their own. A CNN for each frame and a GRU over the frames say after each
-frame which digits there are, and in which of four ways each goes; beside them the CNN without a
-GRU, on the best frame. Then networks see five frames and draw five more, each from the one that
+frame which digits there are, and in which of four ways each goes; the baseline is the CNN without
+a GRU, on the best frame. Then networks see five frames and draw five more, each from the one that
 they drew before: a ConvLSTM (Shi et al., 2015), with a state for each place and everywhere the same
-kernels, and an LSTM over whole frames; beside them the last frame again, and the mean of all.
+kernels, and an LSTM over whole frames; the baselines are the last frame, and the mean of all.
 
     python -m experiments.cookbook.video
 """
@@ -86,7 +86,7 @@ def recognise(cell: rnnjax.Cell | None, params: Any, films: jax.Array) -> jax.Ar
 
 
 def go_on(cell: rnnjax.Cell, params: Any, films: jax.Array) -> jax.Array:
-    """Logits of all frames but the first; behind ``SEEN`` each from the one drawn before it."""
+    """Logits of all frames but the first; after ``SEEN`` each from the one drawn before it."""
     xs = films if isinstance(cell, rnnjax.ConvLSTMCell) else films.reshape(*films.shape[:2], -1)
 
     def step(state: Any, frame: Any) -> Any:
@@ -139,7 +139,7 @@ def right(logits: jax.Array, part: Any) -> np.ndarray:
 
 
 def run(config: Config) -> int:
-    """Name what is in the films, go on with them, and compare."""
+    """Name what is in the films, continue them, and compare."""
     report = Report.begin("video", "share of films, or error of a pixel", config, digits=4)
     sources, count = small_digits(config.data), config.films // 3
     source = sources.pop("train")

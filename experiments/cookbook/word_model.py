@@ -1,8 +1,8 @@
-"""Learns to tell the next word of Shakespeare and of Alice, beside a Kneser-Ney trigram.
+"""Learns to tell the next word of Shakespeare and of Alice, better than a Kneser-Ney trigram.
 
 A language model says how probable each word is as the next one; at a perplexity of 80 it is as
-unsure as if it chose among 80. A trigram counts which words came behind two others, and falls back
-on one and on none (Kneser & Ney, 1995; Chen & Goodman, 1999). The LSTM carries its state along; it
+unsure as if it chose among 80. A trigram counts which words came after two others, and falls back
+on one and on none (Kneser & Ney, 1995; Chen & Goodman, 1999). The LSTM carries its state over; it
 reads and expects the same vectors (Press & Wolf, 2017; Inan et al., 2017), and drops the same
 numbers at all steps (Gal & Ghahramani, 2016). Of a text's last tenth, half chose the settings.
 
@@ -47,7 +47,7 @@ class Config:
 
 
 def kneser_ney(words: list[int], known: int, size: int, order: int = 3) -> np.ndarray:
-    """Logarithms of the probabilities of the words behind the ``known`` ones, which are counted."""
+    """Logarithms of the probabilities of the words after the ``known`` ones, which are counted."""
     counts = collections.Counter(zip(*(words[i:known] for i in range(order)), strict=False))
     orders = []
     for length in range(order, 0, -1):
@@ -56,7 +56,7 @@ def kneser_ney(words: list[int], known: int, size: int, order: int = 3) -> np.nd
         for gram, count in counts.items():
             totals[gram[:-1]] += count
         orders.append((length, counts, totals, kinds, once / max(once + 2 * twice, 1)))
-        # Of a shorter one counts not how often it is there, but behind how many words.
+        # Of a shorter one counts not how often it is there, but after how many words.
         counts = collections.Counter(gram[1:] for gram in counts)
     chances = np.full(len(words) - known, 1 / size)
     for length, counts, totals, kinds, discount in reversed(orders):
@@ -81,7 +81,7 @@ def read(name: str, config: Config) -> tuple[list[int], int, int, int]:
 
 
 def learn(config: Config, name: str, number: int) -> np.ndarray:
-    """Train an LSTM; the logarithms of the probabilities of the words behind the training part."""
+    """Train an LSTM; the logarithms of the probabilities of the words after the training part."""
     (words, known, valid, size), (_, epochs, rows, rate) = read(name, config), TEXTS[name]
     dropout = rnnjax.Dropout(rate, per="sequence")
     cell = rnnjax.Regularized(rnnjax.LSTMCell(UNITS), recurrent_dropout=rate)

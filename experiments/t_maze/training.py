@@ -15,7 +15,7 @@ from rnnjax.training import Fit, Progress, fit
 
 
 class Streams(NamedTuple):
-    """What goes on from rollout to rollout: the mazes, and what the agent remembers in each."""
+    """What is carried from rollout to rollout: the mazes, and what the agent remembers in each."""
 
     maze: MazeState
     carry: Any
@@ -159,7 +159,7 @@ class Trainer:
     def train(self, seeds: jax.Array, memory: jax.Array, epochs: int, progress: Progress) -> Fit:
         """Train agents ``(agents,)`` side by side, each with its seed, and with memory or without.
 
-        An agent does not depend on those beside it: its numbers come from its seed, and the
+        An agent does not depend on the others: its numbers come from its seed, and the
         optimiser sees each gradient by itself.
         """
         one = self.optimizer

@@ -100,7 +100,7 @@ CELLS: dict[str, Callable[[int], rnnjax.Cell]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """How a task is drawn and learned: a hundred updates an epoch, at a rate that falls to 0."""
+    """How a task is sampled and learned: a hundred updates an epoch, at a rate that falls to 0."""
 
     draw: Callable[..., data.Drawn]
     symbols: int  # 0: vectors

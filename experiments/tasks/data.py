@@ -1,4 +1,4 @@
-"""Sequences that are drawn, and what is to be said of them, where.
+"""Random sequences, and what is to be said of them, where.
 
 Each function takes a random generator, the shortest and the longest length and the rows: symbols
 ``(time, rows)``, or vectors ``(time, rows, features)``; the answers to the last ``steps``, or to
@@ -103,7 +103,7 @@ def _said_last(answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def recall(rng: Any, shortest: int, longest: int, rows: int) -> Drawn:
-    """Keys, each with its value behind it; then each key asks for its value, in another order."""
+    """Keys, each with its value after it; then each key asks for its value, in another order."""
     keys = np.argsort(rng.random((2 * PAIRS, rows)), axis=0)[:PAIRS]
     values = rng.integers(0, 2 * PAIRS, (PAIRS, rows))
     order = np.argsort(rng.random((PAIRS, rows)), axis=0)

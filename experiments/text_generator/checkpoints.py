@@ -1,4 +1,4 @@
-"""The folder of a run: begun, opened to go on, read; and how a run lies over devices."""
+"""The folder of a run: begun, opened to resume, read; and how a run lies over devices."""
 
 import contextlib
 import datetime
@@ -25,7 +25,7 @@ PROGRAM = "text_generator"
 def open_folder(
     config: Train, data: Data, stack: contextlib.ExitStack
 ) -> tuple[Path, int, dict[str, Any]]:
-    """Make the folder of a new run, or take that of one that goes on; ``stack`` locks it.
+    """Make the folder of a new run, or take that of one that resumes; ``stack`` locks it.
 
     Returns:
         the folder, the step of the last checkpoint, and the options before it by their names: 0
@@ -45,7 +45,7 @@ def open_folder(
 
 
 def write_about(folder: Path, about: dict[str, Any]) -> None:
-    """Write ``run.json``: what a run is, and when it began, or went on, last."""
+    """Write ``run.json``: what a run is, and when it last began or resumed."""
     now = datetime.datetime.now(datetime.UTC).isoformat()
     write_sealed(folder / "run.json", {**about, "began": now})
 
@@ -93,7 +93,7 @@ def require_same_run(config: Train, data: Data, folder: Path) -> tuple[int, dict
 
 
 def require_unchanged(ours: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
-    """Raise InvalidInputError where a run would go on with another option that is not free.
+    """Raise InvalidInputError where a run would resume with another option that is not free.
 
     Returns:
         the options that are stored, by their names.
@@ -104,7 +104,7 @@ def require_unchanged(ours: dict[str, Any], stored: dict[str, Any]) -> dict[str,
         if name not in FREE and value != stored.get(name):
             raise InvalidInputError(
                 f"{option(name)} {value} cannot be changed: the run has {stored.get(name)}, and "
-                "--resume goes on with the options of the run; leave it out"
+                "--resume keeps the options of the run; leave it out"
             )
     return stored
 

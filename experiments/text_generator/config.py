@@ -265,7 +265,7 @@ OF_SOURCE = ("corpus", "encoding", "strip_licence")
 """The options that say where the text is and how it is read; the digest of the text is compared in
 their place."""
 FREE = ("epochs", "steps", "patience", "mesh", "learning_rate", "skip_nonfinite", *OF_SOURCE)
-"""The options that may be other ones when a run goes on."""
+"""The options that may change when a run resumes."""
 OF_THIS_CALL = ("run_dir", "resume")
 """The options that are no part of a run."""
 

@@ -18,7 +18,7 @@ class Data:
 
     options: Text
     vocabulary: AnyVocabulary
-    digest: str  # of the text, to notice that a file changed before a run goes on
+    digest: str  # of the text, to notice that a file changed before a run resumes
     train: np.ndarray
     validation: np.ndarray  # after those, perhaps none
     test: np.ndarray  # at the end, perhaps none

@@ -366,7 +366,7 @@ def converse(author: Author, prime: str, *, stop: str | None, seed: int) -> None
             )
         position = author.read(position, author.vocabulary.encode(text + line_end))
         if not len(position.ids):
-            _note("nothing is left of this line, and there is no text to go on from")
+            _note("nothing is left of this line, and there is no text to continue")
             continue
         key = jax.random.fold_in(jax.random.key(seed), turn)
         position, stopped = _answer(author, position, key, stops)

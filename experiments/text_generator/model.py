@@ -145,8 +145,8 @@ def make_loss(
 ) -> Any:
     """The loss of a batch: the mean cross-entropy, with windows of weight 0 left out.
 
-    With ``carry_state`` each row goes on from the state of the batch before, but for those that
-    ``forget`` it, with that chance; with ``last`` only the character after each window counts.
+    With ``carry_state`` each row continues from the state of the batch before, except for those
+    that ``forget`` it, with that chance; with ``last`` only the character after each window counts.
     """
 
     def loss_fn(params: Any, carry: Any, batch: Any, key: jax.Array) -> Any:

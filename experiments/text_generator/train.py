@@ -42,7 +42,7 @@ PROGRAM = "python -m experiments.text_generator"
 
 
 def run_training(config: Train) -> int:
-    """Train a new model, or go on with one; its folder is locked meanwhile."""
+    """Train a new model, or resume a run; its folder is locked meanwhile."""
     config.check()
     text = config.text
 
@@ -149,7 +149,7 @@ def changed_schedule(
     """Say how a new length of the run changes its schedule; None where it does not.
 
     Args:
-        config: the options with which the run goes on.
+        config: the options with which the run resumes.
         before: the options up to now, by their names; none of a new run.
         step: the last one that was done with those.
         steps_per_epoch: steps of one epoch.
@@ -217,7 +217,7 @@ def report(progress: "TextProgress", result: Fit, steps: int) -> int:
     if not result.finished:
         assert result.stopped_by is not None
         goes_on = f"{PROGRAM} train --resume --run-dir {folder}"
-        progress.say(f"stopped and saved at step {step}; go on with: {goes_on}")
+        progress.say(f"stopped and saved at step {step}; resume with: {goes_on}")
         return 128 + result.stopped_by
     if step < steps:
         progress.say(
@@ -311,8 +311,8 @@ def write_sample(
     _, ids = draw(ready, config.sample_length, at_temperature, laid_out, begin, temperature)
     if (ids < 0).any():
         raise NonFiniteError(
-            f"the logits of epoch {epoch} must have a finite maximum, but have NaN or infinity; go "
-            "on from the last checkpoint, with a smaller learning rate"
+            f"the logits of epoch {epoch} must have a finite maximum, but have NaN or infinity; "
+            "resume from the last checkpoint, with a smaller learning rate"
         )
     return vocabulary.decode(np.concatenate([first, ids[:, 0]]))
 

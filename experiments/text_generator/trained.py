@@ -86,8 +86,7 @@ def options_of(stored: dict[str, Any], folder: Path | str) -> Train:
 
 
 def existing(program: str, run_dir: Path | None) -> Path:
-    """The folder of a run: the one given, or under ``runs/<program>`` that which began, or went on,
-    last.
+    """The folder of a run: the one given, or the last under ``runs/<program>`` to begin or resume.
 
     Raises:
         CheckpointError: there is no such run.

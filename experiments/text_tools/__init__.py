@@ -1,1 +1,1 @@
-"""Beside the text generator: pages that look inside a trained model, and its export."""
+"""Tools for the text generator: pages that look inside a trained model, and its export."""

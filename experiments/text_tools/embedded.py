@@ -65,7 +65,7 @@ def text_data(
         surprise: bits of each character, NaN where there are none; kept to a
             thousandth, up to 65.534.
         vocabulary: what the ids mean.
-        expected: ids of the next characters expected behind each, ``(len(ids), n)``.
+        expected: ids of the next characters expected after each, ``(len(ids), n)``.
 
     >>> from rnnjax.text import ByteVocabulary
     >>> data = text_data(np.array([7, 9]), np.array([np.nan, 0.25]), ByteVocabulary())

@@ -44,7 +44,7 @@ def run_export(config: Export) -> int:
 def to_interop(model: CharacterModel, params: Any, *, stacked: bool = False) -> Model:
     """The model as layers, from ids ``(time, batch)`` to logits ``(time, batch, size)``.
 
-    What is noise in training is left behind, and a kernel that is tied to the characters' vectors
+    What is noise in training is left out, and a kernel that is tied to the characters' vectors
     becomes one of its own.
 
     Args:

@@ -115,7 +115,7 @@ def _quoted(characters: list[str], _: str) -> list[bool]:
     """From an opening quotation mark up to the closing one, which is outside."""
     marks, inside, before = [], False, ""
     for c in characters:
-        # A quotation that nobody closed ends with its paragraph, or all behind it were wrong.
+        # A quotation that nobody closed ends with its paragraph, or all after it would be wrong.
         if c in "”»" or (c == before == "\n"):
             inside = False
         elif c in "“«":
@@ -179,7 +179,7 @@ PROPERTIES: Mapping[str, Property] = {
 def passage(characters: list[str], values: np.ndarray, length: int) -> int:
     r"""Where a passage of so many characters begins in which a property changes the most.
 
-    It begins behind a line break where there is one, and looks at the property alone, not at any
+    It begins after a line break where there is one, and looks at the property alone, not at any
     unit.
 
     >>> passage(list("aa\nbb\ncc"), np.array([0, 0, 0, 0, 1, 0, 0, 0]), 3)

@@ -73,7 +73,7 @@ class Gate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recording:
-    """All that a model did while it read a text; entry ``t`` is behind the character ``t``.
+    """All that a model did while it read a text; entry ``t`` is after the character ``t``.
 
     Attributes:
         ids: of the text, ``(time,)``.
@@ -160,7 +160,7 @@ class _Seen(NamedTuple):
 def _read(
     model: CharacterModel, params: Any, carry: Any, tokens: jax.Array, following: jax.Array
 ) -> tuple[Any, _Seen]:
-    """Step the model over ``tokens (time,)``, each with the one behind it."""
+    """Step the model over ``tokens (time,)``, each with the one after it."""
 
     def step(carry: Any, at: Any) -> tuple[Any, _Seen]:
         token, after = at

@@ -73,7 +73,7 @@ def test_a_stopped_run_of_two_processes_goes_on_as_one_and_ends_like_it(
     stopped = len(losses(tmp_path / "pair"))
     whole = losses(tmp_path / "alone")
     assert stopped < len(whole)
-    assert f"step {stopped}; go on" in first
+    assert f"step {stopped}; resume with" in first
     (saved,) = (tmp_path / "pair" / "checkpoints").glob(f"{stopped}*")
     assert saved.name == str(stopped)
 

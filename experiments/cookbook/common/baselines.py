@@ -130,8 +130,8 @@ def compare(problem: Problem) -> dict[str, np.ndarray]:
 def methods(periods: Sequence[int]) -> list[dict[str, Callable[..., np.ndarray]]]:
     """By name: the kinds of exponential smoothing, of ARIMA and of AR, of a single series.
 
-    Each is fitted to the ``known`` first of its ``values``, goes on through the others with what
-    was fitted, and forecasts at each time the next ``horizon`` ones, ``(time, horizon)``.
+    Each is fitted to the ``known`` first of its ``values``, runs over the others with what was
+    fitted, and forecasts at each time the next ``horizon`` ones, ``(time, horizon)``.
     """
     seasons = {"": 0} | {f", season {m}": m for m in periods}
     smoothing: dict[str, Any] = {

@@ -207,8 +207,8 @@ def digit_parts(folder: str | None, share: int = 12) -> dict[str, tuple[np.ndarr
 
     Args:
         folder: see the module.
-        share: one in so many of the 60,000 is for validation. They are drawn, since a file may have
-            the images class by class.
+        share: one in so many of the 60,000 is for validation. They are chosen at random, since a
+            file may have the images class by class.
     """
     each, rng = digits(folder), np.random.default_rng(0)
     order = rng.permutation(len(each.train_x))
@@ -420,7 +420,7 @@ def sums(seed: Any, numbers: int, *shape: int) -> tuple[np.ndarray, np.ndarray]:
 def padded(
     sequences: Sequence[np.ndarray], length: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences ``(time, ...)`` of their own lengths, side by side in one array, with zeros behind.
+    """Sequences ``(time, ...)`` of their own lengths, side by side in one array, with zeros after.
 
     Args:
         sequences: at least one.

@@ -65,7 +65,7 @@ def draw_scenes(source: Source, part: str, count: int, key: Any) -> dict[str, np
     (digits, labels), rng = source, np.random.default_rng(key)
     which, two = rng.integers(0, len(digits), (count, 2)), rng.random(count) < 0.5
     is_column, place = rng.random(count) < 0.5, rng.choice(PLACES[part], (count, 2))
-    # Along the line the second digit stands behind the first, and one alone stands anywhere.
+    # Along the line the second digit stands after the first, and one alone stands anywhere.
     along = np.sort(rng.integers(0, SCENE - 2 * DIGIT + 1, (count, 2))) + np.array([0, DIGIT])
     along[~two, 0] = rng.integers(0, SCENE - DIGIT + 1, (~two).sum())
     # Across it they are apart by up to four pixels, so that each stands where this part's may.

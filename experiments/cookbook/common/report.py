@@ -28,7 +28,7 @@ class Row:
     source: str = "here"
 
     def shown(self, digits: int) -> str:
-        """The score in so many digits behind the point."""
+        """The score in so many digits after the point."""
         scores = np.atleast_1d(np.asarray(self.score, float))
         spread = f" ± {scores.std(ddof=1):.{digits}f}" if len(scores) > 1 else ""
         return f"{scores.mean():.{digits}f}{spread}"
@@ -58,7 +58,7 @@ class Report:
         program: its name.
         measure: what the scores are, with their unit.
         run_dir: where pictures and ``result.json`` go.
-        digits: shown behind the point.
+        digits: shown after the point.
         rows: the table.
         accepts: what had to be reached; not asked of made data.
     """
