@@ -391,11 +391,6 @@ TABLE: dict[str, list[str]] = {
         "a name that a cell does not take is dropped",
         "        unknown = [{{name for name in unknown if name not in takes => }}]\n",
     ],
-    "rnnjax/cells/composite.py": [
-        "tests/test_arguments.py",
-        "any numbers may be the carry of an sLSTM",
-        '        if {{hasattr(part, "free") => False}}:\n',
-    ],
     "rnnjax/cells/devices.py": [
         "tests/test_shard_map.py",
         "rows that the types of arrays divide are gathered on every device",
@@ -777,6 +772,9 @@ TABLE: dict[str, list[str]] = {
         'shape = xs.shape{{ if self.per == "step" else (1, *xs.shape[1:]) => }}',
     ],
     "rnnjax/layers/learned.py": [
+        "tests/test_arguments.py",
+        "any numbers may be the carry of an sLSTM",
+        'if {{hasattr(part, "free") => False}}:\n',
         "tests/test_reference.py::test_a_drawn_composition_equals_the_reference",
         "a learned carry is not where sequences begin",
         '            {{params[" => self.cell.}}initial_carry{{"] => ()}},\n',

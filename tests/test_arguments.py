@@ -357,7 +357,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: STACK.step(TWO, (CARRY,), XS[0]), "carry of a Stack"),
     (lambda: rnnjax.unroll(STACK, TWO, XS, (CARRY, CARRY)), r"carry\[1\].hidden must have shape"),
     (lambda: rnnjax.unroll(rnnjax.LearnedCarry(LSTM), PARAMS, XS), "params of a LearnedCarry must"),
-    (lambda: rnnjax.LearnedCarry(rnnjax.Stack([GRU, SLSTM])), "only hidden may hold any"),
+    (lambda: rnnjax.LearnedCarry(rnnjax.Stack([GRU, SLSTM])), "only hidden may; take another"),
     (lambda: rnnjax.Regularized(SLSTM, zoneout_cell=0.5), "zoneout_cell keeps units of a leaf"),
     # runs
     (lambda: LSTM({}, XS), r"LSTMCell\(5\) must be run by .*, but was called; write carry, y"),

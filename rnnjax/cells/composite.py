@@ -134,29 +134,6 @@ class WrappedCell(Cell[CarryT]):
         return self.cell.initial_carry(batch_shape, dtype)
 
 
-def check_free(what: str, cell: Cell) -> None:
-    """Raise unless the carry of ``cell`` may hold arbitrary numbers, which ``what`` needs."""
-    carry = jax.eval_shape(cell.initial_carry)
-    for part in jax.tree.leaves(carry, is_leaf=lambda node: hasattr(node, "free")):
-        if hasattr(part, "free"):
-            raise InvalidInputError(
-                f"{what} makes any numbers a carry, but of {brief(part)} only "
-                f"{', '.join(part.free)} may hold any; begin it from its initial_carry, or take "
-                "another cell"
-            )
-
-
-def vector_sizes(what: str, cell: Cell) -> list[int]:
-    """Return the sizes of the leaves of a carry; each must be one vector per row."""
-    shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))]
-    if any(len(shape) != 1 for shape in shapes):
-        raise InvalidInputError(
-            f"{what} a carry whose leaves are vectors, but that of {brief(cell)} has leaves of "
-            f"shapes {shapes}; take another cell"
-        )
-    return [size for (size,) in shapes]
-
-
 SingleRun = Callable[[Cell, Params, Any, Carry, Noise, bool], tuple[Carry, jax.Array]]
 """``(cell, params, xs, carry, noise, reverse) -> (carry, ys)``, for a cell without layers."""
 

@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params
-from rnnjax.cells.composite import WrappedCell, vector_sizes
+from rnnjax.cells.composite import WrappedCell
 from rnnjax.cells.onehot import OneHot
 from rnnjax.errors import InvalidInputError
 
@@ -93,7 +94,17 @@ class AttentionCell(WrappedCell[CarryT]):
     attention_size: int
 
     def __post_init__(self) -> None:
-        vector_sizes("an AttentionCell compares by", self.cell)
+        self._state_size()
+
+    def _state_size(self) -> int:
+        """Return the size of a carry, whose leaves must be one vector per row."""
+        shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(self.cell.initial_carry))]
+        if any(len(shape) != 1 for shape in shapes):
+            raise InvalidInputError(
+                f"an AttentionCell compares by a carry whose leaves are vectors, but that of "
+                f"{brief(self.cell)} has leaves of shapes {shapes}; take another cell"
+            )
+        return sum(size for (size,) in shapes)
 
     @property
     def output_size(self) -> int:
@@ -103,11 +114,10 @@ class AttentionCell(WrappedCell[CarryT]):
     def init(self, key: jax.Array, input_size: int) -> dict[str, Any]:
         """Initialise the parameters of the cell and of the attention (Glorot uniform)."""
         cell_key, *keys = jax.random.split(key, 4)
-        state = sum(vector_sizes("an AttentionCell compares by", self.cell))
         draw, size = jax.nn.initializers.glorot_uniform(), self.attention_size
         return {
             "cell": self.cell.init(cell_key, input_size + self.memory_size),
-            "query_kernel": draw(keys[0], (state, size)),
+            "query_kernel": draw(keys[0], (self._state_size(), size)),
             "memory_kernel": draw(keys[1], (self.memory_size, size)),
             "score_kernel": draw(keys[2], (size, 1))[:, 0],
         }

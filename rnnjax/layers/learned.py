@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params, PickLast
-from rnnjax.cells.composite import CompositeCell, LayerRun, WrappedCell, check_free
+from rnnjax.cells.composite import CompositeCell, LayerRun, WrappedCell
 from rnnjax.errors import InvalidInputError
 
 
@@ -44,7 +44,13 @@ class LearnedCarry(WrappedCell[CarryT], CompositeCell[CarryT]):
             raise InvalidInputError(
                 f"LearnedCarry needs a cell such as rnnjax.LSTMCell(50), but got {brief(self.cell)}"
             )
-        check_free("a LearnedCarry", self.cell)
+        carry = jax.eval_shape(self.cell.initial_carry)
+        for part in jax.tree.leaves(carry, is_leaf=lambda node: hasattr(node, "free")):
+            if hasattr(part, "free"):
+                raise InvalidInputError(
+                    f"a LearnedCarry may be any numbers, but of {brief(part)} only "
+                    f"{', '.join(part.free)} may; take another cell"
+                )
 
     def last_output(self, carry: Any, ys: jax.Array, pick: PickLast) -> jax.Array:
         """Return the last output of the cell."""

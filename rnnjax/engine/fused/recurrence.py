@@ -78,13 +78,7 @@ class Recurrence(Function):
         )
 
     def run(
-        self,
-        platform: str,
-        params: Params,
-        steps: Steps,
-        xs: Any,
-        per_step: StepMarks,
-        carry: Carry,
+        self, platform: str, params: Params, steps: Steps, xs: Any, per_step: Any, carry: Carry
     ) -> Any:
         """Project the inputs of some steps at a time, and run the loop over them.
 
@@ -112,13 +106,7 @@ class Recurrence(Function):
         return carry, ys.reshape(num_steps, *ys.shape[2:])
 
     def forward(
-        self,
-        platform: str,
-        params: Params,
-        steps: Steps,
-        xs: Any,
-        per_step: StepMarks,
-        carry: Carry,
+        self, platform: str, params: Params, steps: Steps, xs: Any, per_step: Any, carry: Carry
     ) -> Any:
         """Project all inputs; return each step's residuals and the carry before it.
 

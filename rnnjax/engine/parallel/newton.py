@@ -258,13 +258,7 @@ class AllSteps(Function):
         return self.forward(platform, *args)[0]
 
     def forward(
-        self,
-        platform: str,
-        params: Params,
-        steps: Steps,
-        xs: Any,
-        per_step: StepMarks,
-        carry: Carry,
+        self, platform: str, params: Params, steps: Steps, xs: Any, per_step: Any, carry: Carry
     ) -> Any:
         """Compute the states, which are the only residuals."""
         found = self.states(platform, params, steps, xs, per_step, carry)
@@ -311,13 +305,7 @@ class AllSteps(Function):
         return d_params, nothing[0]._replace(start=d_start), d_xs, nothing[1], d_carry
 
     def states(
-        self,
-        platform: str,
-        params: Params,
-        steps: Steps,
-        xs: Any,
-        per_step: StepMarks,
-        carry: Carry,
+        self, platform: str, params: Params, steps: Steps, xs: Any, per_step: Any, carry: Carry
     ) -> Solution:
         """Return the states and outputs of all steps as a `Solution`."""
         call = _Call(params, steps, self.cell.project(params, xs), per_step)
