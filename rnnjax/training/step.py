@@ -254,8 +254,10 @@ def updated(
 
     more = {"value": loss, "grad": grads, "value_fn": value_fn}
     takes = inspect.signature(optimizer.update).parameters
-    if all(each.kind != each.VAR_KEYWORD for each in takes.values()):
-        more = {name: value for name, value in more.items() if name in takes}
+    more_than_named = any(each.kind == each.VAR_KEYWORD for each in takes.values())
+    # The first three are gradient, state and parameters, whatever their names are.
+    wanted = [*takes][3:] + [name for name in more if more_than_named and name not in takes]
+    more = {name: value for name, value in more.items() if name in wanted}
     with optimizer_errors("make an update"):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **more)
     return optax.apply_updates(state.params, updates), opt_state

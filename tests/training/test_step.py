@@ -114,7 +114,12 @@ def test_an_optimizer_gets_what_it_takes():
     def everything(grads, state, params, **more):
         return -len(more) * grads, state
 
-    for update, expected in ((some, 3 - 2 * 6 * 2), (everything, 3 - 3 * 2), (lambda *a: a[:2], 5)):
+    def named(grad, value, params=None):  # words of its own
+        return -grad, value
+
+    for update, expected in (
+        (some, 3 - 2 * 6 * 2), (everything, 3 - 3 * 2), (lambda *a: a[:2], 5), (named, 1)
+    ):  # fmt: skip
         optimizer = optax.GradientTransformationExtraArgs(lambda params: (), update)
         state = TrainState.create(np.float32(3), optimizer, key=jax.random.key(0))
         params, _ = updated(optimizer, lambda p, c, b, k: (p * b, ()), state, 2, None, 6, 2)
