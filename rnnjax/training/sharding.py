@@ -229,9 +229,10 @@ class Sharding:
         return jax.lax.with_sharding_constraint(tree, self._named())
 
     def whole(self, tree: Any) -> Any:
-        """Gather whole arrays on a device of this process; all processes must call it."""
+        """Gather copies of whole arrays on a device of this process; all processes must call it."""
         everywhere = self._named()
-        return jax.tree.map(lambda x: jax.device_put(x, everywhere).addressable_data(0), tree)
+        tree = jax.tree.map(lambda x: jax.device_put(x, everywhere).addressable_data(0), tree)
+        return jax.device_put(tree, may_alias=False)  # the next step donates what is there
 
     def of_state(self, state: TrainState) -> TrainState:
         """Return a `jax.sharding.NamedSharding` for every array of a state, in its structure.

@@ -57,6 +57,14 @@ def test_rows_and_units_that_cannot_be_divided_are_named():
             abstract(*mesh).of_state(small_state(4))
 
 
+def test_whole_arrays_outlive_the_step_that_takes_the_state():
+    over = Sharding.over(2)
+    state = over.put_state(small_state(4))
+    whole = over.whole(state.params)
+    jax.jit(lambda x: x, donate_argnums=0)(state)
+    assert np.asarray(whole["out"]["bias"]).tolist() == [1] * 5
+
+
 def test_the_optimiser_lies_as_its_parameters_and_rules_decide():
     def columns(names, shape):
         return len(shape) - 1 if names[0] == "cell" else None
