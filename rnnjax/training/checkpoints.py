@@ -119,7 +119,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps of all checkpoints in order, including damaged ones."""
-        names = re.compile(r"[0-9]+")  # of folders, of which there are others
+        names = re.compile("0|[1-9][0-9]*")  # of folders, of which there are others
         found = self.directory.glob("[0-9]*/")
         return from_first(
             lambda: sorted(int(path.name) for path in found if names.fullmatch(path.name))
@@ -248,10 +248,11 @@ class Checkpoints:
     def _delete(self) -> None:
         """Delete superseded checkpoints; warn about one that cannot be deleted."""
         losses = self._losses()
+        # A damaged one stays, and takes the place of none.
+        for step in [s for s in losses if losses[s] == -math.inf or s in self._replaceable]:
+            del losses[step]
         best = [step for step in _by_loss(losses) if math.isfinite(losses[step])]
-        damaged = [step for step in losses if losses[step] == -math.inf]  # perhaps it was the best
-        keep = {*list(losses)[-self.keep_last :], *best[:1], *damaged, *self._replaceable}
-        for step in losses.keys() - keep:
+        for step in losses.keys() - {*list(losses)[-self.keep_last :], *best[:1]}:
             try:
                 shutil.rmtree(self.path(step).rename(self.directory / f".deleting-{step}"))
             except OSError as error:
@@ -361,6 +362,10 @@ def nested(where: str, arrays: Mapping[str, Any], names: Any) -> Any:
     def build(tree: Any) -> Any:
         if isinstance(tree, dict):
             return {name: build(each) for name, each in tree.items()}
+        if tree is not None and not isinstance(tree, list) and tree not in arrays:
+            raise CheckpointError(
+                f"{where} is damaged: it has no array {tree!r}, which it names; save it again"
+            )
         return tuple(map(build, tree)) if isinstance(tree, list) else arrays.get(tree)
 
     if names is None:

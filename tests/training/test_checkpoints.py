@@ -268,6 +268,21 @@ def test_a_damaged_latest_checkpoint_is_set_aside_for_a_new_one(two):
         two.latest()
 
 
+@pytest.mark.parametrize("name", ["about.json", "arrays"])
+def test_a_damaged_checkpoint_takes_the_place_of_none(two, name):
+    """What a run saves after it went on from the one before is kept."""
+    two.save(state_at(5), {}, loss=0)
+    path = two.path(5) / name
+    file = path if path.is_file() else next(p for p in path.rglob("d/*") if p.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-9])
+    run = Checkpoints(two.directory, keep_last=1)
+    with pytest.warns(UserWarning, match="5 is damaged"):
+        assert run.latest().step == 2
+    for step, steps in ((3, [1, 3, 5]), (4, [1, 4, 5])):
+        run.save(state_at(step), {}, loss=step)
+        assert run.steps() == steps
+
+
 def test_what_cannot_be_read_now_is_no_damage(two, monkeypatch):
     """Too many open files, or no rights: nothing is moved, and it can be read later."""
     real = Path.read_bytes
@@ -319,6 +334,9 @@ def test_a_reader_takes_the_next_where_a_run_deletes_one(two, monkeypatch, spare
 
 def test_a_checkpoint_knows_its_own_step(two):
     """A folder that a backup renamed, or copied, is not taken for another step."""
+    (two.directory / "007").mkdir()  # of another program
+    (two.directory / "9").touch()
+    assert two.latest().step == 2
     shutil.copytree(two.path(2), two.path(7))
     with pytest.warns(UserWarning, match=r"7 is damaged \(it is that of step 2, renamed\)"):
         assert two.latest().step == 2
@@ -388,6 +406,9 @@ def test_parameters_in_one_file(tmp_path):
         load_params(path)
     with pytest.raises(CheckpointError, match=r"a\.0: model float32\[3\], saved float32\[2"):
         load_params(path, {"a": [np.ones(3, np.float32)]})
+    safetensors.save_file({"b": np.ones(1)}, path, {"rnnjax.tree": '{"a": "a", "b": "b"}'})
+    with pytest.raises(CheckpointError, match="is damaged: it has no array 'a'"):
+        load_params(path)
     save_params(path, PARAMS)
     assert set(safetensors.load_file(path)) == {"cell.kernel", "layers.0", "layers.1"}
     for given, message in (
