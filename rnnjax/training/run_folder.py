@@ -164,7 +164,7 @@ class RunFolder:
             )
         known, ours = about["config"], self.config
         differing = {
-            name: f"another {name} ({known.get(name)!r}, not {ours.get(name)!r})"
+            name: f"{name}={known.get(name)!r} (not {ours.get(name)!r})"
             for name in sorted(known.keys() | ours.keys())
             if known.get(name) != ours.get(name)
         }
@@ -175,10 +175,12 @@ class RunFolder:
         }
         if named := [what for name, what in differing.items() if name not in self.free]:
             raise CheckpointError(
-                f"the run in {self.path} has {', '.join(named)} than came, with which it cannot "
-                "resume exactly; give it what it had, begin a new run in another folder, or let "
-                f"that differ by free={set(differing)}"
+                f"the run in {self.path} has {', '.join(named)}, and cannot resume exactly with "
+                "what came; give it what it had, begin a new run in another folder, or let that "
+                f"differ by free={set(differing)}"
             )
+        if differing:
+            self.shown.say(f"the run had {', '.join(differing.values())}, which free lets differ")
         if about["devices"] != self.devices:
             self.shown.say(
                 f"the devices of the run were {about['devices']} and are {self.devices} now: "
@@ -215,8 +217,8 @@ class RunFolder:
 
     def last_good(self) -> str:
         """Describe the last checkpoint, for the message about a non-finite step."""
-        if self.path is not None and (steps := self.checkpoints.steps()):
-            return f"the last good checkpoint is {self.checkpoints.path(steps[-1])}"
+        if self.path is not None and self.saved >= 0:
+            return f"the last good checkpoint is {self.checkpoints.path(self.saved)}"
         return "there is no checkpoint yet"
 
     def finish(self, history: Sequence[Entry], best: Entry) -> Saved | None:

@@ -185,6 +185,12 @@ def test_not_finite_names_the_step_and_the_last_good_checkpoint(tmp_path):
         run(tmp_path, data=lambda epoch: batches(epoch, [8]), steps_per_dispatch=5)
     assert str(tmp_path / "checkpoints" / "5") in str(error.value)
     assert Checkpoints(tmp_path / "checkpoints").steps() == [5]
+    shutil.copytree(tmp_path / "checkpoints" / "5", tmp_path / "checkpoints" / "8")
+    with (
+        pytest.warns(UserWarning, match="8 is damaged"),
+        pytest.raises(NonFiniteError, match=r"good checkpoint is .*checkpoints.5;"),
+    ):
+        run(tmp_path, data=lambda epoch: batches(epoch, [8]), steps_per_dispatch=5)
     # The steps before it, of the same dispatch, are recorded.
     assert [e["step"] for e in read_lines(tmp_path / "steps.jsonl")] == [*range(1, 9)]
     with pytest.raises(NonFiniteError, match=r"at step 1 .* there is no checkpoint yet"):
@@ -208,12 +214,13 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_exact(tmp_path):
     assert not np.array_equal(*params)
 
 
-def test_another_configuration_is_another_run_and_fewer_epochs_are_said(tmp_path):
+def test_another_configuration_is_another_run_and_fewer_epochs_are_said(tmp_path, capsys):
     run(tmp_path, config={"layers": 1, "epochs": 1}, epochs=1)
-    with pytest.raises(CheckpointError, match=r"another layers \(1, not 2\)"):
+    with pytest.raises(CheckpointError, match=r"has layers=1 \(not 2\), and cannot resume"):
         run(tmp_path, config={"layers": 2, "epochs": 1}, epochs=1)
     options = {"config": {"layers": 1, "epochs": 2}, "free": ("epochs",)}
-    assert len(run(tmp_path, epochs=2, **options).history) == 2
+    assert len(run(tmp_path, Progress(io.StringIO()), epochs=2, **options).history) == 2
+    assert "the run had epochs=1 (not 2), which free lets differ" in capsys.readouterr().out
     with pytest.warns(UserWarning, match="has done 10 steps, more than those of 1 epochs"):
         run(tmp_path, epochs=1, **options)
 
@@ -413,7 +420,7 @@ def test_a_kept_carry_goes_on_from_epoch_to_epoch_and_over_a_stop(tmp_path):
     whole = run(None, keep_carry=True)
     assert bits(whole.state) != bits(run(None).state)
     run(tmp_path, At(10, send(signal.SIGTERM)), keep_carry=True)
-    with pytest.raises(CheckpointError, match="another keep_carry than came"):
+    with pytest.raises(CheckpointError, match="another keep_carry, and cannot"):
         run(tmp_path)
     assert bits(run(tmp_path, keep_carry=True).state) == bits(whole.state)
 
@@ -553,19 +560,19 @@ RUN = {"loss": closing_over(jnp.arange(4.0)), "optimizer": optax.adam(0.1), "par
 @pytest.mark.parametrize(
     ("change", "named", "free"),
     [
-        ({"loss": lambda p, b, k: 2 * line(p, b, k)}, "another loss than", "loss"),
-        ({"loss": closing_over(jnp.arange(4.0).at[2].set(9.0))}, "another loss than", None),
+        ({"loss": lambda p, b, k: 2 * line(p, b, k)}, "another loss, and", "loss"),
+        ({"loss": closing_over(jnp.arange(4.0).at[2].set(9.0))}, "another loss, and", None),
         ({"optimizer": optax.adam(0.2)}, "another optimizer, learning rate", "optimizer"),
         ({"optimizer": optax.adamw(0.1)}, "another optimizer", None),
         ({"optimizer": optax.adam(optax.cosine_decay_schedule(0.1, 40))},
          "one that depends on epochs changes with them", None),
-        ({"batches": POINTS + 1}, "another data of the first epoch than", "batches"),
+        ({"batches": POINTS + 1}, "another data of the first epoch, and", "batches"),
         ({"batches": POINTS[:5]}, "another data of the first epoch", None),
         ({"batches": np.concatenate([POINTS[:9], 1 - POINTS[9:]])}, "another data of", None),
         ({"params": {**LINE, "w": jnp.ones(())}}, "another initial parameters", "params"),
-        ({"key": 1}, "another key than came", "key"),
+        ({"key": 1}, "has another key, and", "key"),
         ({"loss": lambda p, b, k: -line(p, b, k), "batches": -POINTS},
-         "another data of the first epoch, another loss than came", None),
+         "another data of the first epoch, another loss, and", None),
     ],
 )  # fmt: skip
 def test_another_run_in_the_same_folder_is_refused(tmp_path, change, named, free):

@@ -73,7 +73,7 @@ def test_two_train_validate_and_go_on_as_one(seen, rows):
     ("scene", "first", "second"),
     [
         ("missing", "CheckpointError: there is no .* of step 7", "RnnjaxError: .* of step 7"),
-        ("another loss", "CheckpointError: the run in .* has another loss than came", None),
+        ("another loss", "CheckpointError: the run in .* has another loss, and cannot", None),
         ("other data", r"InvalidInputError: process 0 of 2: all .* \(another process says which\)",
          r"InvalidInputError: process 1 of 2: all .* have those of process 0 \(batches\)"),
         ("epochs", r"InvalidInputError: process 0 of 2: all .* \(another process says which\)",
