@@ -71,7 +71,7 @@ def restarted(where, of=GRU):
     ("call", "message"),
     [
         (lambda: rnnjax.pool(ONES, "first"), "must be"),
-        (lambda: rnnjax.pool(ONES, "max", jnp.ones((2, 3), bool)), "valid must be"),
+        (lambda: rnnjax.pool(ONES, "max", jnp.ones((2, 3), bool)), "valid must have shape"),
         (lambda: rnnjax.pool(ONES, "max", jnp.ones((3, 2))), "must be"),
         (lambda: rnnjax.valid_steps(jnp.ones(3), 4), "must be"),
         (lambda: rnnjax.valid_steps(4, jnp.ones(3, int)), "must be"),

@@ -606,12 +606,15 @@ def noised(cell, **rates):
         (lambda: Stack([CELL], dropout=0.1), r"must be rnnjax.Dropout\(rate\)"),
         (lambda: Bidirectional(CELL, GRUCell(3), merge="sum"), "outputs of one size"),
         (lambda: Bidirectional(CELL, merge="cat"), "merge must be one of"),
-        (lambda: Bidirectional(LSTMCell), "Bidirectional needs cells"),
+        (lambda: Bidirectional(LSTMCell), "Bidirectional is made of cells"),
         (lambda: rnnjax.LearnedCarry(LSTMCell), "LearnedCarry needs a cell"),
         (lambda: rnnjax.ConvLSTMCell(3, kernel_shape=(3, 3, 3)), "one or two sizes"),
         (lambda: rnnjax.ProjectionLSTMCell(3, proj_size=0), "proj_size must be a positive"),
         (lambda: Bidirectional(CELL).step((PARAMS,) * 2, None, XS[0]), "cannot run step by step"),
-        (lambda: rnnjax.unroll(Bidirectional(CELL), PARAMS, XS), r"be Directions\(forward, back"),
+        (
+            lambda: rnnjax.unroll(Bidirectional(CELL), PARAMS, XS),
+            "params of a Bidirectional must be",
+        ),
         (
             lambda: noised(OwnStepCell(4), recurrent_dropout=0.1),
             "cannot reach inside of OwnStepCel",

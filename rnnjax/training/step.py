@@ -252,12 +252,15 @@ def updated(
     def value_fn(params: Any) -> jax.Array:
         return loss_fn(params, state.carry, batch, key)[0]
 
-    more = {"value": loss, "grad": grads, "value_fn": value_fn}
-    takes = inspect.signature(optimizer.update).parameters
-    more_than_named = any(each.kind == each.VAR_KEYWORD for each in takes.values())
-    # The first three are gradient, state and parameters, whatever their names are.
-    wanted = [*takes][3:] + [name for name in more if more_than_named and name not in takes]
-    more = {name: value for name, value in more.items() if name in wanted}
+    more: dict[str, Any] = {}
+    # A plain one may have been wrapped, as by `jax.jit`, into what only looks as if it took more.
+    if isinstance(optimizer, optax.GradientTransformationExtraArgs):
+        more = {"value": loss, "grad": grads, "value_fn": value_fn}
+        takes = inspect.signature(optimizer.update).parameters
+        any_name = any(each.kind == each.VAR_KEYWORD for each in takes.values())
+        # The first three are gradient, state and parameters, whatever their names are.
+        wanted = [*takes][3:] + [name for name in more if any_name and name not in takes]
+        more = {name: value for name, value in more.items() if name in wanted}
     with optimizer_errors("make an update"):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **more)
     return optax.apply_updates(state.params, updates), opt_state
