@@ -15,7 +15,7 @@ import pytest
 from interop_helpers import random_model
 
 import rnnjax
-from rnnjax import InvalidInputError, interop
+from rnnjax import InteropError, InvalidInputError, interop
 from rnnjax.interop import (
     Activation,
     Dense,
@@ -24,6 +24,7 @@ from rnnjax.interop import (
     Recurrent,
     Sequential,
     convert,
+    keras,
     onnx,
     torch,
 )
@@ -116,6 +117,8 @@ def test_weights_alone_take_their_layers_from_another_file(tmp_path: Path, capsy
     capsys.readouterr()
     assert main(["show", str(source), "--like", str(target)]) == 2
     assert "like holds layers, but this model is a graph of ONNX" in capsys.readouterr().err
+    with pytest.raises(InteropError, match="this model is a Graph that is none"):
+        keras.save(read, tmp_path / "b.keras")
 
 
 def test_a_graph_of_onnx_stays_one(tmp_path: Path, capsys: Any) -> None:

@@ -411,7 +411,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     check_path(path, ".keras", ".weights.h5")
     path, network, origin = Path(path), model.network, model.origin
     came = origin["network"] if "file" in origin and origin["file"].groups is None else None
-    if with_axes(model, True).network == came:
+    if came is not None and with_axes(model, True).network == came:
         write_file(path, _as_it_was(model))
     elif isinstance(network, Sequential):
         write_file(path, _row(model))
