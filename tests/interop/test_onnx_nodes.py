@@ -196,6 +196,20 @@ def test_a_negative_step_starts_within_the_axis(end: int, size: int) -> None:
     np.testing.assert_array_equal(rnnjax_onnx.load(proto)(x)[1], x[..., :size])
 
 
+@pytest.mark.parametrize("op_type", ["GlobalAveragePool", "GlobalMaxPool"])
+def test_a_pool_over_no_space_changes_nothing(op_type: str) -> None:
+    """Of a matrix onnxruntime refuses both, and ONNX's reference has a number for the largest."""
+    proto, x = proto_of([node(op_type, ["x"], ["y"])], [value("x", [2, 3])], ["y"]), normal(2, 3)
+    np.testing.assert_array_equal(rnnjax_onnx.load(proto)(x)[1], x)
+
+
+def test_a_reduction_that_scatter_has_not_is_refused() -> None:
+    where = np.array([[0]]), np.ones((1, 3), np.float32)
+    run_node("ScatterND", normal(2, 3), constants=where, reduction="mul")
+    with pytest.raises(InteropError, match="ScatterND cannot take inputs"):
+        run_node("ScatterND", normal(2, 3), constants=where, reduction="divide")
+
+
 def test_ids_of_few_bits_are_one_of_many() -> None:
     depth_and_values = np.array(200), np.array([0, 1], np.float32)
     run_node("OneHot", np.array([1, -1, 100], np.int8), constants=depth_and_values)

@@ -48,9 +48,8 @@ def _activation(kind: str, ours: str = "") -> Run:
             raise InteropError(
                 f"it should have ONNX's own numbers, but has {numbers}; export basic operators"
             )
-        return by_jax(
-            FUNCTIONS[ours] if ours else Numbered(kind, **{**NUMBERED[kind], **numbers}), x
-        )
+        function = FUNCTIONS[ours] if ours else Numbered(kind, **{**NUMBERED[kind], **numbers})
+        return by_jax(function, x)
 
     return run
 
@@ -86,9 +85,7 @@ def _broadcast(function: str | Callable[..., Any]) -> Run:
 
     def run(at: At, *xs: Any) -> Any:
         if at.get("axis") is not None:
-            raise InteropError(
-                "broadcasting along a named axis is not read here; convert it to opset 7"
-            )
+            raise InteropError("broadcasting along an axis is not read here; convert it to opset 7")
         at.bound(jnp.broadcast_shapes(*(x.shape for x in xs)))
         xp = module_of(*xs)
         return getattr(xp, function)(*xs) if isinstance(function, str) else function(xp, *xs)
@@ -231,7 +228,8 @@ def _pool(maximum: bool) -> Run:
 
 
 def _whole_pool(name: str) -> Run:
-    return lambda at, x: _reduction(name)(at, x, np.arange(2, x.ndim))
+    # Without space there is nothing to reduce, and a reduction over no axes is one over all.
+    return lambda at, x: _reduction(name)(at, x, np.arange(2, x.ndim)) if x.ndim > 2 else x
 
 
 _PADS = "constant", "edge", "reflect", "wrap"
@@ -371,8 +369,8 @@ def _gather_nd(at: At, x: Any, indices: Any) -> Any:
 def _scatter_nd(at: At, x: Any, indices: Any, updates: Any) -> Any:
     def run(x: Any, indices: Any, updates: Any) -> Any:
         where = x.at[tuple(jnp.moveaxis(indices, -1, 0))]
-        how = at.get("reduction", "none")
-        return getattr(where, "set" if how == "none" else how)(updates, mode="drop")
+        how = {"none": "set", "add": "add", "mul": "mul", "min": "min", "max": "max"}
+        return getattr(where, how[at.get("reduction", "none")])(updates, mode="drop")
 
     return at.computed(run, x, indices, updates)
 
