@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import gc
 import importlib.util
 import io
 import os
@@ -29,7 +30,7 @@ from rnnjax.interop import Model, convert, keras
 from rnnjax.interop import flax as from_flax
 from rnnjax.interop.torch import from_state_dict, load, to_state_dict
 from rnnjax.interop.torch.modules import find_state
-from rnnjax.interop.torch.saved import read_saved
+from rnnjax.interop.torch.saved import _Unpickler, read_saved
 
 torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
 needs_torch = pytest.mark.skipif(torch is None, reason="torch is in the extra `parity`")
@@ -654,6 +655,19 @@ def test_mutated_files_are_models_or_refusals(
 
 
 # ---- against PyTorch
+
+
+@pytest.mark.parametrize("form", ["zip", "stream"])
+def test_a_file_that_was_read_takes_no_memory(form: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.pt").write_bytes(saved(state_of(), form))
+    load(tmp_path / "a.pt")
+    gc.collect()
+    gc.disable()
+    try:
+        load(tmp_path / "a.pt")
+        assert not [one for one in gc.get_objects() if isinstance(one, _Unpickler)]
+    finally:
+        gc.enable()
 
 
 @needs_torch

@@ -161,9 +161,11 @@ _BASE: Any = pickle._Unpickler
 class _Unpickler(_BASE):  # type: ignore[misc]  # _BASE is private, hence Any
     """Python's own; the steps by which a pickle could call, change or hash something are here."""
 
+    dispatch = property(lambda self: self)  # an attribute would be a cycle, and keep the arrays
+
     def __init__(self, stream: io.BytesIO, numbers: Numbers):
         super().__init__(stream, encoding="latin-1")
-        self.numbers, self.dispatch, self.left = numbers, self, _MOST_STEPS
+        self.numbers, self.left = numbers, _MOST_STEPS
         self.storages: dict[str, np.ndarray] = {}
         self.unknown = ""  # the first name that is not read
 
@@ -175,9 +177,7 @@ class _Unpickler(_BASE):  # type: ignore[misc]  # _BASE is private, hence Any
         if code not in _NAMES:
             raise ValueError("its pickle has a step that no pickle has")
         if code not in _STEPS:
-            raise InteropError(
-                f"its pickle has a step {_NAMES[code]}, which no parameters need; {ALONE}"
-            )
+            raise InteropError(f"its pickle has step {_NAMES[code]}, which no array needs; {ALONE}")
         return _STEPS[code]
 
     def find_class(self, module: str, name: str) -> Any:
