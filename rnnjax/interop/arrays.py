@@ -68,9 +68,7 @@ def check_one_type(where: str, arrays: Iterable[np.ndarray]) -> None:
     types = sorted({str(array.dtype) for array in arrays})
     if len(types) > 1:
         came = " and ".join(types)
-        raise InteropError(
-            f"the arrays of {where} should be of one type, but are {came}; convert them"
-        )
+        raise InteropError(f"arrays of {where} should be of one type, but are {came}; convert them")
 
 
 def cell_arrays(cell: Cell, params: Any) -> dict[str, np.ndarray]:

@@ -29,6 +29,12 @@ class Numbered:
     alpha: float
     beta: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Raise InvalidInputError for another kind."""
+        if self.kind not in NUMBERED:
+            known = ", ".join(NUMBERED)
+            raise InvalidInputError(f"kind must be one of {known}, but is {self.kind!r}; give that")
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """The function of every entry of ``x``."""
         if self.kind == "HardSigmoid":

@@ -94,9 +94,7 @@ class Sequential(Network):
         names = [layer.name for layer in self.layer_list]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
-            raise InvalidInputError(
-                f"layers need own names, but {twice[0]} occurs twice; rename it"
-            )
+            raise InvalidInputError(f"layers need own names, but {twice[0]} occurs twice; rename")
 
     def run(self, params: Params, xs: Any, carry: Carries, mask: Any, context: Context) -> Result:
         """Run the layers one after the other."""
