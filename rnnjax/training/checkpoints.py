@@ -402,7 +402,7 @@ def fitted(
         what = "optimizer" if of_optimizer else "model"
         raise CheckpointError(
             f"{where} belongs to another {what}: {shown}{more}; build the {what} from the "
-            "configuration saved with it"
+            "configuration saved with it, or cast what is given to the types that were saved"
         )
     return jax.tree_util.tree_map_with_path(
         lambda path, _: jax.device_put(arrays[name(path)]), target

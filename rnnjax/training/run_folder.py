@@ -164,7 +164,7 @@ class RunFolder:
             )
         known, ours = about["config"], self.config
         differing = {
-            name: f"{name}={known.get(name)!r} (not {ours.get(name)!r})"
+            name: _difference(name, known.get(name), ours.get(name))
             for name in sorted(known.keys() | ours.keys())
             if known.get(name) != ours.get(name)
         }
@@ -180,7 +180,9 @@ class RunFolder:
                 f"differ by free={set(differing)}"
             )
         if differing:
-            self.shown.say(f"the run had {', '.join(differing.values())}, which free lets differ")
+            self.shown.say(
+                f"the run had {', '.join(differing.values())}: it resumes with what came"
+            )
         if about["devices"] != self.devices:
             self.shown.say(
                 f"the devices of the run were {about['devices']} and are {self.devices} now: "
@@ -234,3 +236,11 @@ class RunFolder:
         path, result = self.path / "result.json", {"best": entry, "last": history[-1]}
         from_first(lambda: write_json(path, result))
         return saved
+
+
+def _difference(name: str, known: Any, ours: Any) -> str:
+    """Say how two values of a configuration differ, of dicts entry by entry."""
+    if not isinstance(known, dict) or not isinstance(ours, dict):
+        return f"{name}={known!r} (not {ours!r})"
+    names = sorted(each for each in known.keys() | ours.keys() if known.get(each) != ours.get(each))
+    return ", ".join(_difference(f"{name}.{n}", known.get(n), ours.get(n)) for n in names)
