@@ -110,8 +110,7 @@ class CellGroup(CompositeCell[CarryT]):
     def check_entries(self, name: str, entries: Any) -> None:
         """Raise unless ``entries``, the ``name`` of this cell, are a tuple with one for each."""
         if not isinstance(entries, tuple) or len(entries) != len(self.cells):
-            of_kind = isinstance(entries, tuple)
-            came = f"{len(entries)} entries" if of_kind else f"a {type(entries).__name__}"
+            came = f"{len(entries)} entries" if isinstance(entries, tuple) else brief(entries)
             raise InvalidInputError(
                 f"{name} of a {type(self).__name__} must be a tuple with an entry for each of its "
                 f"{len(self.cells)} cells, but came with {came}; make it with init or initial_carry"

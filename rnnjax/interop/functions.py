@@ -18,7 +18,7 @@ Function = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Numbered:
+class Nonlinearity:
     """A function with numbers in it, by ONNX's name; equal ones hash alike, and compile once.
 
     ``"HardSigmoid"`` is ``clip(alpha x + beta, 0, 1)``. Where ``x`` is negative ``"LeakyRelu"`` is
@@ -48,7 +48,7 @@ NUMBERED: Mapping[str, Mapping[str, float]] = {
     "HardSigmoid": {"alpha": 0.2, "beta": 0.5},
     "LeakyRelu": {"alpha": 0.01},
 }
-"""The kinds of `Numbered`, and ONNX's numbers where none are given."""
+"""The kinds of `Nonlinearity`, and ONNX's numbers where none are given."""
 
 
 def exact_gelu(x: jax.Array) -> jax.Array:
@@ -99,7 +99,7 @@ ONNX: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 def get_function(function: str | Function) -> Function:
     """Return the function of that name; a callable is returned as it is.
 
-    >>> print(get_function("softmax")(jnp.zeros(2)), Numbered("Elu", 0.5)(jnp.ones(1)))
+    >>> print(get_function("softmax")(jnp.zeros(2)), Nonlinearity("Elu", 0.5)(jnp.ones(1)))
     [0.5 0.5] [1.]
     """
     if callable(function):

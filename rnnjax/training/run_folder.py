@@ -180,9 +180,7 @@ class RunFolder:
                 f"differ by free={set(differing)}"
             )
         if differing:
-            self.shown.say(
-                f"the run had {', '.join(differing.values())}: it resumes with what came"
-            )
+            self.shown.say(f"the run had {', '.join(differing.values())}, and resumes so")
         if about["devices"] != self.devices:
             self.shown.say(
                 f"the devices of the run were {about['devices']} and are {self.devices} now: "
@@ -198,9 +196,8 @@ class RunFolder:
                 f"there is no checkpoint in {self.path}: the run begins anew; its records so far "
                 "are moved to *.before"
             )
-            for records in (steps, epochs):
-                if records.exists():
-                    records.replace(records.with_name(f"{records.name}.before"))
+            for records in filter(Path.exists, (steps, epochs)):
+                records.replace(records.with_name(f"{records.name}.before"))
         write_lines(steps, [entry for entry in read_lines(steps) if entry["step"] <= self.step])
         write_lines(epochs, [] if saved is None else saved.about["history"])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rnnjax import InteropError, InvalidInputError, LSTMCell
-from rnnjax.interop.functions import Numbered, get_function
+from rnnjax.interop.functions import Nonlinearity, get_function
 from rnnjax.interop.keras.layers import Entry, cell_function, function_of, name_of
 
 keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
@@ -93,7 +93,7 @@ def test_activation_layers(kind: str, options: dict[str, Any]) -> None:
 
 def test_numbers_of_no_function_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="but is 'leaky_relu'"):
-        Numbered("leaky_relu", 0.1)
+        Nonlinearity("leaky_relu", 0.1)
 
 
 def test_the_options_of_keras_2() -> None:

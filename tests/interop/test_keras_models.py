@@ -25,7 +25,7 @@ from rnnjax.interop import (
     Recurrent,
 )
 from rnnjax.interop import keras as interop
-from rnnjax.interop.functions import Numbered
+from rnnjax.interop.functions import Nonlinearity
 from rnnjax.training import keras_adam
 
 keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
@@ -221,14 +221,14 @@ def every_layer() -> Model:
     lstm = rnnjax.LSTMCell(3, activation="softsign", unit_forget_bias=False, use_bias=False)
     gru = rnnjax.GRUCell(2, recurrent_activation="hard_sigmoid", kernel_init="he_normal")
     stack = rnnjax.Stack([rnnjax.Regularized(gru, input_dropout=0.1), rnnjax.SimpleRNNCell(2)])
-    backward = rnnjax.GRUCell(2, reset_after=False, activation=Numbered("LeakyRelu", 0.3))
+    backward = rnnjax.GRUCell(2, reset_after=False, activation=Nonlinearity("LeakyRelu", 0.3))
     chain = (
         Embedding("words", 6, 3, mask_zero=True),
         Recurrent("both", rnnjax.Bidirectional(gru, backward, "average")),
         Dropout("drop", rnnjax.Dropout(0.3)),
         Dropout("same", rnnjax.Dropout(0.3, per="sequence")),
         Recurrent("stack", stack, masked_outputs="last"),
-        Activation("leaky", Numbered("LeakyRelu", 0.3)),
+        Activation("leaky", Nonlinearity("LeakyRelu", 0.3)),
         Activation("swish", "silu"),
         Dense("wide", 5, "exact_gelu"),
         Recurrent("back", lstm, reverse=True, keep_order=False, return_sequences=False),

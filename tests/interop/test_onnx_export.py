@@ -89,7 +89,7 @@ def check(random_like: Any, assert_close: Any) -> Any:
 
 # --- Cells ---
 
-LEAKY, HARD = fn.Numbered("LeakyRelu", 0.25), fn.Numbered("HardSigmoid", 0.3, 0.4)
+LEAKY, HARD = fn.Nonlinearity("LeakyRelu", 0.25), fn.Nonlinearity("HardSigmoid", 0.3, 0.4)
 GRU_OLD = GRUCell(HIDDEN, recurrent_activation="legacy_hard_sigmoid")
 CELLS = {
     "simple": SimpleRNNCell(HIDDEN),
@@ -202,7 +202,7 @@ def test_layers_without_parameters_alone() -> None:
 
 
 NAMED = [*fn.FUNCTIONS]
-FUNCTIONS = [*NAMED, *(fn.Numbered(kind, 0.3, 0.5) for kind in fn.NUMBERED)]
+FUNCTIONS = [*NAMED, *(fn.Nonlinearity(kind, 0.3, 0.5) for kind in fn.NUMBERED)]
 
 
 def test_every_function(assert_close: Any) -> None:
@@ -306,8 +306,13 @@ def test_parameters_in_float64_are_refused(x64: None) -> None:
 
 # --- Drawn models ---
 
-DRAWN = ["tanh", "relu", "sigmoid", "softsign", "elu", "linear", fn.Numbered("LeakyRelu", 0.2)]
-GATES = ["sigmoid", "hard_sigmoid", "legacy_hard_sigmoid", fn.Numbered("HardSigmoid", 0.3, 0.45)]
+DRAWN = ["tanh", "relu", "sigmoid", "softsign", "elu", "linear", fn.Nonlinearity("LeakyRelu", 0.2)]
+GATES = [
+    "sigmoid",
+    "hard_sigmoid",
+    "legacy_hard_sigmoid",
+    fn.Nonlinearity("HardSigmoid", 0.3, 0.45),
+]
 
 
 @st.composite

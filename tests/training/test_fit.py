@@ -220,7 +220,7 @@ def test_another_configuration_is_another_run_and_fewer_epochs_are_said(tmp_path
         run(tmp_path, config={"layers": 2, "epochs": 1}, epochs=1)
     options = {"config": {"layers": 1, "epochs": 2}, "free": ("epochs",)}
     assert len(run(tmp_path, Progress(io.StringIO()), epochs=2, **options).history) == 2
-    assert "the run had epochs=1 (not 2): it resumes with what came" in capsys.readouterr().out
+    assert "the run had epochs=1 (not 2), and resumes so" in capsys.readouterr().out
     with pytest.warns(UserWarning, match="has done 10 steps, more than those of 1 epochs"):
         run(tmp_path, epochs=1, **options)
 

@@ -11,7 +11,7 @@ from rnnjax.cells import GRUCell, LSTMCell, SimpleRNNCell
 from rnnjax.cells.activations import ACTIVATIONS
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.functions import FUNCTIONS, Function, Numbered
+from rnnjax.interop.functions import FUNCTIONS, Function, Nonlinearity
 from rnnjax.interop.keras.operators import OPERATORS, Operation
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.layers import Bidirectional, Regularized, Stack
@@ -199,13 +199,13 @@ _BY_NAME: Mapping[str, str | Function] = {
     "gelu": "exact_gelu",
     "swish": "silu",
     "hard_swish": "hard_silu",
-    "leaky_relu": Numbered("LeakyRelu", 0.2),
+    "leaky_relu": Nonlinearity("LeakyRelu", 0.2),
 }
 _ALPHAS: Mapping[str, tuple[str, tuple[str, ...], float]] = {
     "LeakyReLU": ("LeakyRelu", ("negative_slope", "alpha"), 0.3),
     "ELU": ("Elu", ("alpha",), 1.0),
 }
-"""Layers that are a `Numbered`: its kind, the names of the option, Keras 2's last, the default."""
+"""Layers that are a `Nonlinearity`: its kind, names of the option, Keras 2's last; the default."""
 
 ACTIVATION_LAYERS = (*_ALPHAS, "ReLU", "Softmax")
 """The layers of Keras that are nothing but an activation with options, by class name."""
@@ -249,7 +249,7 @@ def layer_function(entry: Entry) -> str | Function:
     """The function that one of ``ACTIVATION_LAYERS`` is."""
     if entry.kind in _ALPHAS:
         kind, names, default = _ALPHAS[entry.kind]
-        return Numbered(kind, entry.number(*names, default=default))
+        return Nonlinearity(kind, entry.number(*names, default=default))
     if entry.kind == "Softmax" and entry.get("axis", default=-1) in (-1, [-1]):
         return "softmax"
     cut = entry.get("max_value")
@@ -273,7 +273,7 @@ def name_of(function: str | Function, where: str) -> str | dict[str, Any]:
         if function == ours or (isinstance(ours, str) and function == FUNCTIONS[ours]):
             return name
     for layer, (kind, names, _) in _ALPHAS.items():
-        if isinstance(function, Numbered) and function.kind == kind:
+        if isinstance(function, Nonlinearity) and function.kind == kind:
             config = {names[0]: function.alpha}
             return {"module": "keras.layers", "class_name": layer, "config": config}
     shown = function if isinstance(function, str) else getattr(function, "__name__", function)

@@ -17,7 +17,7 @@ from jax import lax
 
 from rnnjax.errors import InteropError, RnnjaxError
 from rnnjax.interop import functions as shared
-from rnnjax.interop.functions import FUNCTIONS, NUMBERED, ONNX, Numbered
+from rnnjax.interop.functions import FUNCTIONS, NUMBERED, ONNX, Nonlinearity
 from rnnjax.interop.onnx.control import (
     At,
     branch,
@@ -48,7 +48,7 @@ def _activation(kind: str, ours: str = "") -> Run:
             raise InteropError(
                 f"it should have ONNX's own numbers, but has {numbers}; export basic operators"
             )
-        function = FUNCTIONS[ours] if ours else Numbered(kind, **{**NUMBERED[kind], **numbers})
+        function = FUNCTIONS[ours] if ours else Nonlinearity(kind, **{**NUMBERED[kind], **numbers})
         return by_jax(function, x)
 
     return run

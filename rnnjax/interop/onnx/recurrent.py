@@ -15,7 +15,7 @@ from rnnjax.interop.functions import (
     NUMBERED,
     ONNX,
     Function,
-    Numbered,
+    Nonlinearity,
     places,
     reordered,
 )
@@ -53,7 +53,7 @@ def activations_from_onnx(
     ONNX's operator.
 
     >>> activations_from_onnx(["Sigmoid", "LeakyRelu", "Tanh"], alphas=[0.25])
-    ['sigmoid', Numbered(kind='LeakyRelu', alpha=0.25, beta=0.0), 'tanh']
+    ['sigmoid', Nonlinearity(kind='LeakyRelu', alpha=0.25, beta=0.0), 'tanh']
     """
     left, taken = {"alpha": list(alphas), "beta": list(betas)}, set[str]()
     functions: list[str | Function] = []
@@ -68,7 +68,7 @@ def activations_from_onnx(
         named = [n for n, (k, by) in IN_CELLS.items() if k == kind and _narrow(by) == numbers]
         if not named and kind not in NUMBERED:
             raise InteropError(f"the activation {name} with {numbers} is none that a cell has")
-        functions.append(named[0] if named else Numbered(kind, **numbers))
+        functions.append(named[0] if named else Nonlinearity(kind, **numbers))
     more = [key for key in taken if left[key]]
     if more:  # runtimes do not agree on whose numbers these are
         raise InteropError(
@@ -93,7 +93,7 @@ def activation_to_onnx(function: str | Function) -> tuple[str, Mapping[str, Any]
     >>> activation_to_onnx("legacy_hard_sigmoid")
     ('HardSigmoid', {'alpha': 0.2, 'beta': 0.5})
     """
-    if isinstance(function, Numbered):
+    if isinstance(function, Nonlinearity):
         return function.kind, {key: getattr(function, key) for key in NUMBERED[function.kind]}
     return ONNX.get(function, ("", {})) if isinstance(function, str) else ("", {})
 
