@@ -11,7 +11,7 @@ INSTALL = $(BIN)/pip install --quiet --constraint $(LOCK) --editable
 
 # What every version of JAX, Flax and NumPy has to pass: the cells, their laws, the wrappers, the package,
 # and the training but that on several devices.
-CORE := $(addprefix tests/test_,$(addsuffix .py,arguments cells laws linen nnx package packing \
+CORE := $(addprefix tests/test_,$(addsuffix .py,arguments cells laws flax_wrappers package packing \
 	explain export prepare onehot fused_forms primitive)) rnnjax/cells rnnjax/engine rnnjax/layers rnnjax/linen.py rnnjax/nnx.py \
 	$(filter-out %/test_sharding.py %/test_devices.py,$(wildcard tests/training/test_*.py))
 

@@ -59,6 +59,15 @@ def test_a_missing_name_is_told_by_the_one_that_is_meant(name, meant):
         getattr(rnnjax, name)
 
 
+def test_the_tests_for_every_version_are_there():
+    core = re.search(
+        r"^CORE := .*?suffix \.py,(.*?)\)\)", (ROOT / "Makefile").read_text(), re.M | re.S
+    )
+    names = core[1].replace("\\", "").split()
+    assert len(names) > 9
+    assert [name for name in names if not (ROOT / f"tests/test_{name}.py").is_file()] == []
+
+
 def test_what_calls_make_names_its_targets():
     """The workflows, CI and the hooks are thin, so that all they do can be tried here."""
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
