@@ -503,7 +503,7 @@ TABLE: dict[str, list[str]] = {
     ],
     "rnnjax/engine/core/readout.py": [
         "tests/test_linear_family.py",
-        "what stands behind the loop is read out of masked steps too",
+        "the readout after the loop reads masked steps too",
         "return zero_masked(ys, {{per_step.valid => None}})",
     ],
     "rnnjax/engine/fused/matmul.py": [

@@ -73,7 +73,9 @@ def test_options_of_biases() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_initialisers_by_name_and_as_functions(kind: Any) -> None:
-    twos = lambda key, shape, dtype: jnp.full(shape, 2, dtype)  # noqa: E731
+    def twos(key: Any, shape: Any, dtype: Any) -> Any:
+        return jnp.full(shape, 2, dtype)
+
     params = kind(4, kernel_init=twos, recurrent_kernel_init="ones").init(KEY, 3)
     assert (params["kernel"] == 2).all()
     assert (params["recurrent_kernel"] == 1).all()

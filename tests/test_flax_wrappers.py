@@ -487,7 +487,7 @@ def test_the_grid_of_a_convolution_is_not_time(assert_close: Any) -> None:
 
 
 def test_marks_reach_both_directions(assert_close: Any) -> None:
-    """And so do the carries of a pair; a function merges the outputs."""
+    """The carries of a pair do too; a function merges the outputs."""
     directions = [rnnjax.linen.RNN(GRUCell(HIDDEN)) for _ in range(2)]
     layer = rnnjax.linen.Bidirectional(*directions, merge_fn=jnp.add, return_carry=True)
     variables = drawn(jax.eval_shape(layer.init, KEY, INPUTS))

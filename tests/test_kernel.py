@@ -145,7 +145,7 @@ def test_blocks_do_not_race_and_nothing_is_read_before_it_is_written(
 @pytest.mark.parametrize("dtype", ["float32", bool])
 @pytest.mark.parametrize("time", [(), (1,)])
 def test_a_form_holds_an_array_for_a_tpu(shape, dtype, time):
-    """Of each step of a block, or of all; what stands at no other place is not read."""
+    """One tile serves each step of a block, or all; entries at other places are not read."""
     array, form = np.arange(1, 1 + math.prod(shape)).reshape(shape) % 2 > 0, tpu.Form(shape, dtype)
     ref = np.zeros((*[2] * len(time), *form.on_chip), form.stored_dtype)
     form.write(ref, array.astype(dtype), *time)

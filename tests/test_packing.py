@@ -163,7 +163,7 @@ def test_packed_runs_are_those_of_each_sequence_alone(draw):
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_gradients_are_those_of_the_padded_run(reverse, draw, assert_close):
-    """Of a loss that is laid out as the sequences are, by one direction alone and by both."""
+    """The loss is laid out as the sequences are; one direction alone, and both."""
     layer, sequences = (CELL if reverse else LAYER), vectors(LENGTHS)
     packed, (padded, lengths) = pack(sequences, 6), pad(sequences, sizes=(4,))
     each = [np.cos(np.arange(n * 6, dtype="f")).reshape(n, 6) for n in LENGTHS]

@@ -78,7 +78,7 @@ def test_a_cell_of_ones_own_may_name_its_carry() -> None:
 
 
 def test_arguments_in_another_order_are_a_type_error() -> None:
-    """An ignored error that is none would be one, as mypy is strict."""
+    """mypy is strict: a comment below that ignored no error would be one itself."""
     cell = rnnjax.LSTMCell(5)
     with pytest.raises(InvalidInputError):
         unroll(cell, XS, drawn(cell))  # type: ignore[arg-type]

@@ -198,7 +198,7 @@ def test_a_negative_step_starts_within_the_axis(end: int, size: int) -> None:
 
 @pytest.mark.parametrize("op_type", ["GlobalAveragePool", "GlobalMaxPool"])
 def test_a_pool_over_no_space_changes_nothing(op_type: str) -> None:
-    """Of a matrix onnxruntime refuses both, and ONNX's reference has a number for the largest."""
+    """A matrix has no space: onnxruntime refuses both, and ONNX's reference returns a maximum."""
     proto, x = proto_of([node(op_type, ["x"], ["y"])], [value("x", [2, 3])], ["y"]), normal(2, 3)
     np.testing.assert_array_equal(rnnjax_onnx.load(proto)(x)[1], x)
 
