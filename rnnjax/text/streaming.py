@@ -121,11 +121,9 @@ class Stream:
         self._first = begin
         batch = len(begin.tokens)
         self.stopped = np.zeros(batch, bool)
-        # The last character before the call, then all new ones.
-        self._ids = np.asarray(begin.tokens)[None]
+        # States after some numbers of characters, and the ids from the last one of the first on.
+        self._states, self._ids = [(0, begin.carry)], np.asarray(begin.tokens)[None]
         self._kept = np.zeros(batch, np.int64)
-        # The state after a number of characters, which no row that still writes is before.
-        self._base = 0, begin.carry
         self._ended = Text(begin.carry, begin.tokens)
         self._pieces = self._run()
 
@@ -152,9 +150,13 @@ class Stream:
             made += len(new)
             self._ids = np.concatenate([self._ids, new])
             pieces = self._known(made)
-            # A chunk that is cut has a state of more characters than count.
-            if len(new) == self._chunk and (self._kept[~self.stopped] == made).all():
-                self._base = made, state.carry
+            if len(new) == self._chunk:  # else the state is of more characters than count
+                self._states.append((made, state.carry))
+            # States that no row needs are dropped, and their ids: a long stream stays small.
+            first, least = self._states[0][0], min(self._kept[~self.stopped], default=made)
+            while len(self._states) > 1 and self._states[1][0] <= least:
+                del self._states[0]
+            self._ids = self._ids[self._states[0][0] - first :]
             if any(len(piece) for piece in pieces):
                 yield pieces
 
@@ -163,7 +165,7 @@ class Stream:
         pieces = [self._ids[:0, row] for row in range(len(self._kept))]
         newly = np.zeros_like(self.stopped)
         for row in np.flatnonzero(~self.stopped):
-            pending = self._ids[self._kept[row] + 1 :, row]
+            pending = self._ids[self._kept[row] + 1 - self._states[0][0] :, row]
             known = find_stop(pending, self._stops)
             newly[row] = known is not None
             if known is None:
@@ -181,11 +183,12 @@ class Stream:
         """Return the state of these rows after their yielded characters; others are undefined."""
         if not rows.any():
             return self._ended
-        after, carry = self._base
-        kept = np.where(rows, self._kept, after)
-        unread = self._ids[after : kept.max()]
+        kept = np.where(rows, self._kept, np.min(self._kept[rows]))
+        after, carry = [state for state in self._states if state[0] <= np.min(kept)][-1]
+        first = self._states[0][0]
+        unread = self._ids[after - first : kept.max() - first]
         carry = read(self._step, self._params, carry, unread, lengths=kept - after)
-        return Text(carry, jnp.asarray(self._ids[kept, np.arange(len(kept))]))
+        return Text(carry, jnp.asarray(self._ids[kept - first, np.arange(len(kept))]))
 
 
 def read(
@@ -285,7 +288,5 @@ def _begun(written: npt.NDArray[np.integer], stops: Sequence[npt.NDArray[np.inte
 def _choose(rows: Any, new: Any, old: Any) -> Any:
     """Choose the new or the old state for each row."""
     return jax.tree.map(
-        lambda n, o: jnp.where(rows.reshape(rows.shape + (1,) * (n.ndim - rows.ndim)), n, o),
-        new,
-        old,
+        lambda n, o: jnp.where(rows.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, old
     )

@@ -317,8 +317,7 @@ class Source:
             sums.append(of_steps[group.start : 1 if is_stream else group.stop].tobytes())
             if is_stream:
                 epoch.close()
-        digest = hashlib.sha256(str(shapes).encode() + b"".join(sums))
-        return shapes, digest.hexdigest()
+        return shapes, hashlib.sha256(str(shapes).encode() + b"".join(sums)).hexdigest()
 
     def _groups(self, number: int, first: int, position: Any) -> Iterator[Group]:
         data = self.given

@@ -404,3 +404,17 @@ def test_calls_refuse_what_does_not_fit():
     ]:
         with pytest.raises(InvalidInputError, match=message):
             read(fixed, LOGITS, (), ids, lengths=lengths)
+
+
+def test_a_long_stream_keeps_few_characters_and_states():
+    """One row may always begin a stop string, while the other writes on."""
+    stops, length, chunk = [[0, 0, 1]], 4096, 16
+    logits = 9 * np.eye(3, dtype=np.float32)  # each character follows itself
+    made = stream(table, logits, (), np.array([0, 2]), key=jax.random.key(0), length=length,
+                  chunk=chunk, sampling=Sampling(temperature=0), stops=stops)  # fmt: skip
+    written, held = [0, 0], 0
+    for pieces in made:
+        written = [n + len(piece) for n, piece in zip(written, pieces, strict=True)]
+        held = max(held, len(made._ids), chunk * len(made._states))
+    assert written == [length, length]
+    assert held <= 3 * chunk
