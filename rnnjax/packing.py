@@ -186,7 +186,7 @@ def pad(sequences: Sequence[Any], *, sizes: Sequence[int] | None = None) -> Padd
     arrays = _as_arrays(sequences)
     lengths = np.array([len(array) for array in arrays])
     longest = int(lengths.max())
-    sizes = (max(8, 1 << max(longest - 1, 0).bit_length()),) if sizes is None else sizes
+    sizes = (max(8, 1 << (longest - 1).bit_length()),) if sizes is None else sizes
     sizes = list(sizes) if isinstance(sizes, Iterable) else sizes
     if not isinstance(sizes, list) or not all(map(_is_size, sizes)):
         raise InvalidInputError(

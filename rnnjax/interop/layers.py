@@ -289,7 +289,7 @@ def describe_cell(cell: Cell) -> str:
         parts = [cell.forward, *([] if cell.backward in (None, cell.forward) else [cell.backward])]
         return f"{kind}({', '.join(map(describe_cell, parts))})"
     if isinstance(cell, Regularized):
-        return describe_cell(cell.cell)
+        return f"{kind}({describe_cell(cell.cell)})"
     return f"{kind}({getattr(cell, 'hidden_size', cell.output_size)})"
 
 

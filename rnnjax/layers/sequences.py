@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 
-from rnnjax.cells.arguments import brief, check_carry, check_lengths, is_integer
+from rnnjax.cells.arguments import brief, check_carry, check_instance, check_lengths, is_integer
 from rnnjax.cells.base import CarryT, Cell, Params
 from rnnjax.engine.core.masking import expand, last_valid
 from rnnjax.engine.core.validation import checked_marks
@@ -97,7 +97,7 @@ def restart(cell: Cell[CarryT], params: Params, carry: CarryT, where: jax.Array)
         where: booleans ``(*batch,)``, True where a new sequence begins.
 
     Raises:
-        InvalidInputError: ``where`` are not booleans ``(*batch,)``, or the carry is another cell's.
+        InvalidInputError: ``cell`` is no cell, ``where`` not booleans, or the carry another cell's.
 
     >>> import rnnjax
     >>> cell = rnnjax.GRUCell(2)
@@ -112,9 +112,9 @@ def restart(cell: Cell[CarryT], params: Params, carry: CarryT, where: jax.Array)
             f"where must be booleans, one for each row, but are {where.dtype}; write "
             "where.astype(bool), or for the row i jnp.arange(batch) == i"
         )
-    alone = jax.eval_shape(cell.initial_carry)
-    wanted: Any = jax.tree.structure(alone)
-    if wanted == jax.tree.structure(carry):
+    check_instance("cell", cell, Cell, "a Cell such as rnnjax.LSTMCell(50)")
+    alone: Any = jax.eval_shape(cell.initial_carry)
+    if jax.tree.structure(alone) == jax.tree.structure(carry):
         leaves = zip(jax.tree.leaves(carry), jax.tree.leaves(alone), strict=True)
         batch = {leaf.shape[: leaf.ndim - one.ndim] for leaf, one in leaves}
         if batch != {where.shape}:

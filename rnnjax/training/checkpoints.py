@@ -401,8 +401,8 @@ def fitted(
         of_optimizer = all(path.startswith("['opt_state']") for path in differing)
         what = "optimizer" if of_optimizer else "model"
         raise CheckpointError(
-            f"{where} belongs to another {what}: {shown}{more}; build the {what} from the "
-            "configuration saved with it, or cast what is given to the types that were saved"
+            f"{where} belongs to another {what}: {shown}{more}; give one of the saved shapes (of a "
+            "carry the batch too) and types"
         )
     return jax.tree_util.tree_map_with_path(
         lambda path, _: jax.device_put(arrays[name(path)]), target
