@@ -72,7 +72,8 @@ def program(tmp_path, monkeypatch, capsys):
     def run(name, *arguments, check=True, picture=False):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        main = importlib.import_module(f"experiments.{name}.__main__").main
+        inside = "" if name.startswith("cookbook.") else ".__main__"
+        main = importlib.import_module(f"experiments.{name}{inside}").main
         capsys.readouterr()
         with monkeypatch.context() as patch:
             if name == "text_generator" and not picture:

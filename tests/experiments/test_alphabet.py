@@ -98,23 +98,6 @@ def test_a_chain_carries_state_and_a_cold_start_does_not(random_like):
     assert jax.jit(model.chain, static_argnums=2)(params, np.array([0]), 6).tolist() == expected
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--seq-length 26", "--seq-length must be from 1 to 25"),
-        ("--epochs 0", "--epochs must be at least 1"),
-        ("--learning-rate -1", "--learning-rate must be above 0"),
-        ("--batch-size 5", "--batch-size must divide the 25 inputs, and be 1 where the state"),
-        ("--no-stateful --batch-size 7", "--batch-size must divide the 25 inputs"),
-    ],
-)
-def test_bad_options(program, tmp_path, options, message):
-    refused = program("alphabet", *options.split(), check=False)
-    assert refused.returncode == 2
-    assert message in refused.stderr
-    assert [*tmp_path.iterdir()] == []
-
-
 @pytest.mark.slow
 def test_the_framings_reach_the_published_accuracies(program):
     assert "falls short" not in program("alphabet", "--all").stdout

@@ -261,17 +261,3 @@ def test_evaluate_writes_json_and_a_page(run_dir, tmp_path, capsys):
     assert mean == pytest.approx(stored["bits_per_character"], abs=1e-3)
     assert f"{stored['bits_per_character']:.3f} bits per character" in printed
     assert f"<strong>{stored['bits_per_character']:.3f}</strong>" in page.read_text("utf-8")
-
-
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        ("inspect --to .", "--to should name a file, but . is a folder"),
-        ("inspect --to a/b.html", "does not; make it first"),
-        ("inspect --to b.html --characters 1", "--characters must be at least 2"),
-        ("evaluate --page .", "--page should name a file"),
-        ("evaluate --json a/b", "--json should name a file in a folder"),
-    ],
-)
-def test_where_no_file_can_be_made_nothing_is_computed(refused, command, message):
-    assert message in refused(*command.split())

@@ -26,19 +26,8 @@ def test_the_list_names_every_program_and_says_what_it_is(capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("name", [*programs(), *COMMANDS])
-def test_help_begins_with_an_example(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    module, *arguments = name.split()
-    source = f"experiments.{module}" + ("" if module.startswith("cookbook.") else ".__main__")
-    if module == "cookbook":
-        source = "experiments.cookbook.__main__"
-    __import__(source)
-    monkeypatch.setattr(sys, "argv", ["program", *arguments, "--help"])
-    with pytest.raises(SystemExit) as end:
-        sys.modules[source].main()
-    assert end.value.code == 0
-    usage, example, text = capsys.readouterr().out.split("\n\n")[:3]
+def test_help_begins_with_an_example(program, name):
+    usage, example, text = program(*name.split(), "--help").stdout.split("\n\n")[:3]
     assert usage.startswith(f"usage: python -m experiments.{name}")
     assert re.match(rf"Example: python -m experiments\.{re.escape(name)}\b", example)
     assert text[0].isupper()
@@ -52,6 +41,75 @@ def test_help_of_the_converter_begins_with_an_example(
         make_parser().parse_args([*command, "--help"])
     example = " ".join(["rnnjax", *command])
     assert f"\n\nExample: {example}" in capsys.readouterr().out
+
+
+# What a user types wrong, where there are a text, two that cannot be read and a broken run.
+TRAIN = "text_generator train --layers 1 --hidden-size 4 --seq-length 10 --corpus text.txt"
+SHORT = "text_generator train --corpus short.txt"
+WRONG = [
+    ("alphabet --seq-length 26", "--seq-length must be from 1 to 25"),
+    ("alphabet --epochs 0", "--epochs must be at least 1"),
+    ("alphabet --learning-rate -1", "--learning-rate must be above 0"),
+    ("alphabet --batch-size 5", "must divide the 25 inputs, and be 1 where the state"),
+    ("alphabet --no-stateful --batch-size 7", "--batch-size must divide the 25 inputs"),
+    ("t_maze --corridor-length 0", "--corridor-length must be at least 1 and at most"),
+    ("t_maze --corridor-length 40", "--step-limit must be above --corridor-length 40, so that"),
+    ("t_maze --clip-norm nan", "--clip-norm must be above 0, but is nan"),
+    ("t_maze --discount 1.5", "--discount must be from 0 to 1, but is 1.5"),
+    ("t_maze --entropy-weight -1", "--entropy-weight must not be negative"),
+    ("tasks --tasks sorting", "there is no task sorting; there are parity"),
+    ("tasks --cells RNN", "there is no cell RNN; there are LSTM"),
+    ("tasks --seeds 0", "--seeds must be at least 1, but is 0"),
+    ("cookbook forecasts", "there is no program forecasts; there are autoencoder"),
+    ("cookbook.flip_flop --seed -1", "--seed must be at least 0, but is -1"),
+    ("cookbook.flip_flop --cell Gru", "--cell must name a cell of rnnjax"),
+    ("cookbook.flip_flop --cell ProjectionLSTM", "but is ProjectionLSTM ("),
+    ("cookbook.flip_flop --bits 4", "--bits must be at most 3, but is 4"),
+    ("cookbook.rows_of_digits --epochs 1 0 1", "--epochs must be at least 1"),
+    ("cookbook.ppo --tasks maze", "--tasks must be some of t_maze, repeat_previous"),
+    ("text_generator train --corpus nothing.txt", "no file 'nothing.txt' exists"),
+    ("text_generator train --corpus greek.txt", "use --vocabulary learned"),
+    (SHORT, "needs at least 101 ids"),
+    (f"{SHORT} --batch-size 0", "--batch-size must be at least"),
+    (f"{SHORT} --learning-rate inf", "not including, inf"),
+    (f"{SHORT} --layers two", "invalid"),
+    (f"{TRAIN} --cell mingru --recurrent-dropout 0.1", "recurrent dropout needs a product"),
+    (f"{TRAIN} --cell mingru --weight-drop 0.1", "weight_drop needs a recurrent_kernel"),
+    (f"{TRAIN} --sample-temperature inf", "temperature must be a number from 0"),
+    (f"{TRAIN} --seed {2**32}", "--seed must be at least 0 and at most 4294967295"),
+    (f"{TRAIN} --epochs 2 --accumulate 100", "makes one update of so many steps, but the"),
+    (f"{TRAIN} --tensorboard", "pip install tensorboardX"),
+    (f"{TRAIN} --mesh 8", "a mesh of 8 x 1 must take some of the"),
+    (f"{TRAIN} --mesh 0", '--mesh must be a number of devices (8), two of them (4x2), or "auto"'),
+    (f"{TRAIN} --mesh 4x2x1", "but is '4x2x1'"),
+    ("text_generator train --resume", "there is no run under"),
+    ("text_generator train --resume --run-dir broken", "cannot be understood"),
+    ("text_generator generate", "train a model first"),
+    ("text_generator generate --run-dir broken", "there is no checkpoint in"),
+    ("text_generator evaluate --run-dir nowhere", "is not a run folder"),
+    ("text_generator evaluate --page .", "--page should name a file"),
+    ("text_generator evaluate --json a/b", "--json should name a file in a folder"),
+    ("text_generator inspect --to .", "--to should name a file, but . is a folder"),
+    ("text_generator inspect --to a/b.html", "does not; make it first"),
+    ("text_generator inspect --to b.html --characters 1", "--characters must be at least 2"),
+]
+
+
+@pytest.mark.usefixtures("text")
+@pytest.mark.parametrize(("command", "message"), WRONG)
+def test_a_wrong_use_gets_one_sentence_and_writes_nothing(
+    program, tmp_path, monkeypatch, command, message
+):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    (tmp_path / "short.txt").write_text("only a few words")
+    (tmp_path / "greek.txt").write_text("αβγδ" * 100)
+    (tmp_path / "broken" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "broken" / "run.json").write_text("{")
+    result = program(*command.split(), check=False)
+    assert (result.returncode, "Traceback" in result.stderr) == (2, False)
+    assert message in result.stderr
+    files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {"text.txt", "short.txt", "greek.txt", "run.json"}
 
 
 @pytest.mark.parametrize(

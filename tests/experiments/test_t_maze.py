@@ -179,20 +179,3 @@ def test_an_agent_does_not_depend_on_those_beside_it():
     for one, other in zip(*map(jax.tree.leaves, (both, again)), strict=True):
         np.testing.assert_allclose(one[1], other[1], atol=1e-6)
     assert not np.allclose(both["cell"]["kernel"][0], again["cell"]["kernel"][0])
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("--corridor-length", 0, "must be at least 1 and at most"),
-        ("--corridor-length", 40, "--step-limit must be above --corridor-length 40, so that"),
-        ("--clip-norm", "nan", "must be above 0, but is nan"),
-        ("--discount", 1.5, "must be from 0 to 1, but is 1.5"),
-        ("--entropy-weight", -1, "must not be negative"),
-    ],
-)
-def test_bad_options(program, tmp_path, option, value, message):
-    refused = program("t_maze", option, value, check=False)
-    assert refused.returncode == 2
-    assert message in refused.stderr
-    assert [*tmp_path.iterdir()] == []

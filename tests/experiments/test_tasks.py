@@ -10,7 +10,7 @@ from experiments.cookbook.common.data import digits as digits_of
 from experiments.tasks import __main__ as tasks
 from experiments.tasks import data
 from experiments.tasks.__main__ import CELLS, PUBLISHED, TASKS, Config
-from rnnjax import InvalidInputError, Memory, matrix_memory
+from rnnjax import Memory, matrix_memory
 
 RNG = np.random.default_rng
 
@@ -123,19 +123,6 @@ def test_digits_are_read_pixel_by_pixel():
         assert digits[found] == digit
     few = data.pixels(images, digits, RNG(6), 1, 24, 40)[0]
     assert (few[[0, -1]] == xs[[0, -1]]).all()
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ({"tasks": ("sorting",)}, "there is no task sorting; there are parity"),
-        ({"cells": ("RNN",)}, "there is no cell RNN; there are LSTM"),
-        ({"seeds": 0}, "--seeds must be at least 1, but is 0"),
-    ],
-)
-def test_what_is_not_known_is_said(tmp_path, option, message):
-    with pytest.raises(InvalidInputError, match=message):
-        tasks.run(Config(run_dir=tmp_path / "run", **option))
 
 
 def test_every_task_is_drawn_as_it_says():

@@ -123,32 +123,6 @@ def test_train_generate_evaluate(generator, tiny, refused, text, tmp_path):
     assert len((run_dir / "epochs.jsonl").read_text().splitlines()) == 3
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["train", "--corpus", "nothing.txt"], "no file 'nothing.txt' exists"),
-        (["train", "--corpus", "short.txt"], "needs at least 101 ids"),
-        (["train", "--corpus", "greek.txt"], "use --vocabulary learned"),
-        (["train", "--corpus", "short.txt", "--batch-size", "0"], "--batch-size must be at least"),
-        (["train", "--corpus", "short.txt", "--learning-rate", "inf"], "not including, inf"),
-        (["train", "--corpus", "short.txt", "--layers", "two"], "invalid"),
-        (["train", "--resume"], "there is no run under"),
-        (["generate"], "train a model first"),
-        (["generate", "--run-dir", "broken"], "there is no checkpoint in"),
-        (["train", "--resume", "--run-dir", "broken"], "cannot be understood"),
-        (["evaluate", "--run-dir", "nowhere"], "is not a run folder"),
-    ],
-)
-def test_what_a_user_types_wrong_gets_one_sentence(refused, tmp_path, arguments, message):
-    (tmp_path / "short.txt").write_text("only a few words")
-    (tmp_path / "greek.txt").write_text("αβγδ" * 100)
-    (tmp_path / "broken" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "broken" / "run.json").write_text("{")
-    before = sorted(tmp_path.rglob("*"))
-    assert message in refused(*arguments)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
 @pytest.fixture(scope="module")
 def model():
     return CharacterModel.build(Architecture(layers=2, hidden_size=9), 68)

@@ -202,29 +202,6 @@ def test_processes_may_each_have_the_text_elsewhere(monkeypatch):
             check_alike(other, digest)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--cell", "mingru", "--recurrent-dropout", "0.1"], "recurrent dropout needs a product"),
-        (["--cell", "mingru", "--weight-drop", "0.1"], "weight_drop needs a recurrent_kernel"),
-        (["--sample-temperature", "inf"], "temperature must be a number from 0"),
-        (["--seed", str(2**32)], "--seed must be at least 0 and at most 4294967295"),
-        (["--epochs", "2", "--accumulate", "100"], "makes one update of so many steps, but the"),
-        (["--tensorboard"], "pip install tensorboardX"),
-        (["--mesh", "8"], "a mesh of 8 x 1 must take some of the"),
-        (["--mesh", "0"], '--mesh must be a number of devices (8), two of them (4x2), or "auto"'),
-        (["--mesh", "4x2x1"], "but is '4x2x1'"),
-    ],
-)
-def test_options_that_do_not_go_together_leave_no_run_behind(
-    refused, text, tmp_path, monkeypatch, options, message
-):
-    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
-    tiny = ["--layers", "1", "--hidden-size", "4", "--seq-length", "10", "--corpus", "text.txt"]
-    assert message in refused("train", *tiny, *options)
-    assert [*tmp_path.iterdir()] == [tmp_path / "text.txt"]
-
-
 def test_a_run_that_diverges_ends_by_patience_which_can_be_lifted(
     train, resume, generator, text, tmp_path
 ):

@@ -10,7 +10,6 @@ import pytest
 from experiments.cookbook import ppo, r2d2
 from experiments.cookbook.common import agents
 from experiments.cookbook.common.agents import TASKS, Agent, LayerRNN, RepeatPrevious, ScannedRNN
-from rnnjax.errors import InvalidInputError
 
 KEY = jax.random.key(0)
 TINY = {
@@ -102,8 +101,3 @@ def test_a_program_runs_on_all_tasks(program, ran):
         for who in (*agents.MEMORIES, agents.WITHOUT):
             assert len(rows[f"{name}: {who}"]) == len(result["train_seconds"][name][who]) == 2
             assert max(rows[f"{name}: {who}"]) <= rows[f"{name}: all remembered"] + 1e-6
-
-
-def test_a_task_that_there_is_not(tmp_path):
-    with pytest.raises(InvalidInputError, match="--tasks must be some of t_maze, repeat_previous"):
-        ppo.run(ppo.Config("made", tmp_path / "run", tasks=("maze",)))

@@ -43,16 +43,6 @@ def test_a_damaged_file_is_one_sentence(tmp_path, name):
         read(*stem, str(tmp_path))
 
 
-def test_bad_options(tmp_path):
-    for options, message in (
-        ({"seed": -1}, "--seed must be at least 0, but is -1"),
-        ({"epochs": (1, 0)}, "--epochs must be at least 1"),
-    ):
-        with pytest.raises(InvalidInputError, match=message):
-            Report.begin("program", "error", Options(tmp_path / "run", **options))
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize(("bound", "status"), [(2.0, 0), (0.5, 1)])
 def test_a_report_tells_what_was_missed(tmp_path, capsys, bound, status):
     report = Report.begin("program", "error", Options(tmp_path / "run"))

@@ -6,7 +6,6 @@ import pytest
 import rnnjax
 from experiments.cookbook import flip_flop
 from experiments.cookbook.flip_flop import Config
-from rnnjax.errors import InvalidInputError
 
 
 @pytest.mark.slow
@@ -45,16 +44,3 @@ def test_the_fixed_points_of_units_that_are_known():
     # Each saddle's two ways end in memories.
     assert paths.shape[1:] == (8, 2)
     np.testing.assert_allclose(np.abs(paths[-1]), root, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"cell": "Gru"}, "--cell must name a cell of rnnjax"),
-        ({"cell": "ProjectionLSTM"}, r"but is ProjectionLSTM \(.*proj_size"),
-        ({"bits": 4}, "--bits must be at most 3, but is 4"),
-    ],
-)
-def test_options_that_cannot_be(tmp_path, options, message):
-    with pytest.raises(InvalidInputError, match=message):
-        flip_flop.run(Config(run_dir=tmp_path / "run", **options))
