@@ -23,10 +23,8 @@ def small(monkeypatch):
 def test_made_questions_and_names_are_classified(ran, monkeypatch):
     for name in ("SimpleRNN", "LSTM"):  # for the time
         monkeypatch.delitem(CELLS, name)
-    result, scores = ran(classification, *SETTINGS, seeds=2)
-    ours = [row["name"] for row in result["rows"] if row["source"] == "here"]
+    _, scores = ran(classification, *SETTINGS, seeds=2)
     networks = ["bag of words and pairs", "CNN", *CELLS]
-    assert ours == [f"{task}: {name}" for task in SETTINGS for name in networks]
     for name in networks:
         assert np.mean(scores[f"questions: {name}"]) > 80, name  # by chance 17
     for name in networks[1:]:  # of four kinds of ends; by chance 25

@@ -1,6 +1,7 @@
 """What the programs of the cookbook share."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -16,8 +17,6 @@ from rnnjax.errors import InvalidInputError
 @dataclasses.dataclass(frozen=True)
 class Options:
     run_dir: Path
-    seed: int = 0
-    epochs: tuple[int, ...] = (1, 2)
 
 
 def test_sequences_side_by_side_with_time_first():
@@ -28,19 +27,20 @@ def test_sequences_side_by_side_with_time_first():
         data.padded([])
 
 
-def test_what_is_not_in_the_folder_is_said(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("mnist.npz", data.digits),
+        ("music/JSB_Chorales.mat", functools.partial(data.chords, "JSB_Chorales")),
+    ],
+)
+def test_a_file_that_is_missing_or_damaged_is_one_sentence(tmp_path, name, read):
     with pytest.raises(CorpusError, match="give a folder that has it by --data"):
-        data.read("mnist.npz", str(tmp_path))
-
-
-@pytest.mark.parametrize("name", ["mnist.npz", "music/JSB_Chorales.mat"])
-def test_a_damaged_file_is_one_sentence(tmp_path, name):
+        read(str(tmp_path))
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"garbage\n1,x\n")
-    read = {"mnist.npz": data.digits}.get(name, data.chords)
-    stem = [] if read is data.digits else [Path(name).stem]
     with pytest.raises(CorpusError, match=r"cannot be read .*the file is damaged"):
-        read(*stem, str(tmp_path))
+        read(str(tmp_path))
 
 
 @pytest.mark.parametrize(("bound", "status"), [(2.0, 0), (0.5, 1)])

@@ -1,9 +1,14 @@
+"""Images, films and scenes as they are made, and the programs that read them."""
+
 import jax
 import numpy as np
 import pytest
 
+import rnnjax
+from experiments.cookbook import autoencoder, captions, rows_of_digits, video
 from experiments.cookbook.common import data, images
-from experiments.cookbook.common.images import DIGIT, FRAME, FRAMES, PLACES, SCENE, WORDS
+from experiments.cookbook.common.images import DIGIT, FRAME, FRAMES, LENGTH, PLACES, SCENE, WORDS
+from experiments.cookbook.video import SEEN
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +99,135 @@ def test_a_convolution_is_that_of_xla(size, window, stride):
 
     expected, found = map(np.asarray, both(xs, kernel))
     np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=1e-4)
+
+
+def test_what_is_written_is_what_the_network_expects_behind_it():
+    apply, rng = jax.jit(captions.apply), np.random.default_rng(3)
+    params = jax.jit(captions.init)(jax.random.key(0))
+    # With which sentences end at several places.
+    noise = jax.tree.map(lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype("f"), params)
+    params = jax.tree.map(lambda leaf, more: leaf + more, params, noise)
+    scenes = np.random.default_rng(0).random((1, 20, SCENE, SCENE), np.float32)
+    part = {"scenes": scenes, "words": np.zeros((LENGTH, 20), np.int32)}
+    alone, words = map(np.asarray, captions.write(params, part))
+    assert alone.shape == words.shape == (LENGTH, 20)
+    ended = np.cumsum(words == 0, axis=0) > 0
+    assert (words[ended] == 0).all()
+    assert 0 < ended.mean() < 1
+    each, behind = apply(params, {**part, "words": words})
+    first = np.cumsum(ended, axis=0) == 1
+    counts = ~ended | first
+    np.testing.assert_array_equal(np.argmax(behind, axis=-1)[counts], words[counts])
+    # The first word knows the scene alone, the others those before it too.
+    other = {**part, "words": np.concatenate([(words[:1] + 1) % len(WORDS), words[1:]])}
+    each_changed, changed = apply(params, other)
+    differs = (np.asarray(changed) != np.asarray(behind)).any(axis=(1, 2))
+    assert differs.tolist() == [False] + [True] * (LENGTH - 1)
+    np.testing.assert_array_equal(each, each_changed)
+
+
+@pytest.mark.slow
+def test_networks_go_on_with_made_films(ran, monkeypatch):
+    few = {"CNN": (False, None, 1, 50), "ConvLSTM": (True, rnnjax.ConvLSTMCell(8), 3, 5)}
+    monkeypatch.setattr(video, "NETWORKS", few)
+    _, scores = ran(video, "films", films=100)
+    assert scores["CNN: digits and ways"] <= scores["CNN: both digits"]
+    assert scores["ConvLSTM"][0] < 0.8 * scores["the last frame again"][0]
+
+
+@pytest.mark.parametrize("cell", [rnnjax.LSTMCell(6), rnnjax.ConvLSTMCell(3)])
+def test_what_is_drawn_follows_from_seen_frames_alone(cell, source):
+    params = jax.jit(video.init, static_argnums=(0, 1))(True, cell, jax.random.key(0))
+    films = images.draw_films(source, 3, 1)["films"]
+    apply = jax.jit(lambda films: jax.nn.sigmoid(video.go_on(cell, params, films)))
+    drawn = np.asarray(apply(films))
+    unseen, last = films.copy(), films.copy()
+    unseen[SEEN:] = 0.5
+    np.testing.assert_array_equal(apply(unseen), drawn)
+    last[SEEN - 1] = 0.5
+    differs = (np.asarray(apply(last)) != drawn).any(axis=(1, 2, 3, 4))
+    assert differs.tolist() == [False] * (SEEN - 1) + [True] * (FRAMES - SEEN)
+    # Given for a frame what it would draw, it draws the same.
+    once = films.copy()
+    once[SEEN:] = drawn[SEEN - 1 :]
+    shape = films.shape[1:] if cell.hidden_size == 3 else (3, -1)
+
+    @jax.jit
+    def given(params, films):
+        _, ys = rnnjax.unroll(cell, params["cell"], films.reshape(FRAMES - 1, *shape))
+        return jax.nn.sigmoid(ys @ params["head"] + params["bias"]).reshape(drawn.shape)
+
+    np.testing.assert_allclose(given(params, once[:-1]), drawn, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_it_learns_what_images_differ_in(ran, monkeypatch):
+    # The made digits take it too long; of these it has to learn how far the left or right is lit.
+    rng, columns = np.random.default_rng(0), np.arange(28)
+    edges = rng.integers(4, 24, 360)
+    lit = (columns < edges[:, None]) ^ (rng.integers(0, 2, (360, 1)) == 1)
+    images = np.repeat(255 * lit[:, None].astype(np.uint8), 28, axis=1)
+    made = data.Digits(images[:300], edges[:300], images[300:], edges[300:])
+    monkeypatch.setattr(data, "digits", lambda folder: made)
+    _, scores = ran(autoencoder, "digits", seeds=1, hidden_size=32, epochs=30)
+    mean, linear, (written,) = scores.values()
+    assert linear < 1e-4 < mean
+    assert written < 0.3 * mean
+
+
+def test_all_that_the_decoder_gets_is_the_code(random_like):
+    config = autoencoder.Config(hidden_size=8)
+    params = random_like(lambda: autoencoder.init(config, jax.random.key(0)), 0)
+    encode, decode, error = (
+        jax.jit(function, static_argnums=0)
+        for function in (autoencoder.encode, autoencoder.decode, autoencoder.error)
+    )
+    images = np.random.default_rng(0).uniform(size=(28, 3, 28)).astype(np.float32)
+    codes = encode(config, params, images)
+    assert codes.shape == (3, 32)
+    written = np.asarray(decode(config, params, codes))
+    np.testing.assert_allclose(
+        error(config, params, images), ((written - images) ** 2).mean(), rtol=1e-5
+    )
+    # Each row of a batch is coded and written for itself.
+    alone = decode(config, params, encode(config, params, images[:, 1:2]))
+    np.testing.assert_allclose(written[:, 1:2], alone, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_made_digits_are_read_by_rows_and_by_a_cnn(ran, monkeypatch):
+    few = {"GRU by rows": (0, rnnjax.GRUCell(32)), "CNN": (1, None),
+           "GRU by pixels": (2, rnnjax.GRUCell(8))}  # fmt: skip
+    monkeypatch.setattr(rows_of_digits, "NETWORKS", few)
+    monkeypatch.setattr(rows_of_digits, "KERNELS", ((3, 3, 1, 4), (3, 3, 4, 8), (3, 3, 8, 48)))
+    result, scores = ran(
+        rows_of_digits, "wrong", seeds=2, epochs=(25, 12, 1), batch_size=25, learning_rate=0.02
+    )
+    # By chance 10 %: a digit is one of ten.
+    assert min(scores["GRU by rows"]) > 60
+    assert min(scores["CNN"]) > 80
+    gru, cnn = (scores[name][0] / 100 * 60 for name in ("GRU by rows", "CNN"))
+    both, no_gru, no_cnn, neither = result["images"].values()
+    assert (both + no_cnn, both + no_gru) == pytest.approx((gru, cnn))
+    assert both + no_gru + no_cnn + neither == 60
+
+
+@pytest.mark.parametrize("by", ["rows", "pixels"])
+def test_a_network_reads_an_image_from_the_top_line_by_line(monkeypatch, by):
+    cell = rnnjax.GRUCell(5)
+    monkeypatch.setattr(rows_of_digits, "NETWORKS", {by: (2 * (by == "pixels"), cell)})
+    init = jax.jit(rows_of_digits.init, static_argnums=(0, 1))
+    params = init(cell, 28 if by == "rows" else 1, jax.random.key(0))
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
+    apply = jax.jit(rows_of_digits.apply, static_argnums=0)
+    found = np.asarray(apply(by, params, images.swapaxes(0, 1)))
+    head, bias = np.asarray(params["head"]), np.asarray(params["bias"])
+    step = jax.jit(lambda carry, x: cell.step(params["body"], carry, x))
+    for image, logits in zip(images / 255, found, strict=True):
+        carry = cell.initial_carry()
+        small = [
+            [image[i : i + 2, j : j + 2].mean()] for i in range(0, 28, 2) for j in range(0, 28, 2)
+        ]
+        for x in image if by == "rows" else small:
+            carry, y = step(carry, np.asarray(x, np.float32))
+        np.testing.assert_allclose(logits, np.asarray(y) @ head + bias, atol=1e-5)

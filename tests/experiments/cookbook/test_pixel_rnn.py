@@ -31,18 +31,6 @@ def logits_of(params, images):
     return logits.swapaxes(0, 1).reshape(logits.shape[1], SIZE * SIZE)
 
 
-@pytest.mark.slow
-def test_made_digits_are_learned_and_completed(ran):
-    result, scores = ran(
-        pixel_rnn, "completions", channels=8, layers=1, epochs=3, batch_size=10, learning_rate=0.03
-    )
-    alone, near, learned = list(scores.values())[:3]
-    assert np.mean(learned) < near < alone
-    assert 150 < alone < SIZE * SIZE * np.log(2)
-    assert scores["NADE"] == 88.33
-    assert result["seconds_to_complete"] > 0
-
-
 def test_a_pixel_follows_from_those_before_it_alone(params, images):
     before = np.asarray(logits_of(params, images))
     for row, column in [(0, 0), (5, 0), (13, 20), (14, 26), (27, 26)]:

@@ -11,16 +11,6 @@ from experiments.cookbook import translation
 from experiments.cookbook.translation import BEGIN, END, PADDING, UNKNOWN, Model, numbered
 
 
-@pytest.mark.slow
-def test_it_translates_made_sentences(ran):
-    result, scores = ran(translation, "attention", size=48, epochs=60, dropout=0.1)
-    assert scores["perplexity"][0] < 2.5  # of 26 words; by chance 26
-    assert scores["BLEU, beam of 5"][0] > 70
-    assert scores["BLEU, greedy"][0] > 60
-    assert scores["BLEU, training sentence most alike"] == pytest.approx(100)  # each was seen
-    assert len(result["translations"]) == 40
-
-
 def test_words_and_sentences():
     sentence = "a man's red-haired boy (left) doesn't run, or stop!"
     words = translation.words_of(sentence)
