@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import io
 import os
 import pty
@@ -6,7 +7,7 @@ import random
 import select
 import signal
 import sys
-import threading
+import types
 
 import jax
 import numpy as np
@@ -128,26 +129,27 @@ def test_every_filter_reaches_the_draws(written, trained):
         assert text == continued(trained, "ab", sampling)
         texts.add(text)
     assert len(texts) == 3
+    window = ["--prime", "ab", "--repetition-penalty", "1.3", "--penalty-window"]
+    assert written(*window, 10**11) == written(*window, 62)  # the whole text
 
 
 def continued(trained, prime, sampling):
-    """By one call from the whole text, with the key of the first sample."""
-    ids, key = trained.vocabulary.encode(prime)[:, None], jax.random.fold_in(jax.random.key(3), 0)
-    _, drawn = sample(trained.model.step, trained.params, read_by_hand(trained, ids[:-1]), ids[-1],
-                      key=jax.random.split(key)[1][None], length=60, sampling=sampling,
-                      history=ids)  # fmt: skip
-    return prime + trained.vocabulary.decode(np.asarray(drawn)[:, 0])
+    """With the key of the first sample."""
+    key = jax.random.split(jax.random.fold_in(jax.random.key(3), 0))[1]
+    return prime + drawn_after(trained, prime, key, sampling)
+
+
+def drawn_after(trained, text, key, sampling):
+    """By one call from the whole text, which is read character by character."""
+    ids, carry = trained.vocabulary.encode(text)[:, None], trained.model.initial_carry(1)
+    for token in ids[:-1]:
+        carry, _ = step(trained.model, trained.params, carry, token)
+    _, drawn = sample(trained.model.step, trained.params, carry, ids[-1], key=key[None],
+                      length=60, sampling=sampling, history=ids)  # fmt: skip
+    return trained.vocabulary.decode(np.asarray(drawn)[:, 0])
 
 
 step = jax.jit(CharacterModel.step, static_argnums=0)
-
-
-def read_by_hand(trained, ids):
-    """The state after characters ``(time, 1)``, one after the other."""
-    carry = trained.model.initial_carry(1)
-    for token in ids:
-        carry, _ = step(trained.model, trained.params, carry, token)
-    return carry
 
 
 def test_bfloat16_products_reach_the_step(written):
@@ -170,11 +172,6 @@ def test_the_second_text_compiles_nothing(written):
     before = drawing.draw._cache_size(), streaming._read._cache_size()
     assert written("--prime", "ab", "--seed", "2") not in texts
     assert (drawing.draw._cache_size(), streaming._read._cache_size()) == before
-
-
-def test_a_window_longer_than_the_text_is_the_whole_text(written):
-    options = ["--prime", "ab", "--repetition-penalty", "1.3", "--penalty-window"]
-    assert written(*options, 10**11) == written(*options, 62)
 
 
 def test_no_input_at_all_is_the_end_of_the_conversation(run_dir, monkeypatch):
@@ -220,15 +217,12 @@ def test_a_model_without_numbers_is_an_error(generate, monkeypatch, trained):
     assert "logits must have a finite maximum, but those for character 0 of row 0" in result.stderr
 
 
-def answer(trained, text, turn, length, stop="\n"):
+def answer(trained, text, turn, stop):
     """What the model answers to all that was said, read from the start, and whether it stopped."""
-    ids = trained.vocabulary.encode(text)[:, None]
     key = jax.random.fold_in(jax.random.key(3), turn)
-    _, drawn = sample(trained.model.step, trained.params, read_by_hand(trained, ids[:-1]), ids[-1],
-                      key=key[None], length=length, temperature=1.0)  # fmt: skip
-    written = trained.vocabulary.decode(np.asarray(drawn)[:, 0])
-    found = written.find(stop) if stop else -1
-    return (written, False) if found < 0 else (written[:found], True)
+    written = drawn_after(trained, text, key, Sampling(1.0))
+    said, found, _ = written.partition(stop or "what it cannot write")
+    return said, bool(found)
 
 
 @pytest.mark.parametrize("stop", ["\n", "", "a"], ids=repr)
@@ -243,7 +237,7 @@ def test_a_conversation_goes_on_from_all_that_was_said(generate, trained, stop):
             text, turn = "de.", 0
             continue
         text += line + "\n"
-        said, stopped = answer(trained, text, turn, 60, stop)
+        said, stopped = answer(trained, text, turn, stop)
         ends.add(stopped)
         expected.append(said)
         text += said + (stop if stopped else "\n")
@@ -262,43 +256,26 @@ def test_unknown_characters_of_a_line_are_dropped_with_a_note(generate):
     assert generate(*options, stdin="").stdout == ""
 
 
-def test_each_answer_comes_before_the_next_line_is_read(run_dir, trained, monkeypatch, capsys):
-    """Between two pipes, until the one breaks to which it writes."""
-    (stdin, to_it), (from_it, stdout) = os.pipe(), os.pipe()
-    lines, answers = ["abc", "d e", ""], []
+def test_each_answer_comes_before_the_next_line_is_read(run_dir, monkeypatch, capsys):
+    """Until the pipe breaks to which it writes."""
+    ours, theirs = os.pipe()
 
-    def talk():
-        for line in lines:
-            os.write(to_it, f"{line}\n".encode())
-            answer = b""
-            while not answer.endswith(b"\n") and select.select([from_it], [], [], 60)[0]:
-                answer += os.read(from_it, 300)
-            answers.append(answer.decode())
-        os.close(from_it)
-        os.write(to_it, b"abc\n")
+    def typed():
+        for line in ("abc\n", "d e\n", "\n"):
+            yield line
+            assert select.select([ours], [], [], 0)[0]
+            assert os.read(ours, 4096).endswith(b"\n")
+        os.close(ours)
+        yield "abc\n"
 
+    stdin = types.SimpleNamespace(readline=functools.partial(next, typed()), isatty=lambda: False)
     options = ["--interactive", "--temperature", "1", "--seed", "3", "--length", "60"]
     monkeypatch.setattr(sys, "argv", ["x", "generate", "--run-dir", str(run_dir), *options])
-    thread = threading.Thread(target=talk)
-    thread.start()
-    with (
-        open(stdin, encoding="utf-8") as reads,
-        open(stdout, "w", encoding="utf-8") as writes,
-        monkeypatch.context() as patch,
-    ):
-        patch.setattr(sys, "stdin", reads)
-        patch.setattr(sys, "stdout", writes)
+    with open(theirs, "w", encoding="utf-8") as stdout, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", stdin)
+        patch.setattr(sys, "stdout", stdout)
         assert main() == 141
-    thread.join()
-    os.close(to_it)
     assert capsys.readouterr().err == ""
-    text = ""
-    for turn, (line, answered) in enumerate(zip(lines, answers, strict=True)):
-        text += line + "\n"
-        said, stopped = answer(trained, text, turn, 60)
-        assert stopped
-        assert answered == said + "\n"
-        text += said + "\n"
 
 
 def test_on_a_terminal_characters_arrive_as_they_are_made(start, run_dir):

@@ -1,5 +1,6 @@
 """From a corpus to ids, and to batches, however long and in whatever pieces."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -47,8 +48,12 @@ def test_batches_are_those_of_the_library(tmp_path, text, carry_state):
     if not carry_state:
         order, weights = shuffled_batches(len(inputs), 4, seed=3, epoch=2)
         inputs, targets = inputs[order], targets[order]
+    mine = dataclasses.replace(data, rows=np.array([1, 3]))  # of one of several processes
+    part = mine.batches(2)
     for name, expected in (("inputs", inputs), ("targets", targets), ("weights", weights)):
         np.testing.assert_array_equal(batches[name], expected)
+        np.testing.assert_array_equal(part[name], np.asarray(expected)[:, [1, 3]])
+    assert mine.steps_per_epoch == data.steps_per_epoch
 
 
 def test_bytes_need_not_be_text(train, resume, generator, tmp_path):

@@ -1,6 +1,5 @@
 """The text generator over several devices and processes."""
 
-import dataclasses
 import json
 import os
 import random
@@ -15,7 +14,6 @@ import pytest
 
 from experiments.text_generator.checkpoints import divided_axis, sharding_of
 from experiments.text_generator.config import Architecture, Text, Train
-from experiments.text_generator.data import Data
 
 TINY = ["--layers", "2", "--hidden-size", "16", "--batch-size", "8", "--seq-length", "10",
         "--corpus", "text.txt", "--sample-length", "4"]  # fmt: skip
@@ -131,15 +129,3 @@ def test_the_cores_are_taken_where_it_pays_unless_a_mesh_is_asked_for():
     assert devices(32, 16) == 1  # too little to do
     assert devices(31, 512) == 1  # cannot be divided
     assert devices(32, 512, "1") == devices(32, 512, "1x1") == 1
-
-
-def test_each_process_reads_its_rows_alone(text, tmp_path):
-    for carry_state in (False, True):
-        options = Text(str(tmp_path / "text.txt"), batch_size=4, seq_length=9,
-                       carry_state=carry_state)  # fmt: skip
-        data = Data.load(options, seed=3)
-        mine = dataclasses.replace(data, rows=np.array([1, 3]))
-        whole, part = data.batches(2), mine.batches(2)
-        for name in whole:
-            np.testing.assert_array_equal(np.asarray(whole[name])[:, [1, 3]], part[name])
-        assert mine.steps_per_epoch == data.steps_per_epoch
