@@ -8,7 +8,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from unittest.mock import Mock
 
@@ -249,7 +248,7 @@ def test_lengths_are_told_by_the_step() -> None:
 
 
 @pytest.mark.parametrize("module", PROGRAMS.values(), ids=PROGRAMS)
-def test_a_program_is_hardly_longer_than_in_keras(module: ModuleType) -> None:
+def test_a_program_is_hardly_longer_than_in_keras(module: Any) -> None:
     assert 9 < lines(module.in_rnnjax) <= 1.2 * lines(module.in_keras)
 
 

@@ -15,7 +15,7 @@ from rnnjax.interop.convert import make_parser
 COMMANDS = [f"text_generator {c}" for c in ("train", "generate", "evaluate", "inspect", "export")]
 
 
-def test_the_list_names_every_program_and_says_what_it_is(capsys: pytest.CaptureFixture) -> None:
+def test_the_list_names_every_program_and_says_what_it_is(capsys):
     main()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Example: ")
@@ -34,9 +34,7 @@ def test_help_begins_with_an_example(program, name):
 
 
 @pytest.mark.parametrize("command", [[], ["show"], ["convert"]])
-def test_help_of_the_converter_begins_with_an_example(
-    command: list[str], capsys: pytest.CaptureFixture
-) -> None:
+def test_help_of_the_converter_begins_with_an_example(command, capsys):
     with pytest.raises(SystemExit):
         make_parser().parse_args([*command, "--help"])
     example = " ".join(["rnnjax", *command])
@@ -80,6 +78,7 @@ WRONG = [
     (f"{TRAIN} --epochs 2 --accumulate 100", "makes one update of so many steps, but the"),
     (f"{TRAIN} --tensorboard", "pip install tensorboardX"),
     (f"{TRAIN} --mesh 8", "a mesh of 8 x 1 must take some of the"),
+    (f"{TRAIN} --mesh 2 --batch-size 3", "--mesh 2 divides --batch-size"),
     (f"{TRAIN} --mesh 0", '--mesh must be a number of devices (8), two of them (4x2), or "auto"'),
     (f"{TRAIN} --mesh 4x2x1", "but is '4x2x1'"),
     ("text_generator train --resume", "there is no run under"),
@@ -89,6 +88,9 @@ WRONG = [
     ("text_generator evaluate --run-dir nowhere", "is not a run folder"),
     ("text_generator evaluate --page .", "--page should name a file"),
     ("text_generator evaluate --json a/b", "--json should name a file in a folder"),
+    ("text_generator evaluate short.txt --page ./short.txt", "which it would replace"),
+    ("text_generator evaluate --page a.html --json a.html", "one would replace the other"),
+    ("text_generator inspect short.txt --to short.txt", "which it would replace"),
     ("text_generator inspect --to .", "--to should name a file, but . is a folder"),
     ("text_generator inspect --to a/b.html", "does not; make it first"),
     ("text_generator inspect --to b.html --characters 1", "--characters must be at least 2"),
@@ -116,6 +118,7 @@ def test_a_wrong_use_gets_one_sentence_and_writes_nothing(
     ("error", "status", "message"),
     [
         (OSError(errno.ENOSPC, "no space"), 2, "error: there is no room for what was to be"),
+        (PermissionError(errno.EACCES, "no"), 2, "error: a file or folder could not be read or"),
         (MemoryError("9 GB"), 2, "error: there is not enough memory (9 GB); take a smaller"),
         (RuntimeError("RESOURCE_EXHAUSTED: 9 GB"), 2, "error: there is not enough memory"),
         (InvalidInputError("it must be so"), 2, "error: it must be so"),
