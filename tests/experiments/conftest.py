@@ -1,8 +1,10 @@
+import dataclasses
 import functools
 import importlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from experiments import runs
@@ -46,6 +48,8 @@ def untrained():
         state = training.new_state(
             model, config, training.make_optimizer(config.optimization, 1, 1)
         )
+        # Large parameters, so that what is read makes a difference.
+        state = dataclasses.replace(state, params=jax.tree.map(lambda a: 5 * a, state.params))
         about = {"config": described(config, data)}
         Checkpoints(config.run_dir / "checkpoints").save(state, about)
         return config.run_dir

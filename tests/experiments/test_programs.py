@@ -88,7 +88,7 @@ WRONG = [
     ("text_generator evaluate --run-dir nowhere", "is not a run folder"),
     ("text_generator evaluate --page .", "--page should name a file"),
     ("text_generator evaluate --json a/b", "--json should name a file in a folder"),
-    ("text_generator evaluate short.txt --page ./short.txt", "which it would replace"),
+    ("text_generator evaluate short.txt --page broken/../short.txt", "which it would replace"),
     ("text_generator evaluate --page a.html --json a.html", "one would replace the other"),
     ("text_generator inspect short.txt --to short.txt", "which it would replace"),
     ("text_generator inspect --to .", "--to should name a file, but . is a folder"),
