@@ -224,7 +224,7 @@ class _Run:
         if node.input(1):
             check_weights(layer.cell, weights)
             params = params_from_onnx(layer.cell, *weights)
-        if carry is None and (h is not None or c is not None):
+        if carry is None:
             carry = _carry_of(layer.cell, (h, c), xs.shape[1])
         method, reverse = self.context.method, layer.reverse
         carry, ys = unroll(
