@@ -861,7 +861,7 @@ TABLE: dict[str, list[str]] = {
         "ids[{{ => np.sort(}}self._code_points{{ => )}}] = np.arange(len(self))",
     ],
     "rnnjax/training/checkpoints.py": [
-        "tests/training/test_fit.py::test_a_run_that_failed_goes_on_exactly",
+        "tests/training/test_fit.py::test_a_run_that_was_ended_goes_on_exactly",
         "a restored state has the optimiser of a new one",
         "return {{jax.tree.map(as_keys, state, like) => TrainState(**vars(jax.tree.map(as_keys, "
         "state, like)) | dict(opt_state=jax.tree.map(jnp.zeros_like, like.opt_state)))}}",

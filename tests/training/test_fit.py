@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from training_helpers import At, bits
 
 from rnnjax import CheckpointError, InvalidInputError, NonFiniteError
 from rnnjax.training import Checkpoints, EarlyStopping, Progress, RunFolder, Sharding, Silent, fit
 from rnnjax.training.files import locked, read_lines
 from rnnjax.training.identity import _sums
+from rnnjax.training.parameters import load_params
 
 PARAMS = {"kernel": np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)}
 OPTIMIZER = optax.chain(
@@ -62,9 +64,13 @@ def run(folder, progress=None, data=batches, optimizer=OPTIMIZER, hooks=(), **op
     )  # fmt: skip
 
 
-def bits(state):
-    arrays = jax.tree.map(np.asarray, (state.params, state.opt_state, state.carry))
-    return b"".join(leaf.tobytes() for leaf in jax.tree.leaves(arrays))
+def left(folder, result):
+    """All that a run leaves, except for its speed."""
+    steps, epochs = (read_lines(folder / f"{name}.jsonl") for name in ("steps", "epochs"))
+    assert epochs == result.history
+    for entry in epochs:
+        entry.pop("steps_per_second", None)
+    return bits(result.state), steps, epochs
 
 
 @pytest.fixture(scope="module")
@@ -75,20 +81,7 @@ def undisturbed(tmp_path_factory):
     assert int(result.state.step) == 15
     assert repr(result).startswith("Fit(3 epochs, best={'step': 15, ")
     assert "rray" not in repr(result)
-    return bits(result.state), read_lines(folder / "steps.jsonl")
-
-
-class At(Silent):
-    """Does something when a step is reached."""
-
-    def __init__(self, step, action):
-        super().__init__()
-        self.reached, self.action = step, action
-
-    def on_dispatch(self, step, losses, seconds):
-        if step >= self.reached:
-            self.reached = float("inf")
-            self.action()
+    return left(folder, result)
 
 
 def fail():
@@ -99,31 +92,26 @@ def send(*numbers):
     return lambda *_: [os.kill(os.getpid(), number) for number in numbers]
 
 
-# Before the first epoch's end, at it, behind it, and at the very last.
-@pytest.mark.parametrize("step", [2, 5, 7, 15])
-def test_a_run_that_failed_goes_on_exactly(undisturbed, tmp_path, step):
-    with pytest.raises(RuntimeError, match="an accident"):
-        run(tmp_path, At(step, fail))
-    result = run(tmp_path)
-    assert bits(result.state) == undisturbed[0]
-    assert read_lines(tmp_path / "steps.jsonl") == undisturbed[1]
-
-
 @pytest.mark.parametrize(
-    ("number", "step"),
-    [(signal.SIGTERM, 4), (signal.SIGHUP, 10), (signal.SIGINT, 4), (signal.SIGTERM, 15)],
-)
-def test_a_signal_saves_the_step_in_progress(undisturbed, tmp_path, number, step):
-    handler = signal.getsignal(number)
-    result = run(tmp_path, At(step, send(number)))
-    assert (result.stopped_by, result.finished) == (number, step == 15)
-    assert int(result.state.step) == step
-    assert signal.getsignal(number) == handler
-    assert (tmp_path / "result.json").exists() == (step == 15)
+    ("step", "number"),
+    # Before the first epoch's end, at it, behind it, and at the very last.
+    [(2, None), (5, None), (7, None), (15, None),
+     (4, signal.SIGINT), (7, signal.SIGTERM), (10, signal.SIGHUP), (15, signal.SIGTERM)],
+)  # fmt: skip
+def test_a_run_that_was_ended_goes_on_exactly(undisturbed, tmp_path, step, number):
+    """By an error; or by a signal, which saves the step in progress."""
+    if number is None:
+        with pytest.raises(RuntimeError, match="an accident"):
+            run(tmp_path, At(step, fail))
+    else:
+        handler, ended = signal.getsignal(number), run(tmp_path, At(step, send(number)))
+        assert (ended.stopped_by, ended.finished, int(ended.state.step)) == (
+            number, step == 15, step)  # fmt: skip
+        assert signal.getsignal(number) == handler
+        assert (tmp_path / "result.json").exists() == (step == 15)
     result = run(tmp_path)
     assert (result.stopped_by, result.finished) == (None, True)
-    assert bits(result.state) == undisturbed[0]
-    assert read_lines(tmp_path / "steps.jsonl") == undisturbed[1]
+    assert left(tmp_path, result) == undisturbed
 
 
 def both(*_):
@@ -143,8 +131,10 @@ FAILED = "stopped by it and by an error; there is no checkpoint"
         ({"progress": At(2, both)}, RuntimeError, f"SIGTERM: {FAILED}"),
         ({"evaluate": both}, RuntimeError, f"SIGTERM: {FAILED}"),
         ({"progress": At(4, send(signal.SIGINT))}, KeyboardInterrupt, f"SIGINT: {SAVED}"),
+        ({"progress": At(4, send(signal.SIGINT)), "folder": None}, KeyboardInterrupt,
+         "interrupted after step 4: without a run_dir nothing is saved"),
     ],
-)
+)  # fmt: skip
 def test_a_signal_does_what_it_would_have_done_once_its_step_is_saved(
     tmp_path, capsys, options, ends, said
 ):
@@ -152,30 +142,23 @@ def test_a_signal_does_what_it_would_have_done_once_its_step_is_saved(
     heard = []
     signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     with contextlib.nullcontext() if ends is None else pytest.raises(ends):
-        assert run(tmp_path, on_signal="raise", **options).stopped_by == signal.SIGTERM
+        result = run(**{"folder": tmp_path, "on_signal": "raise", **options})
+        assert result.stopped_by == signal.SIGTERM
     assert heard == [signal.SIGTERM] * ("SIGTERM" in said)
     assert said.format(tmp_path) in capsys.readouterr().err
 
 
-def test_without_a_folder_a_signal_is_returned_or_what_it_loses_is_said(undisturbed, capsys):
+def test_without_a_folder_a_run_is_the_same_and_a_signal_is_returned(undisturbed):
     assert bits(run(None, steps_per_dispatch=None).state) == undisturbed[0]
     result = run(None, At(4, send(signal.SIGINT)))
     assert (int(result.state.step), result.stopped_by, result.finished) == (4, signal.SIGINT, False)
-    with pytest.raises(KeyboardInterrupt):
-        run(None, At(4, send(signal.SIGINT)), on_signal="raise")
-    said = capsys.readouterr().err
-    assert "interrupted after step 4: without a run_dir nothing is saved" in said
 
 
-def test_means_are_weighted_and_complete_after_a_resume(tmp_path):
-    run(tmp_path, At(7, send(signal.SIGTERM)))
-    history = run(tmp_path).history
-    steps = read_lines(tmp_path / "steps.jsonl")
-    assert read_lines(tmp_path / "epochs.jsonl") == history
-    assert [e["epoch"] for e in history] == [1, 2, 3]
-    for entry in history:
-        losses = [s["loss"] for s in steps if s["epoch"] == entry["epoch"]]
-        assert entry["loss"] == pytest.approx(np.average(losses, weights=[1, 1, 1, 1, 3]))
+def test_means_are_weighted(undisturbed):
+    _, steps, epochs = undisturbed
+    losses = np.reshape([entry["loss"] for entry in steps], (3, 5))
+    expected = np.average(losses, axis=1, weights=[1, 1, 1, 1, 3])
+    assert [entry["loss"] for entry in epochs] == pytest.approx(expected)
     nothing = run(None, data=lambda epoch: batches(epoch) | {"weight": np.zeros(5, np.float32)})
     assert all(np.isnan(entry["loss"]) for entry in nothing.history)
 
@@ -197,21 +180,19 @@ def test_not_finite_names_the_step_and_the_last_good_checkpoint(tmp_path):
         run(tmp_path / "other", data=lambda epoch: batches(epoch, [0]))
 
 
-def test_steps_that_are_not_finite_are_skipped_counted_and_exact(tmp_path):
-    spoilt = functools.partial(batches, spoilt=[6, 7])
-    result = run(tmp_path, data=spoilt, skip_nonfinite=2)
-    assert [entry.get("skipped", 0) for entry in result.history] == [0, 2, 0]
-    steps = read_lines(tmp_path / "steps.jsonl")
-    assert steps[6] == {"step": 7, "epoch": 2, "skipped": True}
+def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path):
+    result = run(tmp_path, data=functools.partial(batches, spoilt=[4, 6, 7]), skip_nonfinite=2)
+    assert [entry.get("skipped", 0) for entry in result.history] == [1, 2, 0]
+    assert read_lines(tmp_path / "steps.jsonl")[6] == {"step": 7, "epoch": 2, "skipped": True}
     assert np.isfinite([entry["loss"] for entry in result.history]).all()
-    with pytest.raises(NonFiniteError, match=r"at step 8 .*after 1 that were skipped"):
-        run(None, data=spoilt, skip_nonfinite=1)
-    # What they change is nothing: steps, keys and schedule go on, the rest is as it was before.
-    params = []
-    for data in (spoilt, batches):
-        params.append(run(None, data=data, skip_nonfinite=2, epochs=2).params["kernel"])
-    assert np.isfinite(params[0]).all()
-    assert not np.array_equal(*params)
+
+
+def test_more_of_them_in_a_row_end_the_run_across_a_stop_too(tmp_path):
+    options = {"data": functools.partial(batches, spoilt=[2, 3, 4]), "skip_nonfinite": 2}
+    run(tmp_path, At(4, send(signal.SIGTERM)), **options)
+    for folder in (None, tmp_path):
+        with pytest.raises(NonFiniteError, match=r"at step 5 .*after 2 that were skipped"):
+            run(folder, **options)
 
 
 def test_another_configuration_is_another_run_and_fewer_epochs_are_said(tmp_path, capsys):
@@ -249,10 +230,14 @@ def test_each_better_epoch_is_saved_and_the_run_ends_when_none_comes(tmp_path):
     # The last three, of which the best is one; not after the third and the fifth epoch.
     assert checkpoints.steps() == [10, 20, 30]
     assert json.loads((tmp_path / "result.json").read_text())["best"]["step"] == 20
-    # Going on with it does nothing more.
-    again = run(tmp_path, evaluate=scores(), **options)
-    assert bits(again.state) == bits(result.state)
-    np.testing.assert_array_equal(again.params["kernel"], evaluate.seen[3])
+    # Which others may read meanwhile.
+    files = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*"))
+    for step, number in (("best", 3), ("last", 5), (10, 1)):
+        loaded = load_params(tmp_path, step=step)
+        np.testing.assert_array_equal(loaded["kernel"], evaluate.seen[number])
+    loaded = load_params(tmp_path / "checkpoints", jax.eval_shape(lambda: PARAMS))
+    np.testing.assert_array_equal(loaded["kernel"], evaluate.seen[3])
+    assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*")) == files
 
 
 def test_the_best_entry_is_that_of_the_parameters(tmp_path, monkeypatch):
@@ -267,16 +252,14 @@ def test_the_best_entry_is_that_of_the_parameters(tmp_path, monkeypatch):
         result = run(tmp_path, evaluate=evaluate, keep_last=1)
     assert result.best["epoch"] == 3
     np.testing.assert_array_equal(result.params["kernel"], measure.seen[2])
-    # The best is not read where it is the last.
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "best", lambda *_: pytest.fail("reads what is in memory"))
-        result = run(tmp_path / "falling", evaluate=scores(3.0, 2.0, 1.0))
-    assert result.best["epoch"] == 3
-    # Without a folder it is; and where nothing is a number, it is the last.
-    nan = float("nan")
-    for losses, epoch in (((2.0, 1.0, 3.0), 2), ((nan, nan, nan), 3)):
+    # It is not read where it is the last; and where nothing is a number, that is the best.
+    monkeypatch.setattr(Checkpoints, "best", lambda *_: pytest.fail("reads what is in memory"))
+    nan, falling = float("nan"), tmp_path / "falling"
+    for folder, losses, epoch in (
+        (falling, (3.0, 2.0, 1.0), 3), (None, (2.0, 1.0, 3.0), 2), (None, (nan, nan, nan), 3)
+    ):  # fmt: skip
         measure = scores(*losses)
-        result = run(None, evaluate=measure)
+        result = run(folder, evaluate=measure)
         assert result.best["epoch"] == epoch
         np.testing.assert_array_equal(result.params["kernel"], measure.seen[epoch - 1])
     assert not np.array_equal(*measure.seen[1:])
@@ -333,26 +316,19 @@ def test_an_ignored_signal_stays_ignored_and_a_second_ctrl_c_ends_at_once(tmp_pa
 
 
 def test_a_signal_in_validation_stops_before_the_next_epoch(tmp_path):
-    asked = []
-
-    def data(epoch):
-        asked.append(epoch)
-        return batches(epoch)
-
     def evaluate(params):
         os.kill(os.getpid(), signal.SIGTERM)
         return {"validation_loss": 1.0}
 
+    def data(epoch):
+        return [batches, pytest.fail][epoch](epoch)
+
     result = run(tmp_path, data=data, evaluate=evaluate)
     assert (int(result.state.step), result.stopped_by) == (5, signal.SIGTERM)
-    assert set(asked) == {0}
 
 
-def test_what_was_damaged_once_is_not_begun_anew_silently(tmp_path, capsys):
+def test_a_run_without_its_checkpoints_is_not_begun_anew_silently(tmp_path, capsys):
     run(tmp_path, epochs=1)
-    (tmp_path / "checkpoints" / "5" / "about.json").write_text("{")
-    with pytest.warns(UserWarning, match="5 is damaged"), pytest.raises(CheckpointError):
-        run(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
     before = {name: (tmp_path / name).read_text() for name in ("steps.jsonl", "epochs.jsonl")}
     run(tmp_path, Progress(io.StringIO()))
@@ -373,18 +349,6 @@ def test_records_are_on_the_disk_before_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "save", synced_save)
     monkeypatch.setattr(os, "fsync", lambda d: (synced.add(os.fstat(d).st_ino), fsync(d)))
     run(tmp_path)
-
-
-def test_skipped_steps_in_a_row_are_counted_across_a_stop(tmp_path):
-    spoilt = functools.partial(batches, spoilt=[2, 3, 4])
-    with pytest.raises(NonFiniteError, match="at step 5 "):
-        run(None, data=spoilt, skip_nonfinite=2)
-    run(tmp_path, At(4, send(signal.SIGTERM)), data=spoilt, skip_nonfinite=2)
-    with pytest.raises(NonFiniteError, match="at step 5 "):
-        run(tmp_path, data=spoilt, skip_nonfinite=2)
-    # But not those that are apart.
-    result = run(None, data=lambda epoch: batches(epoch, [1, 3, 7]), skip_nonfinite=1)
-    assert sum(entry.get("skipped", 0) for entry in result.history) == 3
 
 
 def tiny(**change):
@@ -460,6 +424,8 @@ def test_keys_of_any_kind_come_back(tmp_path):
         ({"carry": ()}, r"must take \(params, carry, batch, key\), but: too many positional"),
         ({"sharding": "gpu"}, "sharding must be a Sharding, .* but is 'gpu'"),
         ({"optimizer": optax.sgd}, "optimizer must be one of optax, .* but is a function"),
+        ({"optimizer": optax.sm3(0.1), "params": jnp.zeros(())}, "optimizer could not .* take ano"),
+        ({"optimizer": optax.contrib.sophia(0.1)}, "the optimizer could not .* take another one"),
         ({"optimizer": type("Half", (), {"update": 0})}, "optimizer must be one of optax"),
         ({"batches": [np.ones(2), np.ones(2)]}, "a list came; give a function that iterates"),
         ({"batches": {"xs": object()}}, r"batches must be .* are \[\(\)\]; .* a loader of batches"),
@@ -541,12 +507,6 @@ def test_optimizers_that_take_more_go_on_exactly(tmp_path, make):
         learn_a_line(optimizer, tmp_path, epochs=2, hooks=[At(13, fail)], steps_per_dispatch=1)
     again = learn_a_line(optimizer, tmp_path, epochs=2)
     assert bits(again.state) == bits(whole.state)
-
-
-@pytest.mark.parametrize("make", [lambda: optax.sm3(0.1), lambda: optax.contrib.sophia(0.1)])
-def test_an_optimizer_that_cannot_is_one_sentence(make):
-    with pytest.raises(InvalidInputError, match=r"the optimizer could not .* take another one"):
-        learn_a_line(make())
 
 
 def closing_over(data):

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from training_helpers import bits
 
 from rnnjax import InvalidInputError
 from rnnjax.training import TrainState, make_train_steps
@@ -27,11 +28,6 @@ def new_state():
     params = {"kernel": np.linspace(-1, 1, 15, dtype=np.float32).reshape(3, 5)}
     carry = np.zeros((2, 5), np.float32)
     return TrainState.create(params, OPTIMIZER, key=jax.random.key(1), carry=carry)
-
-
-def bits(state):
-    state = jax.tree.map(np.asarray, (state.params, state.opt_state, state.carry))
-    return b"".join(leaf.tobytes() for leaf in jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize("cuts", [[1, 2, 3, 4, 5, 6], [3, 3], [1, 6]])
