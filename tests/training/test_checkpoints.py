@@ -18,7 +18,7 @@ import pytest
 
 import rnnjax
 from rnnjax import CheckpointError, InvalidInputError, RnnjaxError
-from rnnjax.training import Checkpoints, Silent, TrainState, fit, load_params, save_params
+from rnnjax.training import Checkpoints, TrainState, load_params, save_params
 from rnnjax.training import checkpoints as module
 from rnnjax.training.files import read_sealed, write_sealed
 
@@ -60,10 +60,10 @@ def assert_same(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
-def test_what_is_saved_comes_back_bit_for_bit(checkpoints, impl):
-    empty = {"none": jnp.zeros((0, 4), jnp.bfloat16), "keys": jax.random.key(0, impl=impl)}
-    for step, carry in ((7, None), (8, ()), (9, empty)):
+def test_what_is_saved_comes_back_bit_for_bit(checkpoints):
+    odd = {impl: jax.random.key(0, impl=impl) for impl in ("threefry2x32", "rbg")}
+    odd["empty"] = jnp.zeros((0, 4), jnp.bfloat16)
+    for step, carry in ((7, None), (8, ()), (9, odd)):
         state = state_at(step, carry=carry)
         checkpoints.save(state, {"hidden_size": 4, "name": "é"}, loss=0.5)
         saved = checkpoints.latest()
@@ -73,8 +73,6 @@ def test_what_is_saved_comes_back_bit_for_bit(checkpoints, impl):
 
 
 def test_the_best_and_the_last_are_kept(checkpoints):
-    with pytest.raises(CheckpointError, match="there is no checkpoint in"):
-        checkpoints.best()
     # Of those without a loss the last.
     for step, loss, best, steps in (
         (0, None, 0, [0]),
@@ -113,14 +111,20 @@ def test_another_model_is_told_by_the_arrays_that_differ(checkpoints):
 
 def test_nothing_there(checkpoints, tmp_path):
     assert checkpoints.latest() is None
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 3 .* there are none"):
-        checkpoints.at(3)
+    for step, message in (
+        ("best", "there is no checkpoint in"),
+        ("last", "there is no checkpoint in"),
+        (3, "no checkpoint of step 3 .* there are none"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load_params(checkpoints.directory, step=step)
     checkpoints.save(state_at(3), {})
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 9 .* there are \[3\]"):
         checkpoints.at(9)
     # What somebody else left in the folder is none.
     (checkpoints.directory / "99").touch()
-    (checkpoints.directory / "\N{ARABIC-INDIC DIGIT FOUR}").mkdir()
+    for name in ("\N{ARABIC-INDIC DIGIT FOUR}", "007"):
+        (checkpoints.directory / name).mkdir()
     assert checkpoints.steps() == [3]
     assert Checkpoints(tmp_path / "nowhere").latest() is None
     assert not (tmp_path / "nowhere").exists()
@@ -334,18 +338,12 @@ def test_a_reader_takes_the_next_where_a_run_deletes_one(two, monkeypatch, spare
 
 def test_a_checkpoint_knows_its_own_step(two):
     """A folder that a backup renamed, or copied, is not taken for another step."""
-    (two.directory / "007").mkdir()  # of another program
-    (two.directory / "9").touch()
-    assert two.latest().step == 2
     shutil.copytree(two.path(2), two.path(7))
     with pytest.warns(UserWarning, match=r"7 is damaged \(it is that of step 2, renamed\)"):
         assert two.latest().step == 2
-    two.path(1).rename(two.path(3))
-    with pytest.raises(CheckpointError, match=r"that of step 1, renamed"):
-        two.at(3)
 
 
-def test_what_cannot_be_saved_or_read_is_told(checkpoints):
+def test_what_cannot_be_saved_or_read_is_told(checkpoints, tmp_path):
     state = state_at(1)
     for message, call in {
         r"state must be a TrainState, .* a tuple of": lambda: checkpoints.save(state.params, {}),
@@ -356,6 +354,7 @@ def test_what_cannot_be_saved_or_read_is_told(checkpoints):
             dataclasses.replace(state, carry="abc"), {}),
         r"keep_last must be .* is 0": lambda: Checkpoints(checkpoints.directory, keep_last=0),
         r"step must be a whole number, but is 1\.0": lambda: checkpoints.at(1.0),
+        'step must be "best", "last" or a whole': lambda: load_params(tmp_path, step="newest"),
     }.items():  # fmt: skip
         with pytest.raises(InvalidInputError, match=message):
             call()
@@ -400,12 +399,8 @@ def test_parameters_in_one_file(tmp_path):
     assert_same(load_params(path), params)
     assert_same(load_params(path, jax.eval_shape(lambda: params)), params)
     save_params(path, {"a": [np.ones(2, np.float32)], "carry": STACK.initial_carry((2,))})
-    with pytest.raises(
-        CheckpointError, match=r"does not say how its arrays are nested.*; give like"
-    ):
+    with pytest.raises(CheckpointError, match=r"not say how its arrays are nested.*; give like"):
         load_params(path)
-    with pytest.raises(CheckpointError, match=r"a\.0: model float32\[3\], saved float32\[2"):
-        load_params(path, {"a": [np.ones(3, np.float32)]})
     safetensors.save_file({"b": np.ones(1)}, path, {"rnnjax.tree": '{"a": "a", "b": "b"}'})
     with pytest.raises(CheckpointError, match="is damaged: it has no array 'a'"):
         load_params(path)
@@ -432,34 +427,6 @@ def test_parameters_in_one_file(tmp_path):
         path.write_bytes(whole[:i])
         with pytest.raises(CheckpointError, match=r"net\.safetensors"):
             load_params(path)
-
-
-def test_the_parameters_of_a_run(tmp_path):
-    seen, run = [], tmp_path / "run"
-
-    def evaluate(params):
-        seen.append({"w": np.asarray(params["w"])})
-        return {"validation_loss": (2.0, 1.0, 3.0)[len(seen) - 1]}
-
-    result = fit(lambda params, batch, key: ((params["w"] - batch) ** 2).sum(),
-                 {"w": jnp.zeros(2)}, ADAM, np.ones((2, 2)), 3, key=jax.random.key(0),
-                 run_dir=run, evaluate=evaluate, hooks=[Silent()])  # fmt: skip
-    files = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*"))
-    for step, expected in (("best", seen[1]), ("last", seen[2]), (2, seen[0])):
-        assert_same(load_params(run, step=step), expected)
-    # The folder of the checkpoints will do, and abstract parameters.
-    like = jax.eval_shape(lambda: {"w": jnp.zeros(2)})
-    for found in (load_params(run), load_params(run / "checkpoints", like)):
-        assert_same(found, result.params)
-    assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*")) == files
-    with pytest.raises(CheckpointError, match="no checkpoint of step 5"):
-        load_params(run, step=5)
-    with pytest.raises(InvalidInputError, match='step must be "best", "last" or a whole number'):
-        load_params(run, step="newest")
-    (tmp_path / "checkpoints").mkdir()
-    for step in ("best", "last"):
-        with pytest.raises(CheckpointError, match="there is no checkpoint in"):
-            load_params(tmp_path, step=step)
 
 
 def test_numbers_of_another_order_and_width(checkpoints):
