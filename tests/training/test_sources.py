@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from training_helpers import At, bits
 
 from rnnjax import CheckpointError, InvalidInputError
 from rnnjax.training import RunFolder, Sharding, Silent, fit, minibatches, pad_rows, sources
@@ -37,13 +38,8 @@ def train(batches, epochs=2, loss=loss_fn, **options):
     return fit(loss, PARAMS, OPTIMIZER, batches, epochs, **options)
 
 
-def bits(result):
-    leaves = jax.tree.leaves((result.state.params, result.state.opt_state))
-    return b"".join(np.asarray(leaf).tobytes() for leaf in leaves)
-
-
 def told(result):
-    return [entry["loss"] for entry in result.history], bits(result)
+    return [entry["loss"] for entry in result.history], bits(result.state)
 
 
 @pytest.fixture(scope="module")
@@ -146,32 +142,32 @@ NAMES = [TF_DATA if name == "tf.data" else name for name in SOURCES]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_source_has_the_numbers_of_arrays(of_arrays, small, name):
-    assert told(train(SOURCES[name]())) == of_arrays
+    """To train on, and to evaluate on."""
+    given, data = SOURCES[name](), SOURCES[name]()
+    if callable(data):  # which would be a function of the parameters
+        data = Loader(lambda: generator(0))
+    result = train(given, evaluate=data)
+    assert told(result) == of_arrays
+    each = [errors(result.state.params, xs, ys, None).mean() for xs, ys in zip(XS, YS, strict=True)]
+    assert result.history[-1]["validation_loss"] == pytest.approx(np.mean(each), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", [np.array, jnp.array])
-def test_a_batch_is_copied_before_the_next_is_asked_for(of_arrays, kind):
-    """A loader may write into the same array, or donate it."""
+def test_a_batch_is_copied_before_the_next_is_asked_for(of_arrays):
+    """A loader may donate it; a generator above writes into the same array."""
 
-    def reused(epoch):
+    def donated(epoch):
         for batch in generator(epoch):
-            given = tuple(kind(leaf) for leaf in batch)
+            given = jax.tree.map(jnp.array, batch)
             yield given
-            for leaf in given:
-                leaf.fill(np.nan) if kind is np.array else leaf.delete()
+            jax.tree.map(lambda leaf: leaf.delete(), given)
 
-    assert told(train(reused)) == of_arrays
+    assert told(train(donated)) == of_arrays
 
 
 def test_a_function_to_arrays_is_called_once_an_epoch(of_arrays, tmp_path):
     asked = []
-
-    def load(epoch):
-        asked.append(epoch)
-        return XS, YS
-
-    assert told(train(load, run_dir=tmp_path)) == of_arrays
-    assert asked == [0, 1]
+    result = train(lambda epoch: asked.append(epoch) or (XS, YS), run_dir=tmp_path)
+    assert (told(result), asked) == (of_arrays, [0, 1])
 
 
 def test_groups_of_steps(small, monkeypatch):
@@ -202,16 +198,6 @@ def test_arrays_of_one_group_stay_on_the_device_and_what_a_function_returns_does
         source = Source("batches", given, 2, None)
         (first,), (again,) = source.epoch(0), source.epoch(1, 2)
         assert (again.batches[0] is first.batches[0], again.start) == (stays, 2)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_data_to_evaluate_on_is_what_batches_may_be(name):
-    given = SOURCES[name]()
-    if callable(given):  # which would be a function of the parameters
-        given = Loader(lambda: generator(0))
-    result = train((XS, YS), 1, evaluate=given)
-    each = [errors(result.state.params, xs, ys, None).mean() for xs, ys in zip(XS, YS, strict=True)]
-    assert result.history[-1]["validation_loss"] == pytest.approx(np.mean(each), rel=1e-5)
 
 
 def test_measures_on_data_are_weighted_means_with_the_carry_and_by_minibatches():
@@ -275,16 +261,6 @@ def test_an_iterator_lasts_for_one_epoch(tmp_path, of_arrays):
         train(lambda epoch: left, 2)
     with pytest.raises(ZeroDivisionError):  # what is raised in it is raised as it is
         train(lambda epoch: (xs[: 1 // i] for i, xs in enumerate(XS)))
-
-
-class At(Silent):
-    def __init__(self, step, action):
-        super().__init__()
-        self.reached, self.action = step, action
-
-    def on_dispatch(self, step, losses, seconds):
-        if step == self.reached:
-            self.action()
 
 
 def stopped(batches, folder, step, **options):
