@@ -851,7 +851,7 @@ TABLE: dict[str, list[str]] = {
         "keepdims=True)) {{/ => *}} numbers.temperature",
         "top-k and top-p leave out the last character that they should keep",
         " jnp.where({{below <= border => (below < border) | (below == 0)}}, logits, -jnp.inf)\n",
-        "tests/text/test_sampling.py::test_the_penalty_looks_back_on_the_last_characters_alone",
+        "tests/text/test_sampling.py::test_sequences_have_the_distribution_of_the_equations",
         "the repetition penalty looks at the oldest characters",
         "known = known[{{max(0, len(known) - window) : => :window}}]",
     ],

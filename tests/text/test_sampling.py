@@ -53,50 +53,28 @@ def table(params, carry, tokens):
 LOGITS = np.log([0.36, 0.03, 0.25, 0.2, 0.11, 0.05]).astype(np.float32)
 
 
-def check_counts(counts, expected):
-    """Chi-square: over its bound once in 10,000 runs, and the draws are always the same."""
-    possible = expected > 0
-    assert counts[~possible].sum() == 0
-    statistic = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
-    assert statistic < (15.2, 18.5, 21.2, 23.6, 25.8, *[60] * 21)[possible.sum() - 2]
-    # It could tell another distribution apart.
-    flat = expected.sum() * possible / possible.sum()
-    assert ((counts - flat)[possible] ** 2 / flat[possible]).sum() > 100
-
-
-@pytest.mark.parametrize(
-    "sampling",
-    [Sampling(), Sampling(0.6), Sampling(1.3, top_k=4, top_p=0.8),
-     Sampling(0.8, 5, 0.9, repetition_penalty=0.7, penalty_window=1)],
-    ids=str,
-)  # fmt: skip
-def test_draws_have_the_distribution_of_the_equations(sampling):
-    rows = 20_000
-    tokens = np.full(rows, 2)
-    _, ids = sample(fixed, LOGITS, (), tokens, key=jax.random.key(0), length=1, sampling=sampling)
-    check_counts(np.bincount(ids[0], minlength=6), rows * plain(LOGITS, sampling, [2]))
-
-
 def test_sequences_have_the_distribution_of_the_equations():
     """All 27 sequences of three characters, where the penalty looks back on the last two."""
     logits = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
     sampling = Sampling(0.9, top_p=0.93, repetition_penalty=1.6, penalty_window=2)
     rows = 30_000
-    history = np.stack([np.full(rows, 0), np.full(rows, 1)])
+    history = np.tile([[2], [0], [1]], rows)
     _, ids = sample(table, logits, (), history[-1], key=jax.random.key(3), length=3,
                     sampling=sampling, history=history)  # fmt: skip
     expected = np.full(27, float(rows))
     for n, text in enumerate(itertools.product(range(3), repeat=3)):
         for *before, last in zip((0, 1, text[0]), (1, *text), text, strict=False):
             expected[n] *= plain(logits[before[-1]], sampling, before)[last]
-    assert 3 < (expected > 0).sum() < 27
-    check_counts(np.bincount(np.asarray(ids.T) @ [9, 3, 1], minlength=27), expected)
+    counts, possible = np.bincount(np.asarray(ids.T) @ [9, 3, 1], minlength=27), expected > 0
+    assert (possible.sum(), counts[~possible].sum()) == (22, 0)
+    # Chi-square: over its bound once in 10,000 runs, and the draws are always the same.
+    assert ((counts - expected)[possible] ** 2 / expected[possible]).sum() < 54
 
 
 options = st.builds(
     Sampling,
     st.sampled_from([0.0, 0.3, 1.0, 2.5]),
-    st.sampled_from([0, 1, 2, 5, 7, 100]),
+    st.sampled_from([0, 1, 2, 5, 7, 10**12]),
     st.sampled_from([1e-30, 0.2, 0.6, 0.95, 1.0]),
     st.sampled_from([0.5, 1.0, 1.5]),
     st.sampled_from([1, 3]),
@@ -122,25 +100,17 @@ def test_the_filters_are_those_of_a_loop_over_the_characters(examples):
         np.testing.assert_allclose(probabilities, expected, atol=2e-6)
 
 
-def draw(sampling, logits=LOGITS, rows=200, seed=0):
-    tokens = np.zeros(rows, np.int32)
-    _, ids = sample(fixed, logits, (), tokens, key=jax.random.key(seed), length=1,
+def draw(sampling, logits):
+    tokens = np.zeros(200, np.int32)
+    _, ids = sample(fixed, logits, (), tokens, key=jax.random.key(0), length=1,
                     sampling=sampling)  # fmt: skip
     return np.asarray(ids[0])
-
-
-def test_filters_that_leave_all_characters_change_no_draw():
-    plainly = draw(Sampling())
-    assert len(set(plainly)) == 6
-    for same in (Sampling(top_k=6), Sampling(top_k=10**12), Sampling(top_p=1.0)):
-        np.testing.assert_array_equal(draw(same), plainly)
-    _, text = sample(fixed, LOGITS, (), np.int32(0), key=jax.random.key(0), length=200)
-    assert len(set(text.tolist())) == 6
 
 
 @pytest.mark.parametrize(
     ("logits", "left", "samplings"),
     [
+        (LOGITS, set(range(6)), [None, Sampling(), Sampling(top_k=10**12)]),
         (1000 * LOGITS, {0}, [Sampling(0.0), Sampling(0.0, 3, 0.5), Sampling(top_k=1)]),
         (1000 * LOGITS, {0}, [Sampling(top_p=1e-45), *map(Sampling, (1e-30, 1e-45, 5e-324))]),
         # The filters cannot tell equals apart; greedy takes one.
@@ -206,19 +176,6 @@ def test_a_row_draws_what_it_draws_alone_with_its_key(params, impl):
     assert alone.shape == (5,)
 
 
-def test_the_penalty_looks_back_on_the_last_characters_alone(params):
-    """Whatever is given of the text before them."""
-    sampling = Sampling(0.0, repetition_penalty=1e3, penalty_window=2)
-    history = np.array([[2], [2], [3], [1], [0]])
-    texts = [
-        sample(step, params, carry_of(1), np.array([0]), key=jax.random.key(0), length=6,
-               sampling=sampling, history=part)[1]
-        for part in (history, history[-2:], np.array([[2], [0]]))
-    ]  # fmt: skip
-    np.testing.assert_array_equal(texts[0], texts[1])
-    assert not np.array_equal(texts[0], texts[2])
-
-
 def test_only_what_is_in_use_is_compiled_and_once_for_all_numbers():
     traces = []
 
@@ -245,22 +202,6 @@ def test_only_what_is_in_use_is_compiled_and_once_for_all_numbers():
     assert len(traces) > once
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_a_stream_has_the_characters_of_one_call(params, chunk):
-    tokens, key = np.array([0, 3, 1]), jax.random.key(1)
-    sampling = Sampling(0.9, repetition_penalty=1.3, penalty_window=3)
-    history = np.array([[1, -1, 2], [0, 3, 1]])
-    carry, ids = sample(step, params, carry_of(3), tokens, key=key, length=13, sampling=sampling,
-                        history=history)  # fmt: skip
-    made = stream(step, params, carry_of(3), tokens, key=key, length=13, sampling=sampling,
-                  history=history, chunk=chunk)  # fmt: skip
-    pieces = list(made)
-    assert [len(rows[0]) for rows in pieces] == [min(chunk, 13 - t) for t in range(0, 13, chunk)]
-    np.testing.assert_array_equal(np.concatenate([np.stack(rows) for rows in pieces], 1).T, ids)
-    np.testing.assert_allclose(made.text.carry, carry, atol=1e-6)
-    np.testing.assert_array_equal(made.text.tokens, ids[-1])
-
-
 def first_stop(text, stops):
     """Where a text ends, by a search that sees all of it; the stop that is complete first."""
     for end in range(1, len(text) + 1):
@@ -280,22 +221,24 @@ def check_text(params, text, tokens, got):
         assert int(text.tokens[row]) == whole[-1]
 
 
-STOPS = st.lists(
-    st.lists(st.integers(0, 3), min_size=1, max_size=5).map(tuple), min_size=1, max_size=3
-)
+STOPS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5).map(tuple), max_size=3)
+PENALTY = {"sampling": Sampling(0.9, repetition_penalty=1.3, penalty_window=3),
+           "history": np.array([[1, -1, 2], [0, 3, 1]])}  # fmt: skip
+STREAMS = [(chunk, more) for chunk in (1, 3, 14) for more in ({}, PENALTY)]
 
 
 @EXAMPLES
 def test_each_row_ends_before_its_stop_string_and_can_go_on(params, examples):
+    """The characters are those of one call."""
     params = jax.tree.map(np.asarray, params)
 
-    @drawn(examples, STOPS, st.sampled_from([1, 3, 14]), st.integers(0, 9999), st.integers(0, 3))
-    def check(stops, chunk, seed, pause):
-        tokens, key = np.array([0, 3, 1]), jax.random.key(seed)
-        _, ids = sample(step, params, carry_of(3), tokens, key=key, length=14)
+    @drawn(examples, STOPS, st.sampled_from(STREAMS), st.integers(0, 9999), st.integers(0, 3))
+    def check(stops, how, seed, pause):
+        tokens, (chunk, more) = np.array([0, 3, 1]), how
+        given = {"key": jax.random.key(seed), "length": 14, **more}
+        _, ids = sample(step, params, carry_of(3), tokens, **given)
         texts = [tuple(row) for row in np.asarray(ids).T.tolist()]
-        made = stream(step, params, carry_of(3), tokens, key=key, length=14,
-                      stops=stops, chunk=chunk)  # fmt: skip
+        made = stream(step, params, carry_of(3), tokens, stops=stops, chunk=chunk, **given)
         got = [[], [], []]
         for count, pieces in enumerate(made):
             for row, piece in zip(got, pieces, strict=True):
@@ -346,64 +289,57 @@ def test_logits_with_nothing_to_draw_from_are_an_error(bad):
     assert inside()[2, 1] == -1
 
 
+def called(function=sample, tokens=(0, 0, 0), **changed):
+    given = {"key": jax.random.key(0), "length": 2, **changed}
+    return function(fixed, LOGITS, (), tokens, **given)
+
+
+def reading(ids, lengths=None):
+    return read(fixed, LOGITS, (), ids, lengths=lengths)
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("call", "message"),
     [
-        ({"temperature": -1.0}, "temperature must be a number from 0"),
-        ({"temperature": np.nan}, "but is nan"),
-        ({"temperature": np.inf}, "but is inf"),
-        ({"temperature": 10**400}, "temperature must be a number from 0"),
-        ({"temperature": "hot"}, "temperature must be a number from 0 .*, but is 'hot'"),
-        ({"top_k": -1}, "top_k must be at least 0, but -1 came"),
-        ({"top_k": 2.5}, "but 2.5 came"),
-        ({"top_p": 0.0}, "top_p must be a number above 0 and at most 1 .*, but is 0.0"),
-        ({"top_p": 1.1}, "but is 1.1"),
-        ({"top_p": np.nan}, "but is nan"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty must be a number above 0"),
-        ({"penalty_window": 0}, "penalty_window must be at least 1"),
+        (lambda: Sampling(-1.0), "temperature must be a number from 0"),
+        (lambda: Sampling(np.nan), "but is nan"),
+        (lambda: Sampling(np.inf), "but is inf"),
+        (lambda: Sampling(10**400), "temperature must be a number from 0"),
+        (lambda: Sampling("hot"), "temperature must be a number from 0 .*, but is 'hot'"),
+        (lambda: Sampling(top_k=-1), "top_k must be at least 0, but -1 came"),
+        (lambda: Sampling(top_k=2.5), "but 2.5 came"),
+        (lambda: Sampling(top_p=0.0), "top_p must be a number above 0 and at .*, but is 0.0"),
+        (lambda: Sampling(top_p=1.1), "but is 1.1"),
+        (lambda: Sampling(top_p=np.nan), "but is nan"),
+        (lambda: Sampling(repetition_penalty=0.0), "repetition_penalty must be a number above 0"),
+        (lambda: Sampling(penalty_window=0), "penalty_window must be at least 1"),
+        (lambda: Sampling(repetition_penalty=2.0).filter(LOGITS), "recent was left out"),
+        (lambda: Sampling(repetition_penalty=2.0).filter(jnp.ones((3, 4)), [1, 2]),
+         r"recent must be \(n, \*batch\)"),
+        (lambda: called(length=0), "length must be at least 1"),
+        (lambda: called(length=2.5), "length must be at least 1, but 2.5 came"),
+        (lambda: called(temperature=1.0, sampling=Sampling()), "leave one out"),
+        (lambda: called(sampling=0.5), "sampling must be a Sampling, but is 0.5"),
+        (lambda: called(key=jax.random.split(jax.random.key(0), 2)), r"each row, \(3,\)"),
+        (lambda: called(key=3), "key must be a JAX random key"),
+        (lambda: called(history=[[0.5, 0, 1]]), "history must be integers, .* but are float64"),
+        (lambda: called(history=jnp.zeros((5, 2), int)), r"history must be \(n, \*batch\)"),
+        (lambda: called(tokens=jnp.zeros(3)), "tokens must be integers, the ids of"),
+        (lambda: called(tokens="t"), "tokens must be integers, the ids of"),
+        (lambda: called(stream, jnp.int32(0)), r"must be \(batch,\)"),
+        (lambda: called(stream, length=-1), "length must be at least 1"),
+        (lambda: called(stream, chunk=0), "chunk must be at least 1"),
+        (lambda: called(stream, stops=[[]]), "at least one character"),
+        (lambda: called(stream, stops=[[1.5]]), "ids must be integers"),
+        (lambda: reading([1, 2]), "time, batch"),
+        (lambda: reading([[1, 2]], [1, 2]), "from 0 to 1"),
+        (lambda: reading([[1, 2]], [0.5, 1.0]), "whole numbers from 0 to 1"),
+        (lambda: reading([[1.5, 2.0]]), "ids must be integers"),
     ],
-)
-def test_a_sampling_refuses_what_has_no_meaning(arguments, message):
+)  # fmt: skip
+def test_refuses(call, message):
     with pytest.raises(InvalidInputError, match=message):
-        Sampling(**arguments)
-
-
-def test_calls_refuse_what_does_not_fit():
-    tokens, key = jnp.zeros(3, jnp.int32), jax.random.key(0)
-    given = {"key": key, "length": 2}
-    for call, changed, message in [
-        (sample, {"length": 0}, "length must be at least 1"),
-        (sample, {"temperature": 1.0, "sampling": Sampling()}, "leave one out"),
-        (sample, {"key": jax.random.split(key, 2)}, r"one for each row, \(3,\)"),
-        (sample, {"length": 2.5}, "length must be at least 1, but 2.5 came"),
-        (sample, {"key": 3}, "key must be a JAX random key"),
-        (sample, {"history": [[0.5, 0, 1]]}, "history must be integers, .* but are float64"),
-        (sample, {"history": jnp.zeros((5, 2), int)}, r"history must be \(n, \*batch\)"),
-        (stream, {"length": -1}, "length must be at least 1"),
-        (sample, {"sampling": 0.5}, "sampling must be a Sampling, but is 0.5"),
-        (stream, {"chunk": 0}, "chunk must be at least 1"),
-        (stream, {"stops": [[]]}, "at least one character"),
-        (stream, {"stops": [[1.5]]}, "ids must be integers"),
-    ]:
-        with pytest.raises(InvalidInputError, match=message):
-            call(fixed, LOGITS, (), tokens, **{**given, **changed})
-    for first in (jnp.zeros(3), "t"):
-        with pytest.raises(InvalidInputError, match="tokens must be integers, the ids of"):
-            sample(fixed, LOGITS, (), first, **given)
-    with pytest.raises(InvalidInputError, match=r"must be \(batch,\)"):
-        stream(fixed, LOGITS, (), jnp.int32(0), **given)
-    with pytest.raises(InvalidInputError, match="recent was left out"):
-        Sampling(repetition_penalty=2.0).filter(LOGITS)
-    with pytest.raises(InvalidInputError, match=r"recent must be \(n, \*batch\)"):
-        Sampling(repetition_penalty=2.0).filter(jnp.ones((3, 4)), [1, 2])
-    for ids, lengths, message in [
-        ([1, 2], None, "time, batch"),
-        ([[1, 2]], [1, 2], "from 0 to 1"),
-        ([[1, 2]], [0.5, 1.0], "whole numbers from 0 to 1"),
-        ([[1.5, 2.0]], None, "ids must be integers"),
-    ]:
-        with pytest.raises(InvalidInputError, match=message):
-            read(fixed, LOGITS, (), ids, lengths=lengths)
+        call()
 
 
 def test_a_long_stream_keeps_few_characters_and_states():
