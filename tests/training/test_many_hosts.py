@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -40,49 +38,33 @@ def commands(word):
 
 
 @pytest.fixture(scope="module")
-def start(environment, free_port):
-    """Start a block of the page in a folder that has its program; all ends with the tests."""
-    running = []
+def start(begin, free_port):
+    """Start a block of the page in a folder that has its program."""
 
     def start(folder, block):
         (folder / "train.py").write_text(PROGRAM)
-        path = [str(Path(sys.executable).parent), os.environ["PATH"]]
         for name, variables in LAUNCHERS.items():
             launcher = folder / "bin" / name
             launcher.parent.mkdir(exist_ok=True)
             launcher.write_text(LAUNCHER.format(python=sys.executable, variables=variables))
             launcher.chmod(0o700)
-        own = {"PATH": os.pathsep.join([str(folder / "bin"), *path])}
+        path = [str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+        own = {"PATH": os.pathsep.join(path), "JAX_ENABLE_COMPILATION_CACHE": "false"}
         port = str(free_port())
-        process = subprocess.Popen(
-            ["bash", "-ec", block.replace("8476", port)], cwd=folder,
-            env=environment(JAX_COORDINATOR_PORT=port, JAX_ENABLE_COMPILATION_CACHE="false", **own),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
-        running.append(process)
-        return process
+        command = ["bash", "-ec", block.replace("8476", port)]
+        return begin(command, cwd=folder, JAX_COORDINATOR_PORT=port, **own)
 
-    yield start
-    for process in running:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def losses_of(folder, process):
-    """The losses of a run that has to end well; the first process alone prints."""
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, out + err
-    assert out.count(f"epoch {EPOCHS}:") == 1
-    lines = (folder / "run/epochs.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    return start
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, start):
-    """The losses of one process with one device."""
-    folder = tmp_path_factory.mktemp("alone")
-    found = losses_of(folder, start(folder, "python train.py"))
+def alone(tmp_path_factory):
+    """The losses on one device."""
+    program = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("alone"))
+        exec(PROGRAM.replace("Sharding.over()", "None"), program)
+    found = [entry["loss"] for entry in program["result"].history]
     assert len(found) == EPOCHS
     assert found[-1] < found[0] / 2
     return found
@@ -94,7 +76,12 @@ def alone(tmp_path_factory, start):
                for word in ("JAX_PROCESS_ID", "mpirun", "JAX_NUM_CPU_DEVICES"))],
 )  # fmt: skip
 def test_every_way_to_start_has_the_losses_of_one_device(word, tmp_path, start, alone):
-    found = losses_of(tmp_path, start(tmp_path, commands(word) + "wait\n"))
+    process = start(tmp_path, commands(word) + "wait\n")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, out + err
+    assert out.count(f"epoch {EPOCHS}:") == 1  # the first process alone prints
+    lines = (tmp_path / "run/epochs.jsonl").read_text().splitlines()
+    found = [json.loads(line)["loss"] for line in lines]
     np.testing.assert_allclose(found, alone, rtol=1e-4)
     about = json.loads((tmp_path / f"run/checkpoints/{8 * EPOCHS}/about.json").read_text())
     assert about["value"]["about"]["devices"] == (4 if "DEVICES" in word else 2)

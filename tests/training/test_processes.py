@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,25 +16,13 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
 @pytest.fixture(scope="module")
-def start(environment, free_port):
-    running = []
-
+def start(begin, free_port):
     def start(folder, scene, processes=2):
         where = f"localhost:{free_port()}" if processes == 2 else "alone"
-        begun = [
-            subprocess.Popen(
-                [sys.executable, "-W", "error", str(SCRIPT), str(folder), scene, where, str(index)],
-                env=environment(2), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )
-            for index in range(processes)
-        ]  # fmt: skip
-        running.extend(begun)
-        return begun
+        command = [sys.executable, "-W", "error", str(SCRIPT), str(folder), scene, where]
+        return [begin([*command, str(index)], 2) for index in range(processes)]
 
-    yield start
-    for process in running:
-        process.kill()
-        process.communicate()
+    return start
 
 
 def ended(processes, timeout=100):
@@ -46,13 +33,16 @@ def ended(processes, timeout=100):
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory, start):
-    """What two processes saw, and one."""
+    """What two processes saw before a signal to one of them ended both, and what one saw."""
     folders = [tmp_path_factory.mktemp(name) for name in ("two", "one")]
-    processes = [start(folder, "all", 2 - i) for i, folder in enumerate(folders)]
-    for status, out, err in ended([*processes[0], *processes[1]]):
-        assert status == 0, out + err
+    processes = [start(folder, "term-1", 2 - i) for i, folder in enumerate(folders)]
+    ends = ended([*processes[0], *processes[1]])
+    assert [status for status, *_ in ends] == [-signal.SIGTERM, -signal.SIGTERM, 0], ends
     paths = [folders[0] / "seen-0.json", folders[0] / "seen-1.json", folders[1] / "seen-0.json"]
-    return [json.loads(path.read_text()) for path in paths]
+    return [
+        json.loads(path.read_text()) | {"folder": path.parent, "said": said}
+        for path, (_, _, said) in zip(paths, ends, strict=True)
+    ]
 
 
 def test_all_restore_what_the_first_one_saved(seen):
@@ -106,8 +96,6 @@ def test_the_death_of_one_ends_the_other_at_once(tmp_path, start, who):
     assert checkpoints.latest().step == 8
 
 
-def test_a_signal_to_one_saves_and_ends_both(tmp_path, start):
-    ends = ended(start(tmp_path, "term-1"))
-    assert [status for status, *_ in ends] == [-signal.SIGTERM] * 2, ends
-    step = Checkpoints(tmp_path / "run" / "checkpoints").latest().step
-    assert f"SIGTERM: stopped after step {step}, saved in" in ends[0][2]
+def test_a_signal_to_one_saves_and_ends_both(seen):
+    step = Checkpoints(seen[0]["folder"] / "run" / "checkpoints").latest().step
+    assert f"SIGTERM: stopped after step {step}, saved in" in seen[0]["said"]

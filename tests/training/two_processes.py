@@ -130,7 +130,7 @@ def until_a_signal(epoch):
     return by_hand(epoch)
 
 
-if SCENE == "all":
+if "term" in SCENE:
     (FOLDER / f"seen-{INDEX}.json").write_text(json.dumps(all_scenes()))
-else:
+if WHERE != "alone":
     train("run", 10**6, batches=until_a_signal, sharding=OVER, evaluate=None)
