@@ -1,9 +1,26 @@
-"""What the tests of training share: a hook that acts amid a run, and the bits of a state."""
+"""What the tests of training share: compiled steps, a hook that acts amid a run, and bits."""
+
+import functools
 
 import jax
 import numpy as np
 
-from rnnjax.training import Silent
+from rnnjax.training import Silent, fitting
+
+
+def share_steps(setattr=setattr):
+    """Runs of one loss and optimiser share their compiled steps, which take most of their time."""
+    made = {}
+
+    def once(make, loss_fn, *given, **options):
+        # A loss without a carry is wrapped anew for each run.
+        key = make, getattr(loss_fn, "args", loss_fn), given, *options.items()
+        if key not in made:
+            made[key] = make(loss_fn, *given, **options)
+        return made[key]
+
+    for make in (fitting.make_train_steps, fitting.make_eval_steps):
+        setattr(fitting, make.__name__, functools.partial(once, make))
 
 
 class At(Silent):

@@ -1,14 +1,12 @@
 """What the tests of several processes share."""
 
-import functools
 import os
 import signal
 import socket
 import subprocess
 
 import pytest
-
-from rnnjax.training import fitting
+from training_helpers import share_steps
 
 # A program that tests start; importing it would run it.
 collect_ignore = ["two_processes.py"]
@@ -46,17 +44,6 @@ def begin(environment):
 
 @pytest.fixture(scope="module", autouse=True)
 def traced_once():
-    """Runs of one loss and optimiser share their compiled steps, which take most of their time."""
-    made = {}
-
-    def once(make, loss_fn, *given, **options):
-        # A loss without a carry is wrapped anew for each run.
-        key = make, getattr(loss_fn, "args", loss_fn), given, *options.items()
-        if key not in made:
-            made[key] = make(loss_fn, *given, **options)
-        return made[key]
-
     with pytest.MonkeyPatch.context() as patch:
-        for make in (fitting.make_train_steps, fitting.make_eval_steps):
-            patch.setattr(fitting, make.__name__, functools.partial(once, make))
+        share_steps(patch.setattr)
         yield

@@ -18,9 +18,11 @@ import optax
 from rnnjax.training import Checkpoints, Sharding, Silent, fit, load_params, minibatches, processes
 from rnnjax.training.hooks import EarlyStopping
 from rnnjax.training.state import TrainState
+from tests.training_helpers import share_steps
 
 FOLDER, SCENE, WHERE, INDEX = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
-ROWS = 8
+ROWS, ADAM = 8, optax.adam(0.05)
+share_steps()
 processes._BYTES_AT_ONCE = 1000  # so that what one reads comes in parts
 if WHERE != "alone":
     processes.start_processes(WHERE, 2, INDEX)
@@ -53,7 +55,7 @@ def train(folder, epochs, *, loss=loss_fn, batches=DATA, sharding=None, **option
     """With the rows over both processes, or all of them on each."""
     options = {"evaluate": measured, "hooks": [Silent()], **options}
     return fit(
-        loss, jnp.zeros(4), optax.adam(0.05), batches, epochs, key=jax.random.key(0),
+        loss, jnp.zeros(4), ADAM, batches, epochs, key=jax.random.key(0),
         run_dir=FOLDER / folder, sharding=sharding, **options,
     )  # fmt: skip
 
