@@ -367,7 +367,7 @@ def test_what_cannot_be_saved_or_read_is_told(checkpoints, tmp_path):
 
 def test_parameters_alone_come_back_in_dicts_and_tuples(checkpoints):
     params = {
-        "stack": STACK.init(jax.random.key(0), 2),
+        "stack": state_at(1).params,
         "list": [jnp.ones(2), {"a.b": np.ones((0, 3), np.int8)}],
         "empty": {}, "0": jnp.ones(3, jnp.bfloat16), "nothing": (),
     }  # fmt: skip

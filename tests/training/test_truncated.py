@@ -139,7 +139,7 @@ def test_targets_that_do_not_count_are_no_zeros_to_divide_by() -> None:
 
     loss_fn = truncated_loss(scaled, relative)
     with jax.numpy_dtype_promotion("strict"):
-        (loss, _), slope = jax.value_and_grad(loss_fn, has_aux=True)(
+        (loss, _), slope = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(
             jnp.ones(()), (), window, jax.random.key(0)
         )
     y, t = np.array([4.0, 6.0]), np.array([3.0, 5.0])
