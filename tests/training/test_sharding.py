@@ -1,4 +1,4 @@
-"""What may be divided, and how processes meet and agree; of other processes, what they say."""
+"""What may be divided, and which processes belong together."""
 
 import jax
 import numpy as np
@@ -132,67 +132,22 @@ def test_jax_is_told_of_the_cores_unless_it_was_or_has_no_cpu(monkeypatch):
 # ---- processes that are not there
 
 
-@pytest.fixture
-def other(monkeypatch):
-    """The second of two processes has what is set here; the first is this one."""
-    has = {"signal": 0, "place": [1, 0, 0]}
-
-    def gather(value):
-        return np.stack([value, value + np.uint32(has["place"]) if value.ndim else has["signal"]])
-
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
-    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda value: value)
-    return has
-
-
-def test_rows_that_both_have_are_told_unless_all_are_alike(other):
+def test_rows_that_both_have_are_told_unless_all_are_alike(monkeypatch):
+    more = np.array([1, 0, 0], np.uint32)  # the second process has another place, the same rows
+    monkeypatch.setattr(
+        multihost_utils, "process_allgather", lambda ours: np.stack([ours, ours + more])
+    )
     sharding, rows = Sharding.over(), [np.arange(6.0).reshape(1, 6)]
     with pytest.raises(InvalidInputError, match="those of processes 0 and 1 are the same"):
         sharding._check_shares(rows)
     sharding._check_shares([np.ones((1, 6)), np.zeros((1, 0)), np.ones((1, 1))])
-    for place in ([0, 0, 0], [1, 1, 0]):  # which holds the same rows, or has others
-        other["place"] = place
+    for others in ([0, 0, 0], [1, 1, 0]):  # the same place, or other rows too
+        more[:] = others
         sharding._check_shares(rows)
 
 
-def test_an_error_of_one_and_what_differs_is_told_on_all(other, monkeypatch):
-    def fail():
-        raise RuntimeError("no room")
-
-    for call in (processes.from_first, processes.together):
-        assert call(lambda: 3) == 3
-        with pytest.raises(RuntimeError, match="no room"):
-            call(fail)
-    assert processes.agreed_signal(None) is None
-    processes.require_alike({"a": 1})
-    other["signal"] = 15
-    assert processes.agreed_signal(None) == 15
-    with pytest.raises(RnnjaxError, match="another process failed"):
-        processes.together(lambda: 3)
-    with pytest.raises(InvalidInputError, match=r"\(another process says which\)"):
-        processes.require_alike({"a": 1})
-    monkeypatch.setattr(processes, "from_first", lambda work: {**work(), "b": 2, "c": 3})
-    with pytest.raises(InvalidInputError, match=r"process 0 of 2: .* of process 0 \(b, c\); start"):
-        processes.require_alike({"a": 1, "b": 1})
-
-
-def test_work_of_the_first_asks_no_other_and_comes_in_parts(other, monkeypatch):
-    """Or the others, which do not call it, would take its questions for answers."""
-    asked, values = [], np.arange(3000)
-    monkeypatch.setattr(processes, "_BYTES_AT_ONCE", 2**14)
-    monkeypatch.setattr(
-        multihost_utils, "broadcast_one_to_all", lambda value: asked.append(value) or value
-    )
-    first = processes.from_first
-    assert first(lambda: [first(lambda: 1), processes.agreed_signal(15)]) == [1, 15]
-    assert len(asked) == 2  # how long the answer is, and the answer
-    assert processes.from_first(lambda: values).tolist() == values.tolist()
-    assert [len(part) for part in asked[3:]] == [2**14, 7936]
-
-
 @pytest.mark.parametrize("number", [1, 2])
-def test_only_a_message_of_collectives_tells_that_a_process_ended(other, monkeypatch, number):
+def test_only_a_message_of_collectives_tells_that_a_process_ended(monkeypatch, number):
     left = []
     monkeypatch.setattr("atexit.register", left.append)
     monkeypatch.setattr(jax, "process_count", lambda: number)
