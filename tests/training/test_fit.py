@@ -104,11 +104,11 @@ def test_a_run_that_was_ended_goes_on_exactly(undisturbed, tmp_path, step, numbe
         with pytest.raises(RuntimeError, match="an accident"):
             run(tmp_path, At(step, fail))
     else:
-        handler, ended = signal.getsignal(number), run(tmp_path, At(step, send(number)))
-        assert (ended.stopped_by, ended.finished, int(ended.state.step)) == (
-            number, step == 15, step)  # fmt: skip
+        handler = signal.getsignal(number)
+        ended = run(tmp_path, At(step, send(number)))
+        assert (int(ended.state.step), ended.stopped_by) == (step, number)
         assert signal.getsignal(number) == handler
-        assert (tmp_path / "result.json").exists() == (step == 15)
+        assert ended.finished == (tmp_path / "result.json").exists() == (step == 15)
     result = run(tmp_path)
     assert (result.stopped_by, result.finished) == (None, True)
     assert left(tmp_path, result) == undisturbed
@@ -418,8 +418,6 @@ def test_keys_of_any_kind_come_back(tmp_path):
         ({"loss_fn": lambda p, c, b, k: (p.sum(), ((*c,), {})), "carry": [jnp.ones(2)]},
          r"given, \['float32\[2\]'\], but returned \('float32\[2\]',\)"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"loss": 1})), "carry": ()}, "rename them"),
-        ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"validation_loss": 1})), "carry": ()},
-         "rename them"),
         ({"loss_fn": lambda p, c, b, k: p.sum()}, r"\(params, batch, key\), but: missing a req"),
         ({"carry": ()}, r"must take \(params, carry, batch, key\), but: too many positional"),
         ({"sharding": "gpu"}, "sharding must be a Sharding, .* but is 'gpu'"),
@@ -431,7 +429,6 @@ def test_keys_of_any_kind_come_back(tmp_path):
         ({"batches": {"xs": object()}}, r"batches must be .* are \[\(\)\]; .* a loader of batches"),
         ({"batches": ()}, r"their first axes are \[\]"),
         ({"batches": np.ones((0, 2))}, r"their first axes are \[\(0,\)\]"),
-        ({"batches": lambda epoch: iter(())}, "a batch in every epoch, but epoch 1 has none"),
         ({"evaluate": lambda p: {"validation_loss": None}}, "must return numbers"),
         ({"evaluate": lambda p: {"validation_loss": 1, "loss": 2}}, "which fit measures"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"right": 1})), "carry": (),
