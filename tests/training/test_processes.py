@@ -78,7 +78,7 @@ def test_what_one_cannot_do_ends_both(seen, scene, first, second):
     assert re.match(second or first, seen[1][scene])
 
 
-@pytest.mark.parametrize("who", [1, 0])
+@pytest.mark.parametrize("who", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_the_death_of_one_ends_the_other_at_once(tmp_path, start, who):
     processes = start(tmp_path, f"kill-{who}")
     assert "on\n" in iter(processes[1 - who].stdout.readline, "")  # Gloo greets before
