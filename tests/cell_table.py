@@ -265,8 +265,6 @@ def grid(name: str) -> tuple[int, ...]:
 AUTO = {"gru", "user-step", "stack-nested"}
 # Where steps are kept two at a time and computed again: two segments, of which one is shorter.
 AGAIN = {"lstm", "gru", "user-peephole", "mingru", "stack"}
-
-
 # What declares that it is affine in the carry.
 PARALLEL = {
     name
@@ -288,13 +286,10 @@ def methods(name: str) -> list[rnnjax.Method]:
 # ---- what an ordinary run takes of cells times methods times directions; the rest is slow
 #
 # A fault in an equation is caught by tests/test_reference.py, where every cell runs by one method
-# against NumPy. A fault in a method is caught by few cells, for a method looks at few things of a
-# cell: so the laws take
-# - of a cell whose gates are kept, one whose update reads parameters and one that runs in parallel
-#   (`BY_ALL`) all methods;
-# - of one for each way through the engine (`FEW`), and of those with something else that a method
-#   can see (`WAYS`), the last of theirs, which is the one that runs the fewest cells;
-# - of each one direction, and the other one where there are masks, lengths and resets.
+# against NumPy. A method looks at few things of a cell: so the laws take all methods of `BY_ALL`
+# (gates that are kept, an update that reads parameters, a state that runs in parallel), and of
+# those that differ in what a method can see, `FEW` and `WAYS`, the last method, which is the one
+# that runs the fewest cells; of each one direction, and the other one with masks and resets.
 # `make test-slow` takes all cells by all methods in both directions.
 
 # Where what is held against the loop or the scan does not depend on the equation: those ways, and
@@ -345,68 +340,6 @@ def both_ways(rows: list[Any], marked: bool = False) -> list[Any]:
 # ---- the loop that the laws are held against
 
 
-@functools.cache
-def compiled_step(name: str) -> Callable[..., Any]:
-    """A turn of the loop of `rnnjax.unroll`'s docstring, and its derivative transposed.
-
-    It knows nothing of the engine. Both are one program, which the loop forward runs as well: it
-    takes less time to compile than two.
-    """
-
-    def where(marks: jax.Array, new: Any, old: Any) -> Any:
-        return jax.tree.map(
-            lambda n, o: jnp.where(marks.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, old
-        )
-
-    def step(
-        smooth: tuple[Any, Any, Any, jax.Array], valid: jax.Array, reset: jax.Array
-    ) -> tuple[Any, jax.Array]:
-        params, carry, start, x = smooth
-        carry = where(reset, start, carry)
-        new, y = CELLS[name].step(params, carry, x)
-        return where(valid, new, carry), where(valid, y, jnp.zeros_like(y))
-
-    def both(smooth: Any, valid: jax.Array, reset: jax.Array, d: Any) -> Any:
-        out, pull = jax.vjp(lambda smooth: step(smooth, valid, reset), smooth)
-        return out, pull(d)[0]
-
-    return jax.jit(both)
-
-
-def loop(
-    name: str,
-    arguments: tuple[Any, jax.Array, Any, Any],
-    weights: Any,
-    marks: dict[str, Any],
-    reverse: bool,
-) -> Any:
-    """Outputs and gradients, as of `weighted`, of ``(params, xs, carry, reset_carry)``.
-
-    A Python loop over the steps, from the last to the first with ``reverse``, and back again for
-    the gradients. A step is compiled, and the loop is not: a third of the time of compiling all
-    steps at once.
-    """
-    params, xs, carry, start = jax.tree.map(np.asarray, arguments)
-    steps, rows = xs.shape[:2]
-    valid = np.asarray(marks.get("mask", np.ones((steps, rows), bool)))
-    if "lengths" in marks:
-        valid = valid & (np.arange(steps)[:, None] < marks["lengths"])
-    resets = np.asarray(marks.get("resets", np.zeros((steps, rows), bool)))
-    if reverse:  # the border before t is crossed on the way from t to t - 1
-        resets = np.concatenate([resets[1:], np.zeros_like(resets[:1])])
-    turn, order = compiled_step(name), range(steps)[:: -1 if reverse else 1]
-    given, ys, (d_carry, d_ys) = [()] * steps, [None] * steps, weights
-    for t in order:
-        given[t] = (params, carry, start, xs[t]), valid[t], resets[t]
-        carry, ys[t] = turn(*given[t], (d_carry, d_ys[t]))[0]
-    d_params, d_start = jax.tree.map(np.zeros_like, (params, start))
-    d_xs = [None] * steps
-    for t in order[::-1]:
-        d_used, d_carry, d_begun, d_xs[t] = turn(*given[t], (d_carry, d_ys[t]))[1]
-        d_params, d_start = jax.tree.map(np.add, (d_params, d_start), (d_used, d_begun))
-    return (carry, np.stack(ys)), (d_params, np.stack(d_xs), d_carry, d_start)
-
-
 def weighted(run: Callable[..., Any]) -> Callable[..., Any]:
     """``run`` with the gradients of a sum that sees every output, to all differentiable inputs.
 
@@ -422,19 +355,47 @@ def weighted(run: Callable[..., Any]) -> Callable[..., Any]:
     return both
 
 
+@functools.cache
+def compiled_loop(name: str) -> Callable[..., Any]:
+    """The loop of `rnnjax.unroll`'s docstring, and its gradients: nothing of the engine."""
+
+    def where(marks: jax.Array, new: Any, old: Any) -> Any:
+        return jax.tree.map(
+            lambda n, o: jnp.where(marks.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, old
+        )
+
+    def run(params: Any, xs: Any, carry: Any, start: Any, valid: Any, resets: Any) -> Any:
+        def step(carry: Any, at: Any) -> Any:
+            x, valid, reset = at
+            carry = where(reset, start, carry)
+            new, y = CELLS[name].step(params, carry, x)
+            return where(valid, new, carry), where(valid, y, jnp.zeros_like(y))
+
+        return jax.lax.scan(step, carry, (xs, valid, resets))
+
+    return jax.jit(weighted(run))
+
+
+def loop(name: str, arguments: Any, weights: Any, marks: dict[str, Any], reverse: bool) -> Any:
+    """Outputs and gradients, as of `weighted`, of ``(params, xs, carry, reset_carry)``.
+
+    In reverse it is the same program, which is given all steps turned around.
+    """
+    (params, xs, carry, start), (of_carry, of_ys) = arguments, weights
+    steps, rows = xs.shape[:2]
+    valid = marks.get("mask", np.ones((steps, rows), bool))
+    if "lengths" in marks:
+        valid = valid & (np.arange(steps)[:, None] < marks["lengths"])
+    resets = marks.get("resets", np.zeros((steps, rows), bool))
+    if reverse:  # the border before t is crossed on the way from t to t - 1
+        resets = np.concatenate([resets[1:], np.zeros_like(resets[:1])])
+    turn = slice(None, None, -1 if reverse else 1)
+    given = (params, xs[turn], carry, start), (of_carry, of_ys[turn]), valid[turn], resets[turn]
+    (carry, ys), (d_params, d_xs, *d_rest) = compiled_loop(name)(*given)
+    return (carry, ys[turn]), (d_params, d_xs[turn], *d_rest)
+
+
 def check_backwards(function: Callable[..., Any], *arguments: Any) -> None:
-    """`jax.test_util.check_grads` in reverse mode, with one program for the derivative."""
-
-    @jax.jit
-    def both(arguments: Any, d: Any) -> Any:
-        out, pull = jax.vjp(function, *arguments)
-        return out, pull(d)
-
-    def run(*arguments: Any) -> Any:
-        return jax.device_get(function(*arguments))
-
-    def vjp(*arguments: Any) -> Any:
-        out, _ = both(arguments, run(*arguments))
-        return jax.device_get(out), lambda d: jax.device_get(both(arguments, d)[1])
-
-    check_vjp(run, vjp, jax.device_get(arguments))
+    """`jax.test_util.check_grads` in reverse mode, compiled."""
+    run = jax.jit(function)
+    check_vjp(run, functools.partial(jax.vjp, run), arguments)
