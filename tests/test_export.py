@@ -69,10 +69,9 @@ def test_a_dial_that_needs_to_know_the_steps_says_so():
     cell = CELLS["lstm"]
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
     xs = jax.ShapeDtypeStruct((*export.symbolic_shape("t, b"), 3), jnp.float32)
+    run = jax.jit(lambda p, x: rnnjax.unroll(cell, p, x, method=Fused(keep_every=2)))
     with pytest.raises(rnnjax.InvalidInputError, match="keep_every must be None where the number"):
-        export.export(
-            jax.jit(lambda p, x: rnnjax.unroll(cell, p, x, method=Fused(keep_every=2)))
-        )(params, xs)  # fmt: skip
+        export.export(run)(params, xs)
 
 
 def lowered(name):
@@ -81,18 +80,15 @@ def lowered(name):
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
     xs = jax.ShapeDtypeStruct((2, *rows, 3), jnp.float32)
 
-    def both(params, xs):
-        def run(params, xs):
-            return rnnjax.unroll(cell, params, xs)[1]
+    def run(params, xs):
+        return rnnjax.unroll(cell, params, xs)[1]
 
-        return run(params, xs), jax.grad(lambda *args: run(*args).sum(), (0, 1))(params, xs)
+    def both(*given):
+        return run(*given), jax.grad(lambda *given: run(*given).sum(), (0, 1))(*given)
 
     traced = jax.jit(both).trace(params, xs)
-    here, others = (
-        str(traced.lower(lowering_platforms=platforms).as_text())
-        for platforms in (("cpu",), ("tpu", "cuda", "rocm"))
-    )
-    return here, others
+    platforms = ("cpu",), ("tpu", "cuda", "rocm")
+    return [traced.lower(lowering_platforms=each).as_text() for each in platforms]
 
 
 # A sum of products, halves, and a step that has no form.
@@ -130,27 +126,24 @@ def test_one_hot_inputs_are_written_and_read_back(random_like, assert_close):
     assert_close(program.call(params, xs), run(params, xs), 1e-6)
 
 
-def test_a_model_is_one_program_with_its_state(random_like):
+def test_a_model_is_one_program_with_its_state(random_like, assert_close):
     """Step after step of any number of rows, without the model's classes."""
     stack = rnnjax.Stack([rnnjax.LSTMCell(4), rnnjax.GRUCell(3)])
     params = random_like(jax.eval_shape(lambda: stack.init(jax.random.key(0), 2)), 1)
     table, head = random_like((np.zeros((7, 2)), np.zeros((3, 5))), 2)
-    chain = (
-        Embedding("words", 7, 2),
-        Recurrent("stack", stack),
-        Dense("head", 5, "softmax", use_bias=False),
-    )
+    head_of = Dense("head", 5, "softmax", use_bias=False)
+    network = Sequential((Embedding("words", 7, 2), Recurrent("stack", stack), head_of))
     given = {"words": {"embedding": table}, "stack": params, "head": {"kernel": head}}
-    model = Model(Sequential(chain), given)
+    model = Model(network, given)
     step = export.deserialize(interop.export(model, steps=1).serialize())
     for batch in (3, 1):
         ids = np.random.default_rng(batch).integers(0, 7, (6, batch), np.int32)
         carry, expected = model.initial_carry((batch,)), jax.jit(model)(ids)[1]
         for t in range(6):
             carry, ys = step.call(carry, ids[t : t + 1])
-            np.testing.assert_allclose(ys[0], expected[t], atol=1e-6)
+            assert_close(ys[0], expected[t], 1e-5)
     whole = interop.export(model, platforms=["cpu", "tpu"])
-    np.testing.assert_allclose(whole.call(model.initial_carry((1,)), ids)[1], expected, atol=1e-6)
+    assert_close(whole.call(model.initial_carry((1,)), ids)[1], expected, 1e-5)
     with pytest.raises(rnnjax.InvalidInputError, match="steps should be a positive integer or"):
         interop.export(model, steps=0)
 
@@ -167,7 +160,7 @@ def test_a_row_batch_first_is_one_program(random_like):
         interop.export(cell)
 
 
-def test_a_graph_is_one_program(random_like):
+def test_a_graph_is_one_program(random_like, assert_close):
     """Fixed sizes of its inputs give way to the steps asked for; given states are no inputs."""
     cell = rnnjax.GRUCell(2)
     layers = tuple(Recurrent(name, cell) for name in ("encoder", "decoder"))
@@ -184,5 +177,4 @@ def test_a_graph_is_one_program(random_like):
     assert [a.shape[0] for a in program.in_avals] == [program.in_avals[0].shape[0], 2, 2]
     xs = (np.ones((2, 4, 3), np.float32),) * 2
     _, ys = program.call({"encoder": cell.initial_carry((4,))}, xs)
-    for y, e in zip(ys, jax.jit(model)(xs)[1], strict=True):
-        np.testing.assert_allclose(y, e, atol=1e-6)
+    assert_close(ys, jax.jit(model)(xs)[1], 1e-5)
