@@ -13,11 +13,16 @@ import rnnjax
 from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.fused.plan import known_platform
 from rnnjax.engine.fused.recurrence import Recurrence
+from rnnjax.engine.pallas.gpu import equations
 
 
 def shapes(cell, steps, batch, features):
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), features))
     return params, jax.ShapeDtypeStruct((steps, batch, features), jnp.float32)
+
+
+def told(cell, steps=5, rows=2, features=3, **options):
+    return str(rnnjax.explain(cell, *shapes(cell, steps, rows, features), **options))
 
 
 def test_each_layer_with_its_shape_and_method():
@@ -28,59 +33,34 @@ def test_each_layer_with_its_shape_and_method():
     assert (own.hidden_size, own_shape) == (8, (10, 4, 16))
     assert why[0] == "chose Fused(), because the cell declares its equation"
     assert why_not[0].startswith("chose Scan(), because it declares no carry and update, but")
-    text = str(explanation)
-    assert "LSTMCell(16) over inputs (10, 4, 5)" in text
-    assert "keeps 96 numbers a row of every step" in text  # 4 gates, 2 states
+    assert "LSTMCell(16) over inputs (10, 4, 5)" in str(explanation)
+    assert "keeps 96 numbers a row of every step" in str(explanation)  # 4 gates, 2 states
 
 
 def test_a_single_step_and_the_dial():
-    cell = rnnjax.LSTMCell(4)
-    assert "a single step" in str(rnnjax.explain(cell, *shapes(cell, 1, 2, 3)))
+    assert "a single step" in told(rnnjax.LSTMCell(4), 1)
     method = rnnjax.Fused(keep_every=10, product_dtype=jnp.bfloat16)
-    text = str(rnnjax.explain(cell, *shapes(cell, 100, 2, 3), method=method))
+    text = told(rnnjax.LSTMCell(4), 100, method=method)
     assert "keeps the state before every 10 steps" in text
     assert "operands bfloat16" in text
-    text = str(rnnjax.explain(rnnjax.MinGRUCell(4), *shapes(rnnjax.MinGRUCell(4), 100, 2, 30)))
-    assert "recurrent product" not in text
-    long = rnnjax.LSTMCell(64)
+    assert "recurrent product" not in told(rnnjax.MinGRUCell(4), 100, 2, 30)
     parts = "or of 100 where no gradient is taken"
-    assert parts in str(rnnjax.explain(long, *shapes(long, 10_000, 16, 64)))
-    assert "no gradient" not in str(rnnjax.explain(long, *shapes(long, 500, 16, 64)))
+    assert parts in told(rnnjax.LSTMCell(64), 10_000, 16, 64)
+    assert "no gradient" not in told(rnnjax.LSTMCell(64), 500, 16, 64)
 
 
-def test_bad_arguments_are_unrolls_own():
-    own, gru = OwnStepCell(4), rnnjax.GRUCell(4)
-    params, xs = shapes(gru, 5, 2, 3)
-    more = jax.ShapeDtypeStruct((5, 2, 9), jnp.float32)
-    for message, *given, options in (
-        (r"Fused\(\) cannot run", own, shapes(own, 5, 2, 3)[0], xs, {"method": rnnjax.Fused()}),
-        ("cell must be a Cell", rnnjax.GRUCell, params, xs, {}),
-        ("params", rnnjax.LSTMCell(4), {}, xs, {}),
-        ("features", gru, params, more, {}),
-    ):
-        with pytest.raises(rnnjax.InvalidInputError, match=message):
-            rnnjax.explain(*given, **options)
+def products(jaxpr):
+    """Those of parameters: a product for each row by itself, as of an S6's states, is none."""
+    kinds = [(eqn.primitive.name, eqn.params.get("dimension_numbers")) for eqn in equations(jaxpr)]
+    found = [axes for name, axes in kinds if name == "dot_general" and not axes[1][0]]
+    return len(found) + sum(name == "conv_general_dilated" for name, _ in kinds)
 
 
-def loops_and_products(jaxpr, loop=False):
-    """Return a jaxpr's products in loops, those outside, and what loop bodies return.
-
-    Those of parameters: a product for each row by itself, as of an S6's states, is none.
-    """
-    inside, outside, states = 0, 0, []
-    for eqn in jaxpr.eqns:
-        product = eqn.primitive.name == "dot_general" and not eqn.params["dimension_numbers"][1][0]
-        if product or eqn.primitive.name == "conv_general_dilated":
-            inside, outside = inside + loop, outside + (not loop)
-        if eqn.primitive.name == "scan":
-            states.append([aval.shape for aval in eqn.params["jaxpr"].out_avals])
-        for inner in jax.tree.leaves(list(eqn.params.values())):
-            inner = getattr(inner, "jaxpr", inner)  # one that is closed
-            if not hasattr(inner, "eqns"):
-                continue
-            more = loops_and_products(inner, loop or eqn.primitive.name == "scan")
-            inside, outside, states = inside + more[0], outside + more[1], states + more[2]
-    return inside, outside, states
+def loops_and_products(jaxpr):
+    """Return how many products are in the loop and outside of it, and what the loop returns."""
+    (loop,) = (eqn.params["jaxpr"] for eqn in equations(jaxpr) if eqn.primitive.name == "scan")
+    inside, states = products(loop.jaxpr), [aval.shape for aval in loop.out_avals]
+    return inside, products(jaxpr) - inside, states
 
 
 def test_auto_takes_products_for_a_matrix_memory():
@@ -88,8 +68,8 @@ def test_auto_takes_products_for_a_matrix_memory():
         (rnnjax.MLSTMCell(4), "chose Parallel(), because"),
         (rnnjax.LRUCell(4), "chose Fused(), because"),  # affine too, but a vector
     ):
-        assert chosen in str(rnnjax.explain(cell, *shapes(cell, 5, 3, 2), platform="cpu"))
-        assert "chose Scan()" in str(rnnjax.explain(cell, *shapes(cell, 1, 3, 2), platform="cpu"))
+        assert chosen in told(cell, platform="cpu")
+        assert "chose Scan()" in told(cell, 1, platform="cpu")
 
 
 @pytest.mark.parametrize(
@@ -117,22 +97,23 @@ def test_each_line_is_what_the_program_does(name):
         given, kept, out
     )
 
-    said = re.search(r"multiplies with (.*) in the update", text)
+    def named(pattern):
+        found = re.search(pattern, text)
+        return found[1].split(", ") if found else []
+
     several = {"gru-reset-before": 2, "mgu-reset-before": 2, "slstm": 2}
-    update_params = several.get(name, 1) if said else 0
+    update_params = several.get(name, 1) * bool(named(r"multiplies with (.*) in the update"))
     recurrent = "recurrent product at each step" in text
     assert recurrent == (cell.recurrent is not None)
     assert loops_and_products(forward.jaxpr)[:2] == (recurrent + update_params, 1)
-    outside = re.search(r"the gradient of (.*): one product over 4 steps", text)[1].split(", ")
-    inside, after, states = loops_and_products(backward.jaxpr)
+    outside = named(r"the gradient of (.*): one product over 4 steps")
+    inside, after, state = loops_and_products(backward.jaxpr)
     # Of each product in the update both gradients; of the inputs' kernel the inputs' too.
     assert (inside, after) == (recurrent + 2 * update_params, len(outside) + 1)
-    summed = re.search(r"the gradient of (.*): summed in the backward loop", text)
-    summed = summed[1].split(", ") if summed else []
-    assert set(outside) | set(summed) | {"bias", "recurrent_bias"} >= set(loop_params)
-    after_loop = re.search(r"multiplies with (.*) after the loop, all steps at once", text)
-    assert set(after_loop[1].split(", ") if after_loop else []) == set(params) - set(loop_params)
-    (state,) = states
+    summed = named(r"the gradient of (.*): summed in the backward loop")
+    assert {*outside, *summed, "bias", "recurrent_bias"} >= set(loop_params)
+    after_loop = named(r"multiplies with (.*) after the loop, all steps at once")
+    assert set(after_loop) == set(params) - set(loop_params)
     assert all(params[parameter].shape in state for parameter in summed)
     assert all(params[parameter].shape not in state for parameter in outside)
     numbers = int(re.search(r"keeps (\d+) numbers a row of every step", text)[1])
@@ -169,25 +150,18 @@ def test_all_products_have_the_precision_of_the_method(method):
 
 
 def test_the_arithmetic_of_products():
-    cell = rnnjax.GRUCell(4)
-
-    def told(platform, **options):
-        method = rnnjax.Fused(**options)
-        text = str(rnnjax.explain(cell, *shapes(cell, 5, 2, 3), method=method, platform=platform))
+    def arithmetic(platform, **options):
+        text = told(rnnjax.GRUCell(4), method=rnnjax.Fused(**options), platform=platform)
         return text.partition("products of float32 operands ")[2]
 
-    assert told("tpu") == "in one pass of bfloat16, precision 'default'"
-    assert told("tpu", precision="high") == "in three passes of bfloat16, precision 'high'"
-    assert told("gpu", precision="high") == "in TF32 where the card has it, precision 'high'"
-    assert told("cuda", precision="highest") == "in float32, precision 'highest'"
-    assert told("cpu", precision="high") == ""  # there is no other
+    assert arithmetic("tpu") == "in one pass of bfloat16, precision 'default'"
+    assert arithmetic("tpu", precision="high") == "in three passes of bfloat16, precision 'high'"
+    assert arithmetic("gpu", precision="high") == "in TF32 where the card has it, precision 'high'"
+    assert arithmetic("cuda", precision="highest") == "in float32, precision 'highest'"
+    assert arithmetic("cpu", precision="high") == ""  # there is no other
     with jax.default_matmul_precision("highest"):
-        assert told("tpu").startswith("in six passes")
-        assert told("tpu", precision="default").startswith("in one pass")
-    with pytest.raises(
-        rnnjax.InvalidInputError, match=r'"default", "high" or "highest".* \'fast\''
-    ):
-        rnnjax.Scan(precision="fast")
+        assert arithmetic("tpu").startswith("in six passes")
+        assert arithmetic("tpu", precision="default").startswith("in one pass")
 
 
 @pytest.mark.parametrize(("version", "platform"), [("cuda 13000", "cuda"), ("ROCM 70", "rocm")])
@@ -199,14 +173,12 @@ def test_a_gpu_of_this_machine_is_of_one_kind(version, platform, monkeypatch):
 
 
 def test_a_traced_value_in_a_cell_is_told():
-    def told(slope):
+    def closes_over(slope):
         cell = rnnjax.SimpleRNNCell(4, activation=lambda x: jnp.maximum(x, slope * x))
-        params = cell.init(jax.random.key(0), 2)
-        texts.append(str(rnnjax.explain(cell, params, jnp.ones((5, 3, 2)), platform="cpu")))
+        found.append("because the cell closes over a traced value" in told(cell, platform="cpu"))
         return slope
 
-    texts = []
-    jax.grad(told)(0.1)
-    told(0.1)
-    found = ["because the cell closes over a traced value" in text for text in texts]
+    found = []
+    jax.grad(closes_over)(0.1)
+    closes_over(0.1)
     assert found == [True, False]
