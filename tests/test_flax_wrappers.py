@@ -113,19 +113,15 @@ def test_equals_flax(form: str, name: str, flags: str, assert_close: Any) -> Non
     start = (KEY, shape) if form == "linen" else (shape, rngs)
     carry = None if flags == "return_carry" else drawn(cell.initialize_carry(*start), 3)
     inputs = np.swapaxes(INPUTS, 0, 1) if given["time_major"] else INPUTS
-    pairs = [
-        both(form, lambda m: m.RNN(cell, **given), inputs, initial_carry=carry, seq_lengths=LENGTHS)
-    ]
-    if not given["return_carry"]:
-        pairs[0] = [(None, outputs) for outputs in pairs[0]]
-    pairs[0][1] = with_zeros(pairs[0][1], given["time_major"])
+    runs = both(
+        form, lambda m: m.RNN(cell, **given), inputs, initial_carry=carry, seq_lengths=LENGTHS
+    )
+    ours, theirs = runs if given["return_carry"] else [(None, outputs) for outputs in runs]
+    assert_close(ours, with_zeros(theirs, given["time_major"]), 1e-5)
     if name == "simple":
         other = {flag: not value for flag, value in given.items()}
-        pairs.append(
-            both(form, lambda m: m.RNN(cell, **other), inputs, initial_carry=carry, **given)
-        )
-    for actual, expected in pairs:
-        assert_close(actual, expected, 1e-5)
+        runs = both(form, lambda m: m.RNN(cell, **other), inputs, initial_carry=carry, **given)
+        assert_close(*runs, 1e-5)
 
 
 @pytest.mark.parametrize(("form", "time_major"), [("linen", True), ("nnx", False)])
@@ -192,11 +188,9 @@ def test_arguments_of_flax_alone_are_taken() -> None:
     lifted = {"variable_axes": {}, "variable_carry": False, "split_rngs": {"params": False}}
     rnnjax.linen.RNN(nn.LSTMCell(6), unroll=1, variable_broadcast="params", **lifted)
     rngs = nnx.Rngs(0)
-    cells = [nnx.LSTMCell(in_features=3, hidden_features=4, rngs=rngs) for _ in range(2)]
-    layers = [
-        rnnjax.nnx.RNN(cell, unroll=1, state_axes=None, broadcast_rngs=None) for cell in cells
-    ]
-    both = rnnjax.nnx.Bidirectional(forward_rnn=layers[0], backward_rnn=layers[1], rngs=rngs)
+    cell = nnx.LSTMCell(in_features=3, hidden_features=4, rngs=rngs)
+    layer = rnnjax.nnx.RNN(cell, unroll=1, state_axes=None, broadcast_rngs=None)
+    both = rnnjax.nnx.Bidirectional(forward_rnn=layer, backward_rnn=layer, rngs=rngs)
     assert both(jnp.ones((2, 3))).shape == (2, 8)
 
 
@@ -213,16 +207,14 @@ class Leaky(nn.RNNCellBase):
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> jax.Array:
         return jax.random.normal(rng, (*input_shape[:-1], self.features))
 
-    @property
-    def num_feature_axes(self) -> int:
-        return 1
+    num_feature_axes = property(lambda self: 1)
 
 
 class Wrapped(Leaky):
     """A cell around another, which returns two outputs."""
 
     features: int = HIDDEN
-    inner: nn.RNNCellBase = nn.LSTMCell(HIDDEN)
+    inner: Any = None
 
     def __call__(self, carry: Any, inputs: jax.Array) -> Any:
         carry, y = self.inner(carry, inputs)
@@ -256,9 +248,7 @@ class LeakyNnx(nnx.RNNCellBase):
     def initialize_carry(self, input_shape: Any, rngs: Any = None, carry_init: Any = None) -> Any:
         return jnp.ones((*input_shape[:-1], HIDDEN))
 
-    @property
-    def num_feature_axes(self) -> int:
-        return 1
+    num_feature_axes = property(lambda self: 1)
 
 
 @pytest.mark.parametrize(
@@ -277,11 +267,6 @@ def test_any_cell_of_flax_runs(form: str, cell: Any, assert_close: Any) -> None:
     assert_close(outputs[:, 2:], part[1][1], 1e-5)
     assert_close(outputs[:, :2], whole[1][:, :2], 1e-5)
     assert_close(*part, 1e-5)
-
-
-def test_a_cell_around_another_and_outputs_of_any_shape(assert_close: Any) -> None:
-    run = both("linen", lambda m: m.RNN(Wrapped(), time_major=True, reverse=True), INPUTS)
-    assert_close(*run, 1e-5)
 
 
 class Activated(nn.Module):
@@ -306,10 +291,11 @@ class Shared(nn.Module):
         self.cell = nn.SimpleCell(HIDDEN)
         self.first = self.rnn(self.cell)
         self.second = self.rnn(self.cell, reverse=True)
-        self.third = self.rnn(Wrapped(inner=self.cell))
+        self.third = self.rnn(Wrapped(inner=self.cell), reverse=True)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        return self.first(inputs) + self.second(inputs) + self.third(inputs)[0]
+        ys, largest = self.third(inputs)
+        return self.first(inputs) + self.second(inputs) + ys + largest[..., None]
 
 
 @pytest.mark.parametrize(
@@ -345,7 +331,7 @@ def test_parameters_of_the_parent(build: Any, names: set[str], assert_close: Any
 
 
 @pytest.mark.parametrize("closure", [False, True], ids=["module", "closure"])
-def test_an_activation_of_nnx_with_parameters(closure: bool, assert_close: Any) -> None:
+def test_a_cell_of_nnx_runs_as_what_it_is_now(closure: bool, assert_close: Any) -> None:
     act = nnx.PReLU()
     function = (lambda x: act(x)) if closure else act
     cell = nnx.SimpleCell(FEATURES, HIDDEN, activation_fn=function, rngs=nnx.Rngs(0))
@@ -353,16 +339,9 @@ def test_an_activation_of_nnx_with_parameters(closure: bool, assert_close: Any) 
     for slope in (0.01, 0.9):  # a program that was compiled for the first knows of the second
         act.negative_slope[...] = jnp.array(slope)
         assert_close(ours(INPUTS), theirs(INPUTS), 1e-5)
-
-
-def test_a_cell_whose_parts_were_exchanged_runs_as_it_is(assert_close: Any) -> None:
-    cell = make("nnx", "gru")
-    before = rnnjax.nnx.RNN(cell)(INPUTS)
-    cell.dense_i = nnx.LoRALinear(FEATURES, 3 * HIDDEN, lora_rank=2, rngs=nnx.Rngs(1))
-    cell.dense_i.lora.lora_b[...] = jnp.ones((2, 3 * HIDDEN))
-    after = rnnjax.nnx.RNN(cell)(INPUTS)
-    assert not np.allclose(before, after)
-    assert_close(after, nnx.RNN(cell)(INPUTS), 1e-5)
+    cell.dense_i = nnx.LoRALinear(FEATURES, HIDDEN, lora_rank=2, rngs=nnx.Rngs(1))
+    cell.dense_i.lora.lora_b[...] = jnp.ones((2, HIDDEN))
+    assert_close(ours(INPUTS), theirs(INPUTS), 1e-5)
 
 
 class Constants(LeakyNnx):
@@ -400,14 +379,12 @@ def test_a_cell_may_read_variables_of_any_kind(assert_close: Any) -> None:
     assert_close(nnx.jit(lambda m, x: m(x))(model, INPUTS), nnx.RNN(cell)(INPUTS), 1e-5)
 
 
-TYPES: dict[str, dict[str, Any]] = {
-    "dtype": {"dtype": jnp.bfloat16},
-    "all": {
-        "dtype": jnp.bfloat16,
-        "param_dtype": jnp.bfloat16,
-        "recurrent_kernel_init": nn.initializers.lecun_normal(),  # which bfloat16 has
-    },
-    "inputs": {},
+IN_16 = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
+TYPES: dict[str, tuple[dict[str, Any], Any]] = {
+    "dtype": ({"dtype": jnp.bfloat16}, np.float32),
+    # With an initialiser that bfloat16 has.
+    "all": (IN_16 | {"recurrent_kernel_init": nn.initializers.lecun_normal()}, np.float32),
+    **{np.dtype(inputs).name: ({}, inputs) for inputs in (jnp.bfloat16, int, bool, np.uint8)},
 }
 
 
@@ -417,63 +394,58 @@ TYPES: dict[str, dict[str, Any]] = {
     ("form", "name", "types"),
     [
         ("linen", "lstm", "dtype"),
-        ("linen", "lstm", "inputs"),
+        *(("linen", "lstm", name) for name, (options, _) in TYPES.items() if not options),
         ("linen", "gru", "all"),
         ("linen", "residual", "all"),
         ("nnx", "gru", "dtype"),
         ("nnx", "lstm", "all"),
+        ("nnx", "lstm", "int64"),
     ],
 )
 def test_types_are_those_of_flax(form: str, name: str, types: str, assert_close: Any) -> None:
-    inputs = INPUTS.astype(jnp.bfloat16) if types == "inputs" else INPUTS
-    cell = make(form, name, **TYPES[types])
+    options, dtype = TYPES[types]
+    cell, inputs = make(form, name, **options), np.abs(3 * INPUTS).astype(dtype)
     runs = both(form, lambda m: m.RNN(cell, return_carry=True), inputs)
     kinds = [jax.tree.map(lambda leaf: leaf.dtype, tree) for tree in runs]
     assert kinds[0] == kinds[1]
-    assert_close(*runs, 1e-5 if types == "inputs" else 2e-2)
-
-
-@pytest.mark.parametrize("dtype", [int, bool, jnp.uint8])
-def test_integers_become_what_flax_makes_of_them(dtype: Any, assert_close: Any) -> None:
-    inputs = (np.arange(BATCH * TIME * FEATURES).reshape(BATCH, TIME, -1) % 3).astype(dtype)
-    for form in MODULES if dtype is int else ["linen"]:
-        cell = make(form, "simple")
-        assert_close(*both(form, lambda m, cell=cell: m.RNN(cell), inputs), 1e-5)
+    assert_close(*runs, 2e-2 if options else 1e-5)
 
 
 # Cells of rnnjax.
 
 
-@pytest.mark.parametrize(("batch", "time_major"), [((), True), ((2, 3), False)])
-def test_masks_and_resets(batch: tuple[int, ...], time_major: bool, assert_close: Any) -> None:
-    cell, rng = GRUCell(HIDDEN), np.random.default_rng(0)
+SOME_STEPS = np.array([[0, 1, 2], [3, TIME, TIME + 1]])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "flags"),
+    [
+        (TIME - 1, {}),
+        (SOME_STEPS, {"time_major": True}),
+        (SOME_STEPS, {"reverse": True, "keep_order": True}),
+    ],
+    ids=["alone", "time first", "reverse"],
+)
+def test_masks_resets_and_lengths(lengths: Any, flags: Any, assert_close: Any) -> None:
+    cell, rng, batch = GRUCell(HIDDEN), np.random.default_rng(0), np.shape(lengths)
     params = drawn(jax.eval_shape(lambda: cell.init(KEY, FEATURES)))
     xs = rng.normal(size=(TIME, *batch, FEATURES)).astype(np.float32)
-    marks = {"mask": rng.random(xs.shape[:-1]) < 0.7, "resets": rng.random(xs.shape[:-1]) < 0.3}
-    lengths = np.full(batch, TIME - 1)
-    start = GRUCarry(np.ones(HIDDEN, np.float32))
-    expected = rnnjax.unroll(cell, params, xs, lengths=lengths, reset_carry=start, **marks)
-    if not time_major:
-        xs = np.moveaxis(xs, 0, -2)
-        marks = {name: np.moveaxis(value, 0, -1) for name, value in marks.items()}
-    marks |= {"seq_lengths": lengths, "reset_carry": start, "return_carry": True}
-    layer = rnnjax.linen.RNN(cell, time_major=time_major)
-    carry, outputs = layer.apply({"params": {"cell": params}}, xs, **marks)
-    outputs = np.asarray(outputs)
-    assert_close((carry, outputs if time_major else np.moveaxis(outputs, -2, 0)), expected, 1e-6)
+    marks = {"mask": rng.random((TIME, *batch)) < 0.7, "resets": rng.random((TIME, *batch)) < 0.3}
+    start, reverse = GRUCarry(np.ones(HIDDEN, np.float32)), "reverse" in flags
+    layer = rnnjax.linen.RNN(cell, return_carry=True, **flags)
+    axis = 0 if "time_major" in flags else len(batch)
 
+    @jax.jit
+    def runs(lengths: Any) -> Any:
+        given = {name: np.moveaxis(x, 0, axis) for name, x in {"inputs": xs, **marks}.items()}
+        given |= {"seq_lengths": lengths, "reset_carry": start}
+        carry, outputs = layer.apply({"params": {"cell": params}}, **given)
+        expected = rnnjax.unroll(
+            cell, params, xs, lengths=lengths, reset_carry=start, reverse=reverse, **marks
+        )
+        return (carry, jnp.moveaxis(outputs, axis, 0)), expected
 
-def test_lengths_of_none_and_of_more_than_all(assert_close: Any) -> None:
-    inputs = INPUTS[:2]
-    model = rnnjax.linen.RNN(GRUCell(HIDDEN), return_carry=True, reverse=True)
-    variables = drawn(jax.eval_shape(model.init, KEY, inputs))
-    given = {"initial_carry": GRUCarry(np.ones((2, HIDDEN), np.float32))}
-    run = jax.jit(functools.partial(model.apply, variables, inputs, **given))
-    carry, outputs = run(seq_lengths=np.array([0, TIME + 1]))
-    whole = np.array(run()[1])
-    whole[0] = 0
-    assert_close(outputs, whole, 1e-6)
-    np.testing.assert_array_equal(carry.hidden[0], 1)
+    assert_close(*runs(lengths), 1e-6)
 
 
 def test_the_grid_of_a_convolution_is_not_time(assert_close: Any) -> None:
@@ -493,24 +465,20 @@ def test_marks_reach_both_directions(assert_close: Any) -> None:
     variables = drawn(jax.eval_shape(layer.init, KEY, INPUTS))
     resets, mask = np.zeros((BATCH, TIME), bool), np.ones((BATCH, TIME), bool)
     resets[0, 2], mask[1, 3] = True, False
-    ones = GRUCarry(np.ones(HIDDEN, np.float32))
+    ones, zeros = (GRUCarry(np.full(HIDDEN, n, np.float32)) for n in (1, 0))
 
     @jax.jit
     def runs(variables: Any) -> Any:
         marks = {"mask": mask, "resets": resets, "reset_carry": (ones, None), "reverse": True}
         params = [variables["params"][name]["cell"] for name in ("forward_rnn", "backward_rnn")]
-        by_hand = [
-            rnnjax.unroll(
-                directions[0].cell, p, np.swapaxes(INPUTS, 0, 1), mask=mask.T, resets=resets.T,
-                reset_carry=carry, reverse=carry is None,
-            )
-            for p, carry in zip(params, (ones, None), strict=True)
-        ]  # fmt: skip
-        expected = tuple(run[0] for run in by_hand), sum(run[1] for run in by_hand)
-        return layer.apply(variables, INPUTS, **marks), expected
+        carries, outputs = rnnjax.unroll(
+            rnnjax.Bidirectional(GRUCell(HIDDEN), merge="sum"), tuple(params),
+            np.swapaxes(INPUTS, 0, 1), mask=mask.T, resets=resets.T,
+            reset_carry=rnnjax.Directions(ones, zeros),
+        )  # fmt: skip
+        return layer.apply(variables, INPUTS, **marks), (tuple(carries), outputs.swapaxes(0, 1))
 
-    actual, (carries, outputs) = runs(variables)
-    assert_close(actual, (carries, np.swapaxes(outputs, 0, 1)), 1e-6)
+    assert_close(*runs(variables), 1e-6)
 
 
 NOISY = rnnjax.Regularized(LSTMCell(HIDDEN), recurrent_dropout=0.5)
