@@ -507,7 +507,7 @@ TABLE: dict[str, list[str]] = {
         "return zero_masked(ys, {{per_step.valid => None}})",
     ],
     "rnnjax/engine/fused/matmul.py": [
-        "tests/test_fused_forms.py::test_other_forms_of_the_products",
+        "tests/test_reference.py::test_a_drawn_composition_equals_the_reference",
         "one form of the product's gradient multiplies with the kernel untransposed",
         "contract(self._cast(rows), kernel, (1, {{1 => 0}})), d)",
         "tests/test_fused_forms.py::test_sums_of_bfloat16_products_are_not_rounded_to_it",
@@ -518,12 +518,11 @@ TABLE: dict[str, list[str]] = {
         "tests/test_laws.py::test_law_1_unroll_equals_a_loop_of_step",
         "the fast path resets a step late",
         "first, then = resets[0], {{jnp.concatenate([resets[1:], none]) => resets}}",
-        "tests/test_fused_forms.py::test_an_odd_number_of_steps_over",
         "with keep_every no gradient goes on to the segment before",
         " carry, inputs: again(inputs, {{carry => jax.lax.stop_gradient(carry)}}), carry, pieces",
     ],
     "rnnjax/engine/fused/recurrence.py": [
-        "tests/test_fused_forms.py::test_other_forms_of_the_products",
+        "tests/test_reference.py::test_a_drawn_composition_equals_the_reference",
         "the backward loop subtracts what comes through the recurrent product",
         "d_state {{+ => -}}= steps.drop_state(",
         "the second bias has no gradient",
@@ -531,7 +530,7 @@ TABLE: dict[str, list[str]] = {
         "tests/test_laws.py::test_law_1_unroll_equals_a_loop_of_step",
         "what a masked step hands on has no gradient",
         "{{        d_carry = jax.tree.map(jnp.add, d_carry, d_old)\n => }}",
-        "tests/test_declarations.py::test_raw_inputs_by_every_method",
+        "tests/test_declarations.py::test_what_only_an_update_reads_by_every_method",
         "raw inputs have no gradient",
         "{{d[..., d_product.shape[-1] :].astype(xs.dtype => "
         "jnp.zeros_like(xs[..., -layer.cell.raw_inputs :]}}",

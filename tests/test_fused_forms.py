@@ -1,4 +1,4 @@
-"""The fast path's forms for other shapes and platforms, held to the reference at small sizes."""
+"""The fast path: its forms for other shapes and types, its memory, and cells that are odd."""
 
 import functools
 import subprocess
@@ -15,13 +15,11 @@ from jax.ad_checkpoint import checkpoint_name
 import rnnjax
 from rnnjax.cells.activations import RESIDUAL
 from rnnjax.engine.core.masking import StepMarks, Steps
-from rnnjax.engine.fused import matmul
 from rnnjax.engine.fused.matmul import Backward, Forward, Products
 from rnnjax.engine.fused.recurrence import Recurrence
 from rnnjax.engine.pallas.gpu import equations
 
-# Sizes that no other test uses: what is compiled depends on the constants that are changed here.
-HIDDEN, FEATURES, TIME = 11, 6, 5
+FEATURES, TIME = 6, 5
 KINDS = [rnnjax.SimpleRNNCell, rnnjax.GRUCell]  # one sum or two halves; an LSTM's is a sum too
 
 
@@ -30,34 +28,15 @@ def check(equal_to_scan):
     return functools.partial(equal_to_scan, features=FEATURES, tolerance=2e-5)
 
 
-FORMS = {
-    "of kernels that leave the cache": {"_CACHE_BYTES": 0},
-    "of large products": {"_CACHE_BYTES": 0, "_LARGE_BYTES": 0},
-    "of accelerators": {},
-}
-
-
-@pytest.mark.parametrize(
-    ("form", "kind", "batch"),
-    [
-        *((form, kind, (7,)) for form in FORMS for kind in KINDS),
-        *(("of kernels that leave the cache", KINDS[0], batch) for batch in ((), (2, 3))),
-    ],
-)
-def test_other_forms_of_the_products(form, kind, batch, monkeypatch, check):
-    choose = Products.choose
-    for constant, value in FORMS[form].items():
-        monkeypatch.setattr(matmul, constant, value)
-    if not FORMS[form]:
-        monkeypatch.setattr(Products, "choose", lambda *given: choose(*given[:3], "cuda"))
-    check(kind(HIDDEN + [*FORMS].index(form)), [rnnjax.Fused()], batch)
+def shapes(cell, steps=TIME, rows=2, features=FEATURES):
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), features))
+    return params, jax.ShapeDtypeStruct((steps, rows, features), jnp.float32)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_products_keep_everything_else_in_float32(kind, check):
-    dials = (None, 2) if kind is rnnjax.SimpleRNNCell else (None,)
-    methods = [rnnjax.Fused(product_dtype="bfloat16", keep_every=every) for every in dials]
-    check(kind(HIDDEN + 3), methods, (7,), tolerance=4e-2)
+    methods = [rnnjax.Fused(product_dtype="bfloat16", keep_every=every) for every in (None, 2)]
+    check(kind(14), methods, (7,), tolerance=4e-2)
 
 
 @pytest.mark.parametrize("form", Backward)
@@ -92,17 +71,11 @@ def test_the_forms_by_shape():
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(
-    ("kind", "features", "steps"),
-    [
-        (rnnjax.GRUCell, 17, 11),
-        (rnnjax.GRUCell, 16, 1),  # few features are projected in the loop
-    ],
-)
+@pytest.mark.parametrize(("features", "steps"), [(17, 11), (16, 1)])  # few are in the loop
 def test_inputs_projected_a_few_steps_at_a_time(
-    kind, features, steps, reverse, random_like, assert_close
+    features, steps, reverse, random_like, assert_close
 ):
-    cell = kind(128)
+    cell = rnnjax.GRUCell(128)
     params = random_like(lambda: cell.init(jax.random.key(0), features), 1, scale=0.1)
     xs = random_like(np.zeros((22, 32, features)), 3)
     text = str(rnnjax.explain(cell, params, xs, method=rnnjax.Fused(), platform="cpu"))
@@ -112,9 +85,8 @@ def test_inputs_projected_a_few_steps_at_a_time(
 
 
 def test_memory_is_a_dial():
-    cell, steps = rnnjax.LSTMCell(32), 400
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 32))
-    xs = jax.ShapeDtypeStruct((steps, 8, 32), jnp.float32)
+    cell = rnnjax.LSTMCell(32)
+    params, xs = shapes(cell, 400, 8, 32)
 
     def temporaries(method):
         """In units of the inputs."""
@@ -132,31 +104,10 @@ def test_memory_is_a_dial():
     assert whole < 0.6 * temporaries(rnnjax.Scan())
 
 
-def test_without_jit(random_like, assert_close):
+def test_without_jit(check):
     """Where a loop is one of Python, over arrays that nobody traces."""
-    cell = GainCell(3)
-    params = random_like(lambda: cell.init(jax.random.key(0), FEATURES), 1)
-    xs = random_like(np.zeros((2, 2, FEATURES)), 2)
-
-    def gradients(method):
-        run = jax.grad(lambda *given: rnnjax.unroll(cell, *given, method=method)[1].sum(), (0, 1))
-        return run(params, xs)
-
-    expected = jax.jit(lambda: gradients(rnnjax.Scan()))()
     with jax.disable_jit():
-        assert_close(gradients(rnnjax.Fused()), expected, 2e-5)
-
-
-def test_an_odd_number_of_steps_over(check):
-    methods = [rnnjax.Fused(keep_every=every) for every in (1, 2, 9)]
-    check(rnnjax.SimpleRNNCell(3), methods, (2,), reverse=True)
-
-
-@pytest.mark.parametrize("wrong", [0, True, jnp.int8, "bf16"])
-def test_bad_options(wrong):
-    name = "keep_every" if isinstance(wrong, int) else "product_dtype"
-    with pytest.raises(rnnjax.InvalidInputError, match=f"{name} must be (a positive|bfloat16)"):
-        rnnjax.Fused(**{name: wrong})
+        check(GainCell(3), [rnnjax.Fused()], (2,), steps=2)
 
 
 def test_cells_that_override_the_update_keep_their_numbers(check):
@@ -166,9 +117,7 @@ def test_cells_that_override_the_update_keep_their_numbers(check):
 
     cell = OwnUpdate(4)  # and what is called from there is as fast as ever
     check(cell, [rnnjax.Auto()], (2,))
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), FEATURES))
-    xs = jax.ShapeDtypeStruct((TIME, 2, FEATURES), jnp.float32)
-    own, library = (str(rnnjax.explain(c, params, xs)) for c in (cell, rnnjax.GRUCell(4)))
+    own, library = (str(rnnjax.explain(c, *shapes(c))) for c in (cell, rnnjax.GRUCell(4)))
     assert own.partition("\n")[2] == library.partition("\n")[2]
 
 
@@ -227,64 +176,46 @@ def test_gradients_of_bfloat16_parameters_are_summed_in_float32(random_like):
         assert np.abs(np.asarray(narrow, np.float32) - wide).max() < 0.02 * np.abs(wide).max()
 
 
+class Count(NamedTuple):
+    hidden: jax.Array
+    count: jax.Array
+
+
+class Counting(rnnjax.SimpleRNNCell):
+    carry = Count
+
+    def initial_carry(self, batch_shape=(), dtype=None):
+        return Count(jnp.zeros((*batch_shape, 4)), jnp.zeros((*batch_shape, 4), jnp.int32))
+
+    def update(self, params, x, carry):
+        return Count(jnp.tanh(x) / (1 + carry.count), carry.count + 1)
+
+
 def test_a_cell_that_counts_runs_on_the_scan(random_like):
-    class Carry(NamedTuple):
-        hidden: jax.Array
-        count: jax.Array
-
-    class Counting(rnnjax.SimpleRNNCell):
-        carry = Carry
-
-        def initial_carry(self, batch_shape=(), dtype=None):
-            return Carry(jnp.zeros((*batch_shape, 4)), jnp.zeros((*batch_shape, 4), jnp.int32))
-
-        def update(self, params, x, carry):
-            return Carry(jnp.tanh(x) / (1 + carry.count), carry.count + 1)
-
-    cell = Counting(4)
+    cell, mask = Counting(4), np.arange(TIME)[:, None] != [1, -1, -1]
     params = random_like(lambda: cell.init(jax.random.key(0), FEATURES), 1)
-    xs, mask = np.ones((TIME, 3, FEATURES), "float32"), np.ones((TIME, 3), bool)
-    mask[1, 0] = False
-    assert rnnjax.Auto().choose(cell) == rnnjax.Scan()
 
     def loss(params):
-        carry, ys = rnnjax.unroll(cell, params, xs, mask=mask)
+        carry, ys = rnnjax.unroll(cell, params, np.ones((TIME, 3, FEATURES), "f"), mask=mask)
         return ys.sum(), carry.count
 
     gradients, count = jax.jit(jax.grad(loss, has_aux=True))(params)
+    assert rnnjax.Auto().choose(cell) == rnnjax.Scan()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
     assert count[:, 0].tolist() == [TIME - 1, TIME, TIME]
 
 
-def test_a_bias_that_nothing_adds_is_refused(random_like):
-    class Biased(rnnjax.SimpleRNNCell):
-        recurrent = None
-
-        def parameters(self, input_size):
-            bias = rnnjax.Param((self.hidden_size,), "zeros", rnnjax.Role.BIAS)
-            return super().parameters(input_size) | {"recurrent_bias": bias}
-
-    cell = Biased(4)
-    params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
-    with pytest.raises(rnnjax.InvalidInputError, match=r"recurrent_bias is one too.*role UNIT"):
-        rnnjax.unroll(cell, params, np.ones((3, 2, 2), np.float32))
-
-
-@pytest.mark.parametrize(
-    "cell",
-    [rnnjax.MinGRUCell(4), rnnjax.GRUCell(4), rnnjax.LSTMCell(4), rnnjax.SimpleRNNCell(4)],
-    ids=["minGRU", "GRU", "LSTM", "SimpleRNN"],
-)
-def test_a_loop_carries_the_inputs_of_a_step_where_it_reads_ahead(cell):
-    recurrence = Recurrence(cell, None, False)
-    used = jax.eval_shape(lambda: cell.loop_params(cell.init(jax.random.key(0), 20)))
-    carry = jax.eval_shape(lambda: cell.initial_carry((3,)))
-    xs = jax.ShapeDtypeStruct((40, 3, 20), jnp.float32)
+@pytest.mark.parametrize("kind", [rnnjax.MinGRUCell, rnnjax.LSTMCell, *KINDS])
+def test_a_loop_carries_the_inputs_of_a_step_where_it_reads_ahead(kind):
+    cell = kind(4)
+    params, xs = shapes(cell, 40, 3, 20)
+    used, carry = cell.loop_params(params), jax.eval_shape(lambda: cell.initial_carry((3,)))
     args = used, Steps(), xs, StepMarks(), carry
     width = used["kernel"].shape[-1]
-    program = jax.make_jaxpr(functools.partial(recurrence.run, "cpu"))(*args).jaxpr
+    run = functools.partial(Recurrence(cell, None, False).run, "cpu")
+    program = jax.make_jaxpr(run)(*args).jaxpr
     loops = [one for one in equations(program) if one.primitive.name == "scan"]
     longest = max(loops, key=lambda one: one.params["length"])
-    steps, shapes = longest.params["length"], [out.aval.shape for out in longest.outvars]
-    carried = [shape for shape in shapes if shape[:1] != (steps,)]
+    given_back = [out.aval.shape for out in longest.outvars]
+    carried = [shape for shape in given_back if shape[:1] != (longest.params["length"],)]
     assert carried.count((3, width)) == 1  # of a single gate it is the state

@@ -9,46 +9,36 @@ import numpy as np
 import pytest
 
 import rnnjax
-from rnnjax import Fused, InvalidInputError, Parallel
+from rnnjax import Fused, InvalidInputError, MatrixCarry, Memory, Parallel, Param, Regularized, Role
 from rnnjax.cells import Chrono, LegS, Ring
-from rnnjax.cells.matrix import MatrixCarry, Memory, remembered
-from rnnjax.engine.parallel.chunkwise import Matrices
 
 KEY = jax.random.key(0)
 
 
-def bias(cell):
-    """As it begins, without what is drawn besides."""
-    drawn = jax.jit(lambda: cell.init(KEY, 3)["bias"])()
-    return np.reshape(drawn, (len(cell.gates), -1))
+CHRONO = {"bias_init": Chrono(101), "recurrent_kernel_init": "zeros"}
 
 
 @pytest.mark.parametrize(
-    ("kind", "signs"),
+    ("cell", "signs"),
     [
-        (rnnjax.LSTMCell, (-1, 1, 0, 0)),
-        (rnnjax.LayerNormLSTMCell, (-1, 1, 0, 0)),
-        (rnnjax.DiagonalLSTMCell, (-1, 1, 0, 0)),
-        (rnnjax.GRUCell, (0, 1, 0)),
+        (rnnjax.LSTMCell(4000, **CHRONO), (-1, 1, 0, 0)),
+        (rnnjax.LayerNormLSTMCell(4000, **CHRONO), (-1, 1, 0, 0)),
+        (rnnjax.DiagonalLSTMCell(4000, **CHRONO), (-1, 1, 0, 0)),
+        (rnnjax.GRUCell(4000, **CHRONO), (0, 1, 0)),
+        (rnnjax.MinGRUCell(4000, bias_init=Chrono(np.float32(101), signs=(0, 1))), (0, 1)),
     ],
+    ids=range(5),
 )
-def test_chrono_draws_memories_of_all_lengths(kind, signs):
-    drawn = bias(kind(4000, bias_init=Chrono(101), recurrent_kernel_init="zeros"))
+def test_chrono_draws_memories_of_all_lengths(cell, signs):
+    names = ("bias", "recurrent_bias")
+    drawn, *other = jax.jit(lambda: [p for n, p in cell.init(KEY, 3).items() if n in names])()
+    drawn = np.reshape(drawn, (len(signs), -1))
     lengths = np.exp(drawn[signs.index(1)])
     assert 1 <= lengths.min() < 1.2
     assert 99.5 < lengths.max() <= 100.001
     assert abs(lengths.mean() - 50.5) < 2
     np.testing.assert_array_equal(drawn, np.outer(signs, drawn[signs.index(1)]))
-
-
-def test_chrono_draws_one_bias_of_two_and_takes_signs():
-    cell = rnnjax.GRUCell(4, bias_init=Chrono(10), recurrent_kernel_init="zeros")
-    params = jax.device_get(jax.jit(cell.init, static_argnums=1)(KEY, 3))
-    assert params["bias"].any()
-    assert not params["recurrent_bias"].any()
-    given = bias(rnnjax.MinGRUCell(4, bias_init=Chrono(np.float32(10), signs=(-1, 0))))
-    assert (given[0] <= 0).all()
-    assert not given[1].any()
+    assert not np.any(other)  # of two biases it draws one
 
 
 def test_a_ring_is_drawn_evenly_and_normalised():
@@ -85,19 +75,6 @@ def test_gates_that_are_shut_have_finite_gradients(random_like):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-def changed_by(cell, leaf, random_like):
-    """Which outputs (entries, outputs) change with each entry of a leaf of the carry."""
-    params = random_like(lambda: cell.init(KEY, 2), 1)
-    size = getattr(jax.eval_shape(cell.initial_carry), leaf).size
-    carry = jax.tree.map(
-        lambda leaf: np.full(leaf.shape, 0.3, "float32"),
-        jax.eval_shape(lambda: cell.initial_carry((size + 1,))),
-    )
-    getattr(carry, leaf).reshape(size + 1, size)[1:] += 0.1 * np.eye(size, dtype="float32")
-    y = np.asarray(jax.jit(cell.step)(params, carry, np.ones((size + 1, 2), "float32"))[1])
-    return np.abs(y[1:] - y[0]) > 1e-6
-
-
 def test_s5_holds_its_inputs_over_steps_of_any_length():
     """In float32 as in float64, though the factor of a short step is nearly 1."""
     cell = rnnjax.S5Cell(2, state_size=8, skip_kernel_init="zeros")
@@ -114,18 +91,16 @@ def test_s5_holds_its_inputs_over_steps_of_any_length():
 
 @dataclasses.dataclass(frozen=True)
 class OwnReadoutCell(rnnjax.MinGRUCell):
-    """A user's: what its loop shows is turned, in a product with what came in."""
+    """A user's: what its loop shows goes into a product with a bias, behind the loop."""
 
+    role: Role = Role.OUT  # of the bias
     coupling = rnnjax.Coupling.CONTRACTING
     output = None
+    output_size = 1
 
     def parameters(self, input_size):
-        out = rnnjax.Param((self.hidden_size, 1), "ones", rnnjax.Role.OUT)
-        return super().parameters(input_size) | {"out": out}
-
-    @property
-    def output_size(self):
-        return 1
+        out = {"out": Param((self.hidden_size, 1), "ones", Role.OUT)}
+        return super().parameters(input_size) | out | {"shift": Param((1,), "ones", self.role)}
 
     def update(self, params, x, carry):
         assert "out" not in params
@@ -133,36 +108,25 @@ class OwnReadoutCell(rnnjax.MinGRUCell):
         return new, new.hidden
 
     def readout(self, params, emitted, xs):
-        return emitted @ params["out"] + 1
+        return emitted @ params["out"] + params["shift"]
 
 
-def test_a_readout_is_made_of_what_the_loop_shows(random_like, assert_close):
-    cell, plain = OwnReadoutCell(3), rnnjax.MinGRUCell(3)
-    params, xs = random_like(lambda: (cell.init(KEY, 2), jnp.zeros((6, 2, 2))), 1)
-    mask, noisy = np.ones((6, 2), bool), rnnjax.Regularized(cell, zoneout_hidden=0.5)
+def test_a_readout_is_made_of_what_the_loop_shows(random_like, equal_to_scan, assert_close):
+    cell, mask = OwnReadoutCell(3), np.ones((6, 2), bool)
     mask[2, 0] = False
-
-    def run(cell, params, method, **given):
-        return rnnjax.unroll(cell, params, xs, method=method, **given)
-
-    @jax.jit
-    def every(params):
-        own = {name: leaf for name, leaf in params.items() if name != "out"}
-        hidden = run(plain, own, rnnjax.Scan(), mask=mask)[1]
-        emitted = (hidden[..., None, :] @ params["out"])[..., 0, :] + 1
-        methods = rnnjax.Scan(), Fused(), Fused(keep_every=4), rnnjax.Parallel()
-        return (
-            jnp.where(mask[..., None], emitted, 0),
-            [run(cell, params, method, mask=mask)[1] for method in methods],
-            [run(noisy, params, method, key=KEY) for method in methods[:2]],
-            run(cell, params, Fused(product_dtype=jnp.bfloat16))[1],
-        )
-
-    expected, found, both, rounded = every(params)
-    for ys in found:
-        assert_close(ys, expected, 1e-6)
-    assert_close(*both, 1e-6)
+    methods = [Fused(), Fused(keep_every=4), Parallel()]
+    equal_to_scan(cell, methods, (2,), steps=6, mask=mask)
+    for noisy in (cell, rnnjax.SLSTMCell(4, heads=2)):
+        equal_to_scan(Regularized(noisy, zoneout_hidden=0.5), methods[:1], (2,), key=KEY)
+    params, xs = random_like(lambda: (cell.init(KEY, 2), jnp.zeros((6, 2, 2))), 1)
+    own = {name: leaf for name, leaf in params.items() if name not in ("out", "shift")}
+    hidden = rnnjax.unroll(rnnjax.MinGRUCell(3), own, xs, mask=mask)[1]
+    expected = np.where(mask[..., None], hidden @ params["out"] + params["shift"], 0)
+    assert_close(rnnjax.unroll(cell, params, xs, mask=mask)[1], expected, 1e-6)
+    rounded = rnnjax.unroll(cell, params, xs, method=Fused(product_dtype=jnp.bfloat16))[1]
     assert rounded.dtype == jnp.float32
+    with pytest.raises(InvalidInputError, match=r"cannot run: 'shift'; .*\.OUT alone, \['out'\]"):
+        rnnjax.unroll(OwnReadoutCell(3, role=Role.UNIT), params, xs)
 
 
 class FrontReadoutCell(OwnReadoutCell):
@@ -190,33 +154,20 @@ class FrontMemoryCell(rnnjax.Mamba2Cell):
     ("cell", "marks"),
     [(FrontReadoutCell(3), {"lengths": np.array([6, 4])}), (FrontMemoryCell(4, heads=2), {})],
 )
-def test_what_stands_outside_of_the_loop_is_given_the_axes_of_a_step(
-    cell, marks, random_like, assert_close
-):
-    params, xs = random_like(lambda: (cell.init(KEY, 3), jnp.zeros((6, 2, 3))), 1)
-
-    @functools.partial(jax.jit, static_argnums=2)
-    def both(params, xs, method):
-        def loss(params, xs):
-            return jnp.sin(rnnjax.unroll(cell, params, xs, method=method, **marks)[1]).sum()
-
-        return jax.value_and_grad(loss, (0, 1))(params, xs)
-
-    expected = both(params, xs, rnnjax.Scan())
-    for method in (rnnjax.Auto(), Fused(keep_every=4), Parallel(3 if cell.has_memory else None)):
-        assert_close(both(params, xs, method), expected, 1e-5)
+def test_what_stands_outside_of_the_loop_is_given_the_axes_of_a_step(cell, marks, equal_to_scan):
+    methods = [rnnjax.Auto(), Fused(keep_every=4), Parallel(3 if cell.has_memory else None)]
+    equal_to_scan(cell, methods, (2,), steps=6, features=3, **marks)
 
 
-def test_the_memory_of_an_slstm_is_made_by_itself_alone():
-    """Its hidden state is all that others make or leave; tests/test_arguments.py has the errors."""
+def test_each_head_of_an_slstm_is_by_itself(random_like):
     cell = rnnjax.SLSTMCell(4, heads=2)
-    assert rnnjax.Regularized(cell, zoneout_hidden=0.5).zoneout == {"hidden": 0.5}
-
-
-def test_each_head_is_drawn_by_itself():
-    draw = jax.jit(lambda key: rnnjax.SLSTMCell(12, heads=3).init(key, 2)["recurrent_kernel"])
-    for block in np.split(np.asarray(draw(KEY)), 3, axis=1):
-        np.testing.assert_allclose(block @ block.T, np.eye(4), atol=1e-5)
+    draw = jax.jit(lambda: (cell.init(KEY, 2), cell.initial_carry(), jnp.zeros(2)))
+    for block in np.split(np.asarray(draw()[0]["recurrent_kernel"]), 2, axis=1):
+        np.testing.assert_allclose(block @ block.T, np.eye(2), atol=1e-5)
+    params, carry, x = random_like(draw, 1)
+    slopes = jax.jacfwd(lambda h: cell.step(params, carry._replace(hidden=h), x)[1])(carry.hidden)
+    seen = np.reshape(slopes != 0, (2, 2, 2, 2)).any((1, 3))
+    np.testing.assert_array_equal(seen, np.eye(2, dtype=bool))
 
 
 def test_an_slstm_begins_with_what_its_first_input_lets_in():
@@ -245,14 +196,6 @@ MEMORIES = {
     "mamba2": rnnjax.Mamba2Cell(4, heads=2, state_size=3),
     "deltanet": rnnjax.GatedDeltaNetCell(4, heads=2),
 }
-
-
-@pytest.mark.parametrize("name", [*MEMORIES, "slstm"])
-def test_heads_do_not_see_each_other(name, random_like):
-    cell = MEMORIES.get(name, rnnjax.SLSTMCell(4, heads=2))
-    changed = changed_by(cell, "hidden" if name == "slstm" else "memory", random_like)
-    seen = changed.reshape(2, -1, 2, 2).any((1, 3))
-    np.testing.assert_array_equal(seen, np.eye(2, dtype=bool))
 
 
 @pytest.mark.parametrize("exponent", [-300.0, 0.0, 300.0])
@@ -285,20 +228,6 @@ def test_exponential_gates_neither_vanish_nor_overflow(name, exponent, random_li
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((slopes, ys)))
 
 
-def test_a_memory_has_the_size_that_its_cell_says():
-    class WrongCell(rnnjax.Mamba2Cell):
-        carry_shapes = property(lambda self: {"memory": (2, 3, 1)})
-
-    wrong = WrongCell(4, heads=2, state_size=2)
-
-    def run(method):
-        return rnnjax.unroll(wrong, wrong.init(KEY, 2), jnp.ones((3, 1, 2)), method=method)
-
-    for method in (rnnjax.Scan(), rnnjax.Parallel()):
-        with pytest.raises(InvalidInputError, match=r"WrongCell\(4"):
-            jax.eval_shape(functools.partial(run, method))
-
-
 def test_a_chunk_says_how_it_runs():
     def text(cell):
         params, xs = jax.eval_shape(lambda: (cell.init(KEY, 2), jnp.ones((130, 2, 2))))
@@ -318,29 +247,20 @@ def test_a_delta_rule_over_chunks_is_as_exact_as_its_steps(length):
     )
     value, weights = rng.normal(size=(2, *shape))
     log_decay, beta = -0.01 * rng.random(shape[:-1]), 2 - 0.1 * rng.random(shape[:-1])
-    state = rng.normal(size=(1, 2, 32, 32))
+    memory = Memory(query, key, value, log_decay, beta=beta, erase=beta)
+    given = memory, MatrixCarry(rng.normal(size=(1, 2, 32, 32))), weights
 
-    def reads_and_gradients(run, *given):
-        *given, weights = given
-
-        def loss(query, key, value, log_decay, beta, state):
-            memory = Memory(query, key, value, log_decay, beta=beta, erase=beta)
-            reads = run(memory, MatrixCarry(state))
+    @functools.partial(jax.jit, static_argnums=0)
+    def reads_and_gradients(method, memory, carry, weights):
+        def loss(memory, carry):
+            reads = rnnjax.matrix_memory(memory, carry, method=method)[1]
             return (reads * weights).sum(), reads
 
-        return jax.grad(loss, range(6), has_aux=True)(*given)
+        return jax.grad(loss, (0, 1), has_aux=True)(memory, carry)
 
-    def by_steps(memory, carry):
-        return jax.lax.scan(lambda carry, at: remembered(at, carry)[:2], carry, memory)[1]
-
-    def by_chunks(memory, carry):
-        return Matrices(length, 2).run(memory, carry, None, None, None)[0]
-
-    given = jax.tree.map(np.float32, (query, key, value, log_decay, beta, state, weights))
-    run = jax.jit(reads_and_gradients, static_argnums=0)
-    actual = run(by_chunks, *given)
+    actual = reads_and_gradients(Parallel(length), *jax.tree.map(np.float32, given))
     with jax.enable_x64(True):
-        expected = jax.device_get(run(by_steps, *jax.tree.map(np.float64, given)))
+        expected = jax.device_get(reads_and_gradients(rnnjax.Scan(), *given))
     for one, other in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
         assert np.abs(one - other).max() <= 2e-6 * np.abs(other).max()
 
