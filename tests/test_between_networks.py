@@ -86,6 +86,7 @@ def looked(x):
             lambda: rnnjax.AttentionCell(rnnjax.MLSTMCell(3), **SIZES),
             "a carry whose leaves are vectors",
         ),
+        (lambda: rnnjax.restart(drawn(2), GRU, GRU.initial_carry(), FOUR), "^cell must be a Cell"),
         (lambda: restarted(2), "^where must be booleans, .* but are int32"),
         (lambda: restarted(FOUR * 1.0), "^where must be booleans, .* but are float"),
         (lambda: restarted(FOUR[:3]), r"^where must .* shape of the batch, \(4,\), .* \(3,\)"),
@@ -96,7 +97,6 @@ def looked(x):
         (lambda: looking(ONES[..., :3]), "check memory_size"),
         (lambda: looked(rnnjax.OneHot(np.array([0, 1]), 2)), "reads arrays"),
     ],
-    ids=range(19),
 )
 def test_what_does_not_fit_is_said(call, message):
     with pytest.raises(InvalidInputError, match=message):

@@ -168,13 +168,13 @@ def test_a_graph_is_one_program(random_like, assert_close):
         Call("encoder", "encoder", (Value("source"),)),
         Call("decoder", "decoder", (Value("target"),), states=(Value("encoder", 1),)),
     )
-    inputs = Input("source", (6, 3)), Input("target", (None, 3))
+    inputs = Input("source", (6, 4)), Input("target", (None, 4))
     network = Functional(inputs, layers, calls, (Value("decoder"), Value("encoder")))
-    shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
+    shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), 4))
     params = {name: random_like(shapes, i) for i, name in enumerate(network.layers)}
     model = Model(network, params)
     program = interop.export(model, steps=2)
     assert [a.shape[0] for a in program.in_avals] == [program.in_avals[0].shape[0], 2, 2]
-    xs = (np.ones((2, 4, 3), np.float32),) * 2
-    _, ys = program.call({"encoder": cell.initial_carry((4,))}, xs)
+    xs = (np.ones((2, 5, 4), np.float32),) * 2
+    _, ys = program.call({"encoder": cell.initial_carry((5,))}, xs)
     assert_close(ys, jax.jit(model)(xs)[1], 1e-5)
