@@ -213,7 +213,7 @@ NO_CARRY = r"Fused\(.*\) cannot run OwnStep.* declares no carry.*use method=Scan
 TWO = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), drawn(STACK))
 UNREAD = rnnjax.Param((4, 1), "ones", rnnjax.Role.OUT)
 LARGER = odd(rnnjax.Mamba2Cell, carry_shapes=property(lambda self: {"memory": (2, 3, 1)}))
-NO_SIZE = "Sizeless has no hidden_size, .*; add the field hidden_size: int, or write"
+NO_SIZE = "Sizeless has no hidden_size; .* the field hidden_size: int, or write"
 NAMES_A_LEAF = "of Spiking.* must name a leaf of its carry, v, s, or be None, but is 'hidden'"
 
 WRONG: list[tuple[Callable[[], Any], str]] = [

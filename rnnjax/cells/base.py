@@ -567,10 +567,10 @@ class Cell(abc.ABC, Generic[CarryT]):
             name: Kernel(leaf, dtype) if roles.get(name) is Role.LOOP else leaf
             for name, leaf in self.update_params(params).items()
         }
-        advice = "check gates, additive, output, and what it returns"
+        advice = f"params has {sorted(read)}; check gates, additive, output, and what it returns"
         with naming(self, "update", advice, x=x, **{"the carry": carry}):
             new = self.update(read, x, carry)
-            new, y = new if self.output is None else (new, getattr(new, self.output))
+            new, y = new if self.output is None else (new, getattr(new, self.output, None))
             same_shapes(new, carry)
             new = jax.tree.map(lambda leaf, old: match_vma(leaf.astype(old.dtype), old), new, carry)
             like = jax.tree.leaves(new)[0].dtype
@@ -606,8 +606,8 @@ class Cell(abc.ABC, Generic[CarryT]):
     def _units(self) -> int:
         if not hasattr(self, "hidden_size"):
             raise InvalidInputError(
-                f"{type(self).__name__} has no hidden_size, of which its shapes are made; add the "
-                "field hidden_size: int, or write carry_shapes, parameters and output_size"
+                f"{type(self).__name__} has no hidden_size; make it a dataclass(frozen=True) with "
+                "the field hidden_size: int, or write carry_shapes, parameters and output_size"
             )
         return self.hidden_size
 

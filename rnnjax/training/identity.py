@@ -17,10 +17,10 @@ from rnnjax.training.step import LossFunction, checked_loss, updated
 # optimiser's first state follows from the parameters.
 PARTS = {
     "key": "key",
-    "params": "initial parameters",
+    "params": "set of initial parameters",
     "carry": "initial carry",
     "keep_carry": "keep_carry",
-    "batches": "data of the first epoch",
+    "batches": "data set in the first epoch",
     "loss": "loss",
     "optimizer": "optimizer, learning rate or schedule (one that depends on epochs changes with "
     "them)",

@@ -514,13 +514,13 @@ RUN = {"loss": closing_over(jnp.arange(4.0)), "optimizer": optax.adam(0.1), "par
         ({"optimizer": optax.adamw(0.1)}, "another optimizer", None),
         ({"optimizer": optax.adam(optax.cosine_decay_schedule(0.1, 40))},
          "one that depends on epochs changes with them", None),
-        ({"batches": POINTS + 1}, "another data of the first epoch, and", "batches"),
-        ({"batches": POINTS[:5]}, "another data of the first epoch", None),
-        ({"batches": np.concatenate([POINTS[:9], 1 - POINTS[9:]])}, "another data of", None),
-        ({"params": {**LINE, "w": jnp.ones(())}}, "another initial parameters", "params"),
+        ({"batches": POINTS + 1}, "another data set in the first epoch, and", "batches"),
+        ({"batches": POINTS[:5]}, "another data set in the first epoch", None),
+        ({"batches": np.concatenate([POINTS[:9], 1 - POINTS[9:]])}, "another data set", None),
+        ({"params": {**LINE, "w": jnp.ones(())}}, "another set of initial par", "params"),
         ({"key": 1}, "has another key, and", "key"),
         ({"loss": lambda p, b, k: -line(p, b, k), "batches": -POINTS},
-         "another data of the first epoch, another loss, and", None),
+         "another data set in the first epoch, another loss, and", None),
     ],
 )  # fmt: skip
 def test_another_run_in_the_same_folder_is_refused(tmp_path, change, named, free):
