@@ -186,6 +186,8 @@ def test_what_is_no_model() -> None:
     model = interop.load(built(layers.LSTM(2)))
     with pytest.raises(InvalidInputError, match="weights alone"):
         interop.load(built(layers.LSTM(2)), like=model)
+    with pytest.raises(InvalidInputError, match=r"expected a rnnjax\.interop\.Model"):
+        interop.save(3, "model.keras")
     number: Any = 3
     with pytest.raises(InvalidInputError, match="like should be"):
         interop.load("x.weights.h5", like=number)
@@ -272,38 +274,6 @@ def test_masking_and_both_directions(tmp_path: Path) -> None:
     np.testing.assert_allclose(computed(model, xs.swapaxes(0, 1)), expected, atol=1e-6)
 
 
-def of(cell: rnnjax.Cell, **options: Any) -> Model:
-    return random_model(Recurrent("rnn", cell, **options), inputs=FEATURES)
-
-
-LSTM = rnnjax.LSTMCell(2)
-ONE_HOT = OneHotIds("ids", 3)
-
-
-@pytest.mark.parametrize(
-    ("model", "says"),
-    [
-        (of(rnnjax.MGUCell(2)), "MGUCell.*which Keras has not"),
-        (of(rnnjax.LeakyRNNCell(2, leak=0.5)), "LeakyRNNCell.*which Keras has not"),
-        (of(rnnjax.LayerNormLSTMCell(2)), "LayerNormLSTMCell.*which Keras has not"),
-        (of(rnnjax.Stack([rnnjax.Bidirectional(LSTM)])), "'rnn' is made of Bidirectional"),
-        (of(rnnjax.Regularized(LSTM, zoneout_cell=0.1)), "zoneout or weight_drop"),
-        (of(rnnjax.LSTMCell(2, dtype=jnp.bfloat16)), "computes in bfloat16"),
-        (of(rnnjax.LSTMCell(2, activation="legacy_hard_sigmoid")), "'legacy_hard_sigmoid'"),
-        (of(LSTM, reverse=True), "runs in reverse"),
-        (of(rnnjax.Bidirectional(LSTM), masked_outputs="last"), "masked_outputs of layer 'rnn' is"),
-        (random_model(ONE_HOT), "nothing to write"),
-        (random_model(Masking("m"), ONE_HOT), "'ids' is a OneHotIds"),
-        (Model(of(LSTM).network, {}), "'rnn' should have parameters"),
-        (Model(of(LSTM).network, of(rnnjax.LSTMCell(3)).params), "should have parameters kernel"),
-    ],
-)
-def test_what_is_refused_on_the_way_out(model: Model, says: str, tmp_path: Path) -> None:
-    with pytest.raises(InteropError, match=says):
-        interop.save(model, tmp_path / "ours.keras")
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_softmax_behind_the_last_output_has_no_mask() -> None:
     model = keras.Sequential(
         [layers.Embedding(7, 3, mask_zero=True), layers.LSTM(2), layers.Softmax()]
@@ -312,15 +282,6 @@ def test_a_softmax_behind_the_last_output_has_no_mask() -> None:
     model.build(ids.shape)
     expected = computed(model, ids)
     np.testing.assert_allclose(computed(interop.load(model), ids.T), expected, rtol=0, atol=1e-6)
-
-
-def test_where_to_write(tmp_path: Path) -> None:
-    model = of(LSTM)
-    with pytest.raises(InvalidInputError, match=r"end in \.keras or \.weights\.h5, but is"):
-        interop.save(model, tmp_path / "model.h5")
-    assert not list(tmp_path.iterdir())
-    with pytest.raises(InvalidInputError, match=r"expected a rnnjax\.interop\.Model"):
-        interop.save(3, tmp_path / "model.keras")
 
 
 # --- training ---

@@ -1,11 +1,11 @@
 """Models written as ONNX graphs, run by onnxruntime and by ONNX's own reference."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,11 +20,9 @@ from rnnjax.interop import (
     Dense,
     Dropout,
     Embedding,
-    Masking,
     Model,
     OneHotIds,
     Recurrent,
-    Sequential,
 )
 from rnnjax.interop import functions as fn
 from rnnjax.interop import onnx as reader
@@ -220,66 +218,10 @@ def test_narrow_parameters_are_written_in_float32() -> None:
     assert to_proto(model.with_params(narrow)) == to_proto(model.with_params(wide))
 
 
-# --- Files ---
+# --- Arguments ---
 
 
-def test_save_writes_what_to_proto_makes(tmp_path: Any) -> None:
-    model = made(Recurrent("rnn", GRUCell(HIDDEN)))
-    path = tmp_path / "model.onnx"
-    path.write_text("what was there")
-    save(model, path, metadata={"vocabulary": "abc"})
-    read = onnx.load(path)
-    assert read == to_proto(model, metadata={"vocabulary": "abc"})
-    assert [(prop.key, prop.value) for prop in read.metadata_props] == [("vocabulary", "abc")]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
-    with pytest.raises(InvalidInputError, match=r"end in \.onnx, but is 'model\.bin'"):
-        save(model, tmp_path / "model.bin")
-
-
-# --- What cannot be written ---
-
-GRU = Recurrent("gru", GRUCell(FEATURES))
-CANNOT: dict[str, Any] = {
-    "MGUCell": rnnjax.MGUCell(HIDDEN),
-    "LeakyRNNCell": rnnjax.LeakyRNNCell(HIDDEN, leak=0.5),
-    "LayerNormLSTMCell": Stack([rnnjax.LayerNormLSTMCell(HIDDEN)]),
-    "ProjectionLSTMCell": Bidirectional(rnnjax.ProjectionLSTMCell(HIDDEN, proj_size=2)),
-    "MinGRUCell": rnnjax.MinGRUCell(HIDDEN),
-    "have not all activations of .*silu": GRUCell(HIDDEN, activation="silu"),
-    "computes LearnedCarry": rnnjax.LearnedCarry(LSTMCell(HIDDEN)),
-    "computes PeepholeLSTMCell": rnnjax.PeepholeLSTMCell(HIDDEN),
-    "zoneout": Regularized(LSTMCell(HIDDEN), zoneout_cell=0.1),
-    "computes in bfloat16": LSTMCell(HIDDEN, dtype=jnp.bfloat16),
-    "layer 'mask', a Masking, masks steps": [Masking("mask"), GRU],
-    "layer 'table', a Embedding, masks": [Embedding("table", 4, 2, mask_zero=True), GRU],
-    "'a' has the function .*those that are: linear": [Activation("a", jnp.sin)],
-    "would be named 'a_0_h'": [Recurrent("a", Stack([GRUCell(2)])), Recurrent("a_0", GRUCell(2))],
-}
-
-
-@pytest.mark.parametrize("named", CANNOT)
-def test_what_onnx_has_not_is_named(named: str) -> None:
-    given = CANNOT[named]
-    layers = given if isinstance(given, list) else [Recurrent("rnn", given)]
-    with pytest.raises(InteropError, match=named):
-        to_proto(made(*layers))
-
-
-def test_models_that_do_not_fit_together() -> None:
-    lstm, behind = Recurrent("lstm", LSTMCell(3)), Activation("tanh", "tanh")
-    params = made(GRU, lstm).params
-    last, other = Recurrent("gru", GRU.cell, return_sequences=False), Recurrent("gru", GRUCell(5))
-    for layers, belonging, message in (
-        ((last, lstm), params, "layer 'lstm' needs a sequence"),
-        ((other, lstm), params, "params do not belong"),
-        ((GRU,), {}, r"make them with cell\.init"),
-        ((behind, other), params, "params do not belong"),
-    ):
-        with pytest.raises(InvalidInputError, match=message):
-            to_proto(Model(Sequential(layers), belonging))
-
-
-def test_bad_arguments() -> None:
+def test_arguments(tmp_path: Path) -> None:
     model = made(Recurrent("gru", GRUCell(2)))
     with pytest.raises(
         InvalidInputError, match=r"expected a rnnjax\.interop\.Model, but got .*GRUCell"
@@ -287,7 +229,9 @@ def test_bad_arguments() -> None:
         to_proto(GRUCell(2))
     with pytest.raises(InvalidInputError, match="metadata must be strings, but has 'a': 3"):
         to_proto(model, metadata={"a": 3})
-    read = reader.load(to_proto(model, metadata={"a": "1"}))
+    save(model, tmp_path / "a.onnx", metadata={"a": "1"})
+    read = reader.load(tmp_path / "a.onnx")
+    assert to_proto(read) == to_proto(model, metadata={"a": "1"})
     for option in ({"states": False}, {"lengths": True}):
         with pytest.raises(InvalidInputError, match="written as the graph that it was read from"):
             to_proto(read, **option)

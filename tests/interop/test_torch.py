@@ -22,10 +22,8 @@ from rnnjax.interop import (
     Dropout,
     Embedding,
     Masking,
-    Model,
     OneHotIds,
     Recurrent,
-    Sequential,
 )
 from rnnjax.interop.torch import from_state_dict, to_state_dict
 
@@ -306,45 +304,6 @@ def test_names_are_prefixes() -> None:
     rnn, lstm = (Recurrent(name, LSTMCell(4)) for name in ("rnn", "lstm"))
     assert "rnn.weight_ih_l0" in to_state_dict(random_model(rnn, Dense("head", 7), inputs=3))
     assert "lstm.weight_ih_l0" in to_state_dict(random_model(lstm, inputs=3))
-
-
-@pytest.mark.parametrize(
-    ("layer", "match"),
-    [
-        (Recurrent("a", LSTMCell(4), reverse=True), "runs in reverse"),
-        (Recurrent("a", rnnjax.PeepholeLSTMCell(4)), "PeepholeLSTMCell"),
-        (Recurrent("a", rnnjax.LeakyRNNCell(4, leak=0.5)), "LeakyRNNCell"),
-        (Recurrent("a", rnnjax.LearnedCarry(LSTMCell(4))), "LearnedCarry"),
-        (Recurrent("a", GRUCell(4, reset_after=False)), "reset_after=False"),
-        (Recurrent("a", LSTMCell(4, activation="relu")), "'relu'"),
-        (Recurrent("a", LSTMCell(4, recurrent_activation="hard_sigmoid")), "'hard_sigmoid'"),
-        (Recurrent("a", SimpleRNNCell(4, activation="sigmoid")), "'tanh' or 'relu'"),
-        (Recurrent("a", ProjectionLSTMCell(4, proj_size=4)), "smaller than its hidden_size"),
-        (Recurrent("a", Stack([LSTMCell(4), LSTMCell(3)])), "are not: "),
-        (Recurrent("a", Stack([LSTMCell(4), GRUCell(4)])), "are not: "),
-        (Recurrent("a", Bidirectional(LSTMCell(4), LSTMCell(3))), "are not: "),
-        (Recurrent("a", Bidirectional(LSTMCell(4), merge="sum")), "merge='sum'"),
-        (Recurrent("a", rnnjax.Regularized(LSTMCell(4), zoneout_cell=0.1)), "no zoneout"),
-    ],
-    ids=str,
-)
-def test_what_torch_cannot_express_is_refused(layer: Recurrent, match: str) -> None:
-    with pytest.raises(InteropError, match=match):
-        to_state_dict(random_model(layer, inputs=3))
-
-
-def test_parameters_of_another_size_are_refused() -> None:
-    rnn = Recurrent("rnn", LSTMCell(4))
-    good, gru = (random_model(Recurrent("rnn", c(4)), inputs=3).params for c in (LSTMCell, GRUCell))
-    for layer, params, match in (
-        *((rnn, params, "params") for params in ({}, gru, {"rnn": {"kernel": 1.0}}, {"rnn": 1.0})),
-        (rnn, {"rnn": {"kernel": np.ones(3)}}, "params"),
-        (Dense("rnn", 7), {"rnn": {"kernel": np.ones((3, 4)), "bias": np.ones(7)}}, r"\(any, 7\)"),
-        (Recurrent("rnn", Bidirectional(LSTMCell(4))), good, "Directions"),
-        (Recurrent("rnn", Stack([LSTMCell(4)])), good, "a tuple with 1 entries"),
-    ):
-        with pytest.raises(InvalidInputError, match=match):
-            to_state_dict(Model(Sequential((layer,)), params))
 
 
 def changed(module: Any, **changes: Any) -> dict[str, Any]:

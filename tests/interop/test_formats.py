@@ -1,0 +1,163 @@
+"""What the readers and writers of all formats refuse, each in a sentence."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from interop_helpers import random_model
+
+import rnnjax
+from rnnjax import Bidirectional, GRUCell, LSTMCell, Stack
+from rnnjax.errors import InteropError, InvalidInputError, RnnjaxError
+from rnnjax.interop import (
+    Activation,
+    Dense,
+    Embedding,
+    Masking,
+    Model,
+    OneHotIds,
+    Recurrent,
+    Sequential,
+    flax,
+    keras,
+    onnx,
+    torch,
+)
+
+# --- Models ---
+
+LSTM, BOTH = LSTMCell(4), Bidirectional(LSTMCell(4))
+LAST = Recurrent("last", LSTM, return_sequences=False)
+RNN, IDS, GRU = Recurrent("rnn", LSTM), OneHotIds("ids", 3), Recurrent("gru", GRUCell(4))
+OF_DENSE = {"rnn": {"kernel": np.ones((3, 4)), "bias": np.ones(7)}}
+PARAMS, SMALLER, OF_GRU = (
+    random_model(Recurrent("rnn", cell), inputs=3).params
+    for cell in (LSTM, LSTMCell(2), GRUCell(4))
+)
+
+
+def model_of(params: Any, *layers: Any) -> Model:
+    return Model(Sequential(layers), params)
+
+
+CANNOT: list[tuple[str, Any, str]] = [
+    # The formats, a cell, layers or a model, and what is said.
+    ("keras torch flax onnx", rnnjax.LayerNormLSTMCell(4), "LayerNormLSTMCell"),
+    ("keras torch flax onnx", rnnjax.LeakyRNNCell(4, leak=0.5), "LeakyRNNCell"),
+    ("keras torch flax onnx", rnnjax.LearnedCarry(GRUCell(4)), "LearnedCarry"),
+    ("keras torch flax onnx", rnnjax.MinGRUCell(4), "MinGRUCell"),
+    ("keras torch flax onnx", rnnjax.PeepholeLSTMCell(4), "PeepholeLSTMCell"),
+    ("keras torch flax onnx", rnnjax.Regularized(LSTM, zoneout_cell=0.1), "zoneout"),
+    ("keras torch onnx", rnnjax.MGUCell(4), "MGUCell"),
+    ("keras flax onnx", Bidirectional(rnnjax.ProjectionLSTMCell(4, proj_size=2)), "Projection"),
+    ("keras onnx", LSTMCell(4, dtype=jnp.bfloat16), "computes in bfloat16"),
+    ("keras torch", [Recurrent("rnn", LSTM, reverse=True)], "runs in reverse"),
+    ("torch flax", Bidirectional(LSTM, merge="sum"), "merge='sum'"),
+    ("torch flax", GRUCell(4, reset_after=False), "reset_after=False"),
+    ("flax", rnnjax.MGUCell(4, reset_after=False), "reset_after=False"),
+    ("flax", Bidirectional(Stack([LSTM])), "Stack"),
+    ("torch", LSTMCell(4, activation="relu"), "'relu'"),
+    ("torch", LSTMCell(4, recurrent_activation="hard_sigmoid"), "'hard_sigmoid'"),
+    ("torch", rnnjax.SimpleRNNCell(4, activation="sigmoid"), "'tanh' or 'relu'"),
+    ("torch", rnnjax.ProjectionLSTMCell(4, proj_size=4), "smaller than its hidden_size"),
+    ("torch", Stack([LSTM, GRUCell(4)]), "are not: "),
+    ("torch", Bidirectional(LSTM, LSTMCell(3)), "are not: "),
+    ("keras", Stack([BOTH]), "'rnn' is made of Bidirectional"),
+    ("keras", LSTMCell(4, activation="legacy_hard_sigmoid"), "'legacy_hard_sigmoid'"),
+    ("keras", [Recurrent("rnn", BOTH, masked_outputs="last")], "masked_outputs of layer 'rnn' is"),
+    ("keras", [IDS], "nothing to write"),
+    ("keras", [Masking("m"), IDS], "'ids' is a OneHotIds"),
+    ("onnx", GRUCell(4, activation="silu"), "have not all activations of .*silu"),
+    ("onnx", [Masking("mask"), GRU], "layer 'mask', a Masking, masks steps"),
+    ("onnx", [Embedding("table", 4, 2, mask_zero=True), GRU], "layer 'table', a Embedding, masks"),
+    ("onnx", [Activation("a", jnp.sin)], "'a' has the function .*those that are: linear"),
+    (
+        "onnx",
+        [Recurrent("a", Stack([GRUCell(2)])), Recurrent("a_0", GRUCell(2))],
+        "would be named 'a_0_h'",
+    ),
+    ("onnx", [LAST, GRU], "layer 'gru' needs a sequence"),
+    # Parameters that are not those of the layers.
+    ("torch flax", model_of({}, RNN), "params have no entry for 'rnn'; make them"),
+    ("keras", model_of({}, RNN), "'rnn' should have parameters"),
+    ("onnx", model_of({}, RNN), r"make them with cell\.init"),
+    ("torch flax", model_of({"rnn": 1.0}, RNN), "params"),
+    ("torch", model_of({"rnn": {"kernel": 1.0}}, RNN), "params"),
+    ("torch", model_of({"rnn": {"kernel": np.ones(3)}}, RNN), "params"),
+    ("torch", model_of(OF_GRU, RNN), "params"),
+    ("torch", model_of(OF_DENSE, Dense("rnn", 7)), r"\(any, 7\)"),
+    ("torch", model_of(PARAMS, Recurrent("rnn", BOTH)), "Directions"),
+    ("torch", model_of(PARAMS, Recurrent("rnn", Stack([LSTM]))), "a tuple with 1 entries"),
+    ("keras", model_of(SMALLER, RNN), "should have parameters kernel"),
+    ("onnx", model_of(SMALLER, RNN), "params do not belong"),
+    ("onnx", model_of(SMALLER, Activation("tanh", "tanh"), RNN), "params do not belong"),
+]
+WRITERS: dict[str, Any] = {
+    "keras": lambda model, folder: keras.save(model, folder / "a.keras"),
+    "torch": lambda model, folder: torch.save(model, folder / "a.safetensors"),
+    "flax": lambda model, folder: flax.to_params(model),
+    "onnx": lambda model, folder: onnx.save(model, folder / "a.onnx"),
+}
+
+
+@pytest.mark.parametrize(("formats", "what", "says"), CANNOT, ids=lambda one: f"{one!s:.50}")
+def test_what_a_format_has_not_is_named(formats: str, what: Any, says: str, tmp_path: Path) -> None:
+    layers = what if isinstance(what, list) else [Recurrent("rnn", what)]
+    model = what if isinstance(what, Model) else random_model(*layers, inputs=3)
+    for name in formats.split():
+        with pytest.raises(RnnjaxError, match=says):
+            WRITERS[name](model, tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+# --- Files ---
+
+FILES = {".keras": keras, ".weights.h5": keras, ".safetensors": torch, ".onnx": onnx}
+EXTRAS = {keras: "keras-files", torch: "safetensors", onnx: "onnx"}
+PACKAGES = ("h5py", "safetensors", "safetensors.numpy", "onnx")
+
+
+@pytest.mark.parametrize("suffix", FILES)
+def test_files_that_cannot_be_read_or_written(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was there stays, and nothing else is."""
+    model, there, form = model_of(PARAMS, RNN), tmp_path / f"there{suffix}", FILES[suffix]
+    (tmp_path / f"folder{suffix}").mkdir()
+    there.write_bytes(b"before")
+    before = {*tmp_path.iterdir()}
+    for name, says in (("none", "No such file"), ("folder", "directory"), ("a\0b", "be read")):
+        with pytest.raises(InteropError, match=says):
+            form.load(tmp_path / f"{name}{suffix}")
+    for name in ("a\0b", "no-such-folder/a"):
+        with pytest.raises(InteropError, match="cannot be written"):
+            form.save(model, tmp_path / f"{name}{suffix}")
+    for path, says in ((tmp_path / "a.pt", r"end in .*, but is 'a\.pt'"), (b"a", "name of a file")):
+        with pytest.raises(InvalidInputError, match=says):
+            form.save(model, path)
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(InteropError, match="No space left"):
+        form.save(model, there)
+    assert there.read_bytes() == b"before"
+    assert {*tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("suffix", FILES)
+def test_a_missing_package_is_told(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path, form = model_of(PARAMS, RNN), tmp_path / f"a{suffix}", FILES[suffix]
+    form.save(model, path)
+    for name in PACKAGES:
+        monkeypatch.setitem(sys.modules, name, None)
+    like = {"like": model} if suffix == ".weights.h5" else {}
+    for call in (lambda: form.load(path, **like), lambda: form.save(model, path)):
+        with pytest.raises(InteropError, match=rf"pip install 'rnnjax\[{EXTRAS[form]}\]'"):
+            call()
