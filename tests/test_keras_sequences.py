@@ -1,7 +1,7 @@
 """Masks, states and directions of Keras 3, run live on its JAX backend, against `rnnjax.unroll`.
 
 Keras is batch-major, and so are its masks; every comparison is made with time first. Models of many
-layers and options are drawn in tests/interop/test_keras_parity.py.
+layers and options are drawn in tests/interop/test_keras_graphs.py.
 """
 
 import os

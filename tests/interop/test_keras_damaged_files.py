@@ -310,25 +310,20 @@ def test_the_reader_is_a_process_of_any_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("process_of_its_own")
-@pytest.mark.parametrize("place", ["", None, "frozen"])
+@pytest.mark.parametrize("lacks", ["", None, "frozen", "h5py"])
 def test_without_a_python_to_read_with(
-    place: str | None, sound: Path, monkeypatch: pytest.MonkeyPatch
+    lacks: str | None, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if place == "frozen":
+    says = "a Python process of its own"
+    if lacks == "frozen":
         monkeypatch.setattr(sys, "frozen", True, raising=False)
+    elif lacks == "h5py":
+        says = "cannot import h5py .*broken here"
+        (tmp_path / "h5py.py").write_text("raise ImportError('broken here')")
+        monkeypatch.syspath_prepend(tmp_path)
     else:
-        monkeypatch.setattr(sys, "executable", place)
-    with pytest.raises(InteropError, match="a Python process of its own"):
-        interop.load(sound, like=small_model())
-
-
-@pytest.mark.usefixtures("process_of_its_own")
-def test_a_process_without_h5py_is_told(
-    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "h5py.py").write_text("raise ImportError('broken here')")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InteropError, match=r"cannot import h5py .*broken here"):
+        monkeypatch.setattr(sys, "executable", lacks)
+    with pytest.raises(InteropError, match=says):
         interop.load(sound, like=small_model())
 
 
