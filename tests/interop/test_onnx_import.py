@@ -1,10 +1,9 @@
 """Whole ONNX graphs: as exporters make them, run, streamed, trained, and written again."""
 
 import io
-import os
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 import onnx
 import optax
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 from onnx_helpers import (
     BATCH,
     FEATURES,
@@ -260,16 +259,7 @@ def test_packed_sequences_and_computed_states_of_torch(fold: bool, assert_close:
     assert_close(changed.params, doubled.params, TOLERANCE)
 
 
-# --- Writing back ---
-
-
-def test_update_needs_an_imported_model_and_its_parameters() -> None:
-    model = rnnjax_onnx.load(tagger())
-    with pytest.raises(InvalidInputError, match=r"read from, but this model has none; keep"):
-        rnnjax_onnx.to_proto(Model(model.network, model.params))
-    wrong = Model(model.network, {**model.params, "model/gru/scan": {}}, model.origin)
-    with pytest.raises(InvalidInputError, match="do not belong to this model"):
-        rnnjax_onnx.to_proto(wrong)
+# --- Shared tensors, states and lengths ---
 
 
 def test_a_tensor_of_two_nodes_is_one_parameter(assert_close: Any) -> None:
@@ -297,15 +287,12 @@ def test_a_tensor_of_two_nodes_is_one_parameter(assert_close: Any) -> None:
     assert np.all(np.isfinite(gradients["constants"]["table"]))
 
 
-# --- States and lengths ---
-
-
 def one_lstm(order: Sequence[str] = (), inputs: Sequence[Any] = (), **more: Any) -> Any:
     """Its inputs behind W, R and B; attributes of the node, and arrays."""
-    attributes = {k: v for k, v in more.items() if not isinstance(v, np.ndarray)}
     arrays = {**weights(4), **{k: v for k, v in more.items() if isinstance(v, np.ndarray)}}
+    attributes = {"hidden_size": HIDDEN} | {k: v for k, v in more.items() if k not in arrays}
     outputs = ["Y", "Yh", "Yc"]
-    lstm = node("LSTM", ["x", "W", "R", "B", *order], outputs, hidden_size=HIDDEN, **attributes)
+    lstm = node("LSTM", ["x", "W", "R", "B", *order], outputs, **attributes)
     return proto_of([lstm], [value("x", ["a", "b", FEATURES]), *inputs], outputs, **arrays)
 
 
@@ -341,16 +328,6 @@ def test_a_clip_that_nothing_reaches_is_none(assert_close: Any) -> None:
     proto, xs = one_lstm(clip=50000.0), normal(TIME, BATCH, FEATURES)
     model = rnnjax_onnx.load(proto)
     assert_close(model(xs)[1], by_reference(proto, {"x": xs})["Y"], TOLERANCE)
-    with pytest.raises(InteropError, match=r"node 0 .LSTM.: it clips at 50000.0"):
-        rnnjax_onnx.load(one_lstm(clip=50000.0, activations=["Sigmoid", "Relu", "Relu"]))
-
-
-def test_marks_of_time_are_refused() -> None:
-    """Which axis is time, and whether a node turns it round, is known to the graph alone."""
-    xs, model = normal(TIME, BATCH, FEATURES), rnnjax_onnx.load(one_lstm())
-    for marks in ({"lengths": np.array([2, 5, 4])}, {"resets": np.zeros((TIME, BATCH), bool)}):
-        with pytest.raises(InvalidInputError, match="or use its own sequence_lens"):
-            model(xs, **marks)
 
 
 def test_dropout_drops_with_a_key() -> None:
@@ -387,31 +364,20 @@ def test_types(x64: None, assert_close: Any) -> None:
 # --- Bad input ---
 
 
-def with_attributes(**values: Any) -> Any:
-    def change(graph: Any) -> None:
-        kept = [a for a in graph.node[0].attribute if a.name not in values]
-        del graph.node[0].attribute[:]
-        changed = [helper.make_attribute(name, one) for name, one in values.items()]
-        graph.node[0].attribute.extend([*kept, *changed])
-
-    return change
-
-
 def tensor_of(graph: Any, name: str) -> Any:
     (tensor,) = (t for t in graph.initializer if t.name == name)
     return tensor
 
 
-def replace(name: str, array: np.ndarray) -> Any:
-    return lambda graph: tensor_of(graph, name).CopyFrom(numpy_helper.from_array(array, name))
+def changed(change: Callable[[Any], Any]) -> Any:
+    """The LSTM, as it is after a change of its graph."""
+    proto = one_lstm()
+    change(proto.graph)
+    return proto
 
 
 def claim(name: str, dims: list[int]) -> Any:
-    return lambda graph: tensor_of(graph, name).dims.__setitem__(slice(None), dims)
-
-
-def add_branch(graph: Any) -> None:
-    graph.node.append(node("If", ["x"], ["z"], then_branch=graph, else_branch=graph))
+    return changed(lambda graph: tensor_of(graph, name).dims.__setitem__(slice(None), dims))
 
 
 def cycle(graph: Any) -> None:
@@ -419,86 +385,99 @@ def cycle(graph: Any) -> None:
     graph.node[1].input[0] = "loop"
 
 
+def put_type(graph: Any) -> None:
+    graph.input[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+
+
 BAD = {
     "missing input": (
-        lambda graph: graph.node[0].input.insert(0, "nowhere"),
+        changed(lambda graph: graph.node[0].input.insert(0, "nowhere")),
         "no earlier node, input or initialiser makes its input",
     ),
-    "cycle": (cycle, "no earlier node"),
+    "cycle": (changed(cycle), "no earlier node"),
     "operator": (
-        lambda graph: setattr(graph.node[0], "domain", "com.example"),
+        changed(lambda graph: setattr(graph.node[0], "domain", "com.example")),
         "the operator LSTM of 'com.example' is not read here; export",
     ),
-    "branch": (add_branch, "its branches should have no inputs, but one has"),
-    "direction": (with_attributes(direction="up"), "'up' is no direction"),
-    "type of attribute": (with_attributes(hidden_size=4.0), "Mismatched attribute type"),
-    "attribute": (with_attributes(units=4), "Unrecognized attribute: units"),
-    "hidden_size": (with_attributes(hidden_size=3), "its W is float32.1, 16, 2., but with 3"),
-    "directions": (with_attributes(direction="bidirectional"), "2 directions it should be floats"),
-    "clip": (with_attributes(clip=1.0), "it clips at 1.0, which no cell does"),
-    "coupled": (with_attributes(input_forget=1), "input_forget is not read here; exp"),
-    "activation": (with_attributes(activations=["Sin", "Tanh", "Tanh"]), "'Sin' is not an activ"),
-    "activations": (with_attributes(activations=["Tanh"]), "1 activations, but LSTM takes 3"),
+    "branch": (
+        changed(lambda graph: graph.node.append(
+            node("If", ["x"], ["z"], then_branch=graph, else_branch=graph)
+        )),
+        "its branches should have no inputs, but one has",
+    ),
+    "direction": (one_lstm(direction="up"), "'up' is no direction"),
+    "type of attribute": (one_lstm(hidden_size=4.0), "Mismatched attribute type"),
+    "attribute": (one_lstm(units=4), "Unrecognized attribute: units"),
+    "hidden_size": (one_lstm(hidden_size=3), "its W is float32.1, 16, 2., but with 3"),
+    "directions": (one_lstm(direction="bidirectional"), "2 directions it should be floats"),
+    "clip": (one_lstm(clip=1.0), "it clips at 1.0, which no cell does"),
+    "a clip of nothing that ends": (
+        one_lstm(clip=50000.0, activations=["Sigmoid", "Relu", "Relu"]),
+        "node 0 .LSTM.: it clips at 50000.0",
+    ),
+    "coupled": (one_lstm(input_forget=1), "input_forget is not read here; exp"),
+    "activation": (one_lstm(activations=["Sin", "Tanh", "Tanh"]), "'Sin' is not an activ"),
+    "activations": (one_lstm(activations=["Tanh"]), "1 activations, but LSTM takes 3"),
     "numbers": (
-        with_attributes(activations=["Sigmoid", "Elu", "Tanh"], activation_alpha=[0.0, 0.5, 0.0]),
+        one_lstm(activations=["Sigmoid", "Elu", "Tanh"], activation_alpha=[0.0, 0.5, 0.0]),
         "activation_alpha has numbers that none of the activations Sigmoid, Elu, Tanh takes",
     ),
     "numbers of a line": (
-        with_attributes(activations=["Sigmoid", "Affine", "Tanh"], activation_alpha=[2.0]),
+        one_lstm(activations=["Sigmoid", "Affine", "Tanh"], activation_alpha=[2.0]),
         "the activation Affine with .'alpha': 2.0, 'beta': 0.0. is none that a cell has",
     ),
-    "rank": (replace("W", normal(16, 2)), "its W is float32.16, 2."),
-    "integers": (replace("R", np.zeros((1, 16, 4), np.int32)), "its R is int32"),
+    "rank": (one_lstm(W=normal(16, 2)), "its W is float32.16, 2."),
+    "integers": (one_lstm(R=np.zeros((1, 16, 4), np.int32)), "its R is int32"),
     "size": (claim("W", [1, 16, 2**40]), "takes 70368744177664 bytes, but 128 are there"),
     "negative": (claim("W", [1, -16, -2]), "its shape is"),
-    "output": (lambda graph: graph.output.append(value("z", None)), "nothing makes the graph's"),
+    "output": (
+        changed(lambda graph: graph.output.append(value("z", None))),
+        "nothing makes the graph's",
+    ),
     "left out": (
-        lambda graph: graph.node.append(node("Mul", ["x", ""], ["z"])),
+        changed(lambda graph: graph.node.append(node("Mul", ["x", ""], ["z"]))),
         "input 1 is marked single but has an empty string",
     ),
+    "float64": (changed(put_type), "jax_enable_x64"),
+    "newer": (proto_of([], [], [], opset=1000), "opset 1000"),
+    "empty": (b"", "holds no whole ONNX graph"),
+    "a zip": (b"PK\x03\x04 nothing", "holds no whole ONNX graph"),
+    "cut off": (tagger().SerializeToString()[:-40], "holds no whole ONNX graph"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_models_get_one_sentence(name: str) -> None:
-    change, message = BAD[name]
-    proto = one_lstm()
-    change(proto.graph)
+    source, message = BAD[name]
     with pytest.raises(InteropError, match=message) as caught:
-        rnnjax_onnx.load(proto)
+        rnnjax_onnx.load(source)
     assert "\n" not in str(caught.value)
 
 
-def test_bad_sources(tmp_path: pathlib.Path) -> None:
-    for content in (b"", b"PK\x03\x04 nothing", tagger().SerializeToString()[:-40]):
-        path = tmp_path / "bad.onnx"
-        path.write_bytes(content)
-        with pytest.raises(InteropError):
-            rnnjax_onnx.load(path)
-    with pytest.raises(InvalidInputError, match=r"must be a path, bytes, or an onnx.ModelProto"):
-        rnnjax_onnx.load(3)
-    newer = tagger()
-    newer.opset_import[0].version = 1000
-    with pytest.raises(InteropError, match="opset 1000"):
-        rnnjax_onnx.load(newer)
-    double = one_lstm()
-    double.graph.input[0].type.tensor_type.elem_type = TensorProto.DOUBLE
-    with pytest.raises(InteropError, match="jax_enable_x64"):
-        rnnjax_onnx.load(double)
-
-
-def test_bad_inputs_of_apply() -> None:
-    model, xs = rnnjax_onnx.load(tagger()), normal(TIME, BATCH, FEATURES)
-    given: Any
-    for given, says in (
-        (normal(BATCH, TIME, 4), r"has shape \(any, any, 2\), but got \(3, 5, 4\)"),
-        (np.ones((BATCH, TIME, FEATURES), np.int32), "is float32, but got int32"),
-        ("text", "'x' must be an array of numbers, but str came"),
-        ({"y": xs}, r"the graph takes .'x'., but xs has .'y'."),
-        ({}, r"its outputs do not follow without .'x'."),
+def test_bad_arguments() -> None:
+    model, xs = rnnjax_onnx.load(tagger()), normal(BATCH, TIME, FEATURES)
+    bare = Model(model.network, model.params)
+    wrong = Model(model.network, {**model.params, "model/gru/scan": {}}, model.origin)
+    bad: Any = 3
+    # Which axis is time, and whether a node turns it round, is known to the graph alone.
+    its_own, marks = "or use its own sequence_lens", np.zeros((TIME, BATCH), bool)
+    for call, says in (
+        (lambda: rnnjax_onnx.load(bad), r"must be a path, bytes, or an onnx.ModelProto"),
+        (lambda: rnnjax_onnx.to_proto(bare), r"read from, but this model has none; keep"),
+        (lambda: rnnjax_onnx.to_proto(wrong), "do not belong to this model"),
+        (lambda: model(xs, lengths=np.array([2, 5, 4])), its_own),
+        (lambda: model(xs, resets=marks), its_own),
+        (
+            lambda: model(normal(BATCH, TIME, 4)),
+            r"has shape \(any, any, 2\), but got \(3, 5, 4\)",
+        ),
+        (lambda: model(np.ones(xs.shape, np.int32)), "is float32, but got int32"),
+        (lambda: model("text"), "'x' must be an array of numbers, but str came"),
+        (lambda: model({"y": xs}), r"the graph takes .'x'., but xs has .'y'."),
+        (lambda: model({}), r"its outputs do not follow without .'x'."),
     ):
         with pytest.raises(InvalidInputError, match=says):
-            model(given)
+            call()
     states = [value(n, [1, "b", HIDDEN]) for n in ("h", "c")]
     streamed = rnnjax_onnx.load(one_lstm(["", "h", "c"], states))
     with pytest.raises(InteropError, match=r"an initial state has shape .1, 4, 4., but should"):
@@ -571,36 +550,39 @@ def put_outside(tensor: Any, folder: pathlib.Path, **places: str) -> None:
         tensor.external_data.add(key=key, value=text)
 
 
-def with_external(folder: pathlib.Path, **places: str) -> pathlib.Path:
-    """The tagger with W in another file."""
-    proto, path = tagger(), folder / "model.onnx"
-    put_outside(tensor_of(proto.graph, "W"), folder, **places)
-    path.write_bytes(proto.SerializeToString())
-    return path
+def written(proto: Any, folder: pathlib.Path) -> pathlib.Path:
+    (folder / "model.onnx").write_bytes(proto.SerializeToString())
+    return folder / "model.onnx"
 
 
-def test_external_data_beside_the_model(tmp_path: pathlib.Path, assert_close: Any) -> None:
-    """They are in the model behind, so that it can be saved elsewhere."""
-    path = with_external(tmp_path)
-    model = rnnjax_onnx.load(path)
-    inside = onnx.load(os.fspath(path))  # which reads them as well
-    (tmp_path / "data.bin").unlink()
-    xs, written = normal(BATCH, TIME, FEATURES), rnnjax_onnx.to_proto(model)
-    for one in (model, rnnjax_onnx.load(written)):
-        assert_close(one(xs)[1], by_reference(inside, {"x": xs})["y"], TOLERANCE)
-    with pytest.raises(InteropError, match="has none next to it"):
-        rnnjax_onnx.load(path.read_bytes())
+def an_initializer() -> tuple[Any, Any, np.ndarray]:
+    """A model, one of its tensors, and what to give it."""
+    proto = tagger()
+    return proto, tensor_of(proto.graph, "W"), normal(BATCH, TIME, FEATURES)
 
 
-def test_a_constant_beside_the_model(tmp_path: pathlib.Path) -> None:
-    array, path = numpy_helper.from_array(normal(2, 3)), tmp_path / "model.onnx"
+def a_constant() -> tuple[Any, Any, np.ndarray]:
+    array = numpy_helper.from_array(normal(2, 3))
     nodes = [node("Constant", [], ["k"], value=array), node("MatMul", ["x", "k"], ["y"])]
     proto = proto_of(nodes, [value("x", ["N", 2])], ["y"])
-    put_outside(proto.graph.node[0].attribute[0].t, tmp_path)
-    path.write_bytes(proto.SerializeToString())
-    written = rnnjax_onnx.load(rnnjax_onnx.to_proto(rnnjax_onnx.load(path)))
-    xs, kernel = normal(3, 2), numpy_helper.to_array(array)
-    np.testing.assert_allclose(written(xs)[1], xs @ kernel, rtol=1e-5)
+    return proto, proto.graph.node[0].attribute[0].t, normal(3, 2)
+
+
+@pytest.mark.parametrize("make", [an_initializer, a_constant])
+def test_external_data_beside_the_model(
+    make: Callable[[], Any], tmp_path: pathlib.Path, assert_close: Any
+) -> None:
+    """They are in the model behind, so that it can be saved elsewhere."""
+    proto, tensor, xs = make()
+    expected = by_reference(proto, {"x": xs})["y"]
+    put_outside(tensor, tmp_path)
+    path = written(proto, tmp_path)
+    model = rnnjax_onnx.load(path)
+    (tmp_path / "data.bin").unlink()
+    for one in (model, rnnjax_onnx.load(rnnjax_onnx.to_proto(model))):
+        assert_close(one(xs)[1], expected, TOLERANCE)
+    with pytest.raises(InteropError, match="has none next to it"):
+        rnnjax_onnx.load(path.read_bytes())
 
 
 @pytest.mark.parametrize(
@@ -619,7 +601,8 @@ def test_a_constant_beside_the_model(tmp_path: pathlib.Path) -> None:
 def test_external_data_elsewhere_are_refused(
     places: dict[str, str], message: str, tmp_path: pathlib.Path
 ) -> None:
-    path = with_external(tmp_path, **places)
+    proto, tensor, _ = an_initializer()
+    put_outside(tensor, tmp_path, **places)
     (tmp_path / "link.bin").symlink_to(tmp_path / "data.bin")
     with pytest.raises(InteropError, match=message):
-        rnnjax_onnx.load(path)
+        rnnjax_onnx.load(written(proto, tmp_path))
