@@ -16,18 +16,7 @@ from interop_helpers import random_model
 
 import rnnjax
 from rnnjax import InteropError, InvalidInputError, interop
-from rnnjax.interop import (
-    Activation,
-    Dense,
-    Embedding,
-    Model,
-    Recurrent,
-    Sequential,
-    convert,
-    keras,
-    onnx,
-    torch,
-)
+from rnnjax.interop import Activation, Dense, Embedding, Model, Recurrent, convert, keras, onnx
 from rnnjax.interop.convert import main
 
 ROOT = Path(__file__).parents[2]
@@ -156,8 +145,7 @@ def test_the_program_itself(tmp_path: Path, capsys: Any, monkeypatch: pytest.Mon
 
 
 def test_names_that_cannot_be_printed(tmp_path: Path) -> None:
-    model = Model(Sequential((Activation("\u00e9", "tanh"),)), {})
-    written(model, tmp_path / "a.keras")
+    written(random_model(Activation("\u00e9", "tanh")), tmp_path / "a.keras")
     command = [sys.executable, "-m", "rnnjax", "show", "a.keras"]
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -199,7 +187,7 @@ def test_what_a_user_types_wrong_gets_one_sentence_and_status_2(
     monkeypatch.chdir(tmp_path)
     Path("a.onnx").write_bytes(b"nothing of the kind")
     Path("there.keras").write_bytes(b"")
-    torch.save(tagger(), "m.safetensors")
+    interop.torch.save(tagger(), "m.safetensors")
     arguments, message = WRONG[what]
     assert main(arguments) == 2
     printed = capsys.readouterr()

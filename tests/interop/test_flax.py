@@ -18,16 +18,7 @@ from hypothesis import strategies as st
 from interop_helpers import assert_same_bits, distance, drawn
 
 import rnnjax
-from rnnjax import (
-    Bidirectional,
-    Directions,
-    GRUCell,
-    LSTMCarry,
-    LSTMCell,
-    MGUCell,
-    SimpleRNNCell,
-    Stack,
-)
+from rnnjax import Bidirectional, Directions, GRUCell, LSTMCell, MGUCell, SimpleRNNCell, Stack
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop import Dense, Embedding, Model, Recurrent, Sequential
 from rnnjax.interop.flax import from_params, to_params
@@ -82,7 +73,7 @@ def to_flax_carry(carry: Any) -> Any:
     """Return Flax's carry: ``(c, h)`` of an LSTM, else ``h``; a pair of these for directions."""
     if isinstance(carry, Directions):
         return to_flax_carry(carry.forward), to_flax_carry(carry.backward)
-    return (carry.cell, carry.hidden) if isinstance(carry, LSTMCarry) else carry.hidden
+    return (carry.cell, carry.hidden) if isinstance(carry, rnnjax.LSTMCarry) else carry.hidden
 
 
 def check_parity(

@@ -15,15 +15,7 @@ from onnx_helpers import BATCH, FEATURES, HIDDEN, TIME, TOLERANCE, session
 import rnnjax
 from rnnjax import Bidirectional, GRUCell, LSTMCell, Regularized, SimpleRNNCell, Stack
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop import (
-    Activation,
-    Dense,
-    Dropout,
-    Embedding,
-    Model,
-    OneHotIds,
-    Recurrent,
-)
+from rnnjax.interop import Activation, Dense, Dropout, Embedding, Model, OneHotIds, Recurrent
 from rnnjax.interop import functions as fn
 from rnnjax.interop import onnx as reader
 from rnnjax.interop.onnx.export import save, to_proto
