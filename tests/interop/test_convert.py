@@ -68,7 +68,7 @@ def test_between_all_formats(source: str, tmp_path: Path, capsys: Any) -> None:
         assert (alone in printed.out) == (target in (".weights.h5", ".safetensors"))
         assert f"wrote {result} ({result.stat().st_size:,} bytes)" in printed.out
         # The second bias that a PyTorch LSTM has besides is zeros.
-        back = convert.load(result, like=like if target == ".weights.h5" else None)
+        back = interop.load(result, like=like if target == ".weights.h5" else None)
         read = [array for array in sorted_arrays(back) if array.any()]
         for ours, theirs in zip(sorted_arrays(model), read, strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -117,15 +117,6 @@ def test_a_graph_of_onnx_stays_one(tmp_path: Path, capsys: Any) -> None:
         message = capsys.readouterr().err
         assert f"a file named *{suffix} holds layers, but this model is a graph" in message
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.onnx"]
-
-
-def test_the_name_of_a_file_tells_its_format(tmp_path: Path) -> None:
-    model = tagger()
-    for suffix in (".keras", ".safetensors", ".onnx"):
-        read = interop.load(written(model, tmp_path / f"a{suffix}"))
-        assert ("the graph's own" in str(read)) == (suffix == ".onnx")
-    with pytest.raises(InvalidInputError, match=r"must end in one of \.keras, .*, but is 'a.txt'"):
-        interop.load("a.txt")
 
 
 # --- The command line ---
@@ -217,9 +208,3 @@ def test_wrong_arguments_end_with_the_usage(arguments: str, message: str, capsys
 def test_options_of_another_format_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"lengths are options of \.onnx files"):
         convert.write(tagger(), tmp_path / "a.keras", lengths=True)
-
-
-def test_a_model_is_made_of_a_cell() -> None:
-    params: Any = {}
-    with pytest.raises(InvalidInputError, match=r"cell must be a Cell .*, before params"):
-        Model.of(params, rnnjax.GRUCell(2))

@@ -17,7 +17,6 @@ from rnnjax.interop import (
     Embedding,
     Masking,
     Model,
-    OneHotIds,
     Recurrent,
     Sequential,
 )
@@ -118,14 +117,6 @@ def test_masks_and_lengths_and_masking_meet(xs: jax.Array, assert_close: Any) ->
     assert_close(*run(model.params), 1e-6)
 
 
-def test_one_hot_ids_are_one_hot_vectors(assert_close: Any) -> None:
-    cell = LSTMCell(HIDDEN)
-    model = random_model(OneHotIds("one_hot", 6), Recurrent("lstm", cell))
-    ids = jnp.array([[1, 5, 0], [2, 2, 2]])
-    carry, ys = rnnjax.unroll(cell, model.params["lstm"], jax.nn.one_hot(ids, 6))
-    assert_close(model(ids), ({"lstm": carry}, ys), 1e-6)
-
-
 def test_a_network_built_twice_compiles_once(xs: jax.Array) -> None:
     traced = []
 
@@ -143,6 +134,10 @@ def test_a_network_built_twice_compiles_once(xs: jax.Array) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda: Model.of({}, GRUCell(2)),
+            "cell must be a Cell such as rnnjax.LSTMCell(50), before",
+        ),
         (lambda: Sequential(()), "at least one layer"),
         (lambda: Sequential((LSTMCell(3),)), "but got LSTMCell("),
         (lambda: Sequential((Activation("a", "tanh"),) * 2), "a occurs twice"),

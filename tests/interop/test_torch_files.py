@@ -606,6 +606,10 @@ FILES: dict[str, tuple[bytes, str]] = {
     "an order of many words": (zip_of(ENTRIES | {"a/byteorder": bytes(100)}), "data.pkl has"),
     "a long pickle": (zip_of({"a/data.pkl": bytes(33 * 2**20)}), "33,554,432 are read at most"),
     "a stream that ends": (saved(state_of(), "stream")[:-1], "has 63 bytes"),
+    "a stream of gigabytes": (
+        EMPTY.replace(b"}(u", place("storage", FLOATS, "0", "cpu", 2**30, None)),
+        "it is cut off",
+    ),
     "a stream of another version": (EMPTY.replace(b"\xe9\x03", b"\xe8\x03"), "save it again"),
     "a storage that nobody has": (NO_KEYS + pickle.dumps(["0"], 2), "no tensor is in"),
     "storages of no list": (NO_KEYS + pickle.dumps({}, 2), "are no list"),
