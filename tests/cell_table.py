@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_vjp
 
 import rnnjax
 from rnnjax import Auto, Fused, GRUCell, LSTMCell, Parallel, Role, Scan, SimpleRNNCell, Stack
@@ -393,9 +392,3 @@ def loop(name: str, arguments: Any, weights: Any, marks: dict[str, Any], reverse
     given = (params, xs[turn], carry, start), (of_carry, of_ys[turn]), valid[turn], resets[turn]
     (carry, ys), (d_params, d_xs, *d_rest) = compiled_loop(name)(*given)
     return (carry, ys[turn]), (d_params, d_xs[turn], *d_rest)
-
-
-def check_backwards(function: Callable[..., Any], *arguments: Any) -> None:
-    """`jax.test_util.check_grads` in reverse mode, compiled."""
-    run = jax.jit(function)
-    check_vjp(run, functools.partial(jax.vjp, run), arguments)

@@ -51,6 +51,14 @@ def _selu(x: Array) -> Array:
     return 1.0507009873554805 * np.where(x.real > 0, x, 1.6732632423543772 * _elu(x))
 
 
+def silu(x: Array) -> Array:
+    return x * sigmoid(x)
+
+
+def softplus(x: Array) -> Array:
+    return np.where(x.real > 0, x, 0) + np.log1p(np.exp(-_magnitude(x)))
+
+
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "tanh": np.tanh,
     "sigmoid": sigmoid,
@@ -61,8 +69,8 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "elu": _elu,
     "selu": _selu,
     "gelu": _gelu,
-    "silu": lambda x: x * sigmoid(x),
-    "softplus": lambda x: np.where(x.real > 0, x, 0) + np.log1p(np.exp(-_magnitude(x))),
+    "silu": silu,
+    "softplus": softplus,
     "softsign": lambda x: x / (1 + _magnitude(x)),
     "linear": lambda x: x,
     "bent": lambda x: x / (1 + x * x),  # the callable of tests/cell_table.py
@@ -159,13 +167,13 @@ def peephole(p: Any, x: Array, o: Options, h: Array, c: Array) -> Any:
     return o.gate(out + p_o * c) * o.act(c), c
 
 
-def gru(p: Any, x: Array, o: Options, h: Array) -> Any:
+def gru(p: Any, x: Array, o: Options, h: Array, gates: int = 3) -> Any:
     """Cho et al., 2014, with the reset gate after the product and its bias, as in cuDNN.
 
     r, z = sigma(W x + b + U h + c); n = tanh(W x + b + r (U h + c)); h' = z h + (1 - z) n.
     """
     own = h @ p["recurrent_kernel"] + p.get("recurrent_bias", 0.0)
-    return _reset_after(projected(p, x, 3), np.split(own, 3, axis=-1), o, h)
+    return _reset_after(projected(p, x, gates), np.split(own, gates, axis=-1), o, h)
 
 
 def _reset_after(a: list[Array], b: list[Array], o: Options, h: Array) -> Array:
@@ -174,31 +182,30 @@ def _reset_after(a: list[Array], b: list[Array], o: Options, h: Array) -> Array:
     return gates[-1] * h + (1 - gates[-1]) * o.act(n + gates[0] * b[-1])
 
 
-def gru_reset_before(p: Any, x: Array, o: Options, h: Array) -> Any:
+def gru_reset_before(p: Any, x: Array, o: Options, h: Array, gates: int = 3) -> Any:
     """Cho et al., 2014, equations 5 to 8: `gru` with ``n = tanh(W x + U (r h) + b)``."""
-    r, z = map(o.gate, sums(p, x, h, 3)[:2])
-    return z * h + (1 - z) * o.act(sums(p, x, r * h, 3)[2])
+    r, *z = map(o.gate, sums(p, x, h, gates)[:-1])
+    z = z[0] if z else r
+    return z * h + (1 - z) * o.act(sums(p, x, r * h, gates)[-1])
 
 
 def mgu(p: Any, x: Array, o: Options, h: Array) -> Any:
-    """Zhou et al., 2016, in Flax's form: the gate after the product, and keeping the old state.
-
-    f = sigma(W x + b + U h + c); n = tanh(W x + b + f (U h + c)); h' = f h + (1 - f) n.
-    """
-    own = h @ p["recurrent_kernel"] + p.get("recurrent_bias", 0.0)
-    return _reset_after(projected(p, x, 2), np.split(own, 2, axis=-1), o, h)
+    """Zhou et al., 2016, in Flax's form: `gru` with one gate f for r and z."""
+    return gru(p, x, o, h, gates=2)
 
 
 def mgu_reset_before(p: Any, x: Array, o: Options, h: Array) -> Any:
-    """Zhou et al., 2016: ``n = tanh(W x + U (f h) + b)``; f and 1 - f are swapped in h'."""
-    f = o.gate(sums(p, x, h, 2)[0])
-    return f * h + (1 - f) * o.act(sums(p, x, f * h, 2)[1])
+    """Zhou et al., 2016: `gru_reset_before` with one gate f; f and 1 - f are swapped in h'."""
+    return gru_reset_before(p, x, o, h, gates=2)
+
+
+def _rms(x: Array, epsilon: float) -> Array:
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon)
 
 
 def _normalized(x: Array, epsilon: float) -> Array:
     """Ba, Kiros & Hinton, 2016, equation 3: less the mean, over the standard deviation."""
-    centred = x - x.sum(-1, keepdims=True) / x.shape[-1]
-    return centred / np.sqrt((centred**2).sum(-1, keepdims=True) / x.shape[-1] + epsilon)
+    return _rms(x - x.mean(-1, keepdims=True), epsilon)
 
 
 def _normalized_products(p: Any, x: Array, h: Array, gates: int, epsilon: float) -> Any:
@@ -234,10 +241,6 @@ def minlstm(p: Any, x: Array, o: Options, h: Array) -> Any:
     i, f, g = projected(p, x, 3)
     i, f = sigmoid(i), sigmoid(f)
     return f / (f + i) * h + i / (f + i) * o.act(g)
-
-
-def softplus(x: Array) -> Array:
-    return ACTIVATIONS["softplus"](x)
 
 
 def _rotated(size: Array, angle: Array, s: Any, added: Any) -> Any:
@@ -303,12 +306,9 @@ def s6(p: Any, x: Array, o: Options, s: Array) -> Any:
     """
     units, states = p["log_decay"].shape
     d, u, b, c = np.split(x @ p["kernel"], np.cumsum([units, units, states]), axis=-1)
-    d, new, y = softplus(d + p["step_bias"]), [], []
-    for k in range(units):
-        own = np.exp(d[..., k, None] * -np.exp(p["log_decay"][k])) * s[..., k, :]
-        new.append(own + d[..., k, None] * b * u[..., k, None])
-        y.append((c * new[k]).sum(-1) + p["skip"][k] * u[..., k])
-    return np.stack(new, -2), np.stack(y, -1)
+    d = softplus(d + p["step_bias"])
+    s = np.exp(d[..., None] * -np.exp(p["log_decay"])) * s + outer(d * u, b)
+    return s, applied(s, c) + p["skip"] * u
 
 
 def diagonal_lstm(p: Any, x: Array, o: Options, h: Array, c: Array) -> Any:
@@ -336,11 +336,16 @@ def slstm(p: Any, x: Array, o: Options, h: Array, c: Array, n: Array, m: Array) 
     return sigmoid(out) * (c / n), c, n, m
 
 
-def _columns(p: Any, x: Array, heads: int, *widths: int) -> Any:
-    """Yield for each head its part of each of ``x W + b``, with so many columns a head."""
-    whole = x @ p["kernel"] + p.get("bias", 0.0)
-    parts = np.split(whole, np.cumsum([heads * width for width in widths])[:-1], axis=-1)
-    return zip(*(np.split(part, heads, axis=-1) for part in parts), strict=True)
+def _of_heads(p: Any, x: Array, heads: int, *widths: int) -> list[Array]:
+    """Each part of ``x W + b``, of so many columns a head: ``(*batch, heads, columns)``."""
+    (whole,), sizes = projected(p, x, 1), [heads * width for width in widths]
+    parts = zip(np.split(whole, np.cumsum(sizes)[:-1], axis=-1), widths, strict=True)
+    return [part.reshape(*x.shape[:-1], heads, width) for part, width in parts]
+
+
+def _joined(y: Array) -> Array:
+    """The outputs of all heads, side by side."""
+    return y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
 
 
 def outer(v: Array, k: Array) -> Array:
@@ -351,14 +356,6 @@ def applied(s: Array, q: Array) -> Array:
     return (s @ q[..., None])[..., 0]
 
 
-def _rms(x: Array, epsilon: float) -> Array:
-    return x / np.sqrt((x * x).sum(-1, keepdims=True) / x.shape[-1] + epsilon)
-
-
-def silu(x: Array) -> Array:
-    return x * sigmoid(x)
-
-
 def mlstm(p: Any, x: Array, o: Options, memory: Array, stabilizer: Array) -> Any:
     """Beck et al., 2024, equations 19 to 27: ``C' = f C + i v k, n' = f n + i k``, and
 
@@ -366,33 +363,28 @@ def mlstm(p: Any, x: Array, o: Options, memory: Array, stabilizer: Array) -> Any
     over the root of its size. C and n are kept times exp(-m), and m' = max(log f + m, log i).
     """
     values, keys = memory.shape[-2] - 1, memory.shape[-1]
-    new, scales, ys = [], [], []
-    each = _columns(p, x, o.heads, keys, keys, values, values, 1, 1)
-    for head, (q, k, v, out, log_i, log_f) in enumerate(each):
-        log_f = log_f if o.exponential_forget else -softplus(-log_f)
-        c, n = memory[..., head, :-1, :], memory[..., head, -1, :]
-        kept = log_f + stabilizer[..., head, None]
-        m = np.where(kept.real > log_i.real, kept, log_i)
-        i, f, k = np.exp(log_i - m), np.exp(kept - m), k / np.sqrt(keys)
-        c, n = f[..., None] * c + i[..., None] * outer(v, k), f * n + i * k
-        along, least = _magnitude((n * q).sum(-1, keepdims=True)), np.exp(-m)
-        ys.append(sigmoid(out) * applied(c, q) / np.where(along.real > least.real, along, least))
-        new.append(np.concatenate([c, n[..., None, :]], -2))
-        scales.append(m)
-    return np.stack(new, -3), np.concatenate(scales, -1), np.concatenate(ys, -1)
+    q, k, v, out, log_i, log_f = _of_heads(p, x, o.heads, keys, keys, values, values, 1, 1)
+    log_f = log_f if o.exponential_forget else -softplus(-log_f)
+    kept, k = log_f + stabilizer[..., None], k / np.sqrt(keys)
+    m = np.where(kept.real > log_i.real, kept, log_i)
+    i, f = np.exp(log_i - m), np.exp(kept - m)
+    c = f[..., None] * memory[..., :-1, :] + i[..., None] * outer(v, k)
+    n = f * memory[..., -1, :] + i * k
+    along, least = _magnitude((n * q).sum(-1, keepdims=True)), np.exp(-m)
+    y = sigmoid(out) * applied(c, q) / np.where(along.real > least.real, along, least)
+    return np.concatenate([c, n[..., None, :]], -2), m[..., 0], _joined(y)
 
 
 def mamba2(p: Any, x: Array, o: Options, memory: Array) -> Any:
     """Dao & Gu, 2024: ``S' = exp(delta A) S + delta B u, y = C S' + D u``, A = -exp(a) a number."""
     heads, units, states = memory.shape[-3:]
-    whole, new, ys = x @ p["kernel"] + p.get("bias", 0.0), [], []
-    deltas, u, b, c = np.split(whole, np.cumsum([heads, heads * units, states]), axis=-1)
-    for head, own in enumerate(np.split(u, heads, axis=-1)):
-        delta = softplus(deltas[..., head, None] + p["step_bias"][head])
-        keeps = np.exp(-delta * np.exp(p["log_decay"][head]))
-        new.append(keeps[..., None] * memory[..., head, :, :] + outer(delta * own, b))
-        ys.append(applied(new[-1], c) + p["skip"][head] * own)
-    return np.stack(new, -3), np.concatenate(ys, -1)
+    cuts = np.cumsum([heads, heads * units, states])
+    delta, u, b, c = np.split(projected(p, x, 1)[0], cuts, axis=-1)
+    delta = softplus(delta + p["step_bias"])[..., None]
+    u, b, c = u.reshape(*x.shape[:-1], heads, units), b[..., None, :], c[..., None, :]
+    keeps = np.exp(-delta * np.exp(p["log_decay"])[:, None])
+    memory = keeps[..., None] * memory + outer(delta * u, b)
+    return memory, _joined(applied(memory, c) + p["skip"][:, None] * u)
 
 
 def deltanet(p: Any, x: Array, o: Options, memory: Array) -> Any:
@@ -402,16 +394,13 @@ def deltanet(p: Any, x: Array, o: Options, memory: Array) -> Any:
     are silu(W x) of length 1, v = silu(W x), and the output is silu(r) norm(S' q).
     """
     heads, values, keys = memory.shape[-3:]
-    new, ys = [], []
-    each = _columns(p, x, heads, keys, keys, values, values, 1, 1)
-    for head, (q, k, v, r, a, beta) in enumerate(each):
-        q, k = (z / np.sqrt((z * z).sum(-1, keepdims=True) + o.epsilon) for z in map(silu, (q, k)))
-        a = np.exp(-np.exp(p["log_decay"][head]) * softplus(a + p["step_bias"][head]))
-        beta = (2 if o.negative_eigenvalues else 1) * sigmoid(beta)[..., None]
-        turn = np.eye(keys) - beta * outer(k, k)
-        new.append(a[..., None] * memory[..., head, :, :] @ turn + beta * outer(silu(v), k))
-        ys.append(silu(r) * p["gain"] * _rms(applied(new[-1], q), o.epsilon))
-    return np.stack(new, -3), np.concatenate(ys, -1)
+    q, k, v, r, a, beta = _of_heads(p, x, heads, keys, keys, values, values, 1, 1)
+    q, k = (z / np.sqrt((z * z).sum(-1, keepdims=True) + o.epsilon) for z in map(silu, (q, k)))
+    a = np.exp(-np.exp(p["log_decay"])[:, None] * softplus(a + p["step_bias"][:, None]))
+    beta = (2 if o.negative_eigenvalues else 1) * sigmoid(beta)[..., None]
+    turn = np.eye(keys) - beta * outer(k, k)
+    memory = a[..., None] * memory @ turn + beta * outer(silu(v), k)
+    return memory, _joined(silu(r) * p["gain"] * _rms(applied(memory, q), o.epsilon))
 
 
 def user_peephole(p: Any, x: Array, o: Options, h: Array, c: Array) -> Any:

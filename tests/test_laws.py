@@ -19,12 +19,10 @@ from cell_table import (
     CELLS,
     FEATURES,
     FEW,
-    PARALLEL,
     TIME,
     TOLERANCES,
     OwnStepCell,
     both_ways,
-    check_backwards,
     grid,
     in_reverse,
     layers,
@@ -149,34 +147,6 @@ def test_law_1_unroll_equals_a_loop_of_step(name, method, reverse, marks, result
     assert_close(actual, expected, TOLERANCES["float64"])
 
 
-# Rounding does not depend on the method, but on what it makes of a cell.
-NARROW = table(Auto, names=["simple", *FEW], ordinary=FEW, by_all=[])
-
-
-@pytest.mark.parametrize(("name", "method"), NARROW)
-def test_law_1_in_float32(name, method, results, assert_close):
-    actual = results(name, method, dtype="float32")
-    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(actual))
-    assert_close(actual, results(name, "loop"), TOLERANCES["float32"])
-
-
-# By the programs of all marks, in the direction of the cell.
-@pytest.mark.parametrize(
-    ("name", "method"),
-    [*(("lstm", m) for m in (Scan(), Fused(), Fused(keep_every=2))), ("gru", Fused())],
-    ids=str,
-)
-@pytest.mark.usefixtures("x64")
-def test_law_2_whatever_is_masked_has_no_influence(name, method, draw, assert_close):
-    (params, xs, *rest), weights = draw(name)
-    run = compiled(name, method, in_reverse(name, marked=True), (*ALL,))
-    valid = MASK & (np.arange(TIME)[:, None] < LENGTHS)
-    hostile = np.where(valid[..., None], xs, np.nan)
-    expected, actual = (run((params, x, *rest), weights, ALL) for x in (xs, hostile))
-    assert_close(actual, expected, 1e-12)
-    assert np.all(np.asarray(actual[0][1])[~valid] == 0)
-
-
 @pytest.mark.parametrize(("name", "method", "reverse"), MARKED)
 @pytest.mark.usefixtures("x64")
 def test_law_3_a_reset_cuts_a_nan_off(name, method, reverse, draw, assert_close):
@@ -209,66 +179,37 @@ def test_law_4_a_row_is_alone(name, method, draw, results, assert_close):
     assert_close(actual, expected, TOLERANCES["float64"])
 
 
+# By a method what JAX differentiates of it depends on little of a cell: on whether its step reads
+# parameters, takes a state over from another, or has a matrix. What else there is to differentiate
+# is the same for all: tests/test_primitive.py.
+@pytest.mark.parametrize(
+    ("name", "method", "marks"),
+    [
+        *(("simple", method, ()) for method in (Fused(), Parallel(newton=Newton()))),
+        *((name, Fused(), (*ALL,)) for name in ("lstm", "gru")),
+        *((name, Parallel(), (*ALL,)) for name in ("mingru", "temporal-conv")),
+        *(
+            pytest.param(name, Parallel(), (*ALL,), marks=pytest.mark.slow)
+            for name in ("mamba2", "deltanet")
+        ),
+    ],
+    ids=str,
+)
 @pytest.mark.usefixtures("x64")
-def test_law_5_every_derivative_that_jax_has(draw, assert_close):
-    (params, xs, carry, _), _ = draw("simple")
+def test_law_5_derivatives_forwards_and_of_second_order(
+    name, method, marks, draw, random_like, assert_close
+):
+    """Outputs and gradients, and how they change along a drawn direction of all arguments."""
+    arguments, weights = draw(name)
+    direction, given = random_like(arguments, 40, "float64"), {one: ALL[one] for one in marks}
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def derivatives(method, params, xs):
-        def ys(params, xs):
-            return rnnjax.unroll(CELLS["simple"], params, xs, carry, method=method)[1]
-
-        def loss(bias):
-            return (ys({**params, "bias": bias}, xs) ** 2).sum()
-
-        bias = params["bias"]
-        linear = jax.linearize(lambda xs: ys(params, xs), xs)[1]
-        return {
-            "jacfwd": jax.jacfwd(loss)(bias),
-            "hessian": jax.hessian(loss)(bias),
-            "reverse over reverse": jax.jacrev(jax.jacrev(loss))(bias),
-            "linearize": linear(xs),
-            "its transpose": jax.linear_transpose(linear, xs)(ys(params, xs)),
-        }
-
-    expected = derivatives(Scan(), params, xs)
-    assert_close(derivatives(Fused(), params, xs), expected, 1e-10)
-
-
-@pytest.mark.usefixtures("x64")
-def test_law_5_second_derivatives_with_marks(draw):
-    (params, xs, carry, start), weights = draw("lstm")
-    run = compiled("lstm", Fused(), False, (*ALL,))
-
-    def gradients(params, xs, start):
-        return run((params, xs, carry, start), weights, ALL)[1]
-
-    check_backwards(gradients, params, xs, start)
-
-
-@pytest.mark.usefixtures("x64")
-def test_law_5_forward_mode_with_marks(draw, results, random_like, assert_close):
-    arguments, weights = draw("gru")
-
-    def run(params, xs, carry, start):
-        return rnnjax.unroll(
-            CELLS["gru"], params, xs, carry, **ALL, reset_carry=start, method=Fused()
+    def along(how):
+        run = compiled(name, how, False, marks)
+        return jax.jit(functools.partial(jax.jvp, lambda args: run(args, weights, given)))(
+            (arguments,), (direction,)
         )
 
-    direction = random_like(arguments, 40, "float64")
-    out, tangents = jax.jit(lambda a, d: jax.jvp(run, a, d))(arguments, direction)
-    expected, gradients = results("gru", "loop", False, (*ALL,))
-    assert_close(out, expected, TOLERANCES["float64"])
-    slope, expected_slope = (
-        sum(map(np.vdot, jax.tree.leaves(ours), jax.tree.leaves(theirs)))
-        for ours, theirs in ((weights, tangents), (gradients, direction))
-    )
-    np.testing.assert_allclose(slope, expected_slope, rtol=TOLERANCES["float64"])
-
-
-def test_the_table_leaves_out_no_cell_that_runs_in_parallel():
-    for name in CELLS.keys() - PARALLEL:
-        assert any(map(Parallel().refusal, layers(CELLS[name])))
+    assert_close(along(method), along(Scan()), 1e-10)
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -294,7 +235,7 @@ def test_law_6_noise_is_the_same_by_every_method(name, equal_to_scan):
 
 @pytest.mark.parametrize("method", [Scan(), Parallel(newton=Newton()), Auto()], ids=str)
 def test_law_6_an_activation_may_close_over_a_traced_value(method, random_like, assert_close):
-    """Such as a slope that is learned: against a loop that is written out."""
+    """Such as a slope that is learned; none is left behind by an earlier trace."""
     params = random_like(lambda: rnnjax.SimpleRNNCell(3).init(jax.random.key(0), 2), 1)
     xs, mask = np.random.default_rng(0).normal(size=(4, 2, 2)), np.ones((4, 2), bool)
     mask[2, 0] = False
@@ -312,9 +253,14 @@ def test_law_6_an_activation_may_close_over_a_traced_value(method, random_like, 
             hidden, total = jnp.where(valid, new, hidden), total + (valid * new**2).sum()
         return total + hidden.sum()
 
-    found, expected = (jax.jit(jax.vmap(jax.value_and_grad(f))) for f in (loss, by_hand))
-    slopes = jnp.array([0.1, 0.3])
-    assert_close(found(slopes), expected(slopes), 1e-5)
+    def every(f):
+        gradient = jax.grad(f)
+        return (
+            gradient(0.1), gradient(0.2), jax.jit(jax.grad(gradient))(0.1),
+            jax.jit(jax.vmap(gradient))(jnp.array([0.1, 0.3])), jax.jvp(f, (0.1,), (1.0,)),
+        )  # fmt: skip
+
+    assert_close(every(loss), every(by_hand), 1e-5)
 
 
 def test_law_7_a_cell_built_again_is_the_same_cell():
@@ -344,22 +290,24 @@ def test_law_7_a_second_call_compiles_nothing(name, method, draw, compilations):
     assert len(compilations) == first
 
 
-@pytest.mark.parametrize(("name", "method"), NARROW)
-def test_law_8_bfloat16_inputs_keep_a_float32_carry(name, method, draw, assert_close):
+# Rounding does not depend on the method, but on what it makes of a cell.
+@pytest.mark.parametrize("rounded", ["inputs", "carry"])
+@pytest.mark.parametrize(
+    ("name", "method"), table(Auto, names=["simple", *FEW, "stack"], ordinary=FEW, by_all=[])
+)
+def test_law_8_a_carry_keeps_its_type(name, method, rounded, draw, assert_close):
+    """It is that of float32 inputs or parameters, or bfloat16 if asked."""
     (params, xs, carry, start), weights = draw(name, "float32")
-    rounded, reverse = np.asarray(xs, jnp.bfloat16), in_reverse(name)
-    out = rnnjax.unroll(CELLS[name], params, rounded, carry, reverse=reverse, method=method)
-    # Against the float32 parameters the products run in float32, on the rounded inputs.
-    given = params, rounded.astype(np.float32), carry, start
-    expected, _ = compiled(name, method, reverse)(given, weights, {})
-    assert {leaf.dtype for leaf in jax.tree.leaves(out)} == {jnp.dtype(jnp.float32)}
-    assert_close(out, expected, 1e-6)
-
-
-def in_bfloat16(cell):
-    if isinstance(cell, Stack):
-        return Stack([in_bfloat16(layer) for layer in cell.cells])
-    return dataclasses.replace(cell, dtype=jnp.bfloat16)
+    narrow = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.bfloat16), (xs, carry))
+    given = (narrow[0], carry) if rounded == "inputs" else (xs, narrow[1])
+    reverse = in_reverse(name)
+    out = rnnjax.unroll(CELLS[name], params, *given, reverse=reverse, method=method)
+    types = {leaf.dtype for leaf in jax.tree.leaves(out if rounded == "inputs" else out[0])}
+    assert types == {jnp.dtype(jnp.float32 if rounded == "inputs" else jnp.bfloat16)}
+    # Against the float32 parameters the products run in float32, on what was rounded.
+    exactly = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), given)
+    expected, _ = compiled(name, method, reverse)((params, *exactly, start), weights, {})
+    assert_close(out, expected, 1e-6 if rounded == "inputs" else 0.05)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +321,7 @@ def in_bfloat16(cell):
 )
 def test_law_8_bfloat16_products_stay_near_float32(name, method, draw, results, assert_close):
     def narrow(params, xs, carry, _):
-        cell = in_bfloat16(CELLS[name])
+        cell = dataclasses.replace(CELLS[name], dtype=jnp.bfloat16)
         return rnnjax.unroll(cell, params, xs, carry, reverse=in_reverse(name), method=method)
 
     (carry, ys), gradients = jax.jit(weighted(narrow))(*draw(name, "float32"))
@@ -385,18 +333,19 @@ def test_law_8_bfloat16_products_stay_near_float32(name, method, draw, results, 
     assert_close(gradients, expected_gradients, 0.04)
 
 
-@pytest.mark.parametrize(("name", "method"), table(Auto, names=[*FEW, "stack"], by_all=[]))
-def test_law_8_a_bfloat16_carry_if_asked(name, method, draw, results, assert_close):
-    (params, xs, carry, _), _ = draw(name, "float32")
-    carry = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.bfloat16), carry)
-    reverse = in_reverse(name)
-    carry, _ = rnnjax.unroll(CELLS[name], params, xs, carry, reverse=reverse, method=method)
-    assert {leaf.dtype for leaf in jax.tree.leaves(carry)} == {jnp.dtype(jnp.bfloat16)}
-    (expected, _), _ = results(name, "loop")
-    assert_close(carry, expected, 0.05)
-
-
 # ---- what is around the steps
+
+
+@pytest.fixture
+def sample(random_like):
+    """Parameters of a layer, and inputs."""
+
+    def drawn(cell, *shape):
+        params = random_like(lambda: cell.init(jax.random.key(0), shape[-1]), 1)
+        return params, random_like(lambda: jnp.zeros(shape), 2)
+
+    return drawn
+
 
 OF_ONE_OUTPUT = {
     "a carry that holds it": GRUCell(4),
@@ -409,11 +358,10 @@ OF_ONE_OUTPUT = {
 
 @pytest.mark.parametrize("reverse", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", OF_ONE_OUTPUT)
-def test_the_last_output_alone_is_that_of_the_last_valid_step(name, reverse, random_like):
+def test_the_last_output_alone_is_that_of_the_last_valid_step(name, reverse, sample):
     """One has it in its carry, from which a reset behind the last valid step takes it."""
     cell = OF_ONE_OUTPUT[name]
-    params = random_like(lambda: cell.init(jax.random.key(0), FEATURES), 1)
-    xs = random_like(lambda: jnp.zeros((TIME, BATCH, FEATURES)), 2)
+    params, xs = sample(cell, TIME, BATCH, FEATURES)
 
     @functools.partial(jax.jit, static_argnums=1)
     def run(params, outputs, marks):
@@ -438,10 +386,9 @@ def test_the_last_output_alone_is_that_of_the_last_valid_step(name, reverse, ran
         np.testing.assert_array_equal(nothing, np.zeros((BATCH, cell.output_size)))
 
 
-def test_the_last_outputs_of_merged_directions_are_those_of_their_carries(random_like):
+def test_the_last_outputs_of_merged_directions_are_those_of_their_carries(sample):
     cell = rnnjax.LearnedCarry(Bidirectional(GRUCell(3), merge="sum"))
-    params = random_like(lambda: cell.init(jax.random.key(0), FEATURES), 1)
-    xs = random_like(lambda: jnp.zeros((TIME, BATCH, FEATURES)), 2)
+    params, xs = sample(cell, TIME, BATCH, FEATURES)
     carry, y = rnnjax.unroll(cell, params, xs, outputs="last")
     np.testing.assert_array_equal(y, carry.forward.hidden + carry.backward.hidden)
     with pytest.raises(InvalidInputError, match="merged by 'sum' cannot be parted"):
@@ -479,22 +426,27 @@ def test_no_steps_and_no_rows():
 # ---- noise
 
 
+def passing(size, keeps=0):
+    """A cell that passes its inputs on, and keeps its state if asked."""
+    eye = np.eye(size, dtype="f")
+    cell = SimpleRNNCell(size, activation="linear", use_bias=False)
+    return cell, {"kernel": eye, "recurrent_kernel": keeps * eye}
+
+
 def test_recurrent_dropout_by_hand():
     """Dropout drops the same units of the state at all steps, only where it enters the product."""
-    cell = SimpleRNNCell(6, activation="linear", use_bias=False)
-    identity = dict.fromkeys(["kernel", "recurrent_kernel"], np.eye(6, dtype="f"))
+    cell, params = passing(6, keeps=1)
     xs = np.zeros((4, 3, 6), "f") + (np.arange(4) == 0)[:, None, None]
     layer = Regularized(cell, recurrent_dropout=0.5)
-    ys = np.asarray(rnnjax.unroll(layer, identity, xs, key=jax.random.key(3))[1])
+    ys = np.asarray(rnnjax.unroll(layer, params, xs, key=jax.random.key(3))[1])
     assert set(ys[1].ravel()) == {0, 2}
     np.testing.assert_array_equal(ys, ys[1] ** np.arange(4)[:, None, None])
     assert not np.all(ys[1] == ys[1, 0])  # each row has its own
 
 
-def test_zoneout_keeps_units(random_like):
+def test_zoneout_keeps_units(sample):
     cell = LSTMCell(50)
-    params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
-    xs = random_like(lambda: jnp.zeros((40, 3, 2)), 2)
+    params, xs = sample(cell, 40, 3, 2)
     layer = Regularized(cell, zoneout_hidden=0.25)
     _, ys = rnnjax.unroll(layer, params, xs, key=jax.random.key(3))
     ys = np.asarray(ys)
@@ -504,10 +456,9 @@ def test_zoneout_keeps_units(random_like):
     assert not np.all(kept == kept[0])
 
 
-def test_weight_drop_drops_weights(random_like, assert_close):
+def test_weight_drop_drops_weights(sample, assert_close):
     cell = GRUCell(5)
-    params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
-    xs = random_like(lambda: jnp.zeros((5, 3, 2)), 2)
+    params, xs = sample(cell, 5, 3, 2)
     layer = Regularized(cell, weight_drop=0.5)
 
     def loss(params):
@@ -527,24 +478,22 @@ def test_weight_drop_drops_weights(random_like, assert_close):
 
 @pytest.mark.parametrize("per", ["step", "sequence"])
 def test_dropout_between_the_layers_of_a_stack(per, random_like, assert_close):
-    linear = SimpleRNNCell(4, activation="linear", use_bias=False)
-    stack = Stack([linear, linear, linear], dropout=rnnjax.Dropout(0.5, per=per))
-    identity = {"kernel": np.eye(4, dtype="f"), "recurrent_kernel": np.zeros((4, 4), "f")}
-    xs = random_like(lambda: jnp.zeros((6, 3, 4)), 2)
-    _, ys = rnnjax.unroll(stack, (identity,) * 3, xs, key=jax.random.key(0))
+    cell, params = passing(4)
+    stack, params = Stack([cell] * 3, dropout=rnnjax.Dropout(0.5, per=per)), (params,) * 3
+    xs = random_like(np.zeros((6, 3, 4)), 2)
+    _, ys = rnnjax.unroll(stack, params, xs, key=jax.random.key(0))
     ratio = np.round(np.asarray(ys) / np.asarray(xs), 3)
     assert set(ratio.ravel()) == {0.0, 4.0}  # two layers' outputs are dropped, not the third's
     assert np.all(ratio == ratio[0]) == (per == "sequence")
-    assert_close(rnnjax.unroll(stack, (identity,) * 3, xs)[1], xs, 1e-6)
+    assert_close(rnnjax.unroll(stack, params, xs)[1], xs, 1e-6)
 
 
 @pytest.mark.parametrize("kind", [lambda c: Stack([c, c]), Bidirectional], ids=["stack", "both"])
 def test_each_cell_draws_its_own(kind):
-    layer = Regularized(SimpleRNNCell(200, activation="linear", use_bias=False), input_dropout=0.5)
-    identity = {"kernel": np.eye(200, dtype="f"), "recurrent_kernel": np.zeros((200, 200), "f")}
-    cell, xs = kind(layer), np.ones((1, 1, 200), "f")
+    layer, params = passing(200)
+    cell, xs = kind(Regularized(layer, input_dropout=0.5)), np.ones((1, 1, 200), "f")
     one, other = (
-        np.asarray(rnnjax.unroll(cell, (identity,) * 2, xs, key=jax.random.key(n))[1]) != 0
+        np.asarray(rnnjax.unroll(cell, (params,) * 2, xs, key=jax.random.key(n))[1]) != 0
         for n in range(2)
     )
     assert np.any(one != other)
@@ -562,20 +511,7 @@ def test_each_cell_draws_its_own(kind):
     ("arguments", "message"),
     [
         ({"lengths": [5, 6, 1]}, r"between 0 and the 5 steps of xs, but go from 1 to 6"),
-        ({"lengths": np.array([5, 1, -1])}, "go from -1 to 5"),
-        ({"lengths": [5.0, 1.0, 2.0]}, r"lengths must be integers.* float"),
-        ({"lengths": [True, False, True]}, r"lengths must be integers.* bool"),
-        ({"mask": np.ones((3, 5), bool)}, r"mask must have shape \(5, 3\).* has \(3, 5\)"),
         ({"mask": np.ones((5, 3), "f")}, r"mask must be booleans.*float32.*mask.astype\(bool\)"),
-        ({"resets": np.ones((4, 3), bool)}, r"resets must have shape \(5, 3\).* has \(4, 3\)"),
-        (
-            {"carry": rnnjax.LSTMCarry(*np.zeros((2, 2, 4), "f"))},
-            r"carry.hidden must have shape \(3, 4\)",
-        ),
-        (
-            {"reset_carry": rnnjax.LSTMCarry(*np.zeros((2, 2, 4), "f"))},
-            r"reset_carry.hidden must have shape \(3, 4\)",
-        ),
         # Without resets, and with a carry, nothing else reads it.
         ({"reset_carry": np.zeros(4, "f"), "carry": CELL.initial_carry((3,))}, "^reset_carry must"),
         ({"masked_outputs": "hold"}, r'must be "zero" or "last", but is \'hold\''),
@@ -587,12 +523,12 @@ def test_bad_arguments(arguments, message):
         jax.eval_shape(lambda xs: rnnjax.unroll(CELL, PARAMS, xs, **arguments), XS)
 
 
-def run(cell, xs=XS, key=None):
-    return rnnjax.unroll(cell, blank(cell), xs, key=key)
+RESET_BEFORE, CONV = GRUCell(4, reset_after=False), rnnjax.ConvLSTMCell(3)
 
 
-def noised(cell, **rates):
-    return run(Regularized(cell, **rates), key=jax.random.key(0))
+def noised(cell, xs=XS, **rates):
+    layer = Regularized(cell, **rates)
+    return rnnjax.unroll(layer, blank(layer), xs, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -611,25 +547,13 @@ def noised(cell, **rates):
         (lambda: rnnjax.ConvLSTMCell(3, kernel_shape=(3, 3, 3)), "one or two sizes"),
         (lambda: rnnjax.ProjectionLSTMCell(3, proj_size=0), "proj_size must be a positive"),
         (lambda: Bidirectional(CELL).step((PARAMS,) * 2, None, XS[0]), "cannot run step by step"),
-        (
-            lambda: rnnjax.unroll(Bidirectional(CELL), PARAMS, XS),
-            "params of a Bidirectional must be",
-        ),
-        (
-            lambda: noised(OwnStepCell(4), recurrent_dropout=0.1),
-            "cannot reach inside of OwnStepCel",
-        ),
-        (
-            lambda: noised(GRUCell(4, reset_after=False), recurrent_dropout=0.1),
-            "needs a product of the state before the update",
-        ),
+        (lambda: rnnjax.unroll(Bidirectional(CELL), PARAMS, XS), "params of a Bidirectional must"),
+        (lambda: noised(OwnStepCell(4), recurrent_dropout=0.1), "cannot reach inside of OwnStep"),
+        (lambda: noised(RESET_BEFORE, recurrent_dropout=0.1), "a product of the state before the"),
         (lambda: noised(rnnjax.MinGRUCell(4), recurrent_dropout=0.1), "needs a product of the sta"),
         (lambda: noised(rnnjax.MinGRUCell(4), weight_drop=0.1), "needs a recurrent_kernel"),
-        (
-            lambda: run(Regularized(CELL, input_dropout=0.1), IDS, jax.random.key(0)),
-            "inputs are OneHot; set ids to -1",
-        ),
-        (lambda: run(rnnjax.ConvLSTMCell(3), XS[..., None, :, :1]), r"xs has 1 features, but par"),
+        (lambda: noised(CELL, IDS, input_dropout=0.1), "inputs are OneHot; set ids to -1"),
+        (lambda: rnnjax.unroll(CONV, blank(CONV), XS[..., :1, None]), "xs has 1 features, but pa"),
     ],
     ids=range(20),
 )

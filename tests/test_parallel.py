@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import OwnPastCell, OwnStepCell
+from cell_table import CELLS as TABLE
+from cell_table import OwnPastCell, OwnStepCell, grid
 from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
@@ -24,11 +25,15 @@ TIME, BATCH = 12, 3
 KEY = jax.random.key(0)
 MASK = np.random.default_rng(0).random((TIME, BATCH)) < 0.8
 RESETS = np.random.default_rng(1).random((TIME, BATCH)) < 0.2
+NO_STEPS = dict.fromkeys(("mask", "resets"), np.zeros((0, BATCH), bool))
 MARKS = {
-    "plain": {},
     # Of one row there is nothing yet in the first pieces.
     "all": {"mask": MASK, "lengths": np.array([TIME, TIME, 6]), "resets": RESETS, "reverse": True},
     "lengths": {"lengths": np.array([TIME, 5, 0]), "masked_outputs": "last", "resets": RESETS},
+    # Whose axis is taken away for the loops, of what a reset puts there too.
+    "one row": {"resets": RESETS[:, :1]},
+    "no steps": NO_STEPS,
+    "no steps in reverse": NO_STEPS | {"reverse": True},
 }
 
 
@@ -69,29 +74,28 @@ class TurningCell(rnnjax.Cell):
         )
 
 
-CELLS = {
-    "mingru": rnnjax.MinGRUCell(4),
-    "minlstm": rnnjax.MinLSTMCell(4),
+CELLS = TABLE | {
     "output": TanhOutput(4),
     "turning": TurningCell(3),
-    "lru": rnnjax.LRUCell(4, state_size=3),
-    "s5": rnnjax.S5Cell(4, state_size=3),
-    "rglru": rnnjax.RGLRUCell(4),
-    "temporal-conv": rnnjax.TemporalConvCell(4),
-    "s6": rnnjax.S6Cell(4, state_size=3),
-    "mlstm": rnnjax.MLSTMCell(4, heads=2, key_size=3),
-    "mamba2": rnnjax.Mamba2Cell(4, heads=2, state_size=3),
-    "deltanet": rnnjax.GatedDeltaNetCell(4, heads=2, key_size=3),
     "both-ways": rnnjax.Bidirectional(rnnjax.MinGRUCell(3)),
     "zoneout": rnnjax.Regularized(rnnjax.MinGRUCell(4), zoneout_hidden=0.3),
+    "noisy": rnnjax.Regularized(rnnjax.LSTMCell(4), zoneout_hidden=0.3, recurrent_dropout=0.2),
 }
+LSTM, XS = TABLE["lstm"], np.ones((100, 2, 2), "float32")
+ALONG, NEWTON = Parallel(axis_name="time"), Parallel(newton=Newton())
+# What no other test runs, since what was traced with and without the steps one by one is kept.
+ITERATED, ONE_BY_ONE = Newton(max_iterations=24), Newton(max_iterations=1)
+
+
+def shapes(cell):
+    return jax.eval_shape(lambda: cell.init(KEY, 2))
 
 
 @functools.cache
 def parameters(cell):
     """Drawn by NumPy, and nothing is zero."""
-    rng, shapes = np.random.default_rng(3), jax.eval_shape(lambda: cell.init(KEY, 2))
-    return jax.tree.map(lambda leaf: 0.6 * rng.normal(size=leaf.shape), shapes)
+    rng = np.random.default_rng(3)
+    return jax.tree.map(lambda leaf: 0.6 * rng.normal(size=leaf.shape), shapes(cell))
 
 
 def drawn(*shape):
@@ -111,26 +115,26 @@ def divided(cell, params, xs, carry, **given):
     specs = {"mask": steps, "resets": steps, "lengths": whole, "reset_carry": whole}
     specs = {name: spec for name, spec in specs.items() if name in given}
     arrays = {name: given.pop(name) for name in specs}
-    run = functools.partial(rnnjax.unroll, cell, method=Parallel(axis_name="time"), **given)
+    run = functools.partial(rnnjax.unroll, cell, method=ALONG, **given)
     return jax.shard_map(
         lambda args, arrays: run(*args, **arrays),
         mesh=mesh, in_specs=((whole, steps, whole), specs), out_specs=(whole, steps),
     )((params, xs, carry), arrays)  # fmt: skip
 
 
-# With all marks at once, and in chunks of a memory that do not fit, for one cell of each form and
-# for what a method may see besides. All others, and stacks, are held against the reference by this
-# method (tests/test_reference.py), and with all marks against the loop (tests/test_laws.py).
+# With all marks at once, and in chunks of a memory that do not fit, for what a method may see of
+# cells. All of the library are held against the reference by it (tests/test_reference.py), and with
+# all marks against the loop (tests/test_laws.py).
 ROWS = [
-    *((name, Parallel(), "all") for name in ("minlstm", "turning", "output", "zoneout")),
+    *((name, Parallel(), "all") for name in ("turning", "output", "zoneout")),
     *((name, Parallel(5), "all") for name in ("mlstm", "deltanet")),
     *((name, divided, "all") for name in ("both-ways", "output")),
+    *((name, Parallel(), "one row") for name in ("turning", "deltanet")),
     ("turning", divided, "lengths"),
-    *(pytest.param(name, Parallel(), "lengths", marks=pytest.mark.slow) for name in CELLS),
-    pytest.param("mamba2", Parallel(5), "all", marks=pytest.mark.slow),
+    *(("mingru", divided, f"no steps{way}") for way in ("", " in reverse")),
     *(
         pytest.param(name, divided, "all", marks=pytest.mark.slow)
-        for name in ("mingru", "turning", "temporal-conv", "s6")
+        for name in ("temporal-conv", "s6")
     ),
 ]
 
@@ -138,8 +142,11 @@ ROWS = [
 @pytest.mark.parametrize(("name", "method", "marks"), ROWS)
 @pytest.mark.usefixtures("x64")
 def test_it_gives_the_numbers_of_the_scan(name, method, marks, equal_to_scan):
-    given = MARKS[marks] | ({"key": KEY} if name == "zoneout" else {})
-    equal_to_scan(CELLS[name], [method], steps=TIME, dtype="float64", tolerance=1e-12, **given)
+    given, (steps, *rows) = MARKS[marks], MARKS[marks]["resets"].shape
+    equal_to_scan(
+        CELLS[name], [method], tuple(rows), steps=steps, dtype="float64", tolerance=1e-12,
+        key=KEY if name == "zoneout" else None, **given,
+    )  # fmt: skip
 
 
 def random_recurrence(leaves, seed=5):
@@ -205,20 +212,6 @@ def test_a_slope_that_is_infinite_at_zero_is_asked_for_nowhere(assert_close):
         assert_close(grad(method, 1, mask), grad(Scan(), 1, mask), 1e-5)
 
 
-@pytest.mark.parametrize("name", ["minlstm", "deltanet"])
-@pytest.mark.usefixtures("x64")
-def test_a_single_row_begins_anew_from_a_carry_of_its_own(name, equal_to_scan):
-    """Its axis is taken away for the loops, of what a reset puts there too."""
-    given = {"steps": TIME, "dtype": "float64", "tolerance": 1e-12, "resets": RESETS[:, :1]}
-    equal_to_scan(CELLS[name], [Parallel()], (1,), **given)
-
-
-def test_no_steps_on_each_device(equal_to_scan):
-    given = {name: np.zeros((0, BATCH), bool) for name in ("mask", "resets")}
-    for reverse in (False, True):
-        equal_to_scan(CELLS["mingru"], [divided], steps=0, reverse=reverse, **given)
-
-
 def messages(function, *args):
     """How many of each kind there are in a program, and its text."""
     text = jax.jit(function).lower(*args).compile().as_text()
@@ -254,10 +247,13 @@ def test_only_ends_cross_between_devices(reverse):
 
 
 @has_gather
+@pytest.mark.parametrize(("name", "size"), [("mingru", 1), ("turning", 0)], ids=["drawn", "zeros"])
 @pytest.mark.usefixtures("x64")
-def test_devices_along_rows_too_vmap_and_other_derivatives(assert_close):
-    cell, resets, xs = CELLS["mingru"], RESETS[:8, :2], drawn(8, 2, 2)
+def test_devices_along_rows_too_vmap_and_other_derivatives(name, size, assert_close):
+    """A state of zeros changes forwards too."""
+    cell, resets, xs = CELLS[name], RESETS[:8, :2], size * drawn(8, 2, 2)
     params = parameters(cell)
+    params = params | {"bias": size * params["bias"]}
     mesh = jax.make_mesh((2, 2), ("rows", "time"), axis_types=(AxisType.Auto,) * 2)
     both = PartitionSpec("time", "rows")
 
@@ -267,44 +263,30 @@ def test_devices_along_rows_too_vmap_and_other_derivatives(assert_close):
 
         return jax.vmap(row, 1, 1)(xs, resets)
 
-    def second(method):
+    def along(method):
         rows = functools.partial(run, method=method)
         if method.along.name:
             rows = jax.shard_map(
                 rows, mesh=mesh, in_specs=(PartitionSpec(), both, both), out_specs=both
             )
 
+        def ys(params):
+            return rows(params, xs, resets)
+
         def loss(params):
-            return jnp.sin(rows(params, xs, resets)).sum()
+            return jnp.sin(ys(params)).sum()
 
-        def along(*params):
-            return jax.jvp(jax.grad(loss), params, jax.tree.map(jnp.ones_like, params))
+        ones = jax.tree.map(jnp.ones_like, params)
+        changes = [lambda p, f=f: jax.jvp(f, (p,), (ones,)) for f in (ys, jax.grad(loss))]
+        return jax.jit(lambda params: [change(params) for change in changes])(params)
 
-        return jax.jit(along)(params)
-
-    assert_close(second(Parallel(axis_name="time")), second(Scan()), 1e-12)
-
-
-@has_gather
-@pytest.mark.usefixtures("x64")
-def test_a_state_of_zeros_changes_forwards_where_steps_are_divided(assert_close):
-    cell = CELLS["turning"]
-    params = parameters(cell)
-    args = params | {"bias": 0 * params["bias"]}, np.zeros((8, BATCH, 2)), start(cell, 0.0)
-
-    def forwards(run):
-        run = functools.partial(run, cell, resets=RESETS[:8])
-        return jax.jit(lambda *args: jax.jvp(run, args, jax.tree.map(jnp.ones_like, args)))(*args)
-
-    assert_close(
-        forwards(divided), forwards(functools.partial(rnnjax.unroll, method=Scan())), 1e-12
-    )
+    assert_close(along(ALONG), along(Scan()), 1e-12)
 
 
-def test_what_cannot_be_divided_is_refused():
-    cell, method = rnnjax.MinGRUCell(4), Parallel(axis_name="time")
-    params, xs = parameters(cell), drawn(8, 2, 2)
-    run = functools.partial(rnnjax.unroll, cell, params, method=method, lengths=np.array([8, 3]))
+def test_steps_are_divided_by_an_axis_of_the_mesh_alone():
+    cell, xs = rnnjax.MinGRUCell(4), drawn(8, 2, 2)
+    given = {"method": ALONG, "lengths": np.array([8, 3])}
+    run = functools.partial(rnnjax.unroll, cell, parameters(cell), **given)
     mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))
     steps = PartitionSpec("time")
     specs = {"mesh": mesh, "in_specs": steps, "out_specs": (PartitionSpec(), steps)}
@@ -316,47 +298,12 @@ def test_what_cannot_be_divided_is_refused():
     ):
         with pytest.raises(InvalidInputError, match="there is none named 'time' here"):
             wrong()
-    for call, message in (
-        (lambda: check_method(CELLS["mamba2"], method), "its matrix memory is not handed on"),
-        (lambda: Parallel(newton=Newton(), axis_name="time"), "newton must be None"),
-        (lambda: Parallel(axis_name=0), "axis_name must be"),
-    ):
-        with pytest.raises(InvalidInputError, match=message):
-            call()
-
-
-# In tests/test_reference.py what JAX differentiates of these and of matrix memories is, forwards.
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("mingru", "temporal-conv"),
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("turning", "mamba2", "deltanet")),
-    ],
-)
-@pytest.mark.usefixtures("x64")
-def test_derivatives_of_second_order_and_forwards(name, assert_close):
-    """A state that takes over another needs no first carry: none of its factors changes."""
-    cell = CELLS[name]
-    params, xs = parameters(cell), drawn(6, 2, 2)
-
-    @functools.partial(jax.jit, static_argnums=1)
-    def product(params, method):
-        def ys(params, **marks):
-            return rnnjax.unroll(cell, params, xs, method=method, **marks)[1]
-
-        def loss(params):
-            return jnp.sin(ys(params, resets=RESETS[:6, :2])).sum()
-
-        ones = jax.tree.map(jnp.ones_like, params)
-        return [jax.jvp(f, (params,), (ones,)) for f in (jax.grad(loss), ys)]
-
-    assert_close(product(params, Parallel()), product(params, Scan()), 1e-12)
 
 
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        *((name, Parallel()) for name in ("mingru", "turning", "deltanet")),
+        ("deltanet", Parallel()),
         ("mingru", divided),  # the NaN on one device, the reset on the next
     ],
 )
@@ -406,30 +353,50 @@ def test_an_infinite_product_of_factors_leaves_nothing_as_it_is(cell, assert_clo
     assert_close(found, expected, 1e-12)
 
 
-@pytest.mark.parametrize(
-    ("cell", "message"),
-    [
-        (rnnjax.LSTMCell(4), "its units see each other's state in a product"),
-        (rnnjax.DiagonalLSTMCell(4), "coupling is declared as ELEMENTWISE, not as AFFINE"),
-        (rnnjax.GRUCell(4, reset_after=False), "coupling is declared as ANY, not as AFFINE"),
-    ],
-    ids=brief,
-)
-def test_what_is_not_declared_affine_is_refused(cell, message):
+REFUSED = [
+    (lambda: check_method(LSTM, Parallel()), "see each other's state in a product"),
+    (lambda: check_method(CELLS["diagonal-lstm"], Parallel()), "as ELEMENTWISE, not as AFFINE"),
+    (lambda: check_method(CELLS["gru-reset-before"], Parallel()), "declared as ANY, not as AFFINE"),
+    (lambda: check_method(CELLS["lru"], Parallel(5)), "no matrix memory to split into chunks"),
+    (lambda: check_method(CELLS["mamba2"], ALONG), "its matrix memory is not handed on"),
+    (lambda: check_method(OwnStepCell(4), NEWTON), "no carry and update, but a step"),
+    (lambda: rnnjax.newton(LSTM, shapes(LSTM), XS, method=Parallel()), "units see each other"),
+    (lambda: Parallel(0), "chunk must be"),
+    (lambda: Parallel(axis_name=0), "axis_name must be"),
+    (lambda: Parallel(newton=True), "newton must be"),
+    (lambda: Parallel(newton=Newton(), axis_name="time"), "newton must be None"),
+    (lambda: Newton(tolerance=0.0), "tolerance"),
+    (lambda: Newton(tolerance="1"), "tolerance"),
+    (lambda: Newton(max_iterations=0), "max_iterations"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED, ids=range(len(REFUSED)))
+def test_what_it_cannot_run_is_refused(call, message):
     with pytest.raises(InvalidInputError, match=message):
-        check_method(cell, Parallel())
+        call()
 
 
-def test_an_affine_cell_says_how_it_runs():
-    cell = OwnPastCell(4, linear=True)
-    params, xs = parameters(cell), drawn(100, 2, 2)
-    for platform, states in (("cpu", "a loop"), ("tpu", "a prefix sum")):
-        text = str(rnnjax.explain(cell, params, xs, method=Parallel(), platform=platform))
-        assert f"constants of 100 steps at once; the states by {states}" in text
-    with pytest.raises(InvalidInputError, match="it has no matrix memory to split into chunks"):
-        check_method(cell, Parallel(5))
-    with pytest.raises(InvalidInputError, match="chunk must be"):
-        Parallel(0)
+@pytest.mark.parametrize(
+    ("cell", "method", "platform", "told"),
+    [
+        (OwnPastCell(4, linear=True), Parallel(), "cpu", "of 100 steps at once; the states by a l"),
+        (OwnPastCell(4, linear=True), Parallel(), "tpu", "at once; the states by a prefix sum"),
+        (rnnjax.MinGRUCell(4), NEWTON, "cpu", "at once; the states by a loop"),
+        (
+            LSTM,
+            NEWTON,
+            "cpu",
+            "by Newton's method, because its units see each other's state in",
+        ),
+        (LSTM, NEWTON, "cpu", "the factors and constants of 100 steps at once"),
+    ],
+    ids=range(5),
+)
+def test_it_says_how_it_runs(cell, method, platform, told):
+    text = str(rnnjax.explain(cell, shapes(cell), XS, method=method, platform=platform))
+    assert told in text
+    assert ("Newton's" in text) == (cell == LSTM)
 
 
 def test_no_step_waits_for_another_on_an_accelerator():
@@ -471,7 +438,7 @@ def test_a_gradient_of_one_row_copies_no_projections(cell, method, most):
 def test_a_gradient_is_lowered_for_all_platforms():
     """What is kept for it is alike on all, though a platform's forward pass is its own."""
     cell, xs = CELLS["turning"], jax.ShapeDtypeStruct((12, 2, 2), jnp.float32)
-    params = jax.eval_shape(lambda: cell.init(KEY, 2))
+    params = shapes(cell)
 
     def loss(params, xs):
         return rnnjax.unroll(cell, params, xs, method=Parallel())[1].sum()
@@ -502,7 +469,7 @@ def test_auto_stores_no_more_than_it_reads(cell, most):
 
 def test_auto_counts_all_axes_of_rows_and_knows_when_it_cannot():
     cell = CELLS["mingru"]
-    params = jax.eval_shape(lambda: cell.init(KEY, 2))
+    params = shapes(cell)
 
     def lowered(method, *rows):
         run = jax.jit(functools.partial(rnnjax.unroll, cell, method=method))
@@ -532,50 +499,29 @@ def test_auto_keeps_no_nan_that_a_cell_forgets():
 
 # ---- by Newton's method, for cells that are not affine
 
-# What no other test runs, since what was traced with and without the steps one by one is kept.
-ITERATED, ONE_BY_ONE = Newton(max_iterations=24), Newton(max_iterations=1)
 
-MIXED = {
-    "lstm": rnnjax.LSTMCell(4),
-    "gru": rnnjax.GRUCell(4),
-    "diagonal": rnnjax.DiagonalLSTMCell(4),
-    "peephole": rnnjax.PeepholeLSTMCell(4, peephole_init="ones"),
-    "reset-before": rnnjax.GRUCell(4, reset_after=False),
-    "zoneout": rnnjax.Regularized(rnnjax.LSTMCell(4), zoneout_hidden=0.3, recurrent_dropout=0.2),
-    # Their units mix in other ways too, or are not as many in each leaf.
-    "layernorm": rnnjax.LayerNormGRUCell(4),
-    "projection": rnnjax.ProjectionLSTMCell(4, proj_size=2),
-    "convolution": rnnjax.ConvLSTMCell(2, kernel_shape=(3,)),
-}
-
-
-def compared_by_newton(name, method, equal_to_scan):
-    batch = (BATCH, 2) if name == "convolution" else (BATCH,)
-    marks = MARKS["all"] | {"lengths": MARKS["lengths"]["lengths"]}
-    equal_to_scan(
-        MIXED[name], [Parallel(newton=method)], batch, steps=TIME, dtype="float64", scale=0.4,
-        tolerance=1e-11, key=KEY if name == "zoneout" else None, **marks,
-    )  # fmt: skip
-
-
-# Of those whose units mix in the product of the gates alone one stands for all, with noise besides,
-# and of those with a product in the update the projection.
-ALIKE = ["lstm", "gru", "peephole", "reset-before", "layernorm"]
-
-
+# Of those whose units mix in the product of the gates alone one stands for all, with noise besides.
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else []) for n in MIXED]
+    ("name", "newton"),
+    [
+        *((n, ITERATED) for n in ("diagonal-lstm", "noisy", "projection", "convlstm-1d")),
+        pytest.param("layernorm-gru", ITERATED, marks=pytest.mark.slow),
+        ("diagonal-lstm", ONE_BY_ONE),
+        pytest.param("noisy", ONE_BY_ONE, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 @pytest.mark.usefixtures("x64")
-def test_newtons_iterations_give_the_numbers_of_the_scan(name, equal_to_scan, monkeypatch):
-    monkeypatch.setattr(newton_module, "_unless", lambda good, found, instead: found)
-    compared_by_newton(name, ITERATED, equal_to_scan)
-
-
-@pytest.mark.parametrize("name", ["diagonal", pytest.param("zoneout", marks=pytest.mark.slow)])
-@pytest.mark.usefixtures("x64")
-def test_so_do_its_steps_one_by_one(name, equal_to_scan):
-    compared_by_newton(name, ONE_BY_ONE, equal_to_scan)
+def test_newton_gives_the_numbers_of_the_scan(name, newton, equal_to_scan, monkeypatch):
+    """By its iterations, taken as they are, and by its steps one by one."""
+    if newton is ITERATED:
+        monkeypatch.setattr(newton_module, "_unless", lambda good, found, instead: found)
+    batch = (BATCH, *grid(name)) if name in TABLE else (BATCH,)
+    marks = MARKS["all"] | {"lengths": MARKS["lengths"]["lengths"]}
+    equal_to_scan(
+        CELLS[name], [Parallel(newton=newton)], batch, steps=TIME, dtype="float64", scale=0.4,
+        tolerance=1e-11, key=KEY if name == "noisy" else None, **marks,
+    )  # fmt: skip
 
 
 def converges(cell, num_steps, tolerance=1e-6, scale=1.0):
@@ -622,25 +568,17 @@ def test_newton_takes_few_iterations(cell, most, tolerance):
 def test_what_does_not_converge_runs_step_by_step(cell, scale):
     params, xs, report = converges(cell, 256, scale=scale)
     run = functools.partial(rnnjax.unroll, cell, params, xs)
-    (_, found), (_, ys) = run(method=Parallel(newton=Newton())), run(method=Scan())
+    (_, found), (_, ys) = run(method=NEWTON), run(method=Scan())
     np.testing.assert_allclose(found, ys, atol=1e-5)
     assert report.layers[0].converged or "did not converge" in str(report)
 
 
-def test_newton_under_vmap_and_forwards(random_like, equal_to_scan, assert_close):
-    cell, newton = rnnjax.SimpleRNNCell(3), Parallel(newton=Newton())
-
-    def rows(cell, params, xs, carry, method=newton):
-        run = functools.partial(rnnjax.unroll, cell, params, method=method)
+def test_newton_under_vmap(equal_to_scan):
+    def rows(cell, params, xs, carry):
+        run = functools.partial(rnnjax.unroll, cell, params, method=NEWTON)
         return jax.vmap(run, (1, 0), (0, 1))(xs, carry)
 
-    equal_to_scan(cell, [rows], steps=10)
-    params, xs = random_like(lambda: (cell.init(KEY, 2), jnp.zeros((10, 2, 2))), 1)
-    forwards = [
-        jax.jit(lambda p, m=m: jax.jvp(lambda p: rnnjax.unroll(cell, p, xs, method=m), (p,), (p,)))
-        for m in (newton, Scan())
-    ]
-    assert_close(*(f(params) for f in forwards), 1e-5)
+    equal_to_scan(rnnjax.SimpleRNNCell(3), [rows], steps=10)
 
 
 def test_newton_tells_of_each_layer_how_it_went(random_like):
@@ -656,25 +594,3 @@ def test_newton_tells_of_each_layer_how_it_went(random_like):
     params = random_like(lambda: cell.init(KEY, 2), 1)
     params["recurrent_kernel"] = 0.5 * np.eye(4, dtype="float32")[::-1]
     assert rnnjax.newton(cell, params, xs).layers[0].lyapunov == pytest.approx(np.log(0.5), 1e-4)
-
-
-def test_newton_says_how_it_runs_and_what_it_refuses():
-    cell, method = rnnjax.GRUCell(4), Parallel(newton=Newton())
-    params = jax.eval_shape(lambda: cell.init(KEY, 2))
-    xs = np.ones((100, 2, 2), "float32")
-    text = str(rnnjax.explain(cell, params, xs, method=method))
-    assert "by Newton's method, because its units see each other's state in a product" in text
-    assert "the factors and constants of 100 steps at once" in text
-    with pytest.raises(InvalidInputError, match="units see each other"):
-        rnnjax.newton(cell, params, xs, method=Parallel())
-    affine = rnnjax.MinGRUCell(4)
-    params = jax.eval_shape(lambda: affine.init(KEY, 2))
-    assert "Newton" not in str(rnnjax.explain(affine, params, xs, method=method))
-    own = OwnStepCell(4)
-    with pytest.raises(InvalidInputError, match="no carry and update, but a step"):
-        rnnjax.unroll(own, own.init(KEY, 2), xs, method=method)
-    for bad in ({"tolerance": 0.0}, {"tolerance": "1"}, {"max_iterations": 0}):
-        with pytest.raises(InvalidInputError, match=next(iter(bad))):
-            Newton(**bad)
-    with pytest.raises(InvalidInputError, match="newton must be"):
-        Parallel(newton=True)
