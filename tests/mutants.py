@@ -104,7 +104,7 @@ def tests_of(room: str, place: Path) -> list[str]:
     return [str(p.relative_to(ROOT)) for p in sorted(chosen, key=spoken, reverse=True)]
 
 
-def drawn(room: str, number: int, seed: int, files: int | None = None) -> list[Fault]:
+def drawn(room: str, number: int, seed: int) -> list[Fault]:
     """So many mutants of a room, as faults; the same for the same seed."""
     found = []
     for place in ROOMS[room]:
@@ -118,7 +118,7 @@ def drawn(room: str, number: int, seed: int, files: int | None = None) -> list[F
         line = source[:begin].count(b"\n")
         was, now = (each.splitlines()[line].strip() for each in (text, other))
         about = f"{file}:{line + 1}: {was!r} is {now!r}"
-        tests = (*QUICK, *tests_of(room, file)[:files])
+        tests = (*QUICK, *tests_of(room, file))
         made.append(Fault(about, room, str(file), text, other, tests))
     return made
 
@@ -129,19 +129,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("rooms", nargs="*", help=f"of {', '.join(ROOMS)}; by default all")
     parser.add_argument("--draw", type=int, default=30, help="of each room")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--files", type=int, help="of tests, that speak most of what is changed")
-    parser.add_argument("--patience", type=float, default=600, help="seconds for each of them")
     parser.add_argument("--jobs", type=int, default=1, help="how many copies work side by side")
     given = parser.parse_args(arguments)
     if unknown := set(given.rooms) - set(ROOMS):
         parser.error(f"there is no room {', '.join(unknown)}")
-    options = given.draw, given.seed, given.files
-    faults = [fault for room in given.rooms or ROOMS for fault in drawn(room, *options)]
+    rooms = given.rooms or ROOMS
+    faults = [fault for room in rooms for fault in drawn(room, given.draw, given.seed)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copies = [Copy(Path(folder).resolve() / str(i)) for i in range(given.jobs)]
         for copy in copies:
-            copy.patience = given.patience
+            copy.patience = 600
         return run(faults, copies, skip_clean=True, missed="MISSED", enough=0.9)
 
 

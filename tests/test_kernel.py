@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from importlib.metadata import version
 from unittest.mock import Mock
 
@@ -141,18 +140,6 @@ def test_blocks_do_not_race_and_nothing_is_read_before_it_is_written(
     assert "RACE DETECTED" not in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
-@pytest.mark.parametrize("dtype", ["float32", bool])
-@pytest.mark.parametrize("time", [(), (1,)])
-def test_a_form_holds_an_array_for_a_tpu(shape, dtype, time):
-    """One tile serves each step of a block, or all; entries at other places are not read."""
-    array, form = np.arange(1, 1 + math.prod(shape)).reshape(shape) % 2 > 0, tpu.Form(shape, dtype)
-    ref = np.zeros((*[2] * len(time), *form.on_chip), form.stored_dtype)
-    form.write(ref, array.astype(dtype), *time)
-    np.testing.assert_array_equal(form.read(ref, *time), array)
-    assert ref.sum() == array.sum()
-
-
 @dataclasses.dataclass(frozen=True)
 class ScaledCell(rnnjax.SimpleRNNCell):
     """A user's cell with a number by itself: shared, kept at every step, and its gradient summed.
@@ -194,27 +181,14 @@ def test_other_cells_and_rows(name, equal_to_scan):
     equal_to_scan(cell, BOTH, batch, **options)
 
 
-def test_vmap_segments_and_second_derivatives(random_like, assert_close):
-    cell = rnnjax.SimpleRNNCell(3)
-    (params, xs, carry), weights = arguments(cell, random_like, 3)
+def test_vmap_and_segments(equal_to_scan):
+    method = Kernel(keep_every=2, interpret=True)
 
-    def first(method, params, x, start, weights):
-        unroll = functools.partial(rnnjax.unroll, cell, method=method)
-        return weighted(unroll)((params, x, start), weights)[1]
+    def rows(cell, params, xs, carry):
+        run = functools.partial(rnnjax.unroll, cell, params, method=method)
+        return jax.vmap(run, (1, 0), (0, 1))(xs, carry)
 
-    def second(method, x):
-        def slope(x):
-            return (first(method, params, x, carry, weights)[1] ** 2).sum()
-
-        return jax.grad(slope)(x)
-
-    axes = None, 1, 0, (0, 1)
-    expected, rows = (
-        jax.jit(jax.vmap(functools.partial(first, m), axes))(params, xs, carry, weights)
-        for m in (Scan(), Kernel(keep_every=2, interpret=True))
-    )
-    assert_close(rows, expected, 1e-6)
-    assert_close(*(jax.jit(functools.partial(second, m))(xs) for m in (INTERPRETED, Scan())), 1e-5)
+    equal_to_scan(rnnjax.SimpleRNNCell(3), [rows], steps=3)
 
 
 @pytest.mark.parametrize(
@@ -237,20 +211,7 @@ def test_products_of_rows_are_those_of_their_entries(shapes, contracted, batch):
     np.testing.assert_allclose(found, product(a, b), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 16, 24, 48, 70])
-def test_tiles_hold_every_entry_once(size):
-    """An axis of one entry, as of a mean, has no larger tile."""
-    cut, rows = tiles.Tiles(24), 5
-    array = np.random.default_rng(0).normal(size=(rows, size)).astype("float32")
-    shape = tiles.ROWS, size
-    stored = cut.put(array, shape)
-    assert stored.shape == cut.stored(shape, stored.shape[0])
-    np.testing.assert_array_equal(cut.get(stored, shape, rows), array)
-    assert sum(piece.valid for piece in cut.pieces(size)) == size
-    assert cut.pieces(1) == [tiles.Block(1, 1, 0)]
-
-
-def rules(x, gates, kernel):
+def rules(x, gates, kernel, wide, short):
     """What a step may do with its arrays: joined, cut, padded, turned, multiplied and summed."""
     first, *others = jnp.split(gates, 3, axis=-1)
     joined = jnp.concatenate([others[0], x, first], axis=-1)
@@ -264,13 +225,15 @@ def rules(x, gates, kernel):
         "a transpose": (first.T * x.T).sum(0),
         "reductions": [x.mean(-1), x.max(-1, keepdims=True) + x, (gates > 0).all(-1)],
         "near zero": jnp.expm1(x / 8),
+        "axes of other sizes": [wide * wide.mean(-1, keepdims=True), short + 1],
     }
 
 
 def test_each_rule_of_tiles_is_that_of_the_array(random_like):
     cut, rows = tiles.Tiles(24), 5
-    arrays = random_like([np.zeros(n, "f") for n in ((rows, 24), (rows, 72), (72, 24))], 1)
-    whole = [(tiles.ROWS, 24), (tiles.ROWS, 72), (72, 24)]
+    sizes = (rows, 24), (rows, 72), (72, 24), (rows, 70), (rows, 3)
+    arrays = random_like([np.zeros(size, "f") for size in sizes], 1)
+    whole = [(tiles.ROWS if n == rows else n, units) for n, units in sizes]
     traced, made = jax.make_jaxpr(rules, return_shape=True)(
         *(jax.ShapeDtypeStruct(shape, "float32") for shape in whole)
     )

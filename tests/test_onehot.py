@@ -48,27 +48,24 @@ def test_a_reset_before_gru_and_single_steps(random_like, assert_close):
         assert_close(one, expected, 1e-6)
 
 
-def test_without_a_batch_in_bfloat16_and_under_vmap(random_like, assert_close):
-    cell = rnnjax.LSTMCell(4)
+@pytest.mark.parametrize(
+    ("cell", "method"),
+    [
+        (rnnjax.LSTMCell(4), rnnjax.Fused(product_dtype=jnp.bfloat16)),
+        (rnnjax.SimpleRNNCell(4, dtype=jnp.bfloat16), rnnjax.Auto()),  # which rounds its rows
+    ],
+    ids=["products", "cell"],
+)
+def test_without_a_batch_in_bfloat16_and_under_vmap(cell, method, random_like, assert_close):
     params = random_like(lambda: cell.init(jax.random.key(0), SIZE), 1)
-    method = rnnjax.Fused(product_dtype=jnp.bfloat16)
 
     def run(ids):
         return rnnjax.unroll(cell, params, OneHot(ids, SIZE), method=method)[1]
 
-    ys = jax.vmap(run, 1, 1)(IDS)
-    assert ys.dtype == jnp.float32
+    ys, dense = jax.vmap(run, 1, 1)(IDS), rnnjax.unroll(cell, params, DENSE)[1]
+    assert ys.dtype == dense.dtype == (cell.dtype or jnp.float32)
     assert_close(np.asarray(ys)[:, 1], run(IDS[:, 1]), 1e-6)
-    assert_close(ys, rnnjax.unroll(cell, params, DENSE)[1], 2e-2)
-
-
-def test_a_cell_with_dtype_rounds_its_rows(random_like):
-    cell = rnnjax.SimpleRNNCell(4, dtype=jnp.bfloat16)
-    params = random_like(lambda: cell.init(jax.random.key(0), SIZE), 1)
-    dense = rnnjax.unroll(cell, params, DENSE)[1]
-    rows = rnnjax.unroll(cell, params, OneHot(IDS, SIZE))[1]
-    assert rows.dtype == dense.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.float32(rows), np.float32(dense), atol=1e-2)
+    assert_close(ys, dense, 2e-2)
 
 
 def test_the_gradient_of_a_frequent_id_is_summed_in_float32(random_like, assert_close):
@@ -96,22 +93,18 @@ def test_ids_of_a_narrow_type():
     assert rows.tolist() == [[[1], [1]], [[0], [0]]]
 
 
-@pytest.mark.parametrize("time_major", [False, True])
-def test_the_flax_wrappers_take_them(time_major, assert_close):
+def test_the_flax_wrappers_take_them(assert_close):
     from flax import nnx
 
     import rnnjax.linen
     import rnnjax.nnx
 
-    ids = IDS if time_major else IDS.T
-    cell = rnnjax.GRUCell(4)
-    model = rnnjax.linen.RNN(cell, time_major=time_major)
-    variables = jax.jit(model.init)(jax.random.key(0), OneHot(ids, SIZE))
-    dense = DENSE if time_major else DENSE.swapaxes(0, 1)
-    actual = model.apply(variables, OneHot(ids, SIZE))
-    assert_close(actual, model.apply(variables, dense), 1e-6)
-    module = rnnjax.nnx.RNN(cell, SIZE, time_major=time_major, rngs=nnx.Rngs(0))
-    assert_close(module(OneHot(ids, SIZE)), module(dense), 1e-6)
+    cell, ids, dense = rnnjax.GRUCell(4), OneHot(IDS.T, SIZE), DENSE.swapaxes(0, 1)
+    model = rnnjax.linen.RNN(cell)
+    variables = jax.jit(model.init)(jax.random.key(0), ids)
+    assert_close(model.apply(variables, ids), model.apply(variables, dense), 1e-6)
+    module = rnnjax.nnx.RNN(cell, SIZE, rngs=nnx.Rngs(0))
+    assert_close(module(ids), module(dense), 1e-6)
 
 
 def test_ids_can_be_checked_and_bad_ones_are_refused():

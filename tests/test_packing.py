@@ -101,18 +101,13 @@ PACKED = pack(vectors([2, 3]), 4)
     [
         (lambda: pack([], 4), "at least one sequence, but none came"),
         (lambda: pack(None, 4), "several arrays .*, but are NoneType"),
-        (
-            lambda: pack([ONE[0][:2], ONE[0][:0]], 4),
-            r"sequence 1 has 0 steps.* 1 to row_length",
-        ),
+        (lambda: pack([ONE[0][:2], ONE[0][:0]], 4), r"sequence 1 has 0 steps.* 1 to row_leng"),
         (lambda: pack([ONE[0][:2], ONE[0][:5]], 4), r"sequence 1 has 5 steps.*take longer rows"),
         (lambda: pack([np.zeros((2, 3)), TWO[1]], 4), r"alike.*\(1,\).*\(3,\)"),
         (lambda: pack(TWO, 4), "alike in all but the length"),
         (lambda: pack([np.zeros(2), np.zeros(2, int)], 4), r"alike.*float64.*int64"),
         (lambda: pack([np.zeros(2), 3.0], 4), r"arrays \(length, ...\)"),
         (lambda: pack(ONE, 0), "row_length must be a positive integer, but is 0"),
-        (lambda: pack(ONE, 4.0), "row_length must be a positive integer, but is 4.0"),
-        (lambda: pack(ONE, True), "row_length must be a positive integer, but is True"),
         (lambda: pack(ONE, 9, num_rows=2.5), "num_rows must be a positive integer, but is 2.5"),
         (lambda: pack(ONE * 3, 9, num_rows=2), "need 3 rows of 9 steps, but num_rows is 2"),
         (lambda: PACKED.lay(vectors([2])), "the 2 lengths that were packed.*have 1"),
@@ -125,17 +120,14 @@ PACKED = pack(vectors([2, 3]), 4)
         (lambda: jax.jit(lambda x: pack([x], 4))(TWO[1]), "sequences must be known"),
         (lambda: pad([]), "at least one sequence"),
         (lambda: pad(TWO), "alike in all but the length"),
-        (
-            lambda: pad(ONE, sizes=[4, 8]),
-            r"longest sequence has 9 steps, but the sizes are \[4, 8\]",
-        ),
+        (lambda: pad(ONE, sizes=[4, 8]), r"longest .* has 9 steps, but the sizes are \[4, 8\]"),
         (lambda: pad(ONE, sizes=[]), r"the sizes are \[\]"),
         (lambda: pad(ONE, sizes=[4.0, 16]), r"several positive integers, .*, but are \[4.0, 16\]"),
         (lambda: pad(ONE, sizes=[0, 16]), r"positive integers, .*, but are \[0, 16\]"),
         (lambda: pad(ONE, sizes=16), r"several positive integers, as in \(16, 64\), but are 16"),
         (lambda: pad([np.array(["a"])]), "must hold numbers, but hold <U1"),
     ],
-    ids=range(29),
+    ids=range(27),
 )
 def test_what_is_wrong_is_said(call, message):
     with pytest.raises(InvalidInputError, match=message):
@@ -150,14 +142,19 @@ def draw(random_like):
     return lambda layer: random_like(lambda: layer.init(jax.random.key(0), FEATURES), 1)
 
 
-def test_packed_runs_are_those_of_each_sequence_alone(draw):
+def test_packed_and_padded_runs_are_those_of_each_sequence_alone(draw, assert_close):
     params, sequences = draw(LAYER), vectors(LENGTHS)
-    packed = pack(sequences, 6, num_rows=4)
+    packed, (xs, lengths) = pack(sequences, 6, num_rows=4), pad(sequences, sizes=iter((2, 9, 6)))
+    assert (xs.shape, xs.dtype) == ((6, len(LENGTHS), FEATURES), np.float32)
+    assert lengths.tolist() == LENGTHS
     ys = np.asarray(rnnjax.unroll(LAYER, params, packed.xs, resets=packed.resets)[1])
     outputs = unpack(packed, ys)
-    for sequence, output in zip(sequences, outputs, strict=True):
-        _, alone = rnnjax.unroll(LAYER, params, sequence[:, None])
-        np.testing.assert_allclose(output, np.asarray(alone)[:, 0], rtol=0, atol=1e-6)
+    carry, padded = jax.device_get(rnnjax.unroll(LAYER, params, xs, lengths=lengths))
+    for row, sequence in enumerate(sequences):
+        last, alone = rnnjax.unroll(LAYER, params, sequence)
+        of_row = jax.tree.map(lambda leaf, row=row: leaf[row], carry)
+        found = outputs[row], padded[: len(sequence), row], of_row
+        assert_close(found, (alone, alone, last), 1e-5)
     np.testing.assert_array_equal(packed.last(ys), np.stack([out[-1] for out in outputs]))
 
 
@@ -210,19 +207,6 @@ def test_packed_is_an_argument_under_jit(draw):
 def test_what_is_packed_outside_of_jit_can_be_taken_apart_inside():
     parts = jax.jit(lambda ys: unpack(PACKED, ys))(PACKED.xs)
     assert [len(part) for part in parts] == [2, 3]
-
-
-def test_padded_sequences_run_as_each_alone(draw):
-    layer, sequences = CELL, vectors(LENGTHS)
-    params = draw(layer)
-    xs, lengths = pad(sequences, sizes=iter((2, 9, 6)))
-    assert (xs.shape, xs.dtype) == ((6, len(LENGTHS), FEATURES), np.float32)
-    assert lengths.tolist() == LENGTHS
-    carry, ys = jax.device_get(rnnjax.unroll(layer, params, xs, lengths=lengths))
-    for row, sequence in enumerate(sequences):
-        last, alone = rnnjax.unroll(layer, params, sequence)
-        np.testing.assert_allclose(ys[: len(sequence), row], alone, atol=1e-6)
-        np.testing.assert_allclose(carry.hidden[row], last.hidden, atol=1e-6)
 
 
 def test_sixty_lengths_are_six_programs(draw, compilations):
