@@ -122,9 +122,8 @@ def divided(cell, params, xs, carry, **given):
     )((params, xs, carry), arrays)  # fmt: skip
 
 
-# With all marks at once, and in chunks of a memory that do not fit, for what a method may see of
-# cells. All of the library are held against the reference by it (tests/test_reference.py), and with
-# all marks against the loop (tests/test_laws.py).
+# For what a method may see of cells, and in chunks of a memory that do not fit. All cells of the
+# library run by it in tests/test_reference.py, and with all marks in tests/test_laws.py.
 ROWS = [
     *((name, Parallel(), "all") for name in ("turning", "output", "zoneout")),
     *((name, Parallel(5), "all") for name in ("mlstm", "deltanet")),
@@ -383,12 +382,7 @@ def test_what_it_cannot_run_is_refused(call, message):
         (OwnPastCell(4, linear=True), Parallel(), "cpu", "of 100 steps at once; the states by a l"),
         (OwnPastCell(4, linear=True), Parallel(), "tpu", "at once; the states by a prefix sum"),
         (rnnjax.MinGRUCell(4), NEWTON, "cpu", "at once; the states by a loop"),
-        (
-            LSTM,
-            NEWTON,
-            "cpu",
-            "by Newton's method, because its units see each other's state in",
-        ),
+        (LSTM, NEWTON, "cpu", "by Newton's method, because its units see each other's state"),
         (LSTM, NEWTON, "cpu", "the factors and constants of 100 steps at once"),
     ],
     ids=range(5),
