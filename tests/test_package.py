@@ -11,6 +11,7 @@ import pytest
 import rnnjax
 
 ROOT = Path(__file__).parents[1]
+CALL = re.compile(r"^\s*(?:- run: |.*entry: )?make ([a-z][\w-]*)", re.M)
 
 
 def test_what_is_built_holds_the_library_and_can_run_the_readme_commands(tmp_path):
@@ -56,6 +57,23 @@ def test_shapes_are_asked_of_numpy():
 def test_a_missing_name_is_told_by_the_one_that_is_meant(name, meant):
     with pytest.raises(AttributeError, match=f"no attribute '{name}'{meant}"):
         getattr(rnnjax, name)
+
+
+def test_the_tests_for_every_version_are_there():
+    core = re.search(
+        r"^CORE := .*?suffix \.py,(.*?)\)\)", (ROOT / "Makefile").read_text(), re.M | re.S
+    )
+    names = core[1].replace("\\", "").split()
+    assert len(names) > 9
+    assert [name for name in names if not (ROOT / f"tests/test_{name}.py").is_file()] == []
+
+
+def test_what_calls_make_names_its_targets():
+    """The workflows, CI and the hooks are thin, so that all they do can be tried here."""
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    files = [*(ROOT / ".github").rglob("*.yml"), ROOT / ".ci/run", ROOT / ".pre-commit-config.yaml"]
+    called = {name for path in files for name in CALL.findall(path.read_text())}
+    assert {"test", "lint", "docs", "dist", "test-shard", "test-oldest"} <= called <= targets
 
 
 def test_every_file_of_tests_is_in_a_shard():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,6 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*therefore destroy the mask information"),
     pytest.mark.filterwarnings("ignore:You are using a softmax over axis"),  # of one feature
+    pytest.mark.filterwarnings("ignore:the gradient of .* is taken without its dropout"),
 ]
 
 TIME, BATCH, FEATURES, WORDS = 6, 3, 2, 7
@@ -64,8 +66,9 @@ def pools(x: Any, ids: Any) -> Any:
     words = layers.Embedding(WORDS, 4, mask_zero=True)(ids)
     words = layers.BatchNormalization()(layers.LayerNormalization(scale=False)(words))
     mean = layers.GlobalAveragePooling1D()(words)
-    top = layers.GlobalMaxPooling1D()(layers.LayerNormalization(axis=[1, 2])(x))
-    return {"mean": mean, "top": top, "plain": layers.GlobalAveragePooling1D()(x)}
+    both = layers.LayerNormalization(axis=[1, 2])(x)
+    plain = [pool()(x) for pool in (layers.GlobalAveragePooling1D, layers.GlobalMaxPooling1D)]
+    return {"mean": mean, "both": both, "average": plain[0], "top": plain[1]}
 
 
 def attention(x: Any, ids: Any) -> Any:
@@ -272,12 +275,33 @@ def inputs_of(model: Any, seed: int = 1) -> list[Any]:
     return [xs if one.dtype == "float32" else ids for one in model.inputs]
 
 
+def with_slopes(run: Callable[..., Any], values: Any, arrays: list[Any]) -> Any:
+    """What ``run(values, arrays)`` returns, and slopes of a sum that sees every entry of it.
+
+    They are those by the inputs, and by one factor of all parameters, which does not depend on
+    where a format has them.
+    """
+
+    def total(factor: Any, arrays: Any) -> Any:
+        values_ = jax.tree.map(lambda a: factor * a if a.dtype == np.float32 else a, values)
+        ys = run(values_, arrays)
+        sums = (jnp.vdot(jnp.sin(1.0 + jnp.arange(y.size)), y) for y in jax.tree.leaves(ys))
+        return sum(sums), ys
+
+    slopes = jax.value_and_grad(total, (0, 1), has_aux=True, allow_int=True)
+    (_, ys), (by_factor, by_inputs) = jax.jit(slopes)(np.float32(1), arrays)
+    return ys, [by_factor, *(d for d in by_inputs if d.dtype == np.float32)]
+
+
 def by_keras(model: Any, arrays: list[Any], **marks: Any) -> Any:
     """What a model makes of these inputs: in one program, which is new as the weights are."""
-    variables = model.trainable_variables, model.non_trainable_variables
-    values = [[variable.value for variable in some] for some in variables]
-    run = jax.jit(lambda given: model.stateless_call(*values, given, **marks)[0])
-    return jax.tree.map(np.asarray, run(arrays if len(arrays) > 1 else arrays[0]))
+    fixed = [variable.value for variable in model.non_trainable_variables]
+
+    def run(values: Any, arrays: list[Any]) -> Any:
+        given = arrays if len(arrays) > 1 else arrays[0]
+        return model.stateless_call(values, fixed, given, **marks)[0]
+
+    return with_slopes(run, [variable.value for variable in model.trainable_variables], arrays)
 
 
 def spelled(tree: Any) -> str:
@@ -290,17 +314,21 @@ def check(model: Any, ours: Model, arrays: Any = None, **marks: Any) -> None:
     """Both make the same of these inputs, batch first; ours may take and return time first."""
 
     def turned(x: Any, sequence: bool) -> Any:
-        return np.swapaxes(x, 0, 1) if sequence and ours.network.time_first else x
+        return jnp.swapaxes(x, 0, 1) if sequence and ours.network.time_first else x
+
+    def run(params: Any, arrays: list[Any]) -> Any:
+        given = tuple(turned(x, True) for x in arrays)
+        masks = {name: mark.T for name, mark in marks.items()}
+        carry, ys = ours.apply(params, given if given[1:] else given[0], **masks)
+        assert jax.tree.structure(carry) == jax.tree.structure(ours.initial_carry((BATCH,)))
+        return jax.tree.map(lambda y: turned(y, np.ndim(y) > 2), ys)
 
     arrays = inputs_of(model) if arrays is None else arrays
-    expected = by_keras(model, arrays, **marks)
-    given, marks = [turned(x, True) for x in arrays], {k: v.T for k, v in marks.items()}
-    run = jax.jit(lambda given, marks: ours(given, **marks))
-    carry, ys = run(tuple(given) if len(given) > 1 else given[0], marks)
-    assert jax.tree.structure(carry) == jax.tree.structure(ours.initial_carry((BATCH,)))
-    ys = jax.tree.map(lambda y: turned(y, np.ndim(y) > 2), ys)
+    expected, expected_slopes = by_keras(model, arrays, **marks)
+    ys, slopes = with_slopes(run, ours.params, arrays)
     assert spelled(ys) == spelled(expected)
     assert distance(*map(jax.tree.leaves, (ys, expected))) < 1e-5, ours.network
+    assert distance(slopes, expected_slopes) < 1e-5, ours.network
 
 
 def check_files(model: Any, ours: Model, folder: Path, anew: bool = False) -> None:
@@ -596,7 +624,7 @@ def test_ids_that_are_features_too() -> None:
     deep = words(layers.Reshape((2, -1))(ids))
     model = keras.Model(ids, [read, flat, shaped, deep])
     xs = np.random.default_rng(0).integers(0, WORDS, (TIME, TIME)).astype(np.int32)
-    expected = by_keras(model, [xs])
+    expected, _ = by_keras(model, [xs])
     for time_first in (True, False):
         ours = interop.load(model, time_first=time_first)
         ys = jax.jit(ours.apply)(ours.params, xs.T if time_first else xs)[1]

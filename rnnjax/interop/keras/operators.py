@@ -232,7 +232,7 @@ def _batch_norm(at: At, x: jax.Array) -> jax.Array:
 def _attend(at: At, scores: jax.Array, mask: jax.Array | None) -> jax.Array:
     """The attention weights ``(..., queries, keys)``."""
     if mask is not None:
-        scores = jnp.where(mask, scores, scores - 1e9)
+        scores = jnp.where(mask, scores, -1e9)  # nothing flows back
     weights, rate = jax.nn.softmax(scores), at.config["dropout"]
     # A query without a key: Keras's heads give 0 where they make the weights, not in one kernel.
     if "num_heads" in at.config and rate and mask is not None:
