@@ -11,6 +11,7 @@ import pytest
 import rnnjax
 from rnnjax import Fused, GRUCell, LSTMCell, SimpleRNNCell, Stack
 from rnnjax.cells.activations import INITIALIZERS, activate_gates, gate_slopes
+from rnnjax.cells.initializers import log_steps
 
 KEY = jax.random.key(0)
 KINDS = [SimpleRNNCell, LSTMCell, GRUCell]
@@ -76,6 +77,18 @@ def test_initialisers_by_name_and_as_functions(kind: Any) -> None:
     assert (params["recurrent_kernel"] == 1).all()
     for name in INITIALIZERS:
         assert shapes(kind(2, kernel_init=name))["kernel"].shape == (3, 2 * len(kind.gates))
+
+
+def test_biases_are_there_by_default() -> None:
+    cells = (kind for kind in vars(rnnjax.cells).values() if isinstance(kind, type))
+    given = {kind: kind.use_bias for kind in cells if hasattr(kind, "use_bias")}
+    assert len(given) > 15
+    assert all(given.values()), given
+
+
+def test_step_sizes_begin_between_0_001_and_0_1() -> None:
+    steps = np.exp(log_steps(KEY, (1000,), np.float32))
+    assert 0.001 <= steps.min() < 0.00102 < 0.098 < steps.max() <= 0.1
 
 
 def test_a_stack_draws_each_layer_from_its_own_key() -> None:

@@ -227,6 +227,15 @@ PENALTY = {"sampling": Sampling(0.9, repetition_penalty=1.3, penalty_window=3),
 STREAMS = [(chunk, more) for chunk in (1, 3, 14) for more in ({}, PENALTY)]
 
 
+def test_one_text_without_a_batch_is_a_batch_of_one(params):
+    key, history = jax.random.key(1), [1, 0, 3, 3]
+    given = {"length": 8, "sampling": PENALTY["sampling"]}
+    _, ids = sample(step, params, carry_of(), 2, key=key, history=history, **given)
+    batch = {"key": key[None], "history": np.array(history)[:, None]}
+    _, rows = sample(step, params, carry_of(1), np.array([2]), **batch, **given)
+    np.testing.assert_array_equal(ids, rows[:, 0])
+
+
 @EXAMPLES
 def test_each_row_ends_before_its_stop_string_and_can_go_on(params, examples):
     """The characters are those of one call."""
