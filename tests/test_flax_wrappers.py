@@ -210,6 +210,16 @@ class Leaky(nn.RNNCellBase):
     num_feature_axes = property(lambda self: 1)
 
 
+def test_a_users_cell_is_compiled_once(compilations: list[str]) -> None:
+    """Each call traces its step; the same step is the same cell."""
+    model = rnnjax.linen.RNN(Leaky(HIDDEN))
+    variables = model.init(jax.random.key(0), INPUTS)
+    model.apply(variables, INPUTS)
+    before = len(compilations)
+    model.apply(variables, INPUTS)
+    assert len(compilations) == before > 0
+
+
 class Wrapped(Leaky):
     """A cell around another, which returns two outputs."""
 
