@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 import rnnjax
 from rnnjax.cells.activations import RESIDUAL
 from rnnjax.engine.core.masking import StepMarks, Steps
+from rnnjax.engine.fused import matmul
 from rnnjax.engine.fused.matmul import Backward, Forward, Products
 from rnnjax.engine.fused.recurrence import Recurrence
 from rnnjax.engine.pallas.gpu import equations
@@ -31,6 +32,30 @@ def check(equal_to_scan):
 def shapes(cell, steps=TIME, rows=2, features=FEATURES):
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), features))
     return params, jax.ShapeDtypeStruct((steps, rows, features), jnp.float32)
+
+
+# Each constant is that of a form; sizes that no other test uses, since a program depends on both.
+FORMS = {
+    "of kernels that leave the cache": {"_CACHE_BYTES": 0},
+    "of large products": {"_CACHE_BYTES": 0, "_LARGE_BYTES": 0},
+    "of accelerators": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("form", "kind", "batch"),
+    [
+        *((form, kind, (7,)) for form in FORMS for kind in KINDS),
+        *(("of kernels that leave the cache", KINDS[0], batch) for batch in ((), (2, 3))),
+    ],
+)
+def test_other_forms_of_the_products(form, kind, batch, monkeypatch, check):
+    choose = Products.choose
+    for constant, value in FORMS[form].items():
+        monkeypatch.setattr(matmul, constant, value)
+    if not FORMS[form]:
+        monkeypatch.setattr(Products, "choose", lambda *given: choose(*given[:3], "cuda"))
+    check(kind(11 + [*FORMS].index(form)), [rnnjax.Fused()], batch)
 
 
 @pytest.mark.parametrize("kind", KINDS)
