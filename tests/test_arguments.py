@@ -214,7 +214,7 @@ TWO = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), drawn(STACK))
 UNREAD = rnnjax.Param((4, 1), "ones", rnnjax.Role.OUT)
 LARGER = odd(rnnjax.Mamba2Cell, carry_shapes=property(lambda self: {"memory": (2, 3, 1)}))
 NO_SIZE = "Sizeless has no hidden_size; .* the field hidden_size: int, or write"
-NAMES_A_LEAF = "of Spiking.* must name a leaf of its carry, v, s, or be None, but is 'hidden'"
+NAMES_A_LEAF = "of Spiking.* must name leaves of carry_shapes, v, s, or be None, but has 'hidden'"
 
 WRONG: list[tuple[Callable[[], Any], str]] = [
     # sizes, types and options

@@ -89,9 +89,10 @@ def rnnjax_step(shape: Shape, backward: bool, exported: bool) -> Call:
 
     model = keyword_model(shape.hidden_size)
     run: Callable[..., Any] = jax.jit(lambda carry, xs: model(xs, carry))
+    carry, xs = model.initial_carry((1,)), frame()
     if exported:
         run = jax.jit(jax.export.deserialize(export(model, steps=1).serialize()).call)
-    carry, xs = model.initial_carry((1,)), frame()
+        carry = jax.tree.leaves(carry)
 
     def call() -> list[Any]:
         nonlocal carry

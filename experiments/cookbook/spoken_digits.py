@@ -128,10 +128,10 @@ def streamed(model: Model, batch: Any) -> np.ndarray:
     As the head is linear, it is what the head makes of the mean.
     """
     program, lengths = export(model, steps=1), batch["lengths"][0]
-    carry = model.initial_carry(lengths.shape)
+    state = jax.tree.leaves(model.initial_carry(lengths.shape))
     total = np.zeros((len(lengths), 10))
     for step, x in enumerate(batch["xs"]):
-        carry, ys = program.call(carry, x[None])
+        state, ys = program.call(state, x[None])
         total += np.where(step < lengths[:, None], ys[0], 0)
     return total / lengths[:, None]
 

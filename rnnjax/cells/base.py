@@ -440,12 +440,9 @@ class Cell(abc.ABC, Generic[CarryT]):
         if dtype is None:
             dtype = at_least_float32(self.param_dtype)
         dtype = floating_dtype("dtype", dtype)
-        return self._declared()(
-            **{
-                name: jnp.zeros((*batch_shape, *shape), dtype)
-                for name, shape in self.carry_shapes.items()
-            }
-        )
+        kind = self._declared()
+        shapes = [self._leaf_shape("carry", name) for name in kind._fields]
+        return kind(*(jnp.zeros((*batch_shape, *shape), dtype) for shape in shapes))
 
     def start(
         self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
@@ -570,7 +567,7 @@ class Cell(abc.ABC, Generic[CarryT]):
         advice = f"params has {sorted(read)}; check gates, additive, output, and what it returns"
         with naming(self, "update", advice, x=x, **{"the carry": carry}):
             new = self.update(read, x, carry)
-            new, y = new if self.output is None else (new, getattr(new, self.output, None))
+            new, y = new if self.output is None else (new, getattr(new, self.output, new))
             same_shapes(new, carry)
             new = jax.tree.map(lambda leaf, old: match_vma(leaf.astype(old.dtype), old), new, carry)
             like = jax.tree.leaves(new)[0].dtype
@@ -614,8 +611,8 @@ class Cell(abc.ABC, Generic[CarryT]):
     def _leaf_shape(self, field: str, leaf: str) -> tuple[int, ...]:
         if leaf not in self.carry_shapes:
             raise InvalidInputError(
-                f"{field} of {brief(self)} must name a leaf of its carry, "
-                f"{', '.join(self.carry_shapes)}, or be None, but is {leaf!r}"
+                f"{field} of {brief(self)} must name leaves of carry_shapes, "
+                f"{', '.join(self.carry_shapes)}, or be None, but has {leaf!r}; add it there"
             )
         return self.carry_shapes[leaf]
 

@@ -18,12 +18,11 @@ from rnnjax.interop.model import Functional, Model, Sequential, check_model
 def export(
     model: Model, *, steps: int | None = None, platforms: Sequence[str] | None = None
 ) -> Exported:
-    """Export a model with its parameters as a program ``(carry, xs) -> (carry, ys)``.
+    """Export a model with its parameters as a program ``(state, xs) -> (state, ys)``.
 
-    ``program.serialize()`` returns bytes (``pip install 'rnnjax[export]'``), and any program with
-    JAX runs them by ``jax.export.deserialize(data).call(carry, xs)``, without the classes of the
-    model. Each row of the batch can be a client with its own state: pass the carry on to the next
-    call.
+    ``program.serialize()`` returns bytes (``pip install 'rnnjax[export]'``), which need JAX alone:
+    ``jax.export.deserialize(data).call(state, xs)``. ``state`` is a list of arrays, the leaves of
+    the carry. Each row can be a client with its own state: pass it on to the next call.
 
     Args:
         model: an imported or trained model; `Model.of` makes one from a cell and its parameters.
@@ -32,8 +31,8 @@ def export(
         platforms: for which to export, such as ``["cpu", "cuda"]``; by default the current one.
 
     Returns:
-        the program, for a batch of any size: ``program.in_avals`` shows its inputs. ``carry`` is
-        that of `Model.initial_carry`, without layers that begin with the states of others.
+        the program, for a batch of any size: ``program.in_avals`` shows its inputs. It begins with
+        the leaves of `Model.initial_carry`, except layers that begin with the states of others.
 
     Raises:
         InvalidInputError: ``model`` is not a `Model`, ``steps`` is not a positive integer, or a
@@ -43,8 +42,8 @@ def export(
     >>> cell = rnnjax.GRUCell(5)
     >>> model = Model.of(cell, cell.init(jax.random.key(0), 3))
     >>> program = export(model, steps=1)
-    >>> carry, ys = program.call(model.initial_carry((8,)), np.ones((1, 8, 3), np.float32))
-    >>> carry, ys = program.call(carry, np.ones((1, 8, 3), np.float32))
+    >>> state = jax.tree.leaves(model.initial_carry((8,)))
+    >>> state, ys = program.call(state, np.ones((1, 8, 3), np.float32))
     >>> ys.shape, program.in_avals[-1].shape
     ((1, 8, 5), (1, batch, 3))
     """
@@ -59,13 +58,16 @@ def export(
     dimensions: Any = jax_export.symbolic_shape("time, batch")
     time, batch = dimensions
     xs = input_shapes(model, time if steps is None else steps, batch)
-    given = set()
-    if isinstance(model.network, Functional):
-        given = {call.name for call in model.network.calls if call.states}
+    given = {call.name for call in getattr(model.network, "calls", ()) if call.states}
     carry = jax.eval_shape(lambda: model.initial_carry((batch,)))
     carry = {name: state for name, state in carry.items() if name not in given}
-    program = jax.jit(lambda carry, xs: model(xs, carry))
-    return jax_export.export(program, platforms=platforms)(carry, xs)
+    state, tree = jax.tree.flatten(carry)
+
+    def program(state: Any, xs: Any) -> Any:
+        after, ys = model(xs, jax.tree.unflatten(tree, state))
+        return jax.tree.leaves({name: after[name] for name in carry}), ys
+
+    return jax_export.export(jax.jit(program), platforms=platforms)(state, xs)
 
 
 def input_shapes(model: Model, steps: Any, batch: Any) -> Any:

@@ -113,8 +113,9 @@ def restart(cell: Cell[CarryT], params: Params, carry: CarryT, where: jax.Array)
             "where.astype(bool), or for the row i jnp.arange(batch) == i"
         )
     check_instance("cell", cell, Cell, "a Cell such as rnnjax.LSTMCell(50)")
-    alone: Any = jax.eval_shape(cell.initial_carry)
-    if jax.tree.structure(alone) == jax.tree.structure(carry):
+    alone = jax.eval_shape(cell.initial_carry)
+    wanted: Any = jax.tree.structure(alone)
+    if wanted == jax.tree.structure(carry):
         leaves = zip(jax.tree.leaves(carry), jax.tree.leaves(alone), strict=True)
         batch = {leaf.shape[: leaf.ndim - one.ndim] for leaf, one in leaves}
         if batch != {where.shape}:
