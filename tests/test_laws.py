@@ -90,7 +90,10 @@ def compiled(name, method, reverse, marks=()):
 
 @pytest.fixture(scope="module")
 def results(draw):
-    """Outputs and gradients of a run, computed once a module and kept as NumPy arrays."""
+    """Outputs and gradients of a run, computed once a module and kept as NumPy arrays.
+
+    What is masked is NaN, except for the loop: it has no influence (law 2).
+    """
 
     @functools.cache
     def compute(name, how, reverse=None, marks=(), dtype="float64"):
@@ -98,10 +101,16 @@ def results(draw):
         reverse = in_reverse(name, bool(marks)) if reverse is None else reverse
         given = {one: ALL[one] for one in marks}
         with jax.enable_x64(dtype == "float64"):
+            (params, xs, *rest), weights = draw(name, dtype)
             if how == "loop":
-                out = loop(name, *draw(name, dtype), given, reverse)
+                out = loop(name, (params, xs, *rest), weights, given, reverse)
             else:
-                out = compiled(name, how, reverse, marks)(*draw(name, dtype), given)
+                hostile = np.array(xs)
+                hostile[~given.get("mask", MASK | True)] = np.nan
+                if "lengths" in given:
+                    hostile[np.arange(TIME)[:, None] >= LENGTHS] = np.nan
+                run = compiled(name, how, reverse, marks)
+                out = run((params, hostile, *rest), weights, given)
             return jax.tree.map(np.asarray, out)
 
     return compute
@@ -511,6 +520,7 @@ def test_each_cell_draws_its_own(kind):
     ("arguments", "message"),
     [
         ({"lengths": [5, 6, 1]}, r"between 0 and the 5 steps of xs, but go from 1 to 6"),
+        ({"lengths": [5, 1, -1]}, "go from -1 to 5"),
         ({"mask": np.ones((5, 3), "f")}, r"mask must be booleans.*float32.*mask.astype\(bool\)"),
         # Without resets, and with a carry, nothing else reads it.
         ({"reset_carry": np.zeros(4, "f"), "carry": CELL.initial_carry((3,))}, "^reset_carry must"),
