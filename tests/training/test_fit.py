@@ -219,6 +219,7 @@ def scores(*losses):
 
 def test_each_better_epoch_is_saved_and_the_run_ends_when_none_comes(tmp_path):
     options = {"epochs": 8, "checkpoint_every": 50, "hooks": [EarlyStopping(2)]}
+    options["optimizer"] = optax.sgd(0.1)  # no schedule by which the last epochs change nothing
     evaluate = scores(3.0, 2.0, 2.5, 1.5, 1.6, 1.5, 1.0, 0.5)
     result = run(tmp_path, evaluate=evaluate, **options)
     assert (int(result.state.step), result.stopped_by) == (30, None)
@@ -238,6 +239,9 @@ def test_each_better_epoch_is_saved_and_the_run_ends_when_none_comes(tmp_path):
     loaded = load_params(tmp_path / "checkpoints", jax.eval_shape(lambda: PARAMS))
     np.testing.assert_array_equal(loaded["kernel"], evaluate.seen[3])
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*")) == files
+    # Going on with it does nothing more.
+    again = run(tmp_path, evaluate=scores(), **options)
+    np.testing.assert_array_equal(again.params["kernel"], evaluate.seen[3])
 
 
 def test_the_best_entry_is_that_of_the_parameters(tmp_path, monkeypatch):
@@ -329,6 +333,9 @@ def test_a_signal_in_validation_stops_before_the_next_epoch(tmp_path):
 
 def test_a_run_without_its_checkpoints_is_not_begun_anew_silently(tmp_path, capsys):
     run(tmp_path, epochs=1)
+    (tmp_path / "checkpoints" / "5" / "about.json").write_text("{")
+    with pytest.warns(UserWarning, match="5 is damaged"), pytest.raises(CheckpointError):
+        run(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
     before = {name: (tmp_path / name).read_text() for name in ("steps.jsonl", "epochs.jsonl")}
     run(tmp_path, Progress(io.StringIO()))
