@@ -384,7 +384,7 @@ class SquaredCell(LinearCell):
 @pytest.mark.parametrize(
     ("cell", "methods"),
     [
-        (MaskedKernelCell(4), [Fused()]),
+        (MaskedKernelCell(4), [Fused(), *map(Fused, (1, 9))]),  # of seven steps
         (DecayingCell(4), [Fused(), Fused(keep_every=3), Parallel(newton=Newton())]),
         (PairCell(4), [Fused()]),
         (LinearCell(4), [Fused(), Parallel()]),
