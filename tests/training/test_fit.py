@@ -436,6 +436,7 @@ def test_keys_of_any_kind_come_back(tmp_path):
         ({"batches": {"xs": object()}}, r"batches must be .* are \[\(\)\]; .* a loader of batches"),
         ({"batches": ()}, r"their first axes are \[\]"),
         ({"batches": np.ones((0, 2))}, r"their first axes are \[\(0,\)\]"),
+        ({"batches": lambda epoch: iter(())}, "a batch in every epoch, but epoch 1 has none"),
         ({"evaluate": lambda p: {"validation_loss": None}}, "must return numbers"),
         ({"evaluate": lambda p: {"validation_loss": 1, "loss": 2}}, "which fit measures"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"right": 1})), "carry": (),
