@@ -138,7 +138,6 @@ def fixed_points(config: Config, cell: Any, params: Any) -> tuple[np.ndarray, ..
 
 def run(config: Config) -> int:
     """Train, take apart, and draw."""
-    report = Report.begin("flip_flop", "fixed points, and bits that are right in %", config, 1)
     try:
         cell = getattr(rnnjax, f"{config.cell}Cell")(config.units)
     except (AttributeError, TypeError) as error:
@@ -148,6 +147,7 @@ def run(config: Config) -> int:
         ) from error
     if config.bits > 3:
         raise InvalidInputError(f"--bits must be at most 3, but is {config.bits}; say 3")
+    report = Report.begin("flip_flop", "fixed points, and bits that are right in %", config, 1)
     params = learn(config, cell)
     test = draw((config.seed, 2), 1000, 100, config.bits, rate=0.01)  # ten times as long to hold
     ys = rnnjax.unroll(cell, params["cell"], test["pulses"])[1] @ params["kernel"] + params["bias"]

@@ -19,7 +19,6 @@ import optax
 from experiments import runs
 from experiments.cookbook.common import data
 from experiments.cookbook.common.agents import Agent, Options, Task, Train, compare, look
-from experiments.cookbook.common.report import Report
 
 DISCOUNT, TRUST = 0.95, 0.9  # gamma and lambda of advantage estimation (Schulman et al., 2016)
 ENTROPY_WEIGHT = 0.02
@@ -141,10 +140,7 @@ def learner(config: Config, task: Task, agent: Agent, remembers: bool) -> Train:
 
 def run(config: Config) -> int:
     """Train all agents, and compare."""
-    report = Report.begin("ppo", "return of an episode", config, 3)
-    return compare(
-        report, config, lambda task: (task.actions, 1), learner, config.data != data.MADE
-    )
+    return compare("ppo", config, lambda task: (task.actions, 1), learner, config.data != data.MADE)
 
 
 def main() -> int:

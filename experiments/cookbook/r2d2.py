@@ -21,7 +21,6 @@ import optax
 from experiments import runs
 from experiments.cookbook.common import data
 from experiments.cookbook.common.agents import Agent, Options, Task, Train, compare, look
-from experiments.cookbook.common.report import Report
 
 DISCOUNT = 0.9  # of a reward per step
 PACE = 0.02  # at which the target network follows at each step of the optimiser
@@ -157,8 +156,7 @@ def _taken(replay: Piece, places: jax.Array, rows: jax.Array) -> Piece:
 
 def run(config: Config) -> int:
     """Train all agents, and compare."""
-    report = Report.begin("r2d2", "return of an episode", config, 3)
-    return compare(report, config, lambda task: (task.actions,), learner, config.data != data.MADE)
+    return compare("r2d2", config, lambda task: (task.actions,), learner, config.data != data.MADE)
 
 
 def main() -> int:

@@ -110,8 +110,8 @@ def test_a_wrong_use_gets_one_sentence_and_writes_nothing(
     result = program(*command.split(), check=False)
     assert (result.returncode, "Traceback" in result.stderr) == (2, False)
     assert message in result.stderr
-    files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert files == {"text.txt", "short.txt", "greek.txt", "run.json"}
+    left = {path.name for path in tmp_path.rglob("*")}
+    assert left == {"text.txt", "short.txt", "greek.txt", "broken", "checkpoints", "run.json"}
 
 
 @pytest.mark.parametrize(

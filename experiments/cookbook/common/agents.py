@@ -246,7 +246,7 @@ def alike(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def compare(
-    report: Report,
+    program: str,
     config: Any,
     heads: Callable[[Task], tuple[int, ...]],
     learner: Callable[[Any, Task, Agent, bool], Train],
@@ -255,7 +255,7 @@ def compare(
     """Train every memory on every task with the same seeds, and compare them.
 
     Args:
-        report: where the rows go.
+        program: its name.
         config: the program's, with ``tasks``, ``units``, ``seed`` and ``seeds``.
         heads: the sizes of the heads for a task.
         learner: the program's: makes of its options, a task, an agent, and whether that remembers,
@@ -269,6 +269,7 @@ def compare(
         raise InvalidInputError(
             f"--tasks must be some of {', '.join(TASKS)}, but has {', '.join(unknown)}"
         )
+    report = Report.begin(program, "return of an episode", config, 3)
     curves, seconds, shares = {}, {}, {}
     for name in config.tasks:
         task = TASKS[name]
