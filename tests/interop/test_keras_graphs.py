@@ -114,7 +114,9 @@ def by_hand(x: Any, ids: Any) -> Any:
     ys = 1.0 - ys * 2.0 + x / 3.0
     words = layers.Embedding(WORDS, 2, mask_zero=True)(ids)
     both = layers.Concatenate()([words, layers.Masking(0.5)(x)])
-    return [layers.GRU(2)(ys), layers.GRU(2)(both)]
+    zeros = layers.GRU(2, return_sequences=True, zero_output_for_mask=True)
+    mean = layers.Bidirectional(layers.GRU(2, return_sequences=True), merge_mode="ave")
+    return [layers.GRU(2)(ys), layers.GRU(2)(both), zeros(words), mean(words)]
 
 
 def functions(x: Any) -> Any:
@@ -163,7 +165,7 @@ def row(x: Any) -> Any:
     """A Sequential, whose mask a file in the old layout does not spell out."""
     row = [
         layers.Masking(0.5),
-        layers.Bidirectional(layers.GRU(3, return_sequences=True)),
+        layers.Bidirectional(layers.GRU(3, return_sequences=True), merge_mode="mul"),
         layers.RNN([layers.LSTMCell(2), layers.GRUCell(3)], return_sequences=True),
         layers.TimeDistributed(layers.Dense(2, activation="relu")),
         layers.SimpleRNN(2),
@@ -271,7 +273,7 @@ def inputs_of(model: Any, seed: int = 1) -> list[Any]:
     xs = rng.standard_normal((BATCH, TIME, *features[:1])).astype(np.float32)
     xs[1, 4:] = 0.5
     ids = rng.integers(1, WORDS, (BATCH, TIME)).astype(np.int32)
-    ids[0, 3:] = ids[2, 1] = 0
+    ids[0, 3:] = ids[1, 5] = ids[2, 1] = 0
     return [xs if one.dtype == "float32" else ids for one in model.inputs]
 
 
@@ -310,7 +312,7 @@ def spelled(tree: Any) -> str:
     return spelled.replace("[", "(").replace("]", ")").replace(",)", ")")
 
 
-def check(model: Any, ours: Model, arrays: Any = None, **marks: Any) -> None:
+def check(model: Any, ours: Model, arrays: Any = None, most: float = 1e-5, **marks: Any) -> None:
     """Both make the same of these inputs, batch first; ours may take and return time first."""
 
     def turned(x: Any, sequence: bool) -> Any:
@@ -327,8 +329,8 @@ def check(model: Any, ours: Model, arrays: Any = None, **marks: Any) -> None:
     expected, expected_slopes = by_keras(model, arrays, **marks)
     ys, slopes = with_slopes(run, ours.params, arrays)
     assert spelled(ys) == spelled(expected)
-    assert distance(*map(jax.tree.leaves, (ys, expected))) < 1e-5, ours.network
-    assert distance(slopes, expected_slopes) < 1e-5, ours.network
+    assert distance(*map(jax.tree.leaves, (ys, expected))) < most, ours.network
+    assert distance(slopes, expected_slopes) < most, ours.network
 
 
 def check_files(model: Any, ours: Model, folder: Path, anew: bool = False) -> None:
@@ -718,14 +720,22 @@ def test_an_axis_out_of_range(kind: str) -> None:
             Model(network, params)(np.ones((TIME, BATCH, FEATURES), np.float32))
 
 
-def test_queries_without_a_key() -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_queries_without_a_key(dtype: str) -> None:
     """Weights of Keras's heads are 0 there, where it makes weights."""
-    x = keras.Input((TIME, FEATURES))
-    seen = layers.Masking()(x)
-    model = keras.Model(x, layers.MultiHeadAttention(2, 3, dropout=0.5)(seen, seen))
-    (xs,) = inputs_of(model)
+    x, ends = keras.Input((TIME, FEATURES), dtype=dtype), []
+    # On CPUs no program of XLA has the kernel of heads without dropout in float16.
+    for dropout in (0.5, 0.0, None)[:: 2 if dtype == "float16" else 1]:
+        seen = layers.LayerNormalization(axis=[1, 2], dtype=dtype)(layers.Masking(dtype=dtype)(x))
+        if dropout is None:
+            ends.append(layers.Attention(dtype=dtype)([x, seen]))
+        else:
+            heads = layers.MultiHeadAttention(2, 3, dropout=dropout, dtype=dtype)
+            ends.append(heads(seen, seen))
+    model = randomized(keras.Model(x, ends))
+    xs = np.random.default_rng(0).normal(size=(BATCH, TIME, FEATURES)).astype(dtype)
     xs[0] = 0
-    check(model, interop.load(model), [xs])
+    check(model, interop.load(model), [xs], 1e-5 if dtype == "float32" else 1e-2)
 
 
 def means_of_words(ids: Any) -> Any:

@@ -231,11 +231,13 @@ def _batch_norm(at: At, x: jax.Array) -> jax.Array:
 
 def _attend(at: At, scores: jax.Array, mask: jax.Array | None) -> jax.Array:
     """The attention weights ``(..., queries, keys)``."""
+    heads = "num_heads" in at.config
     if mask is not None:
-        scores = jnp.where(mask, scores, -1e9)  # nothing flows back
+        far = 65504 if scores.dtype == jnp.float16 else 1e9
+        scores = jnp.where(mask, scores, -far if heads else scores - far)  # heads: none flows back
     weights, rate = jax.nn.softmax(scores), at.config["dropout"]
     # A query without a key: Keras's heads give 0 where they make the weights, not in one kernel.
-    if "num_heads" in at.config and rate and mask is not None:
+    if heads and rate and mask is not None:
         weights = jnp.where(mask, weights, 0)
     if rate and at.key is not None:
         weights = weights * factors(at.key, rate, weights.shape)
@@ -244,9 +246,8 @@ def _attend(at: At, scores: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 def _attention(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> jax.Array:
     """Attend by products of queries and keys (Luong et al., 2015)."""
-    scores = jnp.einsum("bqd,bkd->bqk", query, value if key is None else key)
-    valid = at.masks[1]
-    scores = scores * at.params.get("scale", 1.0)
+    scale, valid = at.params.get("scale", 1.0), at.masks[1]
+    scores = scale * jnp.einsum("bqd,bkd->bqk", query, value if key is None else key)
     ys = _attend(at, scores, None if valid is None else valid[:, None]) @ value
     return ys if at.masks[0] is None else jnp.where(at.masks[0][..., None], ys, 0)
 
@@ -260,12 +261,11 @@ def _heads(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> jax.A
 
     q, v = project("query", query), project("value", value)
     k = project("key", value if key is None else key)
-    marks = zip(at.masks, (2, 1, 1), strict=False)
+    marks = zip(at.masks, ((1, 3), (1, 2), (1, 2)), strict=False)
     masks = [jnp.expand_dims(mask, axis) for mask, axis in marks if mask is not None]
     mask = functools.reduce(jnp.logical_and, masks) if masks else None
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * at.config["key_dim"] ** -0.5
-    weights = _attend(at, scores, None if mask is None else mask[:, None])
-    ys = jnp.einsum("bhqk,bkhd,hde->bqe", weights, v, at.params["output_kernel"])
+    ys = jnp.einsum("bhqk,bkhd,hde->bqe", _attend(at, scores, mask), v, at.params["output_kernel"])
     return ys + at.params["output_bias"] if "output_bias" in at.params else ys
 
 
