@@ -376,6 +376,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: ran(declaring(decay=UNREAD)), "^decay of Odd.* has the role OUT"),
     (lambda: ran(LARGER(4, heads=2), method=Scan()), r"Odd\(4"),
     (lambda: ran(LARGER(4, heads=2), method=rnnjax.Parallel()), r"Odd\(4"),
+    (lambda: ran(updating(lambda c: (c, c.hidden))), r"^update .* a tuple of 2 .*; params has \["),
     (lambda: drawn(Sizeless()), NO_SIZE),
     (lambda: Sizeless().initial_carry(), NO_SIZE),
     (lambda: rnnjax.unroll(Sizeless(), {"kernel": XS[0]}, XS), NO_SIZE),

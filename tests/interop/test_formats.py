@@ -135,7 +135,7 @@ def test_files_that_cannot_be_read_or_written(
     for name in ("a\0b", "no-such-folder/a"):
         with pytest.raises(InteropError, match="cannot be written"):
             form.save(model, tmp_path / f"{name}{suffix}")
-    for path, says in ((tmp_path / "a.pt", r"end in .*, but is 'a\.pt'"), (b"a", "name of a file")):
+    for path, says in ((tmp_path / "a.h5", r"end in .*, but is 'a\.h5'"), (b"a", "name of a file")):
         with pytest.raises(InvalidInputError, match=says):
             form.save(model, path)
 

@@ -114,7 +114,11 @@ def every_layer() -> list[Any]:
 LSTM = rnnjax.LSTMCell(2)
 WRITTEN: dict[str, list[Any]] = {
     "every layer": every_layer(),
-    "one-hot ids": [OneHotIds("ids", 6), Recurrent("lstm", LSTM, return_sequences=False)],
+    "one-hot ids": [
+        OneHotIds("ids", 6),
+        Dense("dense", 3),
+        Recurrent("lstm", LSTM, return_sequences=False),
+    ],
     "masking": [
         Masking("mask", -1.0),
         Recurrent("both", rnnjax.Bidirectional(LSTM), return_sequences=False),
@@ -134,7 +138,9 @@ def test_keras_opens_what_is_written(name: str, tmp_path: Path) -> None:
         xs = np.where(xs[..., None] == 0, -1, np.random.default_rng(0).normal(size=(3, 4, 2)))
     given = np.eye(6, dtype=np.float32)[xs] if name == "one-hot ids" else xs
     expected, before = np.asarray(theirs(given)), arrays_of(theirs)
-    np.testing.assert_allclose(jax.jit(model.__call__)(xs.swapaxes(0, 1))[1], expected, atol=1e-6)
+    for one, inputs in ((model, xs), (read, given)):
+        ys = jax.jit(one.__call__)(inputs.swapaxes(0, 1))[1]
+        np.testing.assert_allclose(ys, expected, atol=1e-6)
     for variable in theirs.weights:
         variable.assign(np.zeros(variable.shape, np.float32))
     theirs.load_weights(tmp_path / "ours.weights.h5")
