@@ -39,6 +39,7 @@ def test_dropout_acts_where_there_is_a_key() -> None:
     assert isinstance(layer, Recurrent)
     cell = rnnjax.LSTMCell(3)
     assert layer.cell == rnnjax.Regularized(cell, input_dropout=0.4, recurrent_dropout=0.2)
+    assert str(layer) == "Regularized(LSTMCell(3)), last output"
     xs = jnp.ones((TIME, BATCH, FEATURES))
     assert not np.allclose(model(xs)[1], model(xs, key=jax.random.key(0))[1])
 
