@@ -567,7 +567,8 @@ class Cell(abc.ABC, Generic[CarryT]):
         advice = f"params has {sorted(read)}; check gates, additive, output, and what it returns"
         with naming(self, "update", advice, x=x, **{"the carry": carry}):
             new = self.update(read, x, carry)
-            new, y = new if self.output is None else (new, getattr(new, self.output, new))
+            own = new if isinstance(new, type(carry)) else carry  # what is none is refused below
+            new, y = new if self.output is None else (new, getattr(own, self.output))
             same_shapes(new, carry)
             new = jax.tree.map(lambda leaf, old: match_vma(leaf.astype(old.dtype), old), new, carry)
             like = jax.tree.leaves(new)[0].dtype

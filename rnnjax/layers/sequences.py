@@ -126,8 +126,7 @@ def restart(cell: Cell[CarryT], params: Params, carry: CarryT, where: jax.Array)
     check_carry("carry", cell, carry, where.shape)
 
     def begin(new: jax.Array, old: jax.Array) -> jax.Array:
-        rows = where.reshape(*where.shape, *[1] * (old.ndim - where.ndim))
-        return jnp.where(rows, new.astype(old.dtype), old)
+        return jnp.where(expand(where, old), new.astype(old.dtype), old)
 
     return jax.tree.map(begin, cell.start(params, where.shape), carry)
 

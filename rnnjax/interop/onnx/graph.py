@@ -225,7 +225,7 @@ class _Run:
             check_weights(layer.cell, weights)
             params = params_from_onnx(layer.cell, *weights)
         if carry is None:
-            carry = _carry_of(layer.cell, (h, c), xs.shape[1])
+            carry = _carry_of(layer.cell, (h, c), xs)
         method, reverse = self.context.method, layer.reverse
         carry, ys = unroll(
             layer.cell, params, xs, carry, lengths=lengths, reverse=reverse, method=method
@@ -238,8 +238,8 @@ class _Run:
         self.carries[node.layer] = carry
 
 
-def _carry_of(cell: Cell, states: Sequence[Any], batch: int) -> Carry:
-    zeros = cell.initial_carry((batch,))
+def _carry_of(cell: Cell, states: Sequence[Any], xs: jax.Array) -> Carry:
+    zeros = cell.initial_carry((xs.shape[1],), jnp.promote_types(xs.dtype, jnp.float32))
     each = zeros if isinstance(zeros, Directions) else (zeros,)
     leaves = [jnp.stack(sides) for sides in zip(*each, strict=True)]
     for i, (leaf, state) in enumerate(zip(leaves, states, strict=False)):
