@@ -93,6 +93,9 @@ def lowered(name):
 
 # A sum of products, halves, and a step that has no form.
 KINDS = "simple", "gru", "user-step"
+# On the scan, in parallel, or with all products that depend on the state in the update.
+PARALLEL = "mingru", "minlstm", "rglru", "mlstm", "mamba2", "deltanet"
+NO_FORM = "user-step", *PARALLEL, "convlstm-1d", "convlstm-2d"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +117,7 @@ def test_another_platform_gets_no_form_of_the_cpu(name, monkeypatch):
     with jax.default_device(jax.devices()[0]):
         changed_here, changed_others = lowered(name)
     assert others == changed_others
-    assert (here == changed_here) == (name == "user-step")  # which has no fast path
+    assert (here == changed_here) == (name in NO_FORM)
 
 
 def test_one_hot_inputs_are_written_and_read_back(random_like, assert_close):

@@ -336,9 +336,9 @@ def test_law_8_bfloat16_products_stay_near_float32(name, method, draw, results, 
     (carry, ys), gradients = jax.jit(weighted(narrow))(*draw(name, "float32"))
     assert {leaf.dtype for leaf in jax.tree.leaves((carry, gradients))} == {jnp.dtype("float32")}
     assert ys.dtype == jnp.bfloat16
-    # bfloat16 keeps 8 bits: 2**-9 a rounding. Five times that for outputs, more for gradients.
+    # bfloat16 keeps 8 bits: 2**-9 a rounding. Ten times that for outputs, more for gradients.
     expected, expected_gradients = results(name, "loop")
-    assert_close((carry, ys), expected, 0.01)
+    assert_close((carry, ys), expected, 0.02)
     assert_close(gradients, expected_gradients, 0.04)
 
 
