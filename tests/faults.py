@@ -590,7 +590,7 @@ TABLE = (
     'params["recurrent_bias"] = {{ => 0 * }}reordered(second, order, 0)',
     "rnnjax/interop/serving.py tests/test_export.py::test_a_model_is_one_program_with_its_state",
     "an exported step begins anew in each call",
-    "lambda carry, xs: model(xs{{, carry => }})",
+    "model(xs{{, jax.tree.unflatten(tree, state) => }})",
     "rnnjax/interop/torch/files.py",
     "tests/interop/test_torch_files.py::test_safetensors_go_both_ways_to_the_bit",
     "the two types of 16 bits in safetensors are taken for each other",
