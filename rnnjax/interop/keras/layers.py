@@ -342,7 +342,7 @@ def layer_of(entry: Entry) -> Layer:
     >>> config = {"units": 5, "go_backwards": True, "return_sequences": True, "dropout": 0.2}
     >>> layer = layer_of(Entry("lstm", "LSTM", config, 3))
     >>> print(layer, layer.cell.input_dropout)
-    LSTMCell(5), reverse 0.2
+    Regularized(LSTMCell(5)), reverse 0.2
     """
     if entry.kind not in _LAYERS:
         raise InteropError(
