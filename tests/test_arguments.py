@@ -83,7 +83,7 @@ def others(name: str, value: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize("name", CELLS)
 def test_a_wrong_argument_is_named(name: str) -> None:
-    """Of a run and of a single step."""
+    """By `unroll` and by `step`."""
     cell, given = CELLS[name], arguments(name)
     step = {"params": given["params"], "carry": given["carry"], "x": given["xs"][0]}
     names = dict.fromkeys(("xs", "x"), "xs|inputs|carry|lengths|mask|resets")

@@ -50,7 +50,7 @@ def test_a_single_step_and_the_dial():
 
 
 def products(jaxpr):
-    """Those of parameters: a product for each row by itself, as of an S6's states, is none."""
+    """Count the products with parameters; a product within each row, as in an S6, is none."""
     kinds = [(eqn.primitive.name, eqn.params.get("dimension_numbers")) for eqn in equations(jaxpr)]
     found = [axes for name, axes in kinds if name == "dot_general" and not axes[1][0]]
     return len(found) + sum(name == "conv_general_dilated" for name, _ in kinds)

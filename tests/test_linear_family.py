@@ -91,7 +91,7 @@ def test_s5_holds_its_inputs_over_steps_of_any_length():
 
 @dataclasses.dataclass(frozen=True)
 class OwnReadoutCell(rnnjax.MinGRUCell):
-    """A user's: what its loop shows goes into a product with a bias, behind the loop."""
+    """A user's cell whose readout, after the loop, is a product with a bias."""
 
     role: Role = Role.OUT  # of the bias
     coupling = rnnjax.Coupling.CONTRACTING

@@ -364,7 +364,7 @@ def test_the_pictures_are_drawn_by_their_script(tmp_path: Path) -> None:
 
 @pytest.mark.docs
 def test_the_cell_of_the_tutorial_is_its_equation(random_like):
-    """And it has no more lines than the title says."""
+    """The block is also no longer than the title of the page says."""
     block, names = fences(PAGE, "python")[0], {"__name__": "tutorial"}
     assert len(block.splitlines()) <= 50
     with contextlib.redirect_stdout(io.StringIO()):

@@ -55,7 +55,7 @@ class Turn(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TurningCell(rnnjax.Cell):
-    """A user's: two leaves that turn into each other, by an angle that is a parameter."""
+    """A user's cell whose two leaves rotate by an angle that is a parameter."""
 
     hidden_size: int
     carry = Turn

@@ -1,7 +1,7 @@
 """A model as one program that needs no Python: the state goes in and comes out."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -55,10 +55,10 @@ def export(
         )
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise InvalidInputError(f"steps should be a positive integer or None, but is {steps!r}")
-    dimensions: Any = jax_export.symbolic_shape("time, batch")
-    time, batch = dimensions
+    time, batch = cast("Any", jax_export.symbolic_shape("time, batch"))
     xs = input_shapes(model, time if steps is None else steps, batch)
-    given = {call.name for call in getattr(model.network, "calls", ()) if call.states}
+    calls = model.network.calls if isinstance(model.network, Functional) else ()
+    given = {call.name for call in calls if call.states}
     carry = jax.eval_shape(lambda: model.initial_carry((batch,)))
     carry = {name: state for name, state in carry.items() if name not in given}
     state, tree = jax.tree.flatten(carry)

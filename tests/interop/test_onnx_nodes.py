@@ -14,7 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from interop_helpers import drawn
 from onnx import TensorProto, helper, numpy_helper
-from onnx_helpers import TOLERANCE, by_reference, node, normal, proto_of, session, value
+from onnx_helpers import (
+    BATCH,
+    FEATURES,
+    HIDDEN,
+    TIME,
+    TOLERANCE,
+    by_reference,
+    node,
+    normal,
+    proto_of,
+    session,
+    value,
+    weights,
+)
 
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop import onnx as rnnjax_onnx
@@ -38,9 +51,9 @@ def operators_in(graph: Any) -> Iterator[Any]:
 
 
 def node_cases() -> list[Any]:
-    """Those that ONNX's package makes, once its modules are imported, of operators in the table.
+    """The cases of ONNX's package for operators in the table, except pools.
 
-    But no pools, whose outcomes take ONNX 7 s to compute.
+    The package makes them as its modules are imported; pools take it 7 s.
     """
     slow, known = ("averagepool", "lppool", "maxpool"), {"Constant", *OPERATORS, *RECURRENT}
     with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -207,6 +220,23 @@ NEEDS: dict[str, tuple[str, ...]] = {  # of each activation the numbers it takes
     "HardSigmoid": ("alpha", "beta"),
 }
 SQUASHING = ("Tanh", "Sigmoid", "Softsign", "HardSigmoid")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_graph_of_64_bits_has_a_state_of_64(begun: bool, x64: None) -> None:
+    rng = np.random.default_rng(0)
+    xs, h = rng.normal(size=(TIME, BATCH, FEATURES)), begun * rng.normal(size=(BATCH, HIDDEN))
+    arrays = {name: array.astype(np.float64) for name, array in weights(1).items()}
+    arrays |= {"begin": h[None]} if begun else {}
+    given = ["x", "W", "R", "B", *(["", "begin"] if begun else [])]
+    nodes = [node("RNN", given, ["Y", "last"], hidden_size=HIDDEN)]
+    inputs = [value("x", xs.shape, TensorProto.DOUBLE)]
+    _, found = rnnjax_onnx.load(proto_of(nodes, inputs, ["last"], **arrays))(xs)
+    for x in xs:
+        h = np.tanh(x @ arrays["W"][0].T + h @ arrays["R"][0].T + arrays["B"].reshape(2, -1).sum(0))
+    np.testing.assert_allclose(np.squeeze(found), h, atol=1e-12)
+
+
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 

@@ -229,12 +229,11 @@ def _batch_norm(at: At, x: jax.Array) -> jax.Array:
     return functions.normalize(x, *kept, at.config["epsilon"], scale, shift)
 
 
-def _attend(at: At, scores: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """The attention weights ``(..., queries, keys)``."""
-    heads = "num_heads" in at.config
+def _attend(at: At, scores: jax.Array, mask: jax.Array | None, heads: bool) -> jax.Array:
+    """The attention weights ``(..., queries, keys)``; Keras's heads hand no gradient to a mask."""
     if mask is not None:
-        far = 65504 if scores.dtype == jnp.float16 else 1e9
-        scores = jnp.where(mask, scores, -far if heads else scores - far)  # heads: none flows back
+        far = min(1e9, float(jnp.finfo(scores.dtype).max))  # infinite it would be NaN
+        scores = jnp.where(mask, scores, -far if heads else scores - far)
     weights, rate = jax.nn.softmax(scores), at.config["dropout"]
     # A query without a key: Keras's heads give 0 where they make the weights, not in one kernel.
     if heads and rate and mask is not None:
@@ -248,7 +247,7 @@ def _attention(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> j
     """Attend by products of queries and keys (Luong et al., 2015)."""
     scale, valid = at.params.get("scale", 1.0), at.masks[1]
     scores = scale * jnp.einsum("bqd,bkd->bqk", query, value if key is None else key)
-    ys = _attend(at, scores, None if valid is None else valid[:, None]) @ value
+    ys = _attend(at, scores, None if valid is None else valid[:, None], heads=False) @ value
     return ys if at.masks[0] is None else jnp.where(at.masks[0][..., None], ys, 0)
 
 
@@ -265,7 +264,8 @@ def _heads(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> jax.A
     masks = [jnp.expand_dims(mask, axis) for mask, axis in marks if mask is not None]
     mask = functools.reduce(jnp.logical_and, masks) if masks else None
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * at.config["key_dim"] ** -0.5
-    ys = jnp.einsum("bhqk,bkhd,hde->bqe", _attend(at, scores, mask), v, at.params["output_kernel"])
+    weights = _attend(at, scores, mask, heads=True)
+    ys = jnp.einsum("bhqk,bkhd,hde->bqe", weights, v, at.params["output_kernel"])
     return ys + at.params["output_bias"] if "output_bias" in at.params else ys
 
 
