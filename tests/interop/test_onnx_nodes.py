@@ -224,16 +224,18 @@ SQUASHING = ("Tanh", "Sigmoid", "Softsign", "HardSigmoid")
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_graph_of_64_bits_has_a_state_of_64(begun: bool, x64: None) -> None:
+    """The cell does not know them: its kernel comes as the graph runs."""
     rng = np.random.default_rng(0)
     xs, h = rng.normal(size=(TIME, BATCH, FEATURES)), begun * rng.normal(size=(BATCH, HIDDEN))
     arrays = {name: array.astype(np.float64) for name, array in weights(1).items()}
     arrays |= {"begin": h[None]} if begun else {}
     given = ["x", "W", "R", "B", *(["", "begin"] if begun else [])]
     nodes = [node("RNN", given, ["Y", "last"], hidden_size=HIDDEN)]
-    inputs = [value("x", xs.shape, TensorProto.DOUBLE)]
-    _, found = rnnjax_onnx.load(proto_of(nodes, inputs, ["last"], **arrays))(xs)
+    data = {"x": xs, "W": arrays.pop("W")}
+    inputs = [value(name, array.shape, TensorProto.DOUBLE) for name, array in data.items()]
+    _, found = rnnjax_onnx.load(proto_of(nodes, inputs, ["last"], **arrays))(data)
     for x in xs:
-        h = np.tanh(x @ arrays["W"][0].T + h @ arrays["R"][0].T + arrays["B"].reshape(2, -1).sum(0))
+        h = np.tanh(x @ data["W"][0].T + h @ arrays["R"][0].T + arrays["B"].reshape(2, -1).sum(0))
     np.testing.assert_allclose(np.squeeze(found), h, atol=1e-12)
 
 
