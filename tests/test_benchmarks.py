@@ -195,12 +195,15 @@ QUESTIONS: dict[str, Any] = {
     ),
 }  # fmt: skip
 # One of each kind: layers, steps, methods, a model that learns and one that writes.
-ORDINARY = {"layers", "layers, forward", "steps", "cells", "loops", "train_step_types", "writing"}
+ORDINARY = {"layers", "steps", "loops", "train_step_types", "writing"}
 SLOW = [pytest.param(x, marks=pytest.mark.slow) for x in sorted({*QUESTIONS} - ORDINARY)]
+# Keras 3.15 converts its variables in a way that NumPy 2 warns of.
+KERAS_CONVERTS = "ignore:__array__ implementation doesn't accept:DeprecationWarning"
 # Without gradients; and without a CPU that multiplies in bfloat16.
 MAY_FAIL = {"onnxruntime", "PyTorch nn.LSTM, bfloat16 autocast"}
 
 
+@pytest.mark.filterwarnings(KERAS_CONVERTS)
 @pytest.mark.parametrize("name", [*sorted(ORDINARY), *SLOW])
 def test_the_contenders_of_a_question_run_and_agree(name: str, tmp_path: Path) -> None:
     """All that this process can be: it has one backend of Keras."""
@@ -252,8 +255,7 @@ def test_a_program_is_hardly_longer_than_in_keras(module: Any) -> None:
     assert 9 < lines(module.in_rnnjax) <= 1.2 * lines(module.in_keras)
 
 
-# Keras 3.15 converts its variables in a way that NumPy 2 warns of.
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
+@pytest.mark.filterwarnings(KERAS_CONVERTS)
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed, but will be ignored:UserWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("side", ["in_keras", "in_rnnjax"])

@@ -80,11 +80,17 @@ def write_weights(settings: Settings) -> None:
     np.savez(settings.weights, **arrays)
 
 
+def weights_of(settings: Any) -> dict[str, np.ndarray]:
+    """The arrays that a question's ``write_weights`` has written."""
+    with np.load(settings.weights) as file:
+        return dict(file)
+
+
 def rnnjax_params(settings: Settings) -> dict[str, Any]:
     """The weights as parameters of `rnnjax_model`."""
     import jax.numpy as jnp
 
-    weights = np.load(settings.weights)
+    weights = weights_of(settings)
     return {
         "stack": tuple(
             {name: jnp.asarray(weights[f"{name}_{layer}"]) for name in LSTM_WEIGHTS}
@@ -111,7 +117,7 @@ def keras_model(settings: Settings) -> Any:
 
 def keras_weights(settings: Settings) -> list[np.ndarray]:
     """The weights in the order of Keras's model, whose gates are in the same order: i, f, g, o."""
-    weights = np.load(settings.weights)
+    weights = weights_of(settings)
     lstms = [
         weights[f"{name}_{layer}"] for layer in range(settings.layers) for name in LSTM_WEIGHTS
     ]
@@ -122,7 +128,7 @@ def torch_modules(settings: Settings) -> tuple[Any, Any]:
     """The model in PyTorch, batch first: the ``nn.LSTM`` and the ``nn.Linear``."""
     import torch
 
-    weights = {name: torch.from_numpy(array) for name, array in np.load(settings.weights).items()}
+    weights = {name: torch.from_numpy(array) for name, array in weights_of(settings).items()}
     lstm = torch.nn.LSTM(
         settings.vocabulary_size, settings.hidden_size, settings.layers, batch_first=True
     )

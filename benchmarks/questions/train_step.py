@@ -79,7 +79,7 @@ def flax_steps(settings: dict[str, Any]) -> Iterator[Outcome]:
     import optax
 
     shape = Settings(**settings)
-    weights = np.load(shape.weights)
+    weights = book_model.weights_of(shape)
     inputs, targets = map(jnp.asarray, batch(shape))
 
     began = perf_counter()

@@ -231,7 +231,7 @@ def weights_read(settings: dict[str, Any]) -> Iterator[Outcome]:
 
     shape = Settings(**settings)
     size = shape.hidden_size
-    numbers = sum(array.size for array in np.load(shape.weights).values())
+    numbers = sum(array.size for array in book_model.weights_of(shape).values())
     times = numbers // size**2
     scale = numbers / (times * size**2)  # Whole squares are read, and the rest is added in time.
 
