@@ -70,11 +70,8 @@ def alone(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize(
-    "word",
-    ["srun", *(pytest.param(word, marks=pytest.mark.slow)
-               for word in ("JAX_PROCESS_ID", "mpirun", "JAX_NUM_CPU_DEVICES"))],
-)  # fmt: skip
+@pytest.mark.slow  # test_processes starts another program as srun does
+@pytest.mark.parametrize("word", ["srun", "JAX_PROCESS_ID", "mpirun", "JAX_NUM_CPU_DEVICES"])
 def test_every_way_to_start_has_the_losses_of_one_device(word, tmp_path, start, alone):
     process = start(tmp_path, commands(word) + "wait\n")
     out, err = process.communicate(timeout=200)

@@ -13,14 +13,21 @@ import pytest
 from rnnjax.training import Checkpoints
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
+# What `srun` tells its two processes, next to the number of each.
+SLURM = {"SLURM_JOB_ID": 7, "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": 2,
+         "SLURM_STEP_NUM_TASKS": 2}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def start(begin, free_port):
     def start(folder, scene, processes=2):
-        where = f"localhost:{free_port()}" if processes == 2 else "alone"
-        command = [sys.executable, "-W", "error", str(SCRIPT), str(folder), scene, where]
-        return [begin([*command, str(index)], 2) for index in range(processes)]
+        command = [sys.executable, "-W", "error", str(SCRIPT), str(folder), scene]
+        if processes == 1:
+            return [begin(command, 2)]
+        launcher = {name: str(value) for name, value in SLURM.items()}
+        launcher["JAX_COORDINATOR_PORT"] = str(free_port())
+        numbers = [{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]
+        return [begin(command, 2, **launcher, **each) for each in numbers]
 
     return start
 

@@ -1,7 +1,7 @@
 """A program of its own for `test_processes`: one of two processes, or the only one.
 
-``python two_processes.py FOLDER SCENE COORDINATOR PROCESS``; without a coordinator it is alone.
-What was seen goes into the folder.
+``python two_processes.py FOLDER SCENE``; it is alone unless a launcher told it otherwise. What was
+seen goes into the folder.
 """
 
 import json
@@ -20,13 +20,13 @@ from rnnjax.training.hooks import EarlyStopping
 from rnnjax.training.state import TrainState
 from tests.training_helpers import share_steps
 
-FOLDER, SCENE, WHERE, INDEX = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+FOLDER, SCENE = Path(sys.argv[1]), sys.argv[2]
 ROWS, ADAM = 8, optax.adam(0.05)
 share_steps()
 processes._BYTES_AT_ONCE = 1000  # so that what one reads comes in parts
-if WHERE != "alone":
-    processes.start_processes(WHERE, 2, INDEX)
-    assert len(jax.devices()) == 2 * len(jax.local_devices()) == 4
+processes.start_processes()
+INDEX = jax.process_index()
+assert len(jax.local_devices()) == 2
 XS = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
 DATA = minibatches({"xs": XS, "ys": XS.sum(1)}, ROWS, axis=0)
 OVER = Sharding.over()
@@ -134,5 +134,5 @@ def until_a_signal(epoch):
 
 if "term" in SCENE:
     (FOLDER / f"seen-{INDEX}.json").write_text(json.dumps(all_scenes()))
-if WHERE != "alone":
+if jax.process_count() == 2:
     train("run", 10**6, batches=until_a_signal, sharding=OVER, evaluate=None)
