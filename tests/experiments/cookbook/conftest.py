@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from experiments.cookbook.common import plots
+
 
 @pytest.fixture
 def ran(tmp_path):
@@ -16,3 +18,12 @@ def ran(tmp_path):
         return result, {row["name"]: row["score"] for row in result["rows"]}
 
     return ran
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """What a program would draw, by the names of the pictures."""
+    found = {}
+    for kind in ("curves", "images", "matrix"):
+        monkeypatch.setattr(plots, kind, lambda path, of, **_: found.update({path.stem: of}))
+    return found

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -74,3 +76,15 @@ def test_a_name_is_in_one_part_alone(monkeypatch):
     known = [row for row in test if 0 not in row[:6]]
     assert known
     assert not {tuple(row) for row in known} & {tuple(row) for row in train}
+
+
+def test_every_seed_has_a_network_of_its_own(monkeypatch):
+    task = prepare(Config(seeds=3), "names", TEXTS, [0, 1, 2, 0, 1, 2], 4)
+    for name, stub in {
+        "init": lambda name, task, key: jax.random.normal(key, (50,)),
+        "apply": lambda name, task, params, rows: params + 0 * rows[:, None],
+        "fit": lambda loss, params, *_, **more: SimpleNamespace(params=params),
+    }.items():
+        monkeypatch.setattr(classification, name, stub)
+    found = classification.learn(Config(seeds=3), task, "LSTM")
+    assert [len(set(part)) for part in (*found, found[:, 0])] == [1, 1, 1, 3]

@@ -194,6 +194,18 @@ def test_all_that_the_decoder_gets_is_the_code(random_like):
     np.testing.assert_allclose(written[:, 1:2], alone, rtol=1e-5)
 
 
+def test_what_lies_between_two_codes(ran, pictures, monkeypatch):
+    monkeypatch.setattr(autoencoder, "learn", lambda *_: None)
+    monkeypatch.setattr(autoencoder, "error", lambda *_: 0.5)
+    monkeypatch.setattr(autoencoder, "encode", lambda config, params, images: images.sum(axis=0))
+    monkeypatch.setattr(autoencoder, "decode", lambda *given: given[2][None].repeat(28, axis=0))
+    mean, linear, _ = ran(autoencoder)[1].values()
+    images, by_axes, codes, *between = pictures["digits"].values()
+    assert 0 < np.square(by_axes - images).mean() < 2 * linear < mean
+    for first, last, each in zip(codes[::2], codes[1::2], between, strict=False):
+        np.testing.assert_allclose(each[[0, 3, 9]], [first, (2 * first + last) / 3, last], 1e-5)
+
+
 @pytest.mark.slow
 def test_made_digits_are_read_by_rows_and_by_a_cnn(ran, monkeypatch):
     few = {"GRU by rows": (0, rnnjax.GRUCell(32)), "CNN": (1, None),

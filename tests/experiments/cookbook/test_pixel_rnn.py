@@ -71,3 +71,17 @@ def test_a_completion_draws_what_the_network_over_whole_images_expects(params, i
     again = draw(np.arange(known * SIZE, SIZE * SIZE), expected)
     again = np.asarray(again).reshape(SIZE - known, SIZE, -1).swapaxes(1, 2)
     np.testing.assert_array_equal(again, drawn[known:])
+
+
+def test_pixels_for_themselves_and_completed_images(ran, pictures, monkeypatch):
+    monkeypatch.setattr(pixel_rnn, "learn", lambda config, *_: (None, 90.0 + config.layers))
+    monkeypatch.setattr(pixel_rnn, "complete", lambda config, params, images, *_: 1 - images)
+    _, scores = ran(pixel_rnn)
+    train, _, test = (part.astype(float) for part in pixel_rnn.binary_digits(CONFIG).values())
+    lit = (1 + train.sum(axis=1)) / (2 + train.shape[1])
+    nats = [-np.log(x * lit + (1 - x) * (1 - lit)).sum() for x in test.swapaxes(0, 1)]
+    assert scores["each pixel for itself"] == pytest.approx(np.mean(nats))
+    assert scores["Row LSTM, 2 x 16 channels"] == [92]
+    images, _, *drawn = pictures["completions"].values()
+    np.testing.assert_array_equal(images, test[:, :10].swapaxes(0, 1))
+    np.testing.assert_array_equal(drawn, [1 - images] * 3)

@@ -1,5 +1,7 @@
 """Chords and recordings as the programs of music and of spoken digits read them."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import rnnjax
 from experiments.cookbook import music, spoken_digits
 from experiments.cookbook.common import data
-from experiments.cookbook.spoken_digits import BANDS, BLOCK, BOTH, HOP, RATE, STREAM
+from experiments.cookbook.spoken_digits import BANDS, BLOCK, BOTH, HOP, RATE, STREAM, WINDOW
 
 WAVES, SPECTRA = spoken_digits.WAVES, spoken_digits.SPECTRA
 NAMES = WAVES, SPECTRA, BOTH, STREAM
@@ -33,6 +35,9 @@ def test_pieces_lie_in_rows_with_what_comes_next(pieces):
     )
     assert steps == expected
     assert (batch["resets"] & batch["mask"]).sum() == 3
+    told = np.array([y for x, y in expected if x[0]])  # what comes after chords with the first key
+    chances = jax.nn.sigmoid(music.counted(batch, batch["xs"][..., :1] == 1))
+    np.testing.assert_allclose(chances, (told.sum(axis=0) + 1) / (len(told) + 2), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", music.CELLS)
@@ -92,6 +97,10 @@ def test_a_tone_is_in_the_band_of_its_pitch():
         assert (spectrum[:-1].argmax(axis=1) == band).all()
         louder = spoken_digits.log_mel(10 * tone)[:-1, band]
         np.testing.assert_allclose(louder - spectrum[:-1, band], np.log(100), atol=0.01)
+        # The bands share the energy of a window out: Parseval's, of one half of the frequencies.
+        windows = tone[: 4 * WINDOW].reshape(4, WINDOW) * np.hanning(WINDOW)
+        energy = (windows**2).sum(axis=1) * WINDOW / 2
+        np.testing.assert_allclose(np.exp(spectrum[:8:2]).sum(axis=1), energy, rtol=1e-3)
     late = np.where(time < 0.5, 0, tone)  # from half a second on, by steps
     begins = spoken_digits.log_mel(late).max(axis=1) > 0
     assert begins.argmax() == int(0.5 * RATE) // HOP - 1  # whose window reaches behind it
@@ -142,10 +151,29 @@ def test_takes_make_the_parts_and_the_test_part_scales_nothing(monkeypatch):
     for name in NAMES:
         alike = [(x["xs"] == y["xs"]).all() for x, y in zip(before[name], after[name], strict=True)]
         assert alike == [False, True, True]
-    assert (
-        after[WAVES][0]["lengths"] == spoken_digits.SAMPLES // HOP
-    ).all()  # what is longer is cut
+    # What is longer is cut.
+    assert (after[WAVES][0]["lengths"] == spoken_digits.SAMPLES // HOP).all()
     train = after[BOTH][2]
     heard = train["xs"][: train["lengths"].max()].reshape(-1, BANDS)
     np.testing.assert_allclose(heard.mean(axis=0), 0, atol=1e-3)
     np.testing.assert_allclose(heard.std(axis=0), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("made", ["made", "elsewhere"])
+@pytest.mark.usefixtures("pictures")
+def test_right_digits_are_counted_and_made_ones_have_no_bound(ran, monkeypatch, made):
+    digits, said = np.arange(50) % 10, np.arange(50) % 49 % 10  # one is wrong
+    xs = np.random.default_rng(0).random((6, 50, 20), np.float32)
+    part = {"xs": xs, "lengths": np.full((1, 50), 6), "digits": digits[None]}
+    for name, stub in {
+        "init": lambda *_: None, "read": lambda _: dict.fromkeys(NAMES, [part] * 3),
+        "fit": lambda *_, **more: SimpleNamespace(params=None), "shipped": lambda _: None,
+        "apply": lambda _, batch: jnp.eye(10)[said[: batch["xs"].shape[1]]],
+        "streamed": lambda *_: np.eye(10)[said],
+    }.items():  # fmt: skip
+        monkeypatch.setattr(spoken_digits, name, stub)
+    monkeypatch.setattr(data, "MADE", made)
+    result, scores = ran(spoken_digits)
+    np.testing.assert_allclose([scores[name] for name in NAMES], 98, rtol=1e-6)
+    found = [(round(one["score"], 4), one["bound"]) for one in result["accepts"]]
+    assert found == ([] if made == "made" else [(98, 96), (98, 96), (0, 0.4)])

@@ -101,3 +101,22 @@ def test_words_are_told_from_those_before_them_alone(monkeypatch):
     assert differs[0] == valid + 5
     assert differs[-1] > valid + 10  # by the state, which is carried on
     assert list(itertools.islice(differs, 2)) == [valid + 5, valid + 6]
+
+
+def test_words_by_how_often_those_before_them_were_seen(ran, pictures, monkeypatch):
+    text = " ".join(np.random.default_rng(0).choice(list("aabc"), 900))
+    monkeypatch.setattr(word_model.data, "text", lambda *_: text)
+    monkeypatch.setattr(word_model, "TEXTS", {"few": (1, 1, 1, 0)})
+    monkeypatch.setattr(word_model, "learn", lambda _, name, n: np.full(90, -np.log(2 + n)))
+    monkeypatch.setattr(word_model.data, "MADE", "elsewhere")
+    result, scores = ran(word_model)
+    words, known, valid, size = word_model.read("few", Config())
+    logs = kneser_ney(words, known, size)[valid:]
+    np.testing.assert_allclose(scores["few: LSTM"], [2, 3])
+    accepted = [(one["score"], one["bound"]) for one in result["accepts"]]
+    np.testing.assert_allclose(accepted, [(2.5, np.exp(-logs.mean()))])
+    seen = [sum(words[k : k + 2] == words[i - 2 : i] for k in range(known - 1))
+            for i in range(known + valid, 900)]  # fmt: skip
+    eighths = np.array_split(logs[np.argsort(seen, kind="stable")], 8)
+    expected = [[np.exp(-each.mean()) for each in eighths], [2] * 8]
+    np.testing.assert_allclose([*pictures["seen"].values()], expected)
