@@ -19,7 +19,7 @@ def test_the_program_learns_the_alphabet(program, tmp_path):
     saved = json.loads((tmp_path / "out" / "result.json").read_text())
     assert saved["config"]["hidden_size"] == 50
     assert len(saved["losses"][0]) == 300
-    assert saved["losses"][0][-1] < 0.05
+    assert saved["results"][0]["loss"] == saved["losses"][0][-1] < 0.05
 
     again = program("alphabet", "--run-dir", "out", check=False)
     assert again.returncode == 2

@@ -213,6 +213,10 @@ def test_the_page_of_an_evaluation():
     shares = [100 * np.mean((bits >= k) & (bits < k + 1)) for k in range(12)]
     assert all(f"{k} to {k + 1} bits: {share:.1f} %" in page for k, share in enumerate(shares))
     assert f"12 bits or more: {100 * np.mean(bits >= 12):.1f} %" in page
+    bar = r'y="([\d.]+)" width="30" height="([\d.]+)">.*?</rect><text x="[\d.]+" y="([-\d.]+)"'
+    tops, heights, said = np.array(re.findall(bar, page), float).T
+    np.testing.assert_allclose(tops + heights, [136] * 13, atol=0.11)  # they stand on one line
+    np.testing.assert_allclose(said, tops - 4, atol=0.11)  # each share is over its bar
     short = pages.evaluation_page(ABOUT, ids[:50], bits[:49], ByteVocabulary())
     assert "This is the whole text." in short
     assert "bits per byte, on average" in short

@@ -87,8 +87,12 @@ def test_letters_are_said_in_their_order_and_keys_ask_for_their_values():
 
 
 def test_a_sum_is_right_within_its_bound():
-    xs, sums, places = data.adding(RNG(4), 1, 20, 3)
+    xs, sums, places = data.adding(RNG(4), 1, 20, 300)
     np.testing.assert_allclose((xs[..., 0] * xs[..., 1]).sum(axis=0), sums[-1], rtol=1e-6)
+    halves = xs[..., 1].reshape(2, 10, 300)
+    assert (halves.sum(axis=1) == 1).all()  # one number is marked in each half,
+    assert halves.any(axis=2).all()  # and each may be
+    sums, places = sums[:, :3], places[:, :3]
     off = np.array([0.1, -0.1, 0.2])
     loss, right = jax.jit(tasks.measure)((sums + off)[..., None], sums, places)
     np.testing.assert_allclose(loss, 0.02, rtol=1e-5)
@@ -111,6 +115,9 @@ def test_a_quick_run_fills_the_table(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "parity.png").stat().st_size > 10_000
     table = (tmp_path / "run" / "table.md").read_text()
     assert table.startswith("| cell | parity |\n|---|---|\n| GRU | ")
+    monkeypatch.setattr(tasks, "learn", lambda *_: ([0.25], np.zeros(48), 1))
+    one = dataclasses.replace(config, tasks=("cycle",), run_dir=tmp_path / "one", seeds=1)
+    assert tasks.run(one) == 0
 
 
 def test_digits_are_read_pixel_by_pixel():

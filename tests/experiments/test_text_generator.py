@@ -180,9 +180,12 @@ def test_the_loss_drops_and_forgets_in_training(random_like):
         assert losses[kind] != others[kind], kind
     np.testing.assert_allclose(losses["forgotten"], plain, rtol=1e-6)
     assert abs(losses["kept"] - plain) > 1e-4
+    noisy = make_loss(model_with(**dict.fromkeys(kinds, 0.5)), carry_state=False)
+    with jax.debug_key_reuse(True):  # each kind has a key of its own
+        jax.jit(noisy)(params, (), batch, jax.random.key(5))
 
 
-def test_each_row_of_an_evaluation_has_read_what_comes_before(model, params):
+def test_each_row_of_an_evaluation_has_read_what_comes_before(model, params, monkeypatch):
     """The first begins with the text, and the others 256 characters before their own part."""
     ids = np.random.default_rng(0).integers(0, 68, 2060)  # two rows of 1,030 characters
     losses = surprise(model, params, ids)
@@ -195,6 +198,9 @@ def test_each_row_of_an_evaluation_has_read_what_comes_before(model, params):
         alone = np.asarray(read(params, model.initial_carry(1), inputs, targets)[1])[0]
         alone = alone[before : before + end - begin]
         np.testing.assert_allclose(losses[begin:end], alone, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr("experiments.text_generator.model._losses", lambda *given: given[-1])
+    for length in (2, 3, 1025, 2059):
+        np.testing.assert_array_equal(surprise(model, params, ids[:length]), ids[1:length])
 
 
 def test_the_parts_of_a_text_are_the_text(long, tmp_path):

@@ -1,6 +1,7 @@
 """The two programs of reinforcement learning, and the task of POPGym that they share."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,26 @@ def test_a_pack_has_thirteen_cards_of_each_suit_and_the_one_before_is_asked_for(
     assert not np.array_equal(suits[:51], suits[51:102])
     np.testing.assert_allclose(reward[:102], expected, atol=1e-7)
     np.testing.assert_array_equal(success[:102], expected > 0)
+
+
+@PROGRAMS
+def test_which_of_three_actions_is_worth_most_is_learned(program):
+    shown = SimpleNamespace(
+        reset=lambda key, batch: jnp.arange(*batch) % 3, begins=lambda state: state < 0,
+        observe=lambda state: jax.nn.one_hot(state, 3),
+        step=lambda key, state, action: (
+            (state + 1) % 3, agents.Outcome(1.0 * (action == state), state < 0, action == state)
+        ),
+    )  # fmt: skip
+    table = SimpleNamespace(
+        begin=lambda key, task: [jnp.zeros((3, size)) for size in heads(program, task)],
+        run=lambda params, carry, seen, resets: (carry, [seen @ head for head in params]),
+    )
+    config = program.Config(**{**TINY[program], "units": 1, "updates": 150, "learning_rate": 0.1})
+    train = program.learner(config, agents.Task(shown, 3, 3, 1, 1.0, 1.0), table, True)
+    (worth, *_), (rewards, _) = jax.device_get(jax.jit(train)(KEY))
+    assert worth.argmax(axis=1).tolist() == [0, 1, 2]
+    assert rewards[:3].mean() < 0.6 < 0.8 < rewards[-3:].mean()
 
 
 @functools.cache

@@ -43,6 +43,14 @@ def test_a_file_that_is_missing_or_damaged_is_one_sentence(tmp_path, name, read)
         read(str(tmp_path))
 
 
+def test_digits_by_either_name_and_a_made_series_that_has_logs(tmp_path):
+    for names in ("train_x train_y test_x test_y", "x_train y_train x_test y_test"):
+        np.savez(tmp_path / "mnist.npz", **dict(zip(names.split(), range(4), strict=True)))
+        assert [int(part) for part in data.digits(str(tmp_path))] == [0, 1, 2, 3]
+    lines = data.table("airline-passengers", data.MADE).decode().splitlines()[1:]
+    assert min(float(line.split(",")[1]) for line in lines) > 0
+
+
 @pytest.mark.parametrize(("bound", "status"), [(2.0, 0), (0.5, 1)])
 def test_a_report_tells_what_was_missed(tmp_path, capsys, bound, status):
     report = Report.begin("program", "error", Options(tmp_path / "run"))
