@@ -14,11 +14,6 @@ from experiments.text_tools.corpora import CorpusError
 from rnnjax.errors import InvalidInputError
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    run_dir: Path
-
-
 def test_sequences_side_by_side_with_time_first():
     array, lengths = data.padded([np.arange(3.0), np.arange(5.0)], length=4)
     assert array.T.tolist() == [[0, 1, 2, 0], [0, 1, 2, 3]]
@@ -53,7 +48,8 @@ def test_digits_by_either_name_and_a_made_series_that_has_logs(tmp_path):
 
 @pytest.mark.parametrize(("bound", "status"), [(2.0, 0), (0.5, 1)])
 def test_a_report_tells_what_was_missed(tmp_path, capsys, bound, status):
-    report = Report.begin("program", "error", Options(tmp_path / "run"))
+    options = dataclasses.make_dataclass("Options", ["run_dir"])(tmp_path / "run")
+    report = Report.begin("program", "error", options)
     report.add("ours", [1.0, 3.0])
     report.add("theirs", 1.5, "Somebody (2000)")
     report.accept("error of ours", 1.0, bound)

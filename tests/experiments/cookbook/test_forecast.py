@@ -116,17 +116,20 @@ def test_baselines_of_a_series_that_they_know():
     assert sum("season 12 of logs" in label for label in chosen) == 2
 
 
-def test_the_airline_model_is_that_of_statsmodels():
-    from statsmodels.tsa.api import SARIMAX
+def test_the_airline_model_and_ets_are_those_of_statsmodels():
+    from statsmodels.tsa.api import SARIMAX, ETSModel
 
     values = np.random.default_rng(0).normal(size=(30, 2)).cumsum(axis=0).ravel()
-    model = SARIMAX(values[:50], order=(0, 1, 1), seasonal_order=(0, 1, 1, 2)).fit(disp=False)
-    found = baselines.arima(values, 50, 4, period=2)
-    np.testing.assert_allclose(found[49], model.forecast(4), rtol=1e-6)
+    airline = SARIMAX(values[:50], order=(0, 1, 1), seasonal_order=(0, 1, 1, 2))
+    kind = {"trend": "add", "damped_trend": True, "seasonal": "add", "seasonal_periods": 2}
+    smoothing = ETSModel(values[:50], **kind)
+    for method, model in ((baselines.arima, airline), (baselines.ets, smoothing)):
+        found = method(values, 50, 4, period=2)[49]
+        np.testing.assert_allclose(found, model.fit(disp=False).forecast(4), rtol=1e-6)
 
 
 def test_a_season_is_read_where_it_tells_more_than_the_last_value():
-    assert months(wave(120)).lag == 12
+    assert months(np.stack([wave(120)] * 2, axis=1), horizon=3).lag == 12
     late = wave(120)
     late[:40] = np.nan  # 16 values are left
     assert months(late).lag == 0
@@ -159,5 +162,4 @@ def test_errors_are_of_the_test_part_alone():
 def test_a_picture_shows_what_every_third_origin_says_of_three_times():
     problem, ys = months(wave(120), horizon=3), np.arange(360).reshape(120, 1, 3)
     times, shown = forecast.drawn(problem, np.arange(120), 0, {"GRU": ys})["GRU"]
-    said = ys[times[0] - 1 :: 3, 0].ravel()
-    assert shown.tolist() == said[: len(times)].tolist()
+    assert shown.tolist() == ys[times[0] - 1 :: 3, 0].ravel()[: len(times)].tolist()

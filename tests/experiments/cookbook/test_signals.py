@@ -68,6 +68,9 @@ def test_the_reach_of_a_linear_cell_is_that_of_its_powers():
             expected = np.linalg.norm(by_state) / np.sqrt(3)
             assert row[time] == pytest.approx(expected, rel=1e-4)
             by_state = scale * kernel @ by_state
+    last, _ = rnnjax.unroll(cell, jax.tree.map(lambda x: x[0], params["cell"]), xs)
+    expected = np.mean((last.hidden.sum(axis=1) - 1) ** 2)
+    np.testing.assert_allclose(gradients.losses(cell, params, xs, 1.0), [expected], rtol=1e-5)
 
 
 def test_a_stream_asks_for_the_letter_that_was_marked():

@@ -81,7 +81,7 @@ def test_words_and_parts(monkeypatch):
     monkeypatch.setattr(word_model.data, "text", lambda name, _: text)
     words, known, valid, size = word_model.read("tinyshakespeare", Config())
     assert words[:8] == [1, 2, 3, 4, 5, 6, 7, 1]  # o'er here , we're well . and a new paragraph
-    assert words[-6:] == [7, *[UNKNOWN] * 5]
+    assert words[-6:] == [7, *[0] * 5]
     assert size == 8
     assert (known, valid) == (len(words) * 9 // 10, len(words) // 20)
 
