@@ -221,8 +221,8 @@ def _entries_belong_to_units(cell: Cell, params: Params, input_size: int) -> Non
         raise AssertionError(f"{brief(cell)} cannot learn online unit by unit, because {reason}")
     one, carry, x = _drawn(cell, params, input_size, (3,), noise=1.0)
     other, _, _ = _drawn(cell, params, input_size, (3,), noise=1.0, seed=2)
-    units = carry[0].shape[-1]
-    chosen = np.random.default_rng(3).permutation(units) < (units + 1) // 2
+    ((units,),) = {*cell.carry_shapes.values()}
+    chosen = np.random.default_rng(3).permutation(units) < units / 2
 
     def mixture(mine: np.ndarray, others: np.ndarray) -> np.ndarray:
         places = np.arange(mine.size).reshape(mine.shape) % units

@@ -94,9 +94,11 @@ def with_parameter(shape: tuple[int, ...], new: Any, init: str = "zeros", **more
     return lie(parameters=parameters, update=update, **more)
 
 
-def declares(change: Any) -> Any:
-    """Parameters that are others by the number of features."""
-    return lie(parameters=lambda self, size: Honest.parameters(self, size) | change(size))
+def declares(change: Any, new: Any = None, **more: Any) -> Any:
+    """Other parameters, which may depend on the number of features."""
+    return lie(
+        new, parameters=lambda self, size: Honest.parameters(self, size) | change(size), **more
+    )
 
 
 class Remembers(rnnjax.Cell):
@@ -222,7 +224,13 @@ TRUTHS = {
     "overflows": adds(lambda x: jnp.exp(12 * x)),
     "grows": lie(lambda x, h: 2 * h + x, **AFFINE),
     "elementwise": lie(lambda x, h: jnp.tanh(h) + x, **ELEMENTWISE),
-    "decays": lie(lambda x, h: h * jnp.exp(-x[..., 4:]) + x[..., :4], **GAPS),
+    # The same for every number of features that it can have beside its gap.
+    "decays": declares(
+        lambda size: {"own": Param((4,))} if size > 1 else {},
+        lambda x, h: h * jnp.exp(-x[..., 4:]) + x[..., :4],
+        **GAPS,
+    ),
+    "grid": declares(lambda size: {"kernel": Param((3, size, 4), role=Role.INPUT)}),
 }
 
 
