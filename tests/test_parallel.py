@@ -533,10 +533,11 @@ CHRONO = {"bias_init": rnnjax.cells.Chrono(512)}
     ("cell", "most", "tolerance"),
     [
         (rnnjax.LSTMCell(32), 14, 1e-6),
+        (rnnjax.ConvLSTMCell(2, kernel_shape=(3,)), 14, 1e-6),
         pytest.param(rnnjax.GRUCell(32), 12, 1e-6, marks=pytest.mark.slow),
         pytest.param(rnnjax.LSTMCell(32, **CHRONO), 8, 1e-5, marks=pytest.mark.slow),
     ],
-    ids=["lstm", "gru", "lstm-chrono"],
+    ids=["lstm", "convlstm", "gru", "lstm-chrono"],
 )
 def test_newton_takes_few_iterations(cell, most, tolerance):
     (layer,) = converges(cell, 512, tolerance)[2].layers
