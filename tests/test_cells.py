@@ -11,7 +11,7 @@ import pytest
 import rnnjax
 from rnnjax import Fused, GRUCell, LSTMCell, SimpleRNNCell, Stack
 from rnnjax.cells.activations import INITIALIZERS, activate_gates, gate_slopes
-from rnnjax.cells.initializers import log_steps
+from rnnjax.cells.initializers import log_steps, softplus_steps
 
 KEY = jax.random.key(0)
 KINDS = [SimpleRNNCell, LSTMCell, GRUCell]
@@ -86,9 +86,15 @@ def test_biases_are_there_by_default() -> None:
     assert all(given.values()), given
 
 
+def test_windows_are_of_3_by_3_by_default() -> None:
+    assert shapes(rnnjax.ConvLSTMCell(2))["kernel"].shape == (3, 3, 3, 8)
+
+
 def test_step_sizes_begin_between_0_001_and_0_1() -> None:
     steps = np.exp(log_steps(KEY, (1000,), np.float32))
     assert 0.001 <= steps.min() < 0.00102 < 0.098 < steps.max() <= 0.1
+    behind_softplus = softplus_steps(KEY, (1000,), np.float32)
+    np.testing.assert_allclose(jax.nn.softplus(behind_softplus), steps, rtol=1e-5)
 
 
 def test_a_stack_draws_each_layer_from_its_own_key() -> None:
