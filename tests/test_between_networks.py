@@ -139,6 +139,7 @@ def test_a_cell_that_looks_back_against_its_definition(draw):
             np.testing.assert_allclose(ys[time, row], np.concatenate([y, context]), atol=1e-5)
     assert np.abs(grads[:2]).min() > 0
     assert not grads[2:, 1].any()
+    np.testing.assert_array_equal(LOOKING.over(params, memory)["valid"], np.ones((6, 2), bool))
 
 
 @pytest.mark.parametrize(
