@@ -43,6 +43,7 @@ def test_pooling_is_that_of_each_row_alone(how):
     np.testing.assert_array_equal(*whole)
     assert np.isfinite(gradient).all()
     assert not gradient[3:, 1].any()
+    np.testing.assert_array_equal(rnnjax.pool(ys[:0], how), np.zeros((4, 3)))  # of no steps
 
 
 GRU = rnnjax.GRUCell(3)
