@@ -315,7 +315,7 @@ def _results(step: Any, params: Params, carry: Carry, x: jax.Array) -> tuple[Any
 
     def loss(carry: Carry, x: jax.Array, params: Params) -> Any:
         out = step(params, carry, x)
-        total = jnp.float32(0)
+        total = jnp.zeros((), jnp.float32)
         for leaf in jax.tree.leaves(out):
             if is_floating(leaf.dtype):
                 weights = 1 + jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape)
@@ -342,7 +342,7 @@ def _differs(cell: Cell, one: Sequence[Any], other: Sequence[Any]) -> str | None
 def _reach_others(cell: Cell, chosen: np.ndarray, one: Any, other: Any, mixed: Any) -> bool:
     """Whether ``mixed`` differs from the chosen units of ``one`` or the rest of ``other``."""
     return not all(
-        _near(cell, c, np.where(chosen, a, b), _largest(a) + _largest(b))
+        _near(cell, c, np.where(chosen, a, b), np.maximum(_largest(a), _largest(b)))
         for a, b, c in zip(one, other, mixed, strict=True)
     )
 
