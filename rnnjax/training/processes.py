@@ -194,9 +194,9 @@ def _from_first(data: bytes) -> bytes | bytearray:
     """Broadcast the bytes of the first process to all."""
     with ending_with_peers():
         # In two numbers, because JAX's integers have 32 bits.
-        sizes = np.array(divmod(len(data), 2**30), np.int32)
+        sizes = np.array(divmod(len(data), _BYTES_AT_ONCE), np.int32)
         high, low = multihost_utils.broadcast_one_to_all(sizes)
-        length = int(high) * 2**30 + int(low)
+        length = int(high) * _BYTES_AT_ONCE + int(low)
         found = bytearray()
         for at in range(0, length, _BYTES_AT_ONCE):
             size = min(length - at, _BYTES_AT_ONCE)
