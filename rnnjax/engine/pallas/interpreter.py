@@ -60,7 +60,7 @@ def by_entries(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
     # In the layout of the larger one, so that neither it nor its gradient is transposed.
     order = sorted(axes, key=len)[1]
     order = [*order, *(axis for axis in sorted({*axes[0], *axes[1]}) if axis not in order)]
-    kind = equation.params["preferred_element_type"] or equation.outvars[0].aval.dtype
+    kind = equation.outvars[0].aval.dtype
     factors = [
         jnp.expand_dims(
             array.astype(kind).transpose([own.index(axis) for axis in order if axis in own]),
