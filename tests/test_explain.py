@@ -44,8 +44,12 @@ def test_a_single_step_and_the_dial():
     assert "keeps the state before every 10 steps" in text
     assert "operands bfloat16" in text
     assert "recurrent product" not in told(rnnjax.MinGRUCell(4), 100, 2, 30)
+    newton = rnnjax.Parallel(newton=rnnjax.Newton())
+    for cell in (rnnjax.MinGRUCell(4), rnnjax.LSTMCell(4)):
+        assert ("by Newton's" in told(cell, method=newton)) == (cell.recurrent is not None)
     parts = "or of 100 where no gradient is taken"
     assert parts in told(rnnjax.LSTMCell(64), 10_000, 16, 64)
+    assert parts not in told(rnnjax.LSTMCell(64), 10_000, 16, 64, platform="cuda")
     assert "no gradient" not in told(rnnjax.LSTMCell(64), 500, 16, 64)
 
 

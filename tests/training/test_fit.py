@@ -196,10 +196,10 @@ def test_more_of_them_in_a_row_end_the_run_across_a_stop_too(tmp_path):
 
 
 def test_another_configuration_is_another_run_and_fewer_epochs_are_said(tmp_path, capsys):
-    run(tmp_path, config={"layers": 1, "epochs": 1}, epochs=1)
-    with pytest.raises(CheckpointError, match=r"has layers=1 \(not 2\), and cannot resume"):
-        run(tmp_path, config={"layers": 2, "epochs": 1}, epochs=1)
-    options = {"config": {"layers": 1, "epochs": 2}, "free": ("epochs",)}
+    run(tmp_path, config={"cell": {"size": 1, "bias": True}, "epochs": 1}, epochs=1)
+    with pytest.raises(CheckpointError, match=r"has cell.size=1 \(not 2\), and cannot resume"):
+        run(tmp_path, config={"cell": {"size": 2, "bias": True}, "epochs": 1}, epochs=1)
+    options = {"config": {"cell": {"size": 1, "bias": True}, "epochs": 2}, "free": ("epochs",)}
     assert len(run(tmp_path, Progress(io.StringIO()), epochs=2, **options).history) == 2
     assert "the run had epochs=1 (not 2), and resumes so" in capsys.readouterr().out
     with pytest.warns(UserWarning, match="has done 10 steps, more than those of 1 epochs"):
