@@ -394,6 +394,11 @@ def test_what_is_wrong_is_said_in_a_sentence(call: Any, message: str) -> None:
     assert isinstance(error.value, rnnjax.RnnjaxError)
 
 
+def test_a_number_at_its_limit_is_taken() -> None:
+    assert rnnjax.LeakyRNNCell(4, leak=1).leak == 1
+    assert (Chrono(2).longest, Ring(0, 1).r_min, rnnjax.Dropout(0).rate) == (2, 0, 0)
+
+
 def updating(new: Any, base: Any = GRUCell, **declared: Any) -> Any:
     """A user's cell whose update returns something of the carry that it should."""
 

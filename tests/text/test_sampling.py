@@ -284,6 +284,15 @@ def test_reading_needs_no_characters(params):
     assert read(step, params, carry, [[1, 2]], lengths=[0, 0]) is carry
 
 
+@pytest.mark.parametrize("time", [16, 17])  # padded to a power of two
+def test_each_character_is_read_once(time):
+    def add(params, carry, tokens):
+        return carry + tokens, carry
+
+    ids, carry = np.ones((time, 2), int), np.zeros(2, int)
+    assert read(add, (), carry, ids, lengths=[time, 3]).tolist() == [time, 3]
+
+
 @pytest.mark.parametrize("bad", [[0, np.nan, 0, 0], [0, np.inf, 0, 0], [-np.inf] * 4], ids=str)
 def test_logits_with_nothing_to_draw_from_are_an_error(bad):
     logits = np.array([[0, 0, 9, 0], [9, 0, 0, 0], bad, [0, 0, 0, 0]], np.float32)  # 1 to 0 to 2
