@@ -1,10 +1,11 @@
-"""Drawn faults: whether the quick tests would notice a change that nobody thought of.
+"""Drawn faults: whether an ordinary run would notice a change that nobody thought of.
 
     python -m tests.mutants                                     # 30 of each room
     python -m tests.mutants engine training --draw 10 --seed 1  # others, of these rooms
 
 Each is one operator, comparison or constant of the code that is another, as a slip of the finger
-leaves it. Whoever survives is in code that no number depends on, or wants a test; or it is the same
+leaves it. The tests of the room run, those that name the file first, until one fails: a survivor
+takes some minutes. It is in code that no number depends on, or wants a test; or it is the same
 program in other words, such as one with a block of another size.
 """
 
@@ -27,7 +28,6 @@ ROOMS |= {room: [f"rnnjax/{room}"] for room in ("text", "interop")} | {
     "wrappers": ["rnnjax/linen", "rnnjax/nnx", "rnnjax/layout"],
     "experiments": ["experiments"],
 }
-QUICK = ("-m", "not slow and not docs and not long")
 OTHER = {
     ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"),
     ast.FloorDiv: ("//", "*"), ast.Mod: ("%", "//"), ast.Pow: ("**", "*"), ast.MatMult: ("@", "*"),
@@ -118,7 +118,7 @@ def drawn(room: str, number: int, seed: int) -> list[Fault]:
         line = source[:begin].count(b"\n")
         was, now = (each.splitlines()[line].strip() for each in (text, other))
         about = f"{file}:{line + 1}: {was!r} is {now!r}"
-        tests = (*QUICK, *tests_of(room, file))
+        tests = ("-m", "not slow and not docs", *tests_of(room, file))
         made.append(Fault(about, room, str(file), text, other, tests))
     return made
 
