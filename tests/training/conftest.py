@@ -8,9 +8,6 @@ import subprocess
 import pytest
 from training_helpers import share_steps
 
-# A program that tests start; importing it would run it.
-collect_ignore = ["two_processes.py"]
-
 
 @pytest.fixture(scope="session")
 def free_port():

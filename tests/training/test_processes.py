@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from rnnjax.training import Checkpoints
+from tests.training import two_processes
 
-SCRIPT = Path(__file__).with_name("two_processes.py")
+SCRIPT = Path(two_processes.__file__)
 # What `srun` tells its two processes, next to the number of each.
 SLURM = {"SLURM_JOB_ID": 7, "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": 2,
          "SLURM_STEP_NUM_TASKS": 2}  # fmt: skip
@@ -20,10 +21,8 @@ SLURM = {"SLURM_JOB_ID": 7, "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": 
 
 @pytest.fixture(scope="module")
 def start(begin, free_port):
-    def start(folder, scene, processes=2):
+    def start(folder, scene):
         command = [sys.executable, "-W", "error", str(SCRIPT), str(folder), scene]
-        if processes == 1:
-            return [begin(command, 2)]
         launcher = {name: str(value) for name, value in SLURM.items()}
         launcher["JAX_COORDINATOR_PORT"] = str(free_port())
         numbers = [{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]
@@ -40,27 +39,33 @@ def ended(processes, timeout=100):
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory, start):
-    """What two processes saw before a signal to one of them ended both, and what one saw."""
-    folders = [tmp_path_factory.mktemp(name) for name in ("two", "one")]
-    processes = [start(folder, "term-1", 2 - i) for i, folder in enumerate(folders)]
-    ends = ended([*processes[0], *processes[1]])
-    assert [status for status, *_ in ends] == [-signal.SIGTERM, -signal.SIGTERM, 0], ends
-    paths = [folders[0] / "seen-0.json", folders[0] / "seen-1.json", folders[1] / "seen-0.json"]
+    """What two processes saw before a signal to one of them ended both."""
+    folder = tmp_path_factory.mktemp("two")
+    ends = ended(start(folder, "term-1"))
+    assert [status for status, *_ in ends] == [-signal.SIGTERM] * 2, ends
+    paths = [folder / f"seen-{i}.json" for i in range(2)]
     return [
-        json.loads(path.read_text()) | {"folder": path.parent, "said": said}
+        json.loads(path.read_text()) | {"folder": folder, "said": said}
         for path, (_, _, said) in zip(paths, ends, strict=True)
     ]
 
 
-def test_all_restore_what_the_first_one_saved(seen):
-    assert [each["restored"] for each in seen] == [[[0, 1, 2, 3, 4]] * 2 + [[True] * 3]] * 3
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What this process sees on its first device."""
+    return two_processes.together(tmp_path_factory.mktemp("one"), {"whole": {}}, None)
+
+
+def test_all_restore_what_the_first_one_saved(seen, alone):
+    expected = [[0, 1, 2, 3, 4]] * 2 + [[True] * 3]
+    assert [each["restored"] for each in (*seen, alone)] == [expected] * 3
 
 
 @pytest.mark.parametrize("rows", ["divided", "by hand", "whole", "stream"])
-def test_two_train_validate_and_go_on_as_one(seen, rows):
-    first, second, alone = (each[rows] for each in seen)
+def test_two_train_validate_and_go_on_as_one(seen, alone, rows):
+    first, second = (each[rows] for each in seen)
     assert first == second
-    for ours, theirs in zip(first, alone, strict=True):
+    for ours, theirs in zip(first, alone.get(rows, alone["whole"]), strict=True):
         for name, expected in theirs.items():  # the first one's measures decide
             np.testing.assert_allclose(ours[name], expected, rtol=1e-5, err_msg=name)
     assert len(first[-1]["losses"]) == (2 if rows == "stream" else 4)

@@ -1,9 +1,10 @@
-"""A program of its own for `test_processes`: one of two processes, or the only one.
+"""A program of its own for `test_processes`: ``python two_processes.py FOLDER SCENE``.
 
-``python two_processes.py FOLDER SCENE``; it is alone unless a launcher told it otherwise. What was
-seen goes into the folder.
+It is one of the two processes that a launcher starts, and what it saw goes into the folder. The
+tests run `together` by themselves too, for what one process sees.
 """
 
+import functools
 import json
 import os
 import signal
@@ -20,13 +21,13 @@ from rnnjax.training.hooks import EarlyStopping
 from rnnjax.training.state import TrainState
 from tests.training_helpers import share_steps
 
-FOLDER, SCENE = Path(sys.argv[1]), sys.argv[2]
 ROWS, ADAM = 8, optax.adam(0.05)
-share_steps()
-processes._BYTES_AT_ONCE = 1000  # so that what one reads comes in parts
-processes.start_processes()
+if __name__ == "__main__":
+    share_steps()
+    processes._BYTES_AT_ONCE = 1000  # so that what one reads comes in parts
+    processes.start_processes()
+    assert len(jax.devices()) == 2 * len(jax.local_devices()) == 4
 INDEX = jax.process_index()
-assert len(jax.local_devices()) == 2
 XS = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
 DATA = minibatches({"xs": XS, "ys": XS.sum(1)}, ROWS, axis=0)
 OVER = Sharding.over()
@@ -56,27 +57,27 @@ def train(folder, epochs, *, loss=loss_fn, batches=DATA, sharding=None, **option
     options = {"evaluate": measured, "hooks": [Silent()], **options}
     return fit(
         loss, jnp.zeros(4), ADAM, batches, epochs, key=jax.random.key(0),
-        run_dir=FOLDER / folder, sharding=sharding, **options,
+        run_dir=folder, sharding=sharding, **options,
     )  # fmt: skip
 
 
 def told(folder, *args, **options):
     result = train(folder, *args, **options)
     losses = [entry["loss"] for entry in result.history]
-    loaded = load_params(FOLDER / folder, step="last").tolist()
+    loaded = load_params(folder, step="last").tolist()
     return {"losses": losses, "params": np.asarray(result.params).tolist(), "loaded": loaded,
             "best": result.best["validation_loss"]}  # fmt: skip
 
 
-def restored():
+def restored(folder):
     """What it has itself is not what it restores."""
     given = {"w": (1 + INDEX) * jnp.arange(5.0)}, optax.sgd(0.1)
     state = TrainState.create(*given, key=jax.random.key(0), carry=jnp.full(3, -0.0))
-    checkpoints = Checkpoints(FOLDER / "checkpoints")
+    checkpoints = Checkpoints(folder)
     checkpoints.save(state, {"a": 1})
     state = checkpoints.latest().restore(state)
     signs = np.signbit(state.carry).tolist()
-    return [state.params["w"].tolist(), load_params(FOLDER / "checkpoints")["w"].tolist(), signs]
+    return [state.params["w"].tolist(), load_params(folder)["w"].tolist(), signs]
 
 
 def ends(state, summary):
@@ -94,27 +95,29 @@ def on_the_first_alone(given):
     return DATA(given) if isinstance(given, int) else measured(given)
 
 
-def all_scenes():
-    """What both processes have to see alike, with the rows divided and without."""
-    seen = {"restored": restored()}
-    for name, options in {
-        "divided": {"sharding": Sharding.over(hidden=2)},
-        "by hand": {"sharding": OVER, "batches": by_hand},
-        "whole": {},
-    }.items():
-        seen[name] = [told(name, epochs, **options) for epochs in (2, 4)]  # and goes on
+def together(folder, ways, over):
+    """What processes see alike, with the rows divided and without."""
+    seen = {"restored": restored(folder / "checkpoints")}
+    for name, options in ways.items():  # and goes on
+        seen[name] = [told(folder / name, epochs, **options) for epochs in (2, 4)]
     # Batch after batch, with data to measure on, until a hook of one process ends the run.
     hooks = [Silent(), EarlyStopping(9), ends]
-    seen["stream"] = [told("stream", 4, batches=stream, sharding=OVER, evaluate=by_hand(0),
-                           hooks=hooks)]  # fmt: skip
+    seen["stream"] = [told(folder / "stream", 4, batches=stream, sharding=over,
+                           evaluate=by_hand(0), hooks=hooks)]  # fmt: skip
+    return seen
+
+
+def refused(folder):
+    """What each process says of what one or both cannot do."""
+    seen = {}
     for name, call in {
-        "missing": lambda: Checkpoints(FOLDER / "checkpoints").at(7),
-        "another loss": lambda: train("whole", 4, loss=lambda *args: 2 * loss_fn(*args)),
-        "other data": lambda: train("other", 1, batches=jax.tree.map(plus_index, DATA(0))),
-        "epochs": lambda: train("whole", 5 + INDEX),
-        "raises": lambda: train("raises", 1, evaluate=on_the_first_alone),
-        "unread": lambda: train("unread", 1, batches=on_the_first_alone),
-        "doubled": lambda: train("doubled", 1, batches=DATA.__call__, sharding=OVER),
+        "missing": lambda: Checkpoints(folder / "checkpoints").at(7),
+        "another loss": lambda: train(folder / "whole", 4, loss=lambda *args: 2 * loss_fn(*args)),
+        "other data": lambda: train(folder / "o", 1, batches=jax.tree.map(plus_index, DATA(0))),
+        "epochs": lambda: train(folder / "whole", 5 + INDEX),
+        "raises": lambda: train(folder / "raises", 1, evaluate=on_the_first_alone),
+        "unread": lambda: train(folder / "unread", 1, batches=on_the_first_alone),
+        "doubled": lambda: train(folder / "d", 1, batches=DATA.__call__, sharding=OVER),
     }.items():
         try:
             call()
@@ -123,16 +126,27 @@ def all_scenes():
     return seen
 
 
-def until_a_signal(epoch):
+def until_a_signal(scene, epoch):
     """One of the two gets it before its second epoch, of which eight steps are the first."""
     if epoch == 1:
         print("on", flush=True)
-        if SCENE[-1] == str(INDEX):
-            os.kill(os.getpid(), signal.SIGKILL if "kill" in SCENE else signal.SIGTERM)
+        if scene[-1] == str(INDEX):
+            os.kill(os.getpid(), signal.SIGKILL if "kill" in scene else signal.SIGTERM)
     return by_hand(epoch)
 
 
-if "term" in SCENE:
-    (FOLDER / f"seen-{INDEX}.json").write_text(json.dumps(all_scenes()))
-if jax.process_count() == 2:
-    train("run", 10**6, batches=until_a_signal, sharding=OVER, evaluate=None)
+def main(folder, scene):
+    if "term" in scene:
+        ways = {
+            "divided": {"sharding": Sharding.over(hidden=2)},
+            "by hand": {"sharding": OVER, "batches": by_hand},
+            "whole": {},
+        }
+        seen = together(folder, ways, OVER) | refused(folder)
+        (folder / f"seen-{INDEX}.json").write_text(json.dumps(seen))
+    batches = functools.partial(until_a_signal, scene)
+    train(folder / "run", 10**6, batches=batches, sharding=OVER, evaluate=None)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
