@@ -195,7 +195,7 @@ QUESTIONS: dict[str, Any] = {
     ),
 }  # fmt: skip
 # One of each kind: layers, steps, methods, a model that learns and one that writes.
-ORDINARY = {"layers", "steps", "loops", "train_step_types", "writing"}
+ORDINARY = {"layers, forward", "steps", "loops", "train_step", "writing"}
 SLOW = [pytest.param(x, marks=pytest.mark.slow) for x in sorted({*QUESTIONS} - ORDINARY)]
 # Keras 3.15 converts its variables in a way that NumPy 2 warns of.
 KERAS_CONVERTS = "ignore:__array__ implementation doesn't accept:DeprecationWarning"

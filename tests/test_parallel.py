@@ -164,13 +164,20 @@ def random_recurrence(leaves, seed=5):
 @pytest.mark.usefixtures("x64")
 def test_prefix_sums_have_the_numbers_of_a_loop(leaves, resets, assert_close):
     """An accelerator's path, run here; JAX's own gradient of the loop is the reference."""
-    recurrence, args = AffineRecurrence(), (*random_recurrence(leaves), resets)
-    out, vjp_fn = jax.vjp(lambda *args: recurrence.plain(*args, resets), *args[:3])
-    d = jax.tree.map(jnp.cos, out)
-    for platform in ("cpu", "any"):
-        run, saved = recurrence.forward(platform, *args)
-        assert_close(run, out, 1e-12)
-        assert_close(recurrence.backward(platform, args, saved, d, None)[:3], vjp_fn(d), 1e-12)
+    recurrence = AffineRecurrence()
+
+    @jax.jit
+    def by_all(*args):
+        out, vjp_fn = jax.vjp(lambda *args: recurrence.plain(*args, resets), *args)
+        d, found, args = jax.tree.map(jnp.cos, out), [], (*args, resets)
+        for platform in ("cpu", "any"):
+            run, saved = recurrence.forward(platform, *args)
+            found.append((run, recurrence.backward(platform, args, saved, d, None)[:3]))
+        return *found, (out, vjp_fn(d))
+
+    *found, expected = by_all(*random_recurrence(leaves))
+    for each in found:
+        assert_close(each, expected, 1e-12)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "any"])
