@@ -315,7 +315,7 @@ def _results(step: Any, params: Params, carry: Carry, x: jax.Array) -> tuple[Any
 
     def loss(carry: Carry, x: jax.Array, params: Params) -> Any:
         out = step(params, carry, x)
-        total = jnp.zeros((), jnp.float32)
+        total = jnp.float32(0)
         for leaf in jax.tree.leaves(out):
             if is_floating(leaf.dtype):
                 weights = 1 + jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape)

@@ -134,7 +134,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         stored = json.loads(data)
         value, digest = stored["value"], stored["sha256"]
     except Exception as error:  # damaged bytes show as any error of the decoders
-        reason = f"{path} cannot be understood ({type(error).__name__}: {error})"
+        reason = f"{path} cannot be understood ({type(error).__name__}: {str(error)[:200]})"
         raise DamagedCheckpointError(reason, _ADVICE) from error
     if not isinstance(value, dict) or _digest(value) != digest:
         reason = f"{path} is damaged, or was changed: its checksum is wrong"

@@ -61,7 +61,7 @@ def windows(inputs: Any, targets: Any, *, steps: int, mask: Any = None) -> Windo
     """
     check_size("steps", steps)
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(targets)]
-    if min(map(len, shapes or [()])) < 2:
+    if min(map(len, shapes), default=0) < 2:
         raise InvalidInputError(
             "targets must be arrays (time, rows, ...), but one has fewer than two axes; for a "
             "single stream add an axis of one row"
