@@ -468,7 +468,7 @@ def drawn_row(draw: Draw) -> tuple[Any, list[Any], dict[str, Any]]:
     return randomized(model, seed), [xs], {"mask": mask} if source == "given" else {}
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(500, marks=pytest.mark.slow)])
 def test_drawn_rows(count: int) -> None:
     left = count
 
