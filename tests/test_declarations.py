@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -445,3 +445,144 @@ def test_intervals_of_a_state_space(kind, assert_close):
         for _ in range(2):
             carry, _ = cell.step(params, carry, jnp.zeros((2, 2)))
         assert_close(late, cell.step(params, carry, xs[0]), 1e-5)
+
+
+class CountedCarry(NamedTuple):
+    count: jax.Array
+    hidden: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class CountedCell(rnnjax.Cell):
+    """A mean over all steps: its state begins with a counter."""
+
+    hidden_size: int
+    carry = CountedCarry
+    gates = ("i",)
+    recurrent = None
+
+    def initial_carry(self, batch_shape=(), dtype=None):
+        zeros = jnp.zeros((*batch_shape, self.hidden_size), dtype or jnp.float32)
+        return CountedCarry(zeros.astype(jnp.int32), zeros)
+
+    def update(self, params, x, carry):
+        count = carry.count + 1
+        return CountedCarry(count, carry.hidden + (x - carry.hidden) / count)
+
+
+@pytest.mark.parametrize("method", [Scan(), rnnjax.Auto()], ids=str)
+def test_a_counter_before_the_state_does_not_make_the_outputs_integers(method, random_like):
+    cell = CountedCell(3)
+    params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
+    xs = random_like(jax.ShapeDtypeStruct((5, 4, 2), "f"), 2)
+    carry, ys = rnnjax.unroll(cell, params, xs, method=method)
+    projected = xs @ params["kernel"] + params["bias"]
+    steps = 1 + np.arange(5)[:, None, None]
+    np.testing.assert_allclose(ys, np.cumsum(projected, axis=0) / steps, rtol=1e-5, atol=1e-6)
+    assert carry.count.dtype == jnp.int32
+
+
+class TurnedCell(rnnjax.SimpleRNNCell):
+    recurrent = None
+
+    def update(self, params, x, carry):
+        return rnnjax.SimpleRNNCarry(1j * carry.hidden + x)
+
+
+class FractionCell(CountedCell):
+    def update(self, params, x, carry):
+        return CountedCarry(carry.count + 0.5, x)
+
+
+class PartCell(TurnedCell):
+    """A complex state, of which the output is the real part, by itself a real array."""
+
+    output = None
+    output_size = 3
+
+    def initial_carry(self, batch_shape=(), dtype=None):
+        return rnnjax.SimpleRNNCarry(jnp.zeros((*batch_shape, self.hidden_size), jnp.complex64))
+
+    def update(self, params, x, carry):
+        carry = super().update(params, x, carry)
+        return carry, carry.hidden.real
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (TurnedCell(3), r"update of TurnedCell\(3\) cannot run: it returned .hidden complex64"),
+        (FractionCell(3), r"update of FractionCell\(3\) cannot run: it returned .count float32"),
+    ],
+)
+def test_a_state_that_would_lose_a_part_is_refused(cell, message):
+    params, xs = cell.init(jax.random.key(0), 2), jnp.ones((4, 3, 2))
+    for method in (Scan(), rnnjax.Auto()):
+        with pytest.raises(InvalidInputError, match=message):
+            rnnjax.unroll(cell, params, xs, method=method)
+
+
+@pytest.mark.parametrize("method", [Scan(), Fused()], ids=str)
+def test_a_real_output_of_a_complex_state_is_real(method):
+    cell = PartCell(3)
+    params, xs = cell.init(jax.random.key(0), 2), jnp.ones((4, 3, 2))
+    assert rnnjax.unroll(cell, params, xs, method=method)[1].dtype == jnp.float32
+    with pytest.raises(InvalidInputError, match=r"carry\.hidden must be complex64, but is float32"):
+        rnnjax.unroll(cell, params, xs, rnnjax.SimpleRNNCarry(jnp.zeros((3, 3))), method=method)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_state_is_as_wide_as_the_inputs_and_a_reset_rounds_nothing():
+    cell = rnnjax.GRUCell(3)
+    params, xs = cell.init(jax.random.key(0), 2), np.ones((4, 3, 2))
+    narrow, wide = (cell.initial_carry((3,), dtype) for dtype in (jnp.float32, jnp.float64))
+    assert rnnjax.unroll(cell, params, xs)[0].hidden.dtype == jnp.float64
+    resets = np.ones((4, 3), bool)
+    for start in (narrow, wide):
+        carry, _ = rnnjax.unroll(cell, params, np.float32(xs), reset_carry=start, resets=resets)
+        assert carry.hidden.dtype == start.hidden.dtype
+    message = "reset_carry must have the types of the carry.* float64 for float32.*cast one of them"
+    with pytest.raises(InvalidInputError, match=message):
+        rnnjax.unroll(cell, params, xs, narrow, reset_carry=wide, resets=resets)
+
+
+@jax.custom_vjp
+def clipped(state):
+    return state
+
+
+clipped.defvjp(lambda state: (state, None), lambda _, d: (jnp.clip(d, -1, 1),))
+
+
+class ClippedCell(rnnjax.MinGRUCell):
+    coupling = Coupling.CONTRACTING
+
+    def update(self, params, x, carry):
+        return super().update(params, x, jax.tree.map(clipped, carry))
+
+
+def test_a_derivative_of_ones_own_that_a_promise_cannot_use_names_the_cell():
+    cell = ClippedCell(3)
+    params, xs = cell.init(jax.random.key(0), 2), jnp.ones((4, 3, 2))
+    rnnjax.unroll(cell, params, xs, method=Fused())
+    message = r"update of ClippedCell\(3\) must have a derivative forwards.*custom_vjp; .*Fused"
+    with pytest.raises(InvalidInputError, match=message):
+        rnnjax.unroll(cell, params, xs)
+
+
+@pytest.mark.parametrize("method", [Scan(), rnnjax.Auto()], ids=str)
+def test_gates_of_a_memory_that_are_closed(method):
+    """A decay and a weight of zero, whose logarithms are minus infinity."""
+
+    class ClosedCell(rnnjax.MLSTMCell):
+        def memory(self, params, x):
+            closed = jnp.where(x[..., :1] > 0, -jnp.inf, 0)
+            memory = super().memory(params, x)
+            decay, beta = memory.log_decay + closed, memory.log_beta
+            return memory._replace(log_decay=decay, log_beta=beta - jnp.inf * (x[..., 1:2] > 1))
+
+    cell = ClosedCell(4)
+    params = cell.init(jax.random.key(0), 2)
+    xs = np.random.default_rng(0).normal(size=(40, 3, 2)).astype("f")
+    carry, ys = rnnjax.unroll(cell, params, xs, method=method)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((carry, ys)))

@@ -207,6 +207,96 @@ def test_a_matrix_memory(name, reverse, assert_close):
     compared([functools.partial(ours, m) for m in methods], plain, given, assert_close)
 
 
+def both_ways(memory, *carry):
+    """What the whole sequence gives by each method, and single steps by the default one."""
+    ways = [matrix_memory(memory, *carry, method=m) for m in (rnnjax.Auto(), rnnjax.Scan())]
+
+    def step(carry, at):
+        carry, y = matrix_memory(jax.tree.map(lambda leaf: leaf[None], at), carry)
+        return carry, y[0]
+
+    return [*ways, jax.lax.scan(step, jax.tree.map(jnp.zeros_like, ways[0][0]), memory)]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("rate", [5e-4, 1e-3, 1.5e-3])
+def test_a_memory_of_short_numbers_forgets_alike_at_once_and_step_by_step(rate, dtype):
+    steps = 512
+    query = jnp.ones((steps, 1, 4), dtype)
+    key = jnp.zeros_like(query).at[0].set(0.5)  # written once, then forgotten
+    decay = jnp.full((steps, 1), -rate, dtype)
+    expected = 2 * np.exp(np.float64(decay[0, 0]) * np.arange(steps))
+    for carry, reads in both_ways(Memory(query, key, query, decay)):
+        np.testing.assert_allclose(reads[:, 0, 0], expected, rtol=1e-4)
+        assert carry.memory.dtype == reads.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("method", [rnnjax.Auto(), rnnjax.Scan()], ids=str)
+@pytest.mark.parametrize(
+    ("state", "decay"), [(int, -0.5), (bool, -0.5), ("bfloat16", -0.5), ("float32", 0.5j)]
+)
+def test_no_carry_cuts_a_state_off(state, decay, method):
+    """An integer, a flag, fewer digits, or no imaginary part: the arrays decide too."""
+    x = jnp.full((5, 1, 2), 0.3)
+    memory = Memory(x, x, x, jnp.full((5, 1), decay))
+    last = matrix_memory(memory, MatrixCarry(jnp.ones((1, 2, 2), state)), method=method)[0].memory
+    whole = jnp.ones((1, 2, 2), jnp.result_type(decay))
+    expected = matrix_memory(memory, MatrixCarry(whole), method=method)[0].memory
+    assert last.dtype == expected.dtype
+    np.testing.assert_allclose(last, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("by_key", [False, True], ids=["by head", "by key"])
+def test_a_decay_of_zero_forgets_all_and_a_query_that_is_no_number_spoils_its_own_read(by_key):
+    x, gone = jnp.full((70, 1, 2), 0.3), np.zeros(70)
+    gone[[1, 40]] = -np.inf
+    decay = jnp.asarray(gone)[:, None, None] if by_key else jnp.asarray(gone)[:, None]
+    memory = Memory(x, x, x, jnp.broadcast_to(decay, (70, 1, 2) if by_key else (70, 1)))
+    begun = np.maximum.accumulate(np.where(gone < 0, np.arange(70), 0))
+    expected = 0.054 * (np.arange(70) - begun + 1)
+    for _, reads in both_ways(memory):
+        np.testing.assert_allclose(reads[:, 0, 0], expected, rtol=1e-6)
+    ways = [rnnjax.Auto(), rnnjax.Scan()]
+    slopes = [jax.grad(lambda m, w=w: matrix_memory(m, method=w)[1].sum())(memory) for w in ways]
+    for one, other in zip(*map(jax.tree.leaves, slopes), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-12)
+    for _, reads in both_ways(memory._replace(query=x.at[10].set(jnp.nan))):
+        assert np.flatnonzero(np.isnan(reads).any((1, 2))).tolist() == [10]
+
+
+def test_programs_for_any_number_of_steps():
+    time, rows = jax.export.symbolic_shape("time, rows")
+    platforms = ("cpu", "cuda", "tpu")
+
+    def exported(run, *args):
+        return jax.export.export(jax.jit(run), platforms=platforms)(*args)
+
+    def shaped(tree):
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((time, rows, *leaf.shape[2:]), leaf.dtype), tree
+        )
+
+    memory, drives = MEMORIES["gated DeltaNet (Yang et al., 2025)"], FORMS["complex"][:2]
+    for run, given in ((matrix_memory, (memory,)), (linear_recurrence, drives)):
+        program = jax.export.deserialize(exported(run, *shaped(given)).serialize())
+        for one, other in zip(program.call(*given), run(*given), strict=True):
+            for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+        with pytest.raises(InvalidInputError, match=r"Parallel\(\) needs a number of steps that is"):
+            exported(functools.partial(run, method=rnnjax.Parallel()), *shaped(given))
+
+
+def test_a_memory_is_computed_in_the_precision_of_the_method():
+    memory = MEMORIES["simple GLA (Yang et al., 2024)"]
+
+    def text(**options):
+        method = rnnjax.Parallel(**options)
+        return str(jax.make_jaxpr(functools.partial(matrix_memory, method=method))(memory))
+
+    assert "HIGHEST" in text(precision="highest")
+    assert "HIGHEST" not in text()
+
+
 REAL, MATRICES = FORMS["real"], FORMS["matrices"]
 MEMORY = MEMORIES["DeltaNet (Schlag et al., 2021)"]
 NO_MEMORY = r"must be a rnnjax\.Memory with query"

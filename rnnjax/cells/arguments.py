@@ -429,8 +429,8 @@ def check_carry(
         # An integer would be truncated at each step.
         if is_floating(want.dtype):
             check_floats(where, came, advice)
-        # A counter or a flag of a user's cell.
-        if want.dtype.kind in "biu" and want.dtype.kind != came.kind:
+        # A counter or a flag of a user's cell, or a state that would lose its imaginary part.
+        if want.dtype.kind in "biuc" and want.dtype.kind != came.kind:
             raise InvalidInputError(f"{where} must be {want.dtype}, but is {came}; {advice}")
 
 
@@ -492,7 +492,42 @@ def naming(cell: Any, function: str, advice: str, **given: Any) -> Iterator[None
 
 
 def same_shapes(new: Any, old: Any) -> None:
-    """Raise unless an ``update`` returned a carry like the one that it was given."""
+    """Raise unless an ``update`` returned a carry like the one that it was given.
+
+    Numbers are rounded to the precision of the state, but no fraction and no imaginary part is cut.
+    """
     wanted: Any = jax.tree.structure(old)
     if wanted != jax.tree.structure(new) or _shapes(new) != _shapes(old):
         raise TypeError(f"it returned {brief(new)} {_shapes(new)}")
+    for leaf, begun in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True):
+        if _kind(leaf.dtype) > _kind(begun.dtype):
+            raise TypeError(f"it returned {_shapes(new, True)} for {_shapes(old, True)}")
+
+
+def _kind(dtype: Any) -> int:
+    kinds = jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating
+    return next(i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind))
+
+
+def state_type(*trees: Any) -> Any:
+    """Return the type of a recurrence's state: the widest of what makes it, float32 at least.
+
+    In bfloat16 a state loses changes of less than 1/256, and a decay of 0.999 is 1. A type that is
+    wider, or complex, stays. Integers and keys among the leaves do not count.
+
+    >>> state_type(jnp.ones(2, jnp.bfloat16), [1j * jnp.ones(2), jnp.arange(3)])
+    dtype('complex64')
+    """
+    return jnp.result_type(jnp.float32, *number_types(trees))
+
+
+def number_types(tree: Any) -> list[Any]:
+    """Return the types of the leaves that are real or complex numbers, not counters or flags."""
+    types = [leaf.dtype for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
+    return [t for t in types if is_floating(t) or jnp.issubdtype(t, jnp.complexfloating)]
+
+
+def rounded(y: jax.Array, dtype: Any) -> jax.Array:
+    """Round ``y`` to the precision of a type; real numbers stay real, and complex ones complex."""
+    real = jnp.finfo(dtype).dtype
+    return y.astype(jnp.promote_types(real, jnp.complex64) if jnp.iscomplexobj(y) else real)

@@ -28,6 +28,8 @@ from rnnjax.cells.arguments import (
     floating_dtype,
     made_carry,
     naming,
+    number_types,
+    rounded,
     same_shapes,
     usual_promotion,
 )
@@ -571,8 +573,8 @@ class Cell(abc.ABC, Generic[CarryT]):
             new, y = new if self.output is None else (new, getattr(own, self.output))
             same_shapes(new, carry)
             new = jax.tree.map(lambda leaf, old: match_vma(leaf.astype(old.dtype), old), new, carry)
-            like = jax.tree.leaves(new)[0].dtype
-            return new, y.astype(like if self.dtype is None else self.dtype)
+            types = number_types(new) if self.dtype is None else [self.dtype]
+            return new, rounded(y, jnp.result_type(*types)) if types else y
 
     @property
     def has_memory(self) -> bool:

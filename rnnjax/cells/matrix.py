@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.export import register_namedtuple_serialization
 
+from rnnjax.cells.arguments import state_type
+
 
 class MatrixCarry(NamedTuple):
     """A matrix state: ``memory (*batch, heads, value_size, key_size)``."""
@@ -36,12 +38,12 @@ class Memory(NamedTuple):
         query: :math:`q` ``(*batch, heads, key_size)``.
         key: :math:`k`, of that shape.
         value: :math:`v` ``(*batch, heads, value_size)``.
-        log_decay: :math:`\log A`, finite: ``(*batch, heads)``, or ``(*batch, heads, key_size)`` for
-            one decay per key entry.
+        log_decay: :math:`\log A`, ``-inf`` to forget all: ``(*batch, heads)``, or ``(*batch, heads,
+            key_size)`` for one decay per key entry.
         beta: :math:`\beta` ``(*batch, heads)``; None for 1.
         erase: :math:`e` ``(*batch, heads)`` or ``(*batch, heads, key_size)``: the share of the
             key's old value that is erased first (:math:`\beta` in the delta rule); None for 0.
-        log_beta: :math:`\log \beta` instead of ``beta``, of any magnitude. The carry must be a
+        log_beta: :math:`\log \beta` instead of ``beta``, of any magnitude, also ``-inf``. The carry must be a
             `StabilizedCarry`, whose stabilizer :math:`m' = \max(\log A + m, \log \beta)` bounds the
             exponentials, and ``log_decay`` must be ``(*batch, heads)``.
     """
@@ -59,6 +61,17 @@ class Memory(NamedTuple):
         """Whether each key entry has its own decay."""
         return self.log_decay.ndim == self.key.ndim
 
+    def widened(self, state: jax.Array) -> "Memory":
+        """Cast all arrays to the type in which a state is computed, with finite decays."""
+        dtype = state_type(self, state)
+        memory = jax.tree.map(lambda leaf: leaf.astype(dtype), self)
+        # Zero times minus infinity is NaN, in the sums of decays over a chunk. A thousandth of the
+        # lowest number is a decay of zero too, and so are such a sum and its rounding to bfloat16.
+        decay, lowest = memory.log_decay, float(jnp.finfo(dtype).min) / 1024
+        real = jnp.maximum(decay.real, lowest)
+        decay = jax.lax.complex(real, decay.imag) if jnp.iscomplexobj(decay) else real
+        return memory._replace(log_decay=decay)
+
     def stabilized(self, before: jax.Array, after: jax.Array) -> "Memory":
         """Rescale the step for a memory divided by the exponentials of these stabilizers."""
         log_beta = self.log_beta
@@ -67,9 +80,12 @@ class Memory(NamedTuple):
         return self._replace(log_decay=self.log_decay + before - after, beta=beta, log_beta=None)
 
 
+register_namedtuple_serialization(Memory, serialized_name="rnnjax.Memory")
+
+
 def remembered(memory: Memory, carry: Any) -> tuple[Any, jax.Array, jax.Array | None]:
     """Return one step's new carry, read ``(*batch, heads, value_size)``, and stabilizer or None."""
-    stabilizer = None
+    memory, stabilizer = memory.widened(carry.memory), None
     if memory.log_beta is not None:
         before = carry.stabilizer
         stabilizer = jnp.maximum(memory.log_decay + before, memory.log_beta)

@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rnnjax.cells.arguments import as_array, brief, check_instance, usual_promotion
+from rnnjax.cells.arguments import as_array, brief, check_instance, state_type, usual_promotion
 from rnnjax.cells.devices import match_devices
 from rnnjax.cells.matrix import MatrixCarry, Memory, remembered
-from rnnjax.cells.products import at_least_float32
 from rnnjax.engine.auto import Auto
 from rnnjax.engine.core.masking import StepMarks, Steps, expand, zero_masked
 from rnnjax.engine.core.method import Method
@@ -84,7 +83,7 @@ def linear_recurrence(
             f"carry must have shape {drive.shape[1:]}, that of drive without time, but has "
             f"{carry.shape}; check which axis is time"
         )
-    dtype = at_least_float32(jnp.result_type(decay, drive, carry))
+    dtype = state_type(decay, drive, carry)
     turning = jnp.issubdtype(dtype, jnp.complexfloating)
     if turning and groups:
         raise InvalidInputError(
@@ -210,9 +209,8 @@ def matrix_memory(
             f"{method}; leave it out"
         )
     shape = *rows[1:], given["value"].shape[-1], key_size
-    dtype = at_least_float32(jnp.result_type(*given.values()))
     if carry is None:
-        carry = MatrixCarry(jnp.zeros(shape, dtype))
+        carry = MatrixCarry(jnp.zeros(shape, jnp.float32))
     check_instance("carry", carry, MatrixCarry, "a MatrixCarry, as is returned")
     state = as_array("carry.memory", carry.memory)
     if state.shape != shape:
@@ -221,6 +219,7 @@ def matrix_memory(
             f"{state.shape}; check its axes"
         )
     order, *marks = _Order.of(given["key"][..., 0], lengths, mask, resets, reverse, method)
+    state = state.astype(state_type(given, state))
     return _memory(order, Memory(**given), state, *marks)
 
 
@@ -229,19 +228,18 @@ def _memory(
     order: "_Order", memory: Memory, state: jax.Array, valid: Any, resets: Any
 ) -> tuple[MatrixCarry, jax.Array]:
     """Run the memory over all steps, under ``jit`` as `unroll` does."""
-    masked, num_steps = valid, memory.key.shape[0]
+    masked, num_steps, method = valid, memory.key.shape[0], order.method
     memory = jax.tree.map(lambda x: zero_masked(x, masked), memory)
     steps = Steps(StepMarks(*order.turned((valid, resets))), MatrixCarry(jnp.zeros_like(state)))
     memory, steps, begin = match_devices((order.turned(memory), steps, MatrixCarry(state)))
-    if not num_steps:
-        return begin, memory.value.astype(state.dtype)
-    if isinstance(order.method, Scan):
-        last, reads = jax.lax.scan(
-            lambda carry, at: _memory_step(steps, carry, *at), begin, (memory, steps.per_step)
-        )
-    else:
-        length = usual_length(memory, num_steps, getattr(order.method, "chunk", None))
-        last, reads, _ = run_memory(memory, begin, steps, length)
+    with method.precisely():
+        if isinstance(method, Scan) or num_steps == 0:
+            last, reads = jax.lax.scan(
+                lambda carry, at: _memory_step(steps, carry, *at), begin, (memory, steps.per_step)
+            )
+        else:
+            length = usual_length(memory, num_steps, getattr(method, "chunk", None))
+            last, reads, _ = run_memory(memory, begin, steps, length)
     return last, zero_masked(order.turned(reads), masked)
 
 
@@ -277,6 +275,10 @@ class _Order:
                 f"method must be Auto(), Parallel() or Scan(), which is all that runs arrays, but "
                 f"is {method}; leave it out"
             )
+        if not isinstance(xs.shape[0], int):  # as in a program exported for any number of steps
+            if isinstance(method, Parallel):
+                method.check_known(xs.shape[0])
+            method = Scan(precision=method.precision)
         valid = valid_steps(xs, lengths, mask, method.along)
         if resets is not None:
             resets = checked_marks("resets", resets, xs)

@@ -64,8 +64,8 @@ def unroll(
         xs: ``(time, *batch, input_size)``, time first, usually with one batch axis; or one-hot
             vectors as ``rnnjax.OneHot(ids, input_size)``.
         carry: the state before the first step; by default ``reset_carry`` if given, else
-            ``cell.start``: zeros for most cells, in float32 or the parameters' type if wider. It is
-            differentiable, and `rnnjax.LearnedCarry` learns it.
+            ``cell.start``: zeros for most cells, in float32 or the type of the parameters or inputs
+            if wider. It is differentiable, and `rnnjax.LearnedCarry` learns it.
         lengths: integers ``(*batch,)``, the number of valid steps of each row, 0 to ``time``. Later
             steps are padding and masked. Inside ``jit`` values are unknown, and larger ones count
             as ``time``. `rnnjax.pad` makes ``xs`` and lengths of a list of sequences.

@@ -18,13 +18,12 @@ from rnnjax.cells.arguments import (
     check_flag,
     check_instance,
     check_lengths,
-    is_floating,
     made_carry,
+    state_type,
 )
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise
 from rnnjax.cells.devices import MeshAxis
-from rnnjax.cells.products import at_least_float32
 from rnnjax.engine.core.method import Method
 from rnnjax.errors import InvalidInputError
 
@@ -57,11 +56,8 @@ def checked(
             f"shape {xs.shape}; add the axes that are missing"
         )
     if carry is None:
-        # In float32 at least: in bfloat16 a state loses changes of less than 1/256.
-        types = [jnp.float32]
-        given = [leaf.dtype for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype")]
-        types += [t for t in given if is_floating(t) or jnp.issubdtype(t, jnp.complexfloating)]
-        carry = cell.start(params, xs.shape[1:-1], at_least_float32(jnp.result_type(*types)))
+        inputs = xs if cell.dtype is None else None  # which are rounded to it
+        carry = cell.start(params, xs.shape[1:-1], state_type(params, inputs, reset_carry))
         if reset_carry is not None:
             carry = begin(cell, params, xs, reset_carry, carry)
     else:
@@ -106,6 +102,16 @@ def begin(cell: Cell, params: Params, xs: Any, reset_carry: Carry | None, like: 
             leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(lambda: made_carry(cell, ())))
         ]
         check_carry("reset_carry", cell, reset_carry, () if shapes == alone else batch)
+        odd = [
+            f"{leaf.dtype} for {now.dtype}"
+            for leaf, now in zip(*map(jax.tree.leaves, (reset_carry, like)), strict=True)
+            if jnp.promote_types(leaf.dtype, now.dtype) != now.dtype
+        ]
+        if odd:
+            raise InvalidInputError(
+                f"reset_carry must have the types of the carry, whose place it takes, but has "
+                f"{odd[0]}, and would be rounded; cast one of them by astype"
+            )
     return jax.tree.map(
         lambda leaf, now: jnp.broadcast_to(leaf, now.shape).astype(now.dtype), reset_carry, like
     )

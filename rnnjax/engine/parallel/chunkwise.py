@@ -60,7 +60,7 @@ class Matrices:
 
     def run(self, memory: Memory, carry: Any, start: Any, valid: Any, resets: Any) -> Any:
         """Return the reads of each step, the stabilizers or None, and the last carry."""
-        num_steps = memory.key.shape[0]
+        num_steps, memory = memory.key.shape[0], memory.widened(carry.memory)
         stabilizers, last_stabilizer = None, None
         memory = memory if valid is None else _held(memory, valid)
         if memory.log_beta is not None:
@@ -344,9 +344,9 @@ def run_memory(
     # Only the arguments are saved, as many numbers as the inputs. XLA may merge both passes: kept
     # separate, a gradient takes 1.2 to 1.7 times as long.
     run = jax.checkpoint(Matrices(length, rows).run, prevent_cse=False)
-    memory, old, spoils = _finite(memory, carry, resets, rows)
+    memory, old, spoils, lost = _finite(memory, carry, resets, rows)
     reads, stabilizers, last = run(memory, old, steps.start, valid, resets)
-    reads = reads * expand(spoils, reads)
+    reads = jnp.where(expand(lost, reads), jnp.nan, reads * expand(spoils, reads))
     last = jax.tree.map(lambda leaf: leaf * expand(spoils[-1], leaf), last)
     last = jax.tree.map(lambda new, old: new.astype(old.dtype), last, carry)
     return last, reads, stabilizers
@@ -360,11 +360,12 @@ def _declared(cell: Cell, params: Params, xs: Any) -> Memory:
 
 def _finite(
     memory: Memory, carry: Carry, resets: jax.Array | None, rows: int
-) -> tuple[Memory, Carry, jax.Array]:
+) -> tuple[Memory, Carry, jax.Array, jax.Array]:
     """Replace non-finite values by zeros, and return factors that put the NaN back.
 
     A NaN in a chunk's products would reach all steps, even earlier ones. The factors are NaN from
-    its step to the next reset, and 1 elsewhere.
+    its step to the next reset, and 1 elsewhere. The last result marks the steps whose query is not
+    finite: a read goes to no state.
     """
 
     def non_finite(tree: Any, rows: int) -> jax.Array:
@@ -372,11 +373,18 @@ def _finite(
         marks = [~jnp.isfinite(x).all(tuple(range(rows, x.ndim))) for x in leaves]
         return functools.reduce(jnp.logical_or, marks)
 
-    steps, before = non_finite(memory, rows), non_finite(carry, rows - 1)
+    def closed(gate: jax.Array) -> jax.Array:  # minus infinity is a gate of zero
+        return jnp.where(gate.real == -jnp.inf, gate.imag, gate)
+
+    gates = closed(memory.log_decay), None if memory.log_beta is None else closed(memory.log_beta)
+    written = memory._replace(query=None, log_decay=gates[0], log_beta=gates[1])
+    steps, before = non_finite(written, rows), non_finite(carry, rows - 1)
+    lost = non_finite(memory.query, rows)
     times = jnp.arange(steps.shape[0], dtype=jnp.int32).reshape(-1, *[1] * (rows - 1))
     begun: Any = -1
     if resets is not None:
         begun = jax.lax.cummax(jnp.where(resets, times, -1))
     last = jax.lax.cummax(jnp.where(steps, times, jnp.where(before, -1, -2)))
     spoils = jnp.where(last >= begun, jnp.nan, 1)
-    return without(steps, memory), without(before, carry), spoils
+    memory = memory._replace(query=without(lost, memory.query))
+    return without(steps, memory), without(before, carry), spoils, lost

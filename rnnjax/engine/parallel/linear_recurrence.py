@@ -5,12 +5,15 @@ import functools
 from typing import Any
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 
+from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.devices import LOCAL, MeshAxis
-from rnnjax.engine.core.custom_primitive import Function
+from rnnjax.engine.core.custom_primitive import Function, traced
 from rnnjax.engine.core.masking import StepMarks, Steps, without, zero_masked
+from rnnjax.errors import InvalidInputError
 
 Leaves = list[jax.Array]
 Factors = list[Leaves]
@@ -217,7 +220,15 @@ def affine_states(
     nothing = jax.tree.map(lambda s: jnp.zeros((xs.shape[0], *s.shape), s.dtype), carry)
     # `update` gets one step.
     apply_update = jax.vmap(functools.partial(cell.apply_update, params))
-    constants, factors = affine(lambda c: apply_update(projected, c)[0], nothing)
+    program, results, _ = traced(lambda: affine(lambda c: apply_update(projected, c)[0], nothing))
+    if "custom_lin" in str(program):  # JAX's own error comes where it lowers, and names no cell
+        raise InvalidInputError(
+            f"update of {brief(cell)} must have a derivative forwards, by which its factors are "
+            "found, but calls a jax.custom_vjp; write a jax.custom_jvp, or use method=Fused()"
+        )
+    constants, factors = jax.tree.unflatten(
+        jax.tree.structure(results), jax.extend.core.jaxpr_as_fun(program)()
+    )
     start, tree = jax.tree.flatten(carry)
 
     def step(before: Carry) -> Carry:

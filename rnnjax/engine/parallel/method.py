@@ -97,17 +97,20 @@ class Parallel(Method):
         reason = why_not_affine(cell)
         return why_not_iterated(cell) if reason and self.newton is not None else reason
 
+    def check_known(self, num_steps: Any) -> None:
+        """Raise unless the number of steps is known, as that of a program for any number is not."""
+        if not isinstance(num_steps, int):
+            raise InvalidInputError(
+                f"{self} needs a number of steps that is known, but {num_steps} came; use "
+                "method=Scan()"
+            )
+
     def run(
         self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` over ``xs (time, *batch, features)``."""
-        num_steps = xs.shape[0]
-        if not isinstance(num_steps, int):
-            raise InvalidInputError(
-                f"Parallel() needs a number of steps that is known, but {num_steps} came; use "
-                "method=Scan() or method=Fused()"
-            )
-        if num_steps == 0:
+        self.check_known(xs.shape[0])
+        if xs.shape[0] == 0:
             last, ys = Scan().run(cell, params, xs, carry, reverse, steps)
             if self.axis_name is not None:  # it is the same on all devices, and has to say so
                 last = jax.tree.map(lambda every: every[0], self.along.gathered(last))
