@@ -282,7 +282,9 @@ def test_programs_for_any_number_of_steps():
         for one, other in zip(program.call(*given), run(*given), strict=True):
             for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
-        with pytest.raises(InvalidInputError, match=r"Parallel\(\) needs a number of steps that is"):
+        with pytest.raises(
+            InvalidInputError, match=r"Parallel\(\) needs a number of steps that is"
+        ):
             exported(functools.partial(run, method=rnnjax.Parallel()), *shaped(given))
 
 

@@ -43,9 +43,9 @@ class Memory(NamedTuple):
         beta: :math:`\beta` ``(*batch, heads)``; None for 1.
         erase: :math:`e` ``(*batch, heads)`` or ``(*batch, heads, key_size)``: the share of the
             key's old value that is erased first (:math:`\beta` in the delta rule); None for 0.
-        log_beta: :math:`\log \beta` instead of ``beta``, of any magnitude, also ``-inf``. The carry must be a
-            `StabilizedCarry`, whose stabilizer :math:`m' = \max(\log A + m, \log \beta)` bounds the
-            exponentials, and ``log_decay`` must be ``(*batch, heads)``.
+        log_beta: :math:`\log \beta` instead of ``beta``, of any magnitude, also ``-inf``. The carry
+            must be a `StabilizedCarry`, whose stabilizer :math:`m' = \max(\log A + m, \log \beta)`
+            bounds the exponentials, and ``log_decay`` must be ``(*batch, heads)``.
     """
 
     query: jax.Array

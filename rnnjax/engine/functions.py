@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 
 from rnnjax.cells.arguments import as_array, brief, check_instance, state_type, usual_promotion
 from rnnjax.cells.devices import match_devices
@@ -275,7 +276,7 @@ class _Order:
                 f"method must be Auto(), Parallel() or Scan(), which is all that runs arrays, but "
                 f"is {method}; leave it out"
             )
-        if not isinstance(xs.shape[0], int):  # as in a program exported for any number of steps
+        if is_symbolic_dim(xs.shape[0]):  # as in a program exported for any number of steps
             if isinstance(method, Parallel):
                 method.check_known(xs.shape[0])
             method = Scan(precision=method.precision)

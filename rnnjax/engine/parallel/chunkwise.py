@@ -376,8 +376,9 @@ def _finite(
     def closed(gate: jax.Array) -> jax.Array:  # minus infinity is a gate of zero
         return jnp.where(gate.real == -jnp.inf, gate.imag, gate)
 
-    gates = closed(memory.log_decay), None if memory.log_beta is None else closed(memory.log_beta)
-    written = memory._replace(query=None, log_decay=gates[0], log_beta=gates[1])
+    decay, added = memory.log_decay, memory.log_beta
+    gates = {"log_decay": closed(decay), "log_beta": None if added is None else closed(added)}
+    written = memory._asdict() | gates | {"query": None}
     steps, before = non_finite(written, rows), non_finite(carry, rows - 1)
     lost = non_finite(memory.query, rows)
     times = jnp.arange(steps.shape[0], dtype=jnp.int32).reshape(-1, *[1] * (rows - 1))
