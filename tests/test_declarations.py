@@ -12,7 +12,7 @@ import pytest
 from cell_table import CELLS, OwnPastCell, OwnStepCell
 
 import rnnjax
-from rnnjax import Coupling, Fused, InvalidInputError, Newton, Parallel, Role, Scan
+from rnnjax import Coupling, Fused, InvalidInputError, Parallel, Role, Scan
 from rnnjax.online import SnAp1
 from rnnjax.testing import _coupling_holds
 
@@ -130,7 +130,7 @@ class AxisOneRNNCell(rnnjax.SimpleRNNCell):
 @pytest.mark.parametrize("steps", [2, 600])
 @pytest.mark.parametrize(
     ("cell", "other"),
-    [(AxisOneCell(4), Parallel()), (AxisOneRNNCell(4), Parallel(newton=Newton()))],
+    [(AxisOneCell(4), Parallel()), (AxisOneRNNCell(4), rnnjax.Auto())],
     ids=str,
 )
 def test_an_update_is_given_one_step(cell, other, steps, equal_to_scan):
@@ -385,7 +385,7 @@ class SquaredCell(LinearCell):
     ("cell", "methods"),
     [
         (MaskedKernelCell(4), [Fused(), *map(Fused, (1, 9))]),  # of seven steps
-        (DecayingCell(4), [Fused(), Fused(keep_every=3), Parallel(newton=Newton())]),
+        (DecayingCell(4), [Fused(), Fused(keep_every=3)]),
         (PairCell(4), [Fused()]),
         (LinearCell(4), [Fused(), Parallel()]),
         (SquaredCell(4), [Parallel()]),

@@ -44,9 +44,6 @@ def test_a_single_step_and_the_dial():
     assert "keeps the state before every 10 steps" in text
     assert "operands bfloat16" in text
     assert "recurrent product" not in told(rnnjax.MinGRUCell(4), 100, 2, 30)
-    newton = rnnjax.Parallel(newton=rnnjax.Newton())
-    for cell in (rnnjax.MinGRUCell(4), rnnjax.LSTMCell(4)):
-        assert ("by Newton's" in told(cell, method=newton)) == (cell.recurrent is not None)
     parts = "or of 100 where no gradient is taken"
     assert parts in told(rnnjax.LSTMCell(64), 10_000, 16, 64)
     assert parts not in told(rnnjax.LSTMCell(64), 10_000, 16, 64, platform="cuda")
@@ -130,7 +127,6 @@ def test_each_line_is_what_the_program_does(name):
         rnnjax.Scan(precision="highest"),
         rnnjax.Fused(precision="highest", keep_every=2),
         rnnjax.Auto(precision="highest"),
-        rnnjax.Parallel(newton=rnnjax.Newton(), precision="highest"),
     ],
     ids=str,
 )

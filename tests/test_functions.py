@@ -313,14 +313,13 @@ NO_MEMORY = r"must be a rnnjax\.Memory with query"
         ((*REAL[:2], REAL[2][:-1]), {}, r"carry must have shape.*check which axis is time"),
         ((MATRICES[0] * 1j, MATRICES[1]), {}, "must be real where decay is matrices"),
         (REAL, {"method": rnnjax.Fused()}, r"method must be Auto\(\), Parallel\(\) or Scan\(\)"),
-        (REAL, {"method": rnnjax.Parallel(newton=rnnjax.Newton())}, "method must be Auto"),
         (REAL, {"method": rnnjax.Parallel(4)}, "chunk must be None"),
         (MEMORY._replace(value=VALUE[:-1]), {}, "value must have shape .* check its axes"),
         (MEMORY._replace(beta=BY_KEY), {}, "beta must have shape"),
         (MEMORY._replace(log_beta=BY_HEAD), {}, "no log_beta"),
         *((wrong, {}, NO_MEMORY) for wrong in (MEMORY._asdict(), QUERY, MEMORY._replace(key=None))),
     ],
-    ids=range(14),
+    ids=range(13),
 )
 def test_what_is_refused(given, options, message):
     with pytest.raises(InvalidInputError, match=message):

@@ -41,7 +41,6 @@ from rnnjax import (
     GRUCell,
     InvalidInputError,
     LSTMCell,
-    Newton,
     Parallel,
     Regularized,
     Scan,
@@ -195,7 +194,7 @@ def test_law_4_a_row_is_alone(name, method, draw, results, assert_close):
 @pytest.mark.parametrize(
     ("name", "method", "marks"),
     [
-        *(("simple", method, ()) for method in (Fused(), Parallel(newton=Newton()))),
+        ("simple", Fused(), ()),
         *((name, Fused(), (*ALL,)) for name in ("lstm", "gru")),
         *((name, Parallel(), (*ALL,)) for name in ("mingru", "temporal-conv")),
         *(
@@ -243,7 +242,7 @@ def test_law_6_noise_is_the_same_by_every_method(name, equal_to_scan):
     equal_to_scan(Regularized(CELLS[name], **NOISY[name]), methods, **given, **ALL)
 
 
-@pytest.mark.parametrize("method", [Scan(), Parallel(newton=Newton()), Auto()], ids=str)
+@pytest.mark.parametrize("method", [Scan(), Auto()], ids=str)
 def test_law_6_an_activation_may_close_over_a_traced_value(method, random_like, assert_close):
     """Such as a slope that is learned; none is left behind by an earlier trace."""
     params = random_like(lambda: rnnjax.SimpleRNNCell(3).init(jax.random.key(0), 2), 1)

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cell_table import CELLS as TABLE
-from cell_table import OwnPastCell, OwnStepCell, grid
+from cell_table import OwnPastCell, OwnStepCell
 from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
-from rnnjax import InvalidInputError, Newton, Parallel, Scan
+from rnnjax import InvalidInputError, Parallel, Scan
 from rnnjax.cells.arguments import brief
 from rnnjax.engine.core.method import check_method
-from rnnjax.engine.parallel import newton as newton_module
 from rnnjax.engine.parallel.linear_recurrence import AffineRecurrence
 
 TIME, BATCH = 12, 3
@@ -82,9 +81,7 @@ CELLS = TABLE | {
     "noisy": rnnjax.Regularized(rnnjax.LSTMCell(4), zoneout_hidden=0.3, recurrent_dropout=0.2),
 }
 LSTM, XS = TABLE["lstm"], np.ones((100, 2, 2), "float32")
-ALONG, NEWTON = Parallel(axis_name="time"), Parallel(newton=Newton())
-# What no other test runs, since what was traced with and without the steps one by one is kept.
-ITERATED, ONE_BY_ONE = Newton(max_iterations=24), Newton(max_iterations=1)
+ALONG = Parallel(axis_name="time")
 
 
 def shapes(cell):
@@ -365,15 +362,9 @@ REFUSED = [
     (lambda: check_method(CELLS["gru-reset-before"], Parallel()), "declared as ANY, not as AFFINE"),
     (lambda: check_method(CELLS["lru"], Parallel(5)), "no matrix memory to split into chunks"),
     (lambda: check_method(CELLS["mamba2"], ALONG), "its matrix memory is not handed on"),
-    (lambda: check_method(OwnStepCell(4), NEWTON), "no carry and update, but a step"),
-    (lambda: rnnjax.newton(LSTM, shapes(LSTM), XS, method=Parallel()), "units see each other"),
+    (lambda: check_method(OwnStepCell(4), Parallel()), "no carry and update, but a step"),
     (lambda: Parallel(0), "chunk must be"),
     (lambda: Parallel(axis_name=0), "axis_name must be"),
-    (lambda: Parallel(newton=True), "newton must be"),
-    (lambda: Parallel(newton=Newton(), axis_name="time"), "newton must be None"),
-    (lambda: Newton(tolerance=0.0), "tolerance"),
-    (lambda: Newton(tolerance="1"), "tolerance"),
-    (lambda: Newton(max_iterations=0), "max_iterations"),
 ]
 
 
@@ -388,16 +379,13 @@ def test_what_it_cannot_run_is_refused(call, message):
     [
         (OwnPastCell(4, linear=True), Parallel(), "cpu", "of 100 steps at once; the states by a l"),
         (OwnPastCell(4, linear=True), Parallel(), "tpu", "at once; the states by a prefix sum"),
-        (rnnjax.MinGRUCell(4), NEWTON, "cpu", "at once; the states by a loop"),
-        (LSTM, NEWTON, "cpu", "by Newton's method, because its units see each other's state"),
-        (LSTM, NEWTON, "cpu", "the factors and constants of 100 steps at once"),
+        (rnnjax.MinGRUCell(4), Parallel(), "cpu", "at once; the states by a loop"),
     ],
-    ids=range(5),
+    ids=range(3),
 )
 def test_it_says_how_it_runs(cell, method, platform, told):
     text = str(rnnjax.explain(cell, shapes(cell), XS, method=method, platform=platform))
     assert told in text
-    assert ("Newton's" in text) == (cell == LSTM)
 
 
 def test_no_step_waits_for_another_on_an_accelerator():
@@ -496,103 +484,3 @@ def test_auto_keeps_no_nan_that_a_cell_forgets():
     xs = jnp.ones((512, 1, 4)).at[14].set(jnp.nan)
     ys = rnnjax.unroll(cell, cell.init(KEY, 4), xs)[1]
     assert jnp.isfinite(ys).all(axis=(1, 2)).sum() == 512 - 4
-
-
-# ---- by Newton's method, for cells that are not affine
-
-
-# Of those whose units mix in the product of the gates alone one stands for all, with noise besides.
-@pytest.mark.parametrize(
-    ("name", "newton"),
-    [
-        *((n, ITERATED) for n in ("diagonal-lstm", "noisy", "projection", "convlstm-1d")),
-        pytest.param("layernorm-gru", ITERATED, marks=pytest.mark.slow),
-        ("diagonal-lstm", ONE_BY_ONE),
-        pytest.param("noisy", ONE_BY_ONE, marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
-@pytest.mark.usefixtures("x64")
-def test_newton_gives_the_numbers_of_the_scan(name, newton, equal_to_scan, monkeypatch):
-    """By its iterations, taken as they are, and by its steps one by one."""
-    if newton is ITERATED:
-        monkeypatch.setattr(newton_module, "_unless", lambda good, found, instead: found)
-    batch = (BATCH, *grid(name)) if name in TABLE else (BATCH,)
-    marks = MARKS["all"] | {"lengths": MARKS["lengths"]["lengths"]}
-    equal_to_scan(
-        CELLS[name], [Parallel(newton=newton)], batch, steps=TIME, dtype="float64", scale=0.4,
-        tolerance=1e-11, key=KEY if name == "noisy" else None, **marks,
-    )  # fmt: skip
-
-
-def converges(cell, num_steps, tolerance=1e-6, scale=1.0):
-    params = jax.device_get(jax.jit(cell.init, static_argnums=1)(KEY, 16))
-    params["recurrent_kernel"] = scale * params["recurrent_kernel"]
-    xs = np.random.default_rng(1).normal(size=(num_steps, 2, 16)).astype("float32")
-    method = Parallel(newton=Newton(tolerance=tolerance))
-    return params, xs, rnnjax.newton(cell, params, xs, method=method)
-
-
-CHRONO = {"bias_init": rnnjax.cells.Chrono(512)}
-
-
-@pytest.mark.parametrize(
-    ("cell", "most", "tolerance"),
-    [
-        (rnnjax.LSTMCell(32), 14, 1e-6),
-        (rnnjax.ConvLSTMCell(2, kernel_shape=(3,)), 14, 1e-6),
-        pytest.param(rnnjax.GRUCell(32), 12, 1e-6, marks=pytest.mark.slow),
-        pytest.param(rnnjax.LSTMCell(32, **CHRONO), 8, 1e-5, marks=pytest.mark.slow),
-    ],
-    ids=["lstm", "convlstm", "gru", "lstm-chrono"],
-)
-def test_newton_takes_few_iterations(cell, most, tolerance):
-    (layer,) = converges(cell, 512, tolerance)[2].layers
-    assert layer.converged
-    assert layer.iterations <= most
-    assert len(layer.residuals) == layer.iterations
-    assert layer.residuals[-1] <= tolerance
-    assert layer.lyapunov < 0
-
-
-@pytest.mark.parametrize(
-    ("cell", "scale"),
-    [
-        (rnnjax.GRUCell(32), 8),
-        pytest.param(
-            rnnjax.DiagonalLSTMCell(32, recurrent_kernel_init=jax.nn.initializers.normal(3.0)),
-            1,
-            marks=pytest.mark.slow,
-        ),
-    ],
-    ids=["gru", "diagonal"],
-)
-def test_what_does_not_converge_runs_step_by_step(cell, scale):
-    params, xs, report = converges(cell, 256, scale=scale)
-    run = functools.partial(rnnjax.unroll, cell, params, xs)
-    (_, found), (_, ys) = run(method=NEWTON), run(method=Scan())
-    np.testing.assert_allclose(found, ys, atol=1e-5)
-    assert report.layers[0].converged or "did not converge" in str(report)
-
-
-def test_newton_under_vmap(equal_to_scan):
-    def rows(cell, params, xs, carry):
-        run = functools.partial(rnnjax.unroll, cell, params, method=NEWTON)
-        return jax.vmap(run, (1, 0), (0, 1))(xs, carry)
-
-    equal_to_scan(rnnjax.SimpleRNNCell(3), [rows], steps=10)
-
-
-def test_newton_tells_of_each_layer_how_it_went(random_like):
-    stack = rnnjax.Stack([rnnjax.MinGRUCell(3), rnnjax.Bidirectional(rnnjax.GRUCell(4))])
-    params, xs = random_like(lambda: (stack.init(KEY, 2), jnp.zeros((20, 3, 2))), 1)
-    report = rnnjax.newton(stack, params, xs)
-    affine, forward, backward = report.layers
-    assert (affine.iterations, affine.residuals, affine.converged) == (1, (0.0,), True)
-    assert forward.cell == backward.cell == rnnjax.GRUCell(4)
-    assert "MinGRUCell(3): converged, after 1 iterations" in str(report)
-    # What exchanges the units and halves them shrinks every state by as much at each step.
-    cell = rnnjax.SimpleRNNCell(4, activation="linear")
-    params = random_like(lambda: cell.init(KEY, 2), 1)
-    params["recurrent_kernel"] = 0.5 * np.eye(4, dtype="float32")[::-1]
-    assert rnnjax.newton(cell, params, xs).layers[0].lyapunov == pytest.approx(np.log(0.5), 1e-4)

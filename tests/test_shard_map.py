@@ -42,7 +42,6 @@ def squares(cell, method, *arguments):
         (rnnjax.LSTMCell(4), Scan()),
         (rnnjax.LSTMCell(4), Fused(keep_every=2)),
         (rnnjax.LRUCell(4, state_size=3), rnnjax.Parallel()),
-        (rnnjax.GRUCell(3), rnnjax.Parallel(newton=rnnjax.Newton())),
     ],
     ids=brief,
 )

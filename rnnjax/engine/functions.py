@@ -271,7 +271,7 @@ class _Order:
         Also return the valid steps and the resets, in running order.
         """
         check_runs(method, reverse)
-        if not isinstance(method, Auto | Scan | Parallel) or getattr(method, "newton", None):
+        if not isinstance(method, Auto | Scan | Parallel):
             raise InvalidInputError(
                 f"method must be Auto(), Parallel() or Scan(), which is all that runs arrays, but "
                 f"is {method}; leave it out"

@@ -1,1 +1,1 @@
-"""Parallel in time: affine recurrences, chunks of matrix memories, and Newton's method."""
+"""Parallel in time: affine recurrences, and matrix memories by chunks."""

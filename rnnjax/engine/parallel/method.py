@@ -1,4 +1,4 @@
-"""The method that runs affine recurrences in parallel over time, and others by Newton."""
+"""The method that runs affine recurrences and matrix memories in parallel over time."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,6 @@ from rnnjax.engine.core.readout import read_out
 from rnnjax.engine.core.scan import Scan
 from rnnjax.engine.parallel.chunkwise import chunk_length, chunkwise
 from rnnjax.engine.parallel.linear_recurrence import AffineRecurrence, affine_states
-from rnnjax.engine.parallel.newton import AllSteps, Newton, why_not_iterated
 from rnnjax.errors import InvalidInputError
 
 
@@ -34,21 +33,18 @@ class Parallel(Method):
     many :math:`A_t` are above 1.
 
     A matrix memory (`rnnjax.MLSTMCell`, `rnnjax.GatedDeltaNetCell`) runs in chunks, as products of
-    matrices (Hua et al., 2022; Yang et al., 2024). Other cells need ``newton``, which corrects a
-    guess of all states.
+    matrices (Hua et al., 2022; Yang et al., 2024). Other cells are refused.
 
     Args:
         chunk: the steps of a chunk of a matrix memory; by default 64, or 16 if each key entry has
             its own decay.
-        newton: a `rnnjax.Newton`, for cells that are not affine; None refuses these.
         axis_name: a mesh axis inside `jax.shard_map` over which the steps are sharded. ``xs``,
             ``mask`` and ``resets`` are this device's; ``carry``, ``lengths`` and the returned carry
-            are those of the whole sequence. Not with ``newton`` or matrix memories.
+            are those of the whole sequence. Not for matrix memories.
 
     Raises:
-        InvalidInputError: ``chunk`` is not a positive integer, ``newton`` is not a `rnnjax.Newton`,
-            or ``axis_name`` is not a string; both of the latter were given; or no mesh axis has
-            that name.
+        InvalidInputError: ``chunk`` is not a positive integer, ``axis_name`` is not a string, or no
+            mesh axis has that name.
 
     >>> import functools, rnnjax
     >>> from jax.sharding import AxisType, PartitionSpec
@@ -66,22 +62,14 @@ class Parallel(Method):
     """
 
     chunk: int | None = None
-    newton: Newton | None = None
     axis_name: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.chunk is not None:
             check_size("chunk", self.chunk)
-        if self.newton is not None:
-            check_instance("newton", self.newton, Newton, "Newton(), or None for affine cells only")
         if self.axis_name is not None:
             check_instance("axis_name", self.axis_name, str, "an axis of the mesh, or None")
-            if self.newton is not None:
-                raise InvalidInputError(
-                    f"newton must be None where axis_name divides the steps over devices, but is "
-                    f"{self.newton}; leave one of them out"
-                )
 
     @property
     def along(self) -> MeshAxis:
@@ -89,13 +77,12 @@ class Parallel(Method):
         return MeshAxis(self.axis_name)
 
     def refusal(self, cell: Cell) -> str | None:
-        """Refuse cells that are not affine or that mix units, unless there is ``newton``."""
+        """Refuse cells that are not affine or that mix units."""
         if cell.has_memory and self.axis_name is not None:
             return "its matrix memory is not handed on between devices"
         if self.chunk is not None and not cell.has_memory:
             return "it has no matrix memory to split into chunks"
-        reason = why_not_affine(cell)
-        return why_not_iterated(cell) if reason and self.newton is not None else reason
+        return why_not_affine(cell)
 
     def check_known(self, num_steps: Any) -> None:
         """Raise unless the number of steps is known, as that of a program for any number is not."""
@@ -132,13 +119,8 @@ class Parallel(Method):
             )
             ys = read_out(cell, params, ys, xs, per_step)
             return last, ys[::-1] if reverse else ys
-        if why_not_affine(cell):
-            all_steps = AllSteps(cell, self.newton or Newton())
-            used = dict(cell.loop_params(params))
-            last, ys = all_steps(used, steps.shared(), xs, per_step, carry)
-        else:
-            solved = AffineRecurrence(self.along, reverse)
-            last, ys = affine_states(cell, solved, params, steps, xs, per_step, carry)
+        solved = AffineRecurrence(self.along, reverse)
+        last, ys = affine_states(cell, solved, params, steps, xs, per_step, carry)
         ys = read_out(cell, params, ys, xs, per_step)
         return last, ys[::-1] if reverse else ys
 
@@ -176,15 +158,7 @@ class Parallel(Method):
                 f"on each device of the axis {self.axis_name!r}, and then all know what the steps "
                 "of each make of a state: one gather forward, and one backwards"
             )
-        reason = why_not_affine(cell)
-        if reason is None or self.newton is None:
-            return lines
-        return [
-            f"by Newton's method, because {reason}: at most {self.newton.max_iterations} times "
-            "all steps at once, each a product over all of them and",
-            *lines,
-            "step by step where that does not converge; rnnjax.newton says how it does",
-        ]
+        return lines
 
 
 def why_not_affine(cell: Cell) -> str | None:
