@@ -26,8 +26,9 @@ from rnnjax.cells import (
     SimpleRNNCell,
 )
 from rnnjax.cells.activations import named
-from rnnjax.cells.arguments import as_array, brief
+from rnnjax.cells.arguments import as_array, as_inputs, brief, is_pair
 from rnnjax.cells.base import Inputs
+from rnnjax.cells.onehot import Beside
 from rnnjax.engine import unroll
 from rnnjax.errors import InvalidInputError
 
@@ -460,11 +461,9 @@ def _grid_axes(cell: Any) -> int:
 
 
 def _checked(inputs: Any, time_major: bool, grid: int) -> Any:
-    """Check ``inputs``, an array or `OneHot`, which need a time axis and a feature axis."""
-    if isinstance(inputs, OneHot):
-        inputs = OneHot(jnp.asarray(inputs.ids), inputs.size)
-    else:
-        inputs = as_array("inputs", inputs)
+    """Check ``inputs``, an array, a `OneHot` or a pair, which need axes of time and features."""
+    known = isinstance(inputs, OneHot | Beside) or is_pair(inputs)
+    inputs = as_inputs(inputs) if known else as_array("inputs", inputs)
     if inputs.ndim < 2 + grid:
         axes = ["time", "*batch"] if time_major else ["*batch", "time"]
         wanted = f"({', '.join([*axes, *['grid'] * grid, 'features'])})"

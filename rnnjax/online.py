@@ -9,6 +9,7 @@ import abc
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.products import product
 from rnnjax.engine.core.masking import StepMarks, Steps, expand, without
 from rnnjax.engine.core.method import why_no_equation
+from rnnjax.engine.core.validation import entered
 from rnnjax.errors import InvalidInputError
 
 __all__ = ["RTRL", "Learner", "OnlineState", "Pull", "SnAp1"]
@@ -147,9 +149,9 @@ class Learner(abc.ABC):
         Raises:
             InvalidInputError: an argument has the wrong shape or type.
         """
-        x = as_inputs(x)
-        check_step(self.cell, state.carry, x)
-        return _stepped(self.cell, params, state, x, _marks(reset, x.shape[:-1]))
+        given = as_inputs(x)
+        check_step(self.cell, state.carry, given)
+        return _stepped(self.cell, params, state, given, _marks(reset, given.shape[:-1]))
 
 
 class RTRL(Learner):
@@ -265,16 +267,15 @@ def why_not_unitwise(cell: Cell) -> str | None:
         return "its carry does not hold floating-point numbers alone"
     if type(cell).start is not Cell.start:
         return "its sequences begin with a state that is made of parameters"
-    if cell.raw_inputs:
-        return "its raw inputs are no part of a product"
-    if len(cell.parameters(1)["kernel"].shape) != 2:
+    declared = cell.parameters(1 + cell.raw_size)
+    if len(declared["kernel"].shape) != 2:
         return "its state is a grid whose points see each other"
     if cell.coupling < Coupling.ELEMENTWISE:
         return f"its coupling is declared as {cell.coupling.name}, not as ELEMENTWISE or more"
     shapes = {*cell.carry_shapes.values()}
     if len(shapes) > 1 or len(min(shapes)) != 1:
         return "the leaves of its carry have not all one number for each unit"
-    for name, (shape, *_) in cell.loop_params(cell.parameters(1)).items():
+    for name, (shape, *_) in cell.loop_params(declared).items():
         entries = shape[-1] if name in cell.kernels_outside else math.prod(shape)
         if entries % _units(cell):
             return f"{name} of shape {shape} has not as many entries for each of its units"
@@ -363,7 +364,8 @@ def _by_unit(cell: Cell, name: str, array: jax.Array) -> jax.Array:
 
 def _run(cell: Cell, params: Params, carry: Carry, x: Any) -> tuple[Carry, jax.Array]:
     """Compute the values of ``cell.step``, with the derivatives of a learner."""
-    new, emitted = _update(cell, _read(cell, params, carry, x), carry)
+    x, raw = entered(cell, params, x)
+    new, emitted = _update(cell, _read(cell, params, carry, x), carry, raw)
     return new, cell.read(params, emitted, x)
 
 
@@ -372,8 +374,7 @@ def _read(cell: Cell, params: Params, carry: Carry, x: Any) -> dict[str, jax.Arr
 
     The derivative of the recurrent product by the state is only that of each unit by itself.
     """
-    cell.project(params, x)  # which checks both
-    read = cell.update_params(params) | {"kernel": product(x, params["kernel"], cell.dtype)}
+    read = cell.update_params(params) | {"kernel": cell.multiplied(params, x, cell.dtype)}
     if cell.recurrent is not None:
         state = getattr(carry, cell.recurrent)
         held = jax.lax.stop_gradient(state)
@@ -389,17 +390,17 @@ def _to_itself(cell: Cell, params: Params, state: jax.Array) -> jax.Array:
     return (diagonal * state[..., None, :]).reshape(*state.shape[:-1], diagonal.size)
 
 
-def _update(cell: Cell, read: dict[str, jax.Array], carry: Carry) -> tuple[Carry, jax.Array]:
+def _update(
+    cell: Cell, read: dict[str, jax.Array], carry: Carry, raw: Mapping[str, jax.Array]
+) -> tuple[Carry, jax.Array]:
     """Call the cell's update with products in place of their kernels."""
-    projected = cell.biased(read["kernel"], read, "bias")
-    recurrent = None
-    if cell.recurrent is not None:
-        recurrent = cell.biased(read["recurrent_kernel"], read, "recurrent_bias")
-    return cell.apply_update(read, cell.combine(projected, recurrent), carry)
+    x = cell.update_input(read, read["kernel"], carry, lambda _: read["recurrent_kernel"])
+    return cell.apply_update(read, x, carry, raw)
 
 
 def _influence(cell: Cell, params: Params, state: OnlineState, x: Any) -> dict[str, Any]:
     """Compute the influence after a step, of its parameters and through the state before it."""
+    x, raw = entered(cell, params, x)
     carry, read, units = state.carry, _read(cell, params, state.carry, x), _units(cell)
 
     # No unit sees another's entries or state. So one number added to all units at once has the
@@ -412,7 +413,8 @@ def _influence(cell: Cell, params: Params, state: OnlineState, x: Any) -> dict[s
         if cell.recurrent is not None:
             shift = jnp.broadcast_to(getattr(leaves, cell.recurrent), (units,))
             moved["recurrent_kernel"] += _to_itself(cell, params, shift)
-        return jax.tree.leaves(_update(cell, moved, jax.tree.map(jnp.add, carry, leaves))[0])
+        old = jax.tree.map(jnp.add, carry, leaves)
+        return jax.tree.leaves(_update(cell, moved, old, raw)[0])
 
     kernels = cell.kernels_outside
     sizes = {name: _by_unit(cell, name, params[name]).shape[1] for name in read}

@@ -59,8 +59,8 @@ def check_cell(cell: Cell, *, input_size: int = 3, online: bool = False) -> None
 
     Args:
         cell: a small cell, for example of 4 units: it is compiled five times.
-        input_size: the number of input features. The ``raw_inputs`` are sampled as gaps and marks:
-            none is below zero, and some are zero.
+        input_size: the number of input features. Those that ``raw`` names are sampled as gaps and
+            marks: none is below zero, and some are zero.
         online: whether to check also what `rnnjax.online` needs: entry ``k`` of a parameter belongs
             to unit ``k % hidden_size``.
 
@@ -110,7 +110,7 @@ def _parameters_stay(cell: Cell, input_size: int) -> None:
             found[name] = role, shapes.get(role, shape)
         return found
 
-    expected = fixed(1 + cell.raw_inputs)
+    expected = fixed(1 + cell.raw_size)
     sizes = {2, 7, input_size, cell.output_size}.union(*cell.carry_shapes.values())
     for size in sorted(sizes):
         try:
@@ -177,10 +177,11 @@ def _coupling_holds(cell: Cell, params: Params, input_size: int) -> None:
 
     @jax.jit
     def run(params: Params, x: jax.Array, *carries: Carry) -> Any:
-        met = cell.combine(cell.project(params, x), cell.recur(params, carries[0]))
+        x, raw = cell.split_raw(x)
+        given = cell.update_input(params, cell.multiplied(params, x, cell.dtype), carries[0])
 
         def update(carry: Carry) -> Carry:
-            return cell.apply_update(params, met, carry)[0]
+            return cell.apply_update(params, given, carry, raw)[0]
 
         zeros = jax.tree.map(jnp.zeros_like, carries[0])
         parts = affine(update, zeros) if word >= Coupling.AFFINE else (zeros, None)
@@ -300,7 +301,7 @@ def _drawn(
     # With other sizes than the states of the same rows.
     sizes = rng.permutation(np.minimum(sizes, 10)) if np.ndim(sizes) else sizes
     x = noisy(np.zeros((*batch, *grid, input_size), np.float32), sizes)
-    gaps = x[..., input_size - cell.raw_inputs :]
+    gaps = x[..., input_size - cell.raw_size :]
     np.maximum(gaps, 0, out=gaps)
     return params, carry, x
 

@@ -351,7 +351,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     # a cell of one's own, where the class is written and where it is used
     *(
         (lambda name=name: odd(LSTMCell, **{name: 0}), f"^Odd writes {name}, which follow")
-        for name in ("step", "project", "recur", "combine", "apply_update")
+        for name in ("step", "split_raw", "multiplied", "update_input", "apply_update")
     ),
     (lambda: odd(rnnjax.MinGRUCell, readout=0), "^Odd writes a readout, but its output is"),
     (lambda: odd(rnnjax.Mamba2Cell, update=0), "^Odd writes a memory, from which"),
@@ -366,8 +366,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: odd(Named, Firing), "^name of Odd must be compared"),
     (lambda: odd(Firing, Named), "^name of Odd must be compared"),
     *(
-        (lambda n=n: drawn(odd(raw_inputs=n)(4)), r"^raw_inputs of Odd\(4\) must be an integer")
-        for n in (-1, 1.0, None)
+        (lambda n=n: drawn(odd(raw=n)(4)), r"^raw of Odd\(4\) must have names and sizes")
+        for n in ({"gap": 0}, {"a gap": 1}, 1)
     ),
     (lambda: drawn(declaring(decay=(4,))), r"^decay of Odd\(4\) must be a rnnjax\.Param .* \(4,"),
     (lambda: drawn(declaring(decay=rnnjax.Param(4))), r"^decay of Odd\(4\) must be .* a tuple"),

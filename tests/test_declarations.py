@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cell_table import CELLS, OwnPastCell, OwnStepCell
+from jax.extend.core import jaxprs_in_params
 
 import rnnjax
+import rnnjax.linen
+import rnnjax.online
 from rnnjax import Coupling, Fused, InvalidInputError, Parallel, Role, Scan
 from rnnjax.online import SnAp1
 from rnnjax.testing import _coupling_holds
@@ -333,10 +336,10 @@ class DecayingCell(rnnjax.Cell):
     dtype: Any = None
     carry = rnnjax.SimpleRNNCarry
     gates = "h", "d"
-    raw_inputs = 1
+    raw = {"gap": 1}
 
-    def update(self, params, x, carry):
-        h, d, gap = x[..., : self.hidden_size], x[..., self.hidden_size : -1], x[..., -1:]
+    def update(self, params, x, carry, gap):
+        h, d = jnp.split(x, 2, axis=-1)
         decay = jnp.exp(-jax.nn.softplus(d) * gap)
         return rnnjax.SimpleRNNCarry(decay * carry.hidden + self.added(h) * gap)
 
@@ -351,11 +354,9 @@ class PairCell(DecayingCell):
     use_recurrent_bias: bool = True
     additive = False
 
-    def update(self, params, x, carry):
+    def update(self, params, x, carry, gap):
         x, recurrent = x
-        product, gap = x[..., :-1], x[..., -1:]
-        gap += 0.1 * recurrent.mean(-1, keepdims=True)
-        return super().update(params, jnp.concatenate([product, gap], -1), carry)
+        return super().update(params, x, carry, gap + 0.1 * recurrent.mean(-1, keepdims=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -376,8 +377,8 @@ class SquaredCell(LinearCell):
     output = None
     coupling = Coupling.CONTRACTING
 
-    def update(self, params, x, carry):
-        new = super().update(params, x, carry)
+    def update(self, params, x, carry, gap):
+        new = super().update(params, x, carry, gap)
         return new, new.hidden * carry.hidden
 
 
@@ -399,32 +400,190 @@ def test_what_only_an_update_reads_by_every_method(cell, methods, equal_to_scan)
     equal_to_scan(cell, methods, (2,), steps=7, features=3, **marks)
 
 
-def test_raw_inputs_are_not_in_a_product():
+def test_raw_features_are_not_in_a_product():
     cell = DecayingCell(4, dtype=jnp.bfloat16)
     params = cell.init(jax.random.key(0), input_size=3)
     assert params["kernel"].shape == (2, 8)
     gap = 1 + 1 / 512  # which bfloat16 does not know
-    assert cell.project(params, jnp.full((2, 3), gap))[0, -1] == jnp.float32(gap)
+    xs, raw = cell.split_raw(jnp.full((2, 3), gap))
+    assert xs.shape == (2, 2)
+    assert raw["gap"].tolist() == [[gap]] * 2
 
 
-def test_where_raw_inputs_are_refused():
+def test_where_raw_features_are_refused():
     cell, xs = DecayingCell(4), jnp.ones((7, 2, 3))
     params = cell.init(jax.random.key(0), input_size=3)
-    with pytest.raises(InvalidInputError, match="raw inputs are read by no kernel"):
-        rnnjax.unroll(cell, params, xs, method=rnnjax.Kernel())
     none = {**params, "kernel": params["kernel"][:0]}
-    with pytest.raises(InvalidInputError, match=r"input_size of DecayingCell.* at least 2"):
-        rnnjax.unroll(cell, none, xs[..., :1])
-    with pytest.raises(InvalidInputError, match="at least 2"):
-        cell.init(jax.random.key(0), input_size=1)
-    with pytest.raises(InvalidInputError, match=r"give jax\.nn\.one_hot"):
-        rnnjax.unroll(cell, params, rnnjax.OneHot(jnp.zeros((7, 2), int), 3))
-    assert "numbers a row" in str(rnnjax.explain(cell, params, xs, method=Fused()))
-    ready, laid_out = rnnjax.prepare(cell, params, xs[0])
-    assert ready == cell
-    assert laid_out is params
-    with pytest.raises(InvalidInputError, match="no part of a product"):
-        SnAp1(cell)
+    alone = r"input_size of DecayingCell.* at least 2, .*gap, but is 1; .*write gates = \(\)"
+    for call in (
+        lambda: rnnjax.unroll(cell, none, xs[..., :1]),
+        lambda: cell.init(jax.random.key(0), input_size=1),
+    ):
+        with pytest.raises(InvalidInputError, match=alone):
+            call()
+    one_hot = rnnjax.OneHot(jnp.zeros((7, 2), int), 3)
+    for given, message in [
+        (one_hot, r"give the pair \(OneHot\(ids, size\), array\).*its gap \(1\)"),
+        ((xs[..., :2], xs), r"second part must be \(time, batch, 1\), its gap \(1\), .* has 3 f"),
+        ((xs[..., :2], xs[1:, :, :1]), r"same axes before the last, .* check the order of both"),
+        ((xs[..., :2], one_hot), "vectors or a OneHot, and an array of raw features"),
+        ((jnp.zeros((7, 2), int), xs[..., :1]), r"ids are given as rnnjax\.OneHot\(ids, size\)"),
+    ]:
+        with pytest.raises(InvalidInputError, match=message):
+            rnnjax.unroll(cell, params, given)
+    plain = rnnjax.LSTMCell(4)
+    with pytest.raises(InvalidInputError, match="second part must be left out for LSTMCell"):
+        rnnjax.unroll(plain, plain.init(jax.random.key(0), 2), (xs[..., :2], xs[..., :1]))
+
+    with pytest.raises(InvalidInputError, match=r"update of Forgetful.*unexpected keyword.*'gap'"):
+        rnnjax.unroll(Forgetful(4), params, xs)
+
+
+class Forgetful(DecayingCell):
+    def update(self, params, x, carry):
+        return carry
+
+
+@dataclasses.dataclass(frozen=True)
+class SumCell(rnnjax.Cell):
+    """A sum of what comes, all of which the update reads as it is."""
+
+    hidden_size: int
+    carry = rnnjax.SimpleRNNCarry
+    gates = ()
+    recurrent, use_bias = None, False
+    coupling = Coupling.CONTRACTING
+    raw = property(lambda self: {"value": self.hidden_size, "gap": 1})
+
+    def update(self, params, x, carry, value, gap):
+        return rnnjax.SimpleRNNCarry(jnp.exp(-gap * gap) * carry.hidden + value)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_cell_of_raw_features_alone(reverse, equal_to_scan):
+    resets = np.zeros((7, 2), bool)
+    resets[2, 1] = resets[5] = True
+    given = {"steps": 7, "features": 5, "reverse": reverse, "resets": resets}
+    equal_to_scan(SumCell(4), [Fused(), Fused(2), Parallel()], (2,), **given)
+
+
+CODES = 5_000
+
+
+@pytest.mark.parametrize(
+    "method", [Scan(), Fused(), Fused(keep_every=3), rnnjax.Kernel(interpret=True)], ids=str
+)
+def test_codes_beside_raw_features_make_no_vectors(method, random_like, assert_close):
+    """Values, gradients, lengths and resets of a pair are those of one dense array."""
+    cell = DecayingCell(4)
+    params = random_like(lambda: cell.init(jax.random.key(0), CODES + 1), 1)
+    ids = np.random.default_rng(0).integers(0, CODES, (7, 2))
+    gaps = np.float32(np.random.default_rng(1).random((7, 2, 1)))
+    resets = np.zeros((7, 2), bool)
+    resets[3, 1] = True
+    marks = {"lengths": np.array([7, 4]), "resets": resets}
+
+    def loss(params, gaps, dense, method):
+        codes = jax.nn.one_hot(ids, CODES) if dense else rnnjax.OneHot(jnp.asarray(ids), CODES)
+        xs = jnp.concatenate([codes, gaps], axis=-1) if dense else (codes, gaps)
+        carry, ys = rnnjax.unroll(cell, params, xs, method=method, **marks)
+        return (ys**2).sum() + carry.hidden.sum()
+
+    gradient = jax.value_and_grad(loss, (0, 1))
+    assert_close(gradient(params, gaps, False, method), gradient(params, gaps, True, Scan()), 1e-5)
+    wide = [s for s in _shapes(jax.make_jaxpr(gradient, (2, 3))(params, gaps, False, method))]
+    assert not [s for s in wide if CODES in s and s not in {(CODES, 8)}]
+
+
+def _shapes(program):
+    """The shapes of all arrays of a program, and of those within it."""
+    found = set()
+    for eqn in program.eqns:
+        found |= {getattr(v.aval, "shape", ()) for v in (*eqn.invars, *eqn.outvars)}
+        for inner in jaxprs_in_params(eqn.params):
+            found |= _shapes(inner)
+    return found
+
+
+def test_a_pair_goes_wherever_inputs_go(random_like, assert_close):
+    """One step, prepared steps, a stack, both directions, Flax's layers, an exported program."""
+    stack = rnnjax.Stack(
+        [
+            DecayingCell(4),
+            rnnjax.GRUCell(3),
+            rnnjax.Bidirectional(DecayingCell(2), rnnjax.GRUCell(2)),
+        ]
+    )
+    assert stack.raw == {"gap": 1}
+    params = random_like(lambda: stack.init(jax.random.key(0), 9), 1)
+    xs = random_like(jax.ShapeDtypeStruct((7, 2, 9), "f"), 2)
+    pair = xs[..., :8], xs[..., 8:]
+    expected = rnnjax.unroll(stack, params, xs)
+    assert_close(rnnjax.unroll(stack, params, pair), expected, 1e-6)
+    # The gaps reach the third layer too, beside the outputs of the second.
+    _, ys = rnnjax.unroll(rnnjax.Stack(stack.cells[:2]), params[:2], xs)
+    last = rnnjax.unroll(stack.cells[2], params[2], (ys, pair[1]))
+    assert_close(last[1], expected[1], 1e-6)
+    cell, own = rnnjax.Stack(stack.cells[:1]), params[:1]
+    codes = rnnjax.OneHot(jnp.array([[3, 1], [0, 7]]), 8)
+    both = codes, jnp.ones((2, 2, 1))
+    _, ys = rnnjax.unroll(cell, own, both)
+    ready, laid_out = rnnjax.prepare(cell, own, jax.tree.map(lambda leaf: leaf[0], both))
+    for one, parameters in ((cell, own), (ready, laid_out)):
+        carry = one.initial_carry((2,))
+        for t in range(2):
+            carry, y = one.step(parameters, carry, jax.tree.map(lambda leaf, t=t: leaf[t], both))
+            assert_close(y, ys[t], 1e-6)
+    by_row = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), both)
+    layer = rnnjax.linen.RNN(cell)
+    found = layer.apply({"params": {"cell": own}}, by_row)
+    assert_close(jnp.swapaxes(found, 0, 1), ys, 1e-6)
+    program = jax.export.export(jax.jit(functools.partial(rnnjax.unroll, cell)))(own, both)
+    again = jax.export.deserialize(program.serialize())
+    assert_close(again.call(own, both)[1], ys, 1e-6)
+
+
+def test_raw_features_of_one_name_have_one_size():
+    with pytest.raises(InvalidInputError, match=r"'gap' of a Stack must have one size .* 1 and 2"):
+        rnnjax.Stack([DecayingCell(4), dataclasses.replace(WideGap(4))])
+
+
+class WideGap(DecayingCell):
+    raw = {"gap": 2}
+
+
+def test_dropout_of_inputs_drops_no_raw_features():
+    cell = rnnjax.Regularized(SumCell(4), input_dropout=0.9)
+    xs = jnp.ones((7, 2, 5))
+    params = cell.init(jax.random.key(0), 5)
+    noisy = rnnjax.unroll(cell, params, xs, key=jax.random.key(1))
+    np.testing.assert_array_equal(noisy[1], rnnjax.unroll(SumCell(4), params, xs)[1])
+
+
+def test_attention_beside_a_time_gap(random_like, assert_close):
+    cell = rnnjax.AttentionCell(DecayingCell(4), memory_size=3, attention_size=2)
+    params = random_like(lambda: cell.init(jax.random.key(0), 3), 1)
+    memory = random_like(jax.ShapeDtypeStruct((5, 2, 3), "f"), 2)
+    x, ready = jnp.ones((2, 3)), cell.over(params, memory)
+    carry = cell.initial_carry((2,))
+    context = jnp.einsum("sb,sbm->bm", cell.weights(ready, carry), memory)
+    inner = jnp.concatenate([x[:, :2], context, x[:, 2:]], axis=-1)  # with the gap at the end
+    expected = DecayingCell(4).step(params["cell"], carry, inner)[1]
+    assert_close(cell.step(ready, carry, x)[1][:, :4], expected, 1e-6)
+
+
+@pytest.mark.parametrize("learner", [rnnjax.online.RTRL, SnAp1])
+def test_learning_online_beside_a_time_gap(learner, random_like, assert_close):
+    """Of a cell whose units do not interact both give the gradient of the whole sequence."""
+    cell = LinearCell(3)
+    params = random_like(lambda: cell.init(jax.random.key(0), 3), 1)
+    xs = random_like(jax.ShapeDtypeStruct((6, 2, 3), "f"), 2)
+    learning = learner(cell)
+    state = learning.init(params, (2,))
+    for x in xs:
+        state, y, pull = learning.step(params, state, x)
+    expected = jax.grad(lambda p: rnnjax.unroll(cell, p, xs)[1][-1].sum())(params)
+    assert_close(pull(jnp.ones_like(y)), expected, 1e-5)
 
 
 @pytest.mark.parametrize("kind", [rnnjax.LRUCell, rnnjax.S5Cell])

@@ -22,7 +22,7 @@ NOT_AFFINE = "not affine in the old one; declare ELEMENTWISE"
 GROWS = "a state grows by"
 NOT_FINITE = "must be finite where masked inputs alone are NaN"
 AFFINE, ELEMENTWISE = {"coupling": Coupling.AFFINE}, {"coupling": Coupling.ELEMENTWISE}
-GAPS = {"raw_inputs": 1}
+GAPS = {"raw": {"gap": 1}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Honest(rnnjax.Cell):
     recurrent = None
     coupling = Coupling.CONTRACTING
 
-    def update(self, params: Any, x: Any, carry: Any) -> Any:
+    def update(self, params: Any, x: Any, carry: Any, **raw: Any) -> Any:
+        x = jnp.concatenate([x, *raw.values()], axis=-1)
         return SimpleRNNCarry(self.new(params, x, carry.hidden))
 
     def new(self, params: Any, x: jax.Array, h: jax.Array) -> jax.Array:

@@ -70,10 +70,9 @@ def in_rnnjax(train, test, epochs):
         hidden_size: int
         carry = rnnjax.SimpleRNNCarry
         gates = ("h",)
-        raw_inputs = 1
+        raw = {"rate": 1}
 
-        def update(self, params, x, carry):
-            x, rate = x[..., :-1], x[..., -1:]
+        def update(self, params, x, carry, rate):
             return rnnjax.SimpleRNNCarry(carry.hidden + rate * (jnp.tanh(x) - carry.hidden))
 
     cell, key = LeakyCell(32), jax.random.key(0)

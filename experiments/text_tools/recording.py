@@ -199,7 +199,8 @@ def _gates(cell: Any, params: Any, x: Any, carry: Any) -> list[jax.Array]:
     if not names:
         return []
     letters, _ = _GATES[type(cell)]
-    sums = cell.project(params, x) + cell.recur(params, carry)
+    given = cell.update_input(params, cell.multiplied(params, x, cell.dtype), carry)
+    sums = given if cell.additive else sum(given)
     # Of a candidate that is more than the sum these are not the values, but it is no gate.
     values = activate_gates(sums, [cell.recurrent_activation] * len(letters))[0]
     split = dict(zip(letters, jnp.split(values, len(letters)), strict=True))

@@ -18,7 +18,7 @@ from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import get_activation, get_initializer, named
-from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.onehot import Beside, OneHot
 from rnnjax.cells.products import Kernel
 from rnnjax.errors import InvalidInputError, RnnjaxError
 
@@ -180,21 +180,40 @@ def check_floats(name: str, dtype: Any, advice: str) -> None:
         )
 
 
-def as_inputs(xs: Any) -> jax.Array | OneHot:
-    """Return ``xs``, or the ids of a `OneHot`, as a JAX array.
+def as_inputs(xs: Any) -> Any:
+    """Return ``xs``, the ids of a `OneHot`, or both parts of a pair, as JAX arrays.
 
     Raises:
-        InvalidInputError: they are not floating-point numbers.
+        InvalidInputError: they are not floating-point numbers, or the parts of a pair differ in
+            their axes before the last.
     """
     if isinstance(xs, OneHot):
         return OneHot(jnp.asarray(xs.ids), xs.size)
+    if isinstance(xs, Beside) or is_pair(xs):
+        pair = described_inputs(xs)
+        return Beside(as_inputs(pair.xs), as_inputs(pair.raw))
     return described_inputs(as_array("xs", xs))
+
+
+def is_pair(xs: Any) -> bool:
+    """Whether inputs are a pair ``(xs, raw)``, and no sequence of numbers."""
+    return type(xs) is tuple and len(xs) == 2 and all(hasattr(part, "shape") for part in xs)
 
 
 def described_inputs(xs: Any) -> Any:
     """Do as `as_inputs`, but return anything that has a shape and a dtype unchanged."""
     if isinstance(xs, OneHot):
         return xs
+    if isinstance(xs, Beside) or is_pair(xs):
+        first, raw = map(described_inputs, (xs.xs, xs.raw) if isinstance(xs, Beside) else xs)
+        vectors = not isinstance(raw, OneHot | Beside) and not isinstance(first, Beside)
+        if not vectors or first.shape[:-1] != raw.shape[:-1]:
+            raise InvalidInputError(
+                f"xs as a pair must be vectors or a OneHot, and an array of raw features with the "
+                f"same axes before the last, but are {brief(first)} {first.shape} and {brief(raw)} "
+                f"{raw.shape}; check the order of both"
+            )
+        return Beside(first, raw)
     if not hasattr(xs, "shape") or not hasattr(xs, "dtype"):
         xs = as_array("xs", xs)
     advice = "ids are given as rnnjax.OneHot(ids, size), numbers as xs.astype(jnp.float32)"
@@ -292,7 +311,7 @@ def check_params(cell: Any, params: Any) -> int:
             )
         check_floats(f"params[{key!r}]", leaf.dtype, advice)
     input_size = params["kernel"].shape[-2] if params["kernel"].ndim > 1 else 0
-    input_size += cell.raw_inputs
+    input_size += cell.raw_size
     check_names(cell, max(1, input_size))
     shapes = {key: np.shape(array) for key, array in params.items()}
     expected = {key: param.shape for key, param in cell.parameters(max(1, input_size)).items()}
@@ -313,24 +332,27 @@ def check_names(cell: Any, input_size: int) -> None:
         InvalidInputError: a parameter exists, or has its role, only for some input sizes; or no
             input is left for the kernel.
     """
-    if not is_integer(cell.raw_inputs) or cell.raw_inputs < 0:
+    raw = cell.raw
+    named = isinstance(raw, Mapping) and all(isinstance(n, str) and n.isidentifier() for n in raw)
+    if not named or not all(is_integer(size) and size > 0 for size in raw.values()):
         raise InvalidInputError(
-            f"raw_inputs of {brief(cell)} must be an integer, the number of features that its "
-            f"update reads as they are, but is {brief(cell.raw_inputs)}; write raw_inputs = 1"
+            f"raw of {brief(cell)} must have names and sizes of the features that its update reads "
+            f"as they are, but is {raw!r}; write raw = {{'gap': 1}}"
         )
-    if cell.raw_inputs and input_size < (least := cell.raw_inputs + bool(cell.gates)):
+    if raw and input_size < (least := cell.raw_size + bool(cell.gates)):
         raise InvalidInputError(
-            f"input_size of {brief(cell)} must be at least {least}, of which {cell.raw_inputs} "
-            f"come to the update as they are, but is {input_size}; check raw_inputs"
+            f"input_size of {brief(cell)} must be at least {least}, of which {cell.raw_size} come "
+            f"to the update as they are, {', '.join(raw)}, but is {input_size}; check raw, and "
+            "write gates = () where no other features are read"
         )
     one, here = (
         {name: getattr(param, "role", None) for name, param in cell.parameters(size).items()}
-        for size in (1 + cell.raw_inputs, input_size)
+        for size in (1 + cell.raw_size, input_size)
     )
     if differing := sorted(dict(one.items() ^ here.items())):
         raise InvalidInputError(
             f"parameters of {brief(cell)} must have the same names and roles for every "
-            f"input_size, but {', '.join(differing)} differs between {1 + cell.raw_inputs} and "
+            f"input_size, but {', '.join(differing)} differs between {1 + cell.raw_size} and "
             f"{input_size} features; make it depend on a field of the cell"
         )
 
@@ -343,10 +365,16 @@ def check_features(cell: Any, params: Any, xs: Any) -> None:
             `OneHot` or has too few axes for a convolution.
     """
     input_size, grid = check_params(cell, params), params["kernel"].ndim - 2
-    if (grid or cell.raw_inputs) and isinstance(xs, OneHot):
+    paired, alone = isinstance(xs, Beside), xs.xs if isinstance(xs, Beside) else xs
+    if isinstance(alone, OneHot) and (grid or (cell.raw and not paired)):
+        cure = "give jax.nn.one_hot(ids, size)"
+        if cell.raw:
+            cure = f"give the pair (OneHot(ids, size), array), of which the array is {_raw(cell)}"
+        raise InvalidInputError(f"{brief(cell)} needs vectors, but the inputs are OneHot; {cure}")
+    if paired and xs.raw.shape[-1] != cell.raw_size:
         raise InvalidInputError(
-            f"{brief(cell)} needs vectors, but the inputs are OneHot; give "
-            "jax.nn.one_hot(ids, size)"
+            f"xs is a pair, of which the second part must be {_raw(cell)} for {brief(cell)}, but "
+            f"has {xs.raw.shape[-1]} features; check the cell's raw"
         )
     if grid and xs.ndim <= grid:
         raise InvalidInputError(
@@ -359,6 +387,12 @@ def check_features(cell: Any, params: Any, xs: Any) -> None:
             f"xs has {came}, but params were initialised for {input_size}; "
             "check the last axis of xs (time, batch, features)"
         )
+
+
+def _raw(cell: Any) -> str:
+    """Say which raw features a cell reads."""
+    sizes = [f"{name} ({size})" for name, size in cell.raw.items()]
+    return f"(time, batch, {cell.raw_size}), its {', '.join(sizes)}," if sizes else "left out"
 
 
 # ---- carries

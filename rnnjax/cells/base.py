@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import enum
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self
 
@@ -35,7 +36,7 @@ from rnnjax.cells.arguments import (
 )
 from rnnjax.cells.devices import match_vma
 from rnnjax.cells.matrix import Memory, joined, remembered
-from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.onehot import Beside, OneHot
 from rnnjax.cells.products import Kernel, add_bias, at_least_float32, product
 from rnnjax.errors import InvalidInputError
 
@@ -57,8 +58,9 @@ ParamTree = Mapping[str, Any] | Sequence[Any]
 Carry = Any
 """A pytree of arrays; for a single cell a NamedTuple such as ``LSTMCarry(hidden, cell)``."""
 
-Inputs = jax.Array | np.ndarray | OneHot
-"""An array with features on its last axis, or one-hot vectors given as ids."""
+Inputs = jax.Array | np.ndarray | OneHot | Beside | tuple[Any, Any]
+"""An array with features on its last axis, one-hot vectors given as ids, or a pair of either and an
+array of raw features."""
 
 PickLast = Callable[[jax.Array, bool], jax.Array]
 """``(ys, against) -> y``: the output of each row's step that ran last. ``against`` says whether the
@@ -135,8 +137,11 @@ class Cell(abc.ABC, Generic[CarryT]):
     - ``additive``: whether the update gets the sum of both products, as in an LSTM. Default True.
       Otherwise it gets the pair ``(projected, recurrent)``, as in a GRU, whose reset gate scales
       one of them.
-    - ``raw_inputs``: how many of the last features the update gets unchanged, after the product.
-      Default 0. They may be time gaps, or marks of observed values as in a GRU-D.
+    - ``raw``: the names and sizes of the last features of the inputs, which the update gets as they
+      are, by keyword: ``raw = {"gap": 1}`` and ``update(self, params, x, carry, gap)``. They may be
+      time gaps, or marks of observed values as in a GRU-D. Default: none.
+    - ``loop``: the kernels that the update multiplies by, with the number of gates or the shape of
+      each, as in ``loop = {"candidate_kernel": 1}``. Default: none.
     - ``output``: the leaf of the new carry that is the output. Default ``"hidden"``. With None the
       update returns the new carry and ``y``, whose size is `output_size`.
     - ``coupling``: how ``update`` couples the new state to the old one. Default `Coupling.ANY`. A
@@ -197,9 +202,14 @@ class Cell(abc.ABC, Generic[CarryT]):
         return "hidden"
 
     @property
-    def raw_inputs(self) -> int:
-        """How many of the last features the update gets unchanged."""
-        return 0
+    def raw(self) -> Mapping[str, int]:
+        """The names and sizes of the last features, which the update gets as they are."""
+        return {}
+
+    @property
+    def loop(self) -> Mapping[str, int | tuple[int, ...]]:
+        """The kernels that the update multiplies by: the number of gates of each, or its shape."""
+        return {}
 
     @property
     def coupling(self) -> Coupling:
@@ -292,13 +302,14 @@ class Cell(abc.ABC, Generic[CarryT]):
     def parameters(self, input_size: int) -> dict[str, Param]:
         """Declare the parameters for inputs with ``input_size`` features, by name.
 
-        By default: ``kernel (input_size - raw_inputs, gates * hidden_size)``, ``recurrent_kernel
+        By default: ``kernel (input_size - raw_size, gates * hidden_size)``, ``recurrent_kernel
         (size of the state, gates * hidden_size)`` if ``recurrent`` names a leaf, ``bias (gates *
-        hidden_size,)`` unless ``use_bias`` is False, and with ``use_recurrent_bias`` a
-        ``recurrent_bias`` of that shape.
+        hidden_size,)`` unless ``use_bias`` is False, with ``use_recurrent_bias`` a
+        ``recurrent_bias`` of that shape, and the kernels of ``loop``, each ``(hidden_size, its
+        gates * hidden_size)`` or of the shape that it states.
         """
         width = len(self.gates) * self._units
-        kernel = input_size - self.raw_inputs, width
+        kernel = input_size - self.raw_size, width
         params = {"kernel": Param(kernel, self.kernel_init, Role.INPUT)}
         if self.recurrent is not None:
             shape = (*self._leaf_shape("recurrent", self.recurrent), width)
@@ -307,6 +318,9 @@ class Cell(abc.ABC, Generic[CarryT]):
             params["bias"] = Param((width,), self.bias_init, Role.BIAS)
         if self.use_bias and self.use_recurrent_bias:
             params["recurrent_bias"] = Param((width,), self.bias_init, Role.BIAS)
+        for name, size in self.loop.items():
+            shape = size if isinstance(size, tuple) else (self._units, size * self._units)
+            params[name] = Param(shape, self.recurrent_kernel_init, Role.LOOP)
         return params
 
     @property
@@ -314,7 +328,7 @@ class Cell(abc.ABC, Generic[CarryT]):
         """The shape of each leaf of the carry, without the batch: ``(hidden_size,)``."""
         return dict.fromkeys(self._declared()._fields, (self._units,))
 
-    def update(self, params: Params, x: Any, carry: CarryT) -> Any:
+    def update(self, params: Params, x: Any, carry: CarryT, *_: Any, **raw: Any) -> Any:
         """Compute the new carry from the products of input and state, in plain JAX.
 
         It is the equation of one row. Any number of batch axes may come first, so count axes from
@@ -327,18 +341,19 @@ class Cell(abc.ABC, Generic[CarryT]):
                 ``recurrent_kernel`` if `recurrent` names a leaf. Write ``state @ params[name]`` to
                 multiply by another kernel, in the cell's ``dtype``.
             x: the products of the inputs and of the state ``(*batch, gates * hidden_size)``, as
-                `additive` says. ``raw_inputs`` follow the inputs' product on the last axis.
+                `additive` says.
             carry: the state before the step.
+            **raw: the features that ``raw`` names, each ``(*batch, size)``.
 
         Returns:
             the new carry; with ``output = None`` the new carry and ``y``.
         """
         if not self.has_memory:
             raise InvalidInputError(f"{type(self).__name__} declares a carry, but writes no update")
-        new, read, stabilizer = remembered(self.memory(params, x), carry)
+        new, read, stabilizer = remembered(self.memory(params, x, **raw), carry)
         return new, self.recall(params, x, read, stabilizer)
 
-    def memory(self, params: Params, x: jax.Array) -> Memory:
+    def memory(self, params: Params, x: jax.Array, *_: Any, **raw: Any) -> Memory:
         """Declare how a step changes a matrix state, from the inputs alone.
 
         A cell that writes it has a `rnnjax.MatrixCarry` or a `rnnjax.cells.StabilizedCarry`,
@@ -347,6 +362,7 @@ class Cell(abc.ABC, Generic[CarryT]):
         Args:
             params: as in `update`.
             x: the inputs' product ``(*batch, width)``.
+            **raw: as in `update`.
         """
         raise InvalidInputError(f"{type(self).__name__} declares no memory")
 
@@ -374,7 +390,8 @@ class Cell(abc.ABC, Generic[CarryT]):
             params: the parameters with role OUT: matrices for ``emitted @ params[name]`` or ``xs @
                 params[name]``, in the cell's ``dtype``, and vectors as they are.
             emitted: ``(*batch, size)``, what `update` returned with the new carry.
-            xs: ``(*batch, input_size)``, the inputs of the same step, perhaps `OneHot`.
+            xs: ``(*batch, input_size)``, the inputs of the same step without those that ``raw``
+                names, perhaps `OneHot`.
 
         Returns:
             ``(*batch, output_size)``.
@@ -387,6 +404,11 @@ class Cell(abc.ABC, Generic[CarryT]):
     def is_stochastic(self) -> bool:
         """Whether training draws random numbers and needs the ``key`` of `rnnjax.unroll`."""
         return False
+
+    @property
+    def raw_size(self) -> int:
+        """The number of features that ``raw`` names."""
+        return sum(self.raw.values())
 
     @property
     def output_size(self) -> int:
@@ -470,66 +492,62 @@ class Cell(abc.ABC, Generic[CarryT]):
         """
         x = as_inputs(x)
         check_step(self, carry, x)
-        projected = self.project(params, x)
-        met = self.combine(projected, self.recur(params, carry))
-        carry, emitted = self.apply_update(params, met, carry)
+        check_features(self, params, x)
+        x, raw = self.split_raw(x)
+        product = self.multiplied(params, x, self.dtype)
+        carry, emitted = self.apply_update(
+            params, self.update_input(params, product, carry), carry, raw
+        )
         return carry, self.read(params, emitted, x)
 
-    @usual_promotion()
-    def project(self, params: Params, xs: Inputs) -> jax.Array:
-        """Compute ``xs @ kernel + bias``: the half of the step that needs only the input.
-
-        Args:
-            params: as `init` returns them.
-            xs: ``(..., input_size)`` with any number of leading axes, for one step or all.
-
-        Returns:
-            ``(..., gates * hidden_size)``.
-
-        Raises:
-            InvalidInputError: a parameter is missing or of another shape, or ``xs`` has another
-                number of features.
-        """
-        check_features(self, params, xs)
-        return self.biased(self.multiplied(params, xs, self.dtype), params, "bias")
+    def split_raw(self, xs: Any) -> tuple[Any, dict[str, jax.Array]]:
+        """Split inputs ``(..., input_size)`` into what the kernel multiplies, and raw features."""
+        if not self.raw:
+            return xs, {}
+        if isinstance(xs, Beside):
+            xs, rest = xs.xs, xs.raw
+        else:
+            xs, rest = xs[..., : -self.raw_size], xs[..., -self.raw_size :]
+        rest = rest.astype(at_least_float32(rest.dtype))  # time gaps are no operands of products
+        ends = list(itertools.accumulate(self.raw.values()))
+        return xs, dict(zip(self.raw, jnp.split(rest, ends[:-1], axis=-1), strict=True))
 
     def multiplied(self, params: Params, xs: Any, dtype: DTypeLike | None) -> jax.Array:
-        """``xs @ kernel``, with the raw inputs after it."""
-        if not self.raw_inputs:
-            return product(xs, params["kernel"], dtype)
-        if not params["kernel"].size:  # all of them are
+        """``xs @ kernel``, for inputs without raw features ``(..., features)``."""
+        if not params["kernel"].size:  # all of them are raw
             return xs
-        projected = product(self.without_raw(xs), params["kernel"], dtype)
-        raw = xs[..., -self.raw_inputs :].astype(projected.dtype)
-        return jnp.concatenate([projected, raw], axis=-1)
+        return product(xs, params["kernel"], dtype)
 
-    def without_raw(self, xs: jax.Array) -> jax.Array:
-        """Drop the raw features ``(..., raw_inputs)`` at the end of inputs or their products."""
-        return xs[..., : -self.raw_inputs] if self.raw_inputs else xs
+    def update_input(
+        self,
+        params: Params,
+        projected: jax.Array,
+        carry: CarryT,
+        times: Callable[[jax.Array], jax.Array] | None = None,
+        drop: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> Any:
+        """Make the argument ``x`` of `update`: the first half of a step, however it is run.
 
-    def recur(self, params: Params, carry: CarryT) -> jax.Array | None:
-        """``state @ recurrent_kernel``, plus ``recurrent_bias`` in the cells that have one."""
+        Args:
+            params: the parameters.
+            projected: the inputs' product, without its bias.
+            carry: the state before the step.
+            times: multiplies a state by ``recurrent_kernel``; by default as the cell declares it.
+            drop: what the state goes through before that, as recurrent dropout.
+        """
+        projected = self.biased(projected, params, "bias")
         if self.recurrent is None:
-            return None
-        state = getattr(carry, self.recurrent)
-        return self.biased(
-            product(state, params["recurrent_kernel"], self.dtype), params, "recurrent_bias"
-        )
-
-    def biased(self, x: jax.Array, params: Params, name: str) -> jax.Array:
-        """Add the bias of that name to a product, if the cell declares one."""
-        return add_bias(x, params, name) if is_bias(self, name) else x
-
-    def combine(self, projected: jax.Array, recurrent: jax.Array | None) -> Any:
-        """Combine the two products into the argument ``x`` of `update`."""
-        if recurrent is None:
             return projected
+        state = getattr(carry, self.recurrent)
+        state = state if drop is None else drop(state)
+        if times is None:
+            recurrent = product(state, params["recurrent_kernel"], self.dtype)
+        else:
+            recurrent = times(state)
+        recurrent = self.biased(recurrent, params, "recurrent_bias")
         if not self.additive:
             return projected, recurrent
-        if self.raw_inputs:
-            nothing = [(0, 0)] * (recurrent.ndim - 1)
-            recurrent = jnp.pad(recurrent, [*nothing, (0, self.raw_inputs)])
-        columns = [x.shape[-1] - self.raw_inputs for x in (projected, recurrent)]
+        columns = projected.shape[-1], recurrent.shape[-1]
         if columns[0] != columns[1]:
             raise InvalidInputError(
                 f"kernel and recurrent_kernel of {brief(self)} must have the same number of "
@@ -537,6 +555,10 @@ class Cell(abc.ABC, Generic[CarryT]):
                 f"{columns[1]}; write additive = False, so that update is given both as a pair"
             )
         return projected + recurrent
+
+    def biased(self, x: jax.Array, params: Params, name: str) -> jax.Array:
+        """Add the bias of that name to a product, if the cell declares one."""
+        return add_bias(x, params, name) if is_bias(self, name) else x
 
     @property
     def kernels_outside(self) -> tuple[str, ...]:
@@ -554,9 +576,16 @@ class Cell(abc.ABC, Generic[CarryT]):
         return {name: p for name, p in self.loop_params(params).items() if name not in outside}
 
     def apply_update(
-        self, params: Params, x: Any, carry: CarryT, dtype: DTypeLike | None = None
+        self,
+        params: Params,
+        x: Any,
+        carry: CarryT,
+        raw: Mapping[str, jax.Array],
+        dtype: DTypeLike | None = None,
     ) -> tuple[CarryT, jax.Array]:
-        """Call `update` and cast its result to the types of the carry; errors name the cell.
+        """Call `update` and cast its result to the types of the carry: the other half of a step.
+
+        Errors name the cell.
 
         The state of a loop must not change its type, whatever the types of inputs and parameters.
         ``dtype`` is the type of the operands of products in `update`, if not the cell's.
@@ -566,9 +595,11 @@ class Cell(abc.ABC, Generic[CarryT]):
             name: Kernel(leaf, dtype) if roles.get(name) is Role.LOOP else leaf
             for name, leaf in self.update_params(params).items()
         }
-        advice = f"params has {sorted(read)}; check gates, additive, output, and what it returns"
-        with naming(self, "update", advice, x=x, **{"the carry": carry}):
-            new = self.update(read, x, carry)
+        advice = (
+            f"params has {sorted(read)}; check gates, additive, output, raw, and what it returns"
+        )
+        with naming(self, "update", advice, x=x, **{"the carry": carry}, **raw):
+            new = self.update(read, x, carry, **raw)
             own = new if isinstance(new, type(carry)) else carry  # what is none is refused below
             new, y = new if self.output is None else (new, getattr(own, self.output))
             same_shapes(new, carry)
@@ -629,8 +660,8 @@ class Cell(abc.ABC, Generic[CarryT]):
 
 
 _DERIVED = (
-    "step", "project", "multiplied", "without_raw", "recur", "biased",
-    "combine", "loop_params", "update_params", "apply_update", "read",
+    "step", "split_raw", "multiplied", "update_input", "biased", "loop_params", "update_params",
+    "apply_update", "read",
 )  # fmt: skip
 
 
@@ -641,7 +672,7 @@ def roles_of(cell: Cell) -> Mapping[str, Role]:
         InvalidInputError: a parameter that the engine adds or multiplies is missing, or one is
             declared that the engine would not use.
     """
-    roles = {name: param.role for name, param in cell.parameters(1 + cell.raw_inputs).items()}
+    roles = {name: param.role for name, param in cell.parameters(1 + cell.raw_size).items()}
     for name, role in roles.items():
         if not isinstance(role, Role):
             raise InvalidInputError(

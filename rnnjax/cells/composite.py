@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, CarryT, Cell, Inputs, Params
+from rnnjax.cells.onehot import Beside
 from rnnjax.errors import InvalidInputError
 
 
@@ -80,6 +82,14 @@ class CellGroup(CompositeCell[CarryT]):
         """Return the tuple of these entries."""
 
     @property
+    def raw(self) -> Mapping[str, int]:
+        """The raw features of all cells: each is given those that it names."""
+        found: dict[str, int] = {}
+        for cell in self.cells:
+            found = {**found, **cell.raw}
+        return found
+
+    @property
     def is_stochastic(self) -> bool:
         """Whether one of the cells draws random numbers."""
         return any(cell.is_stochastic for cell in self.cells)
@@ -106,6 +116,13 @@ class CellGroup(CompositeCell[CarryT]):
                     f"a {type(self).__name__} is made of cells such as rnnjax.LSTMCell(50), but "
                     f"got {brief(cell)}"
                 )
+            odd = [n for n, size in cell.raw.items() if self.raw[n] != size]
+            if odd:
+                raise InvalidInputError(
+                    f"the raw features {odd[0]!r} of a {type(self).__name__} must have one size in "
+                    f"all its cells, which share them, but have {cell.raw[odd[0]]} and "
+                    f"{self.raw[odd[0]]}; give one of them another name"
+                )
 
     def check_entries(self, name: str, entries: Any) -> None:
         """Raise unless ``entries``, the ``name`` of this cell, are a tuple with one for each."""
@@ -117,10 +134,22 @@ class CellGroup(CompositeCell[CarryT]):
             )
 
 
+def beside(cell: Cell, xs: Any, raw: Mapping[str, jax.Array]) -> Any:
+    """Return the inputs of one of several cells: with those of the raw features that it names."""
+    if not cell.raw:
+        return xs
+    return Beside(xs, jnp.concatenate([raw[name] for name in cell.raw], axis=-1))
+
+
 class WrappedCell(Cell[CarryT]):
     """A cell around another one, with the same outputs and carry by default."""
 
     cell: Cell[CarryT]
+
+    @property
+    def raw(self) -> Mapping[str, int]:
+        """The raw features of the wrapped cell."""
+        return self.cell.raw
 
     @property
     def output_size(self) -> int:

@@ -1,6 +1,7 @@
 """The linear recurrent unit, and the base class of cells with a complex diagonal state."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -62,9 +63,9 @@ class ComplexCell(Cell[ComplexCarry]):
     output = None
 
     @property
-    def raw_inputs(self) -> int:
-        """The number of raw inputs: 1 with ``intervals``, else 0."""
-        return int(self.intervals)
+    def raw(self) -> Mapping[str, int]:
+        """With ``intervals`` the last feature is ``interval``."""
+        return {"interval": 1} if self.intervals else {}
 
     @property
     def states(self) -> int:
@@ -79,7 +80,7 @@ class ComplexCell(Cell[ComplexCarry]):
     def parameters(self, input_size: int) -> dict[str, Param]:
         """Declare the parameters ``kernel``, ``output_kernel`` and ``skip_kernel``."""
         states, outputs = 2 * self.states, self.hidden_size
-        input_size -= self.raw_inputs
+        input_size -= self.raw_size
         return {
             "kernel": Param((input_size, states), self.kernel_init, Role.INPUT),
             "output_kernel": Param((states, outputs), self.output_kernel_init, Role.OUT),
@@ -88,7 +89,7 @@ class ComplexCell(Cell[ComplexCarry]):
 
     def readout(self, params: Params, emitted: Any, xs: Any) -> jax.Array:
         """Add the products of the state and of the inputs, each with its kernel."""
-        return emitted @ params["output_kernel"] + self.without_raw(xs) @ params["skip_kernel"]
+        return emitted @ params["output_kernel"] + xs @ params["skip_kernel"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,14 +140,12 @@ class LRUCell(ComplexCell):
         return super().parameters(input_size) | {"ring": ring}
 
     def update(
-        self, params: Params, x: jax.Array, carry: ComplexCarry
+        self, params: Params, x: jax.Array, carry: ComplexCarry, interval: Any = 1
     ) -> tuple[ComplexCarry, jax.Array]:
         """Compute the new state by the second equation of the class."""
         nu, theta, log_gamma = params["ring"].astype(x.dtype)
-        decay, angle, gamma = -jnp.exp(nu), jnp.exp(theta), jnp.exp(log_gamma)
-        if self.intervals:
-            x, interval = x[..., :-1], x[..., -1:]
-            decay, angle = interval * decay, interval * angle
+        gamma = jnp.exp(log_gamma)
+        decay, angle = -interval * jnp.exp(nu), interval * jnp.exp(theta)
         size = jnp.exp(decay)
         real, imag = jnp.split(x, 2, axis=-1)
         lets_in = gamma * real, gamma * imag

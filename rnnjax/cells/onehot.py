@@ -1,4 +1,4 @@
-"""One-hot inputs as integer ids: their product with a kernel is one row of it."""
+"""Inputs that are no single array: one-hot vectors as ids, and features beside others."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -108,10 +108,46 @@ class OneHot:
         return rows.reshape(*self.ids.shape, kernel.shape[1])
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Beside:
+    """Inputs with raw features of their own: the pair ``(xs, raw)`` that `rnnjax.unroll` takes.
+
+    Beside one-hot vectors they make no dense ones, as of event codes and the time between events.
+
+    Args:
+        xs: vectors ``(..., features)``, or a `OneHot`.
+        raw: ``(..., size)``, the features that a cell's ``raw`` names, in their order.
+    """
+
+    xs: Any
+    raw: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of both side by side."""
+        return (*self.xs.shape[:-1], self.xs.shape[-1] + self.raw.shape[-1])
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes of both."""
+        return self.raw.ndim
+
+    def __getitem__(self, index: Any) -> "Beside":
+        """The inputs at ``index`` of the leading axes."""
+        return Beside(self.xs[index], self.raw[index])
+
+
 # The auxiliary data of a dataclass are its static fields, in their order.
 register_pytree_node_serialization(
     OneHot,
     serialized_name="rnnjax.OneHot",
     serialize_auxdata=lambda sizes: str(sizes[0]).encode(),
     deserialize_auxdata=lambda size: (int(size),),
+)
+register_pytree_node_serialization(
+    Beside,
+    serialized_name="rnnjax.Beside",
+    serialize_auxdata=lambda _: b"",
+    deserialize_auxdata=lambda _: (),
 )

@@ -126,14 +126,8 @@ def convolution_kernel_gradient(xs: jax.Array, d: jax.Array, kernel: jax.Array) 
 
 
 def add_bias(x: jax.Array, params: Mapping[str, Any], name: str) -> jax.Array:
-    """Add the bias of that name to ``x``, in the type of ``x``; return ``x`` if there is none.
-
-    Raw inputs, which follow the product in ``x``, have no bias.
-    """
-    if name not in params:
-        return x
-    bias = params[name].astype(x.dtype)
-    return x + jnp.pad(bias, (0, x.shape[-1] - bias.shape[-1]))
+    """Add the bias of that name to ``x``, in the type of ``x``; return ``x`` if there is none."""
+    return x + params[name].astype(x.dtype) if name in params else x
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -65,14 +65,11 @@ class S5Cell(ComplexCell):
         }
 
     def update(
-        self, params: Params, x: jax.Array, carry: ComplexCarry
+        self, params: Params, x: jax.Array, carry: ComplexCarry, interval: Any = 1
     ) -> tuple[ComplexCarry, jax.Array]:
         """Compute the new state by the second equation of the class."""
         log_decay, turn = params["eigenvalue"].astype(x.dtype)
-        step, decay = jnp.exp(params["log_step"].astype(x.dtype)), jnp.exp(log_decay)
-        if self.intervals:
-            x, interval = x[..., :-1], x[..., -1:]
-            step = interval * step
+        step, decay = interval * jnp.exp(params["log_step"].astype(x.dtype)), jnp.exp(log_decay)
         size, angle = jnp.exp(-decay * step), turn * step
         real, imag = size * jnp.cos(angle), size * jnp.sin(angle)
         # (real + i imag - 1) / (-decay + i turn), where steps are so short that real is nearly 1.

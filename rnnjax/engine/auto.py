@@ -93,6 +93,6 @@ def _stores_little(cell: Cell, num_steps: int, rows: Any) -> bool:
     if cell.output is None:  # each step would run once more for its output
         return False
     sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))]
-    columns = cell.parameters(1 + cell.raw_inputs)["kernel"].shape[-1] + cell.raw_inputs
+    columns = cell.parameters(1 + cell.raw_size)["kernel"].shape[-1] + cell.raw_size
     little = isinstance(rows, int) and num_steps * rows * columns <= _FEW_NUMBERS
     return little and sum(sizes) * (len(sizes) + 1) <= columns

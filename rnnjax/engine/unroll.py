@@ -14,13 +14,14 @@ from rnnjax.cells.composite import Noise, over_layers
 from rnnjax.cells.devices import automatic, match_devices
 from rnnjax.engine.auto import Auto
 from rnnjax.engine.core.custom_primitive import traced
-from rnnjax.engine.core.masking import Steps, zero_masked
+from rnnjax.engine.core.masking import StepMarks, Steps, zero_masked
 from rnnjax.engine.core.method import Method, check_method
 from rnnjax.engine.core.validation import (
     begin,
     check_noise,
     checked,
     checked_marks,
+    entered,
     valid_steps,
     without_noise,
 )
@@ -62,7 +63,9 @@ def unroll(
         cell: what one time step computes.
         params: the cell's parameters, as ``cell.init`` returns them.
         xs: ``(time, *batch, input_size)``, time first, usually with one batch axis; or one-hot
-            vectors as ``rnnjax.OneHot(ids, input_size)``.
+            vectors as ``rnnjax.OneHot(ids, input_size)``. For a cell with raw features also a pair
+            ``(xs, raw)`` of either and an array ``(time, *batch, raw_size)``; in a single array
+            they come last.
         carry: the state before the first step; by default ``reset_carry`` if given, else
             ``cell.start``: zeros for most cells, in float32 or the type of the parameters or inputs
             if wider. It is differentiable, and `rnnjax.LearnedCarry` learns it.
@@ -235,7 +238,8 @@ def _unroll_layer(
         carry, start = (_part(carry, part) for part in ("now", "start"))
         if reverse:  # the border before step t is crossed after it
             resets = jnp.concatenate([resets[1:], how.method.along.next(resets[:1])])
-    steps = Steps.of(valid, resets, start, noise)
+    xs, raw = entered(cell, params, xs)
+    steps = Steps.of(valid, resets, start, noise, raw)
     with how.method.precisely():
         carry, ys = how.method.run(cell, params, xs, carry, reverse, steps)
     if how.last_outputs and valid is not None:
@@ -309,17 +313,19 @@ def explain(
     ) -> tuple[Carry, jax.Array]:
         check_method(cell, method)
         check_noise(cell, noise)
+        shape = xs.shape
+        xs, raw = entered(cell, params, xs)
 
         # Traced, so that it raises the same errors as `unroll`.
-        def run(params: Params, xs: Any, carry: Carry) -> tuple[Carry, jax.Array]:
-            return method.run(cell, params, xs, carry, reverse, Steps())
+        def run(params: Params, xs: Any, carry: Carry, raw: Any) -> tuple[Carry, jax.Array]:
+            return method.run(cell, params, xs, carry, reverse, Steps(StepMarks(raw=raw)))
 
-        result = run(params, xs, carry)
-        if traced(run, params, xs, carry)[2]:
+        result = run(params, xs, carry, raw)
+        if traced(run, params, xs, carry, raw)[2]:
             phrases = [_PLAIN]
         else:
             phrases = method.explain(cell, params, xs.shape, platform)
-        layers.append((cell, xs.shape, (*phrases, *method.arithmetic(platform))))
+        layers.append((cell, shape, (*phrases, *method.arithmetic(platform))))
         return result
 
     def whole(params: Params, xs: Any, carry: Carry | None) -> Any:

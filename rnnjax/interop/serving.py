@@ -90,7 +90,7 @@ def input_shapes(model: Model, steps: Any, batch: Any) -> Any:
             # Ids of NumPy are of 64 bits, which programs have only where JAX has them.
             return jax.ShapeDtypeStruct(axes, jax.dtypes.canonicalize_dtype(np.int64))
         if model.params.get(layer.name):
-            raw = layer.cell.raw_inputs if isinstance(layer, Recurrent) else 0
+            raw = layer.cell.raw_size if isinstance(layer, Recurrent) else 0
             features = input_size(model.params[layer.name]) + raw
             break
     return jax.ShapeDtypeStruct((*axes, features), np.dtype(np.float32))

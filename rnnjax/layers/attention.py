@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params
-from rnnjax.cells.composite import WrappedCell
+from rnnjax.cells.composite import WrappedCell, beside
 from rnnjax.cells.onehot import OneHot
 from rnnjax.errors import InvalidInputError
 
@@ -156,12 +156,14 @@ class AttentionCell(WrappedCell[CarryT]):
 
     def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
         """Attend to the memory, and run the cell on ``x`` and the context."""
-        if isinstance(x, OneHot):
+        mixed, raw = self.split_raw(x)
+        if isinstance(mixed, OneHot):
             raise InvalidInputError(
                 "an AttentionCell reads arrays, but the inputs are OneHot; give rows of an "
                 "embedding"
             )
         weights = self.weights(params, carry)
         context = jnp.einsum("s...,s...m->...m", weights, params["memory"])
-        carry, y = self.cell.step(params["cell"], carry, jnp.concatenate([x, context], axis=-1))
+        given = beside(self.cell, jnp.concatenate([mixed, context], axis=-1), raw)
+        carry, y = self.cell.step(params["cell"], carry, given)
         return carry, jnp.concatenate([y, context], axis=-1)

@@ -10,7 +10,7 @@ from jax.export import register_namedtuple_serialization
 
 from rnnjax.cells.arguments import check_init
 from rnnjax.cells.base import Cell, Inputs, Params, PickLast
-from rnnjax.cells.composite import CellGroup, LayerRun
+from rnnjax.cells.composite import CellGroup, LayerRun, beside
 from rnnjax.errors import InvalidInputError
 
 _MERGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
@@ -90,8 +90,8 @@ class Bidirectional(CellGroup[Directions]):
         """Initialise the parameters of both directions."""
         check_init(key, input_size)
         keys = jax.random.split(key)
-        pairs = zip(self.cells, keys, strict=True)
-        return Directions(*(cell.init(k, input_size) for cell, k in pairs))
+        pairs, own = zip(self.cells, keys, strict=True), input_size - self.raw_size
+        return Directions(*(cell.init(k, own + cell.raw_size) for cell, k in pairs))
 
     @staticmethod
     def entries(made: Iterable[Any]) -> Directions:
@@ -112,9 +112,11 @@ class Bidirectional(CellGroup[Directions]):
         self.check_entries("params", params)
         self.check_entries("carry", carry)
         keys = (None, None) if key is None else jax.random.split(key)
-        forward, ys = run(self.cells.forward, params[0], xs, carry[0], key=keys[0])
+        xs, raw = self.split_raw(xs)
+        inputs = [beside(cell, xs, raw) for cell in self.cells]
+        forward, ys = run(self.cells.forward, params[0], inputs[0], carry[0], key=keys[0])
         backward, back = run(
-            self.cells.backward, params[1], xs, carry[1], key=keys[1], reverse=True
+            self.cells.backward, params[1], inputs[1], carry[1], key=keys[1], reverse=True
         )
         return Directions(forward, backward), self.merge_outputs(ys, back)
 

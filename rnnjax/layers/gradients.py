@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells.arguments import check_instance
+from rnnjax.cells.arguments import as_inputs, check_instance
 from rnnjax.cells.base import Carry, CarryT, Cell, Params
 from rnnjax.errors import InvalidInputError
 
@@ -51,6 +51,7 @@ def state_gradients(
     ((10, 2, 4), True)
     """
     check_instance("cell", cell, Cell, "a Cell such as rnnjax.LSTMCell(50)")
+    xs = as_inputs(xs)
     if carry is None:
         carry = cell.start(params, xs.shape[1:-1])
     nudges = jax.tree.map(lambda leaf: jnp.zeros((xs.shape[0], *leaf.shape), leaf.dtype), carry)

@@ -96,25 +96,27 @@ class Prepared(WrappedCell[CarryT]):
         x = as_inputs(x)
         check_features(self.cell, self._as_drawn(params), x)
         check_step(self.cell, carry, x)
-        met, cell = self._met(params, carry, x), self.cell
-        carry, emitted = cell.apply_update(params, met, carry, self.states.dtype)
-        return carry, cell.read(params, emitted, x, self.states.dtype)
+        cell, dtype = self.cell, self.states.dtype
+        x, raw = cell.split_raw(x)
+        given = self._update_input(params, carry, x)
+        carry, emitted = cell.apply_update(params, given, carry, raw, dtype)
+        return carry, cell.read(params, emitted, x, dtype)
 
-    def _met(self, params: Params, carry: CarryT, x: Inputs) -> Any:
+    def _update_input(self, params: Params, carry: CarryT, x: Any) -> Any:
         """Compute the products, as the argument ``x`` of the cell's update."""
-        cell, recurrent = self.cell, None
-        if self.inputs is None:
+        cell = self.cell
+        if self.inputs is None:  # one product of both, beside which that of the state is nothing
             state = getattr(carry, cell.recurrent or "")
             if isinstance(x, OneHot):  # though it was prepared for vectors
                 x = x.rows(jnp.eye(x.shape[-1], dtype=state.dtype))
             both = self.states.multiply(jnp.concatenate([x, state], axis=-1), params["kernel"])
-            return cell.biased(cell.biased(both, params, "bias"), params, "recurrent_bias")
+            return cell.update_input(params, both, carry, lambda _: jnp.zeros_like(both))
         projected = self.inputs.multiply(x, params["kernel"])
-        if cell.recurrent is not None:
-            state = getattr(carry, cell.recurrent)
-            recurrent = self.states.multiply(state, params["recurrent_kernel"])
-            recurrent = cell.biased(recurrent, params, "recurrent_bias")
-        return cell.combine(cell.biased(projected, params, "bias"), recurrent)
+
+        def times(state: jax.Array) -> jax.Array:
+            return self.states.multiply(state, params["recurrent_kernel"])
+
+        return cell.update_input(params, projected, carry, times)
 
 
 @usual_promotion()
@@ -174,10 +176,14 @@ def _prepare(cell: Cell, params: Any, x: Any, method: Fused, platform: str) -> t
     inner = functools.partial(_prepare, method=method, platform=platform)
     if isinstance(cell, Stack):
         cell.check_entries("params", params)
-        layers = []
+        layers: list[Any] = []
+        features = x.shape[-1] - cell.raw_size
         for layer, own in zip(cell.cells, params, strict=True):
+            if layers or not isinstance(x, OneHot):
+                shape = (*x.shape[:-1], features + layer.raw_size)
+                x = jax.ShapeDtypeStruct(shape, jnp.float32)
             layers.append(inner(layer, own, x))
-            x = jax.ShapeDtypeStruct((*x.shape[:-1], layer.output_size), jnp.float32)
+            features = layer.output_size
         cells, laid_out = zip(*layers, strict=True)
         return dataclasses.replace(cell, cells=cells), laid_out
     if isinstance(cell, LearnedCarry):
@@ -185,14 +191,13 @@ def _prepare(cell: Cell, params: Any, x: Any, method: Fused, platform: str) -> t
         ready, own = inner(cell.cell, params["cell"], x)
         return LearnedCarry(ready), {**params, "cell": own}
     reason, single = method.refusal(cell), cell
-    if reason is None and cell.raw_inputs:
-        reason = "its raw inputs are no part of a product"
     if isinstance(cell, Regularized):
         if not cell.zoneout:
             return inner(cell.cell, params, x)
         reason, single = "its zoneout comes between a step and the next", cell.cell
     if single.carry is not None:  # its parameters are known
         check_features(single, params, x)
+        x, _ = jax.eval_shape(single.split_raw, x)
     if reason is None:
         ready = _prepared(cell, params, x, method.product_dtype, platform)
         return ready, ready.lay_out(params)

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
-from rnnjax.cells.arguments import as_inputs, brief, made_carry
+from rnnjax.cells.arguments import brief, made_carry
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params
-from rnnjax.cells.composite import CompositeCell, LayerRun, Noise, WrappedCell
+from rnnjax.cells.composite import CompositeCell, LayerRun, Noise, WrappedCell, beside
 from rnnjax.cells.onehot import OneHot
 from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.errors import InvalidInputError
@@ -29,6 +29,7 @@ class Regularized(WrappedCell[CarryT], CompositeCell[CarryT]):
     Args:
         cell: a single cell; in a `Stack`, wrap each cell separately.
         input_dropout: the dropout rate of the inputs, the same features at all steps of a call.
+            Raw features, such as time gaps, are not dropped.
         recurrent_dropout: the dropout rate of the hidden state in the recurrent product, :math:`m`,
             the same units at all steps (Gal & Ghahramani, 2016).
         zoneout_hidden: the probability that a unit of ``carry.hidden`` keeps its old value,
@@ -104,7 +105,8 @@ class Regularized(WrappedCell[CarryT], CompositeCell[CarryT]):
 
     def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
         """Run one step as in prediction: with the expectation of zoneout, and no other noise."""
-        return Steps(leaks=self.zoneout).run(self.cell, params, carry, as_inputs(x), StepMarks())
+        new, y = self.cell.step(params, carry, x)
+        return Steps(leaks=self.zoneout).mask(carry, new, y, StepMarks(), self.cell.output)
 
     def unroll_layers(
         self, run: LayerRun, params: Params, xs: Any, carry: CarryT, key: jax.Array | None
@@ -118,12 +120,14 @@ class Regularized(WrappedCell[CarryT], CompositeCell[CarryT]):
         return run(self.cell, params, xs, carry, noise=self._noise(keys, xs.shape[:-1]))
 
     def _drop_inputs(self, key: jax.Array, xs: Any) -> Any:
+        xs, raw = self.split_raw(xs)
         if self.input_dropout and isinstance(xs, OneHot):
             raise InvalidInputError(
                 "input_dropout needs vectors, but the inputs are OneHot; set ids to -1 to drop "
                 "them, or give jax.nn.one_hot(ids, size)"
             )
-        return Dropout(self.input_dropout, per="sequence").apply(key, xs)
+        dropped = Dropout(self.input_dropout, per="sequence").apply(key, xs)
+        return beside(self.cell, dropped, raw)
 
     def _drop_weights(self, key: jax.Array, params: Params) -> Params:
         if not self.weight_drop:

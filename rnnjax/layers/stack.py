@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
-from rnnjax.cells.arguments import brief, check_init
+from rnnjax.cells.arguments import as_inputs, brief, check_init
 from rnnjax.cells.base import Cell, Inputs, PickLast
-from rnnjax.cells.composite import CellGroup, LayerRun
+from rnnjax.cells.composite import CellGroup, LayerRun, beside
 from rnnjax.errors import InvalidInputError
 from rnnjax.layers.dropout import Dropout
 
@@ -18,7 +18,8 @@ class Stack(CellGroup[tuple[Any, ...]]):
     """Layers of cells; the outputs of each are the inputs of the next.
 
     A stack is a cell: it has `init`, `initial_carry` and `step`, `rnnjax.unroll` runs it, and it
-    can be a layer of another stack. Parameters and carry are tuples with one entry per layer.
+    can be a layer of another stack. Parameters and carry are tuples with one entry per layer. Raw
+    features, such as time gaps, go to every layer that names them, and come last in the inputs.
 
     Args:
         cells: the layers, first to last: any iterable of cells, stored as a tuple.
@@ -71,10 +72,11 @@ class Stack(CellGroup[tuple[Any, ...]]):
     def init(self, key: jax.Array, input_size: int) -> tuple[Any, ...]:
         """Initialise the parameters: a tuple with one entry per layer."""
         check_init(key, input_size)
-        sizes = [input_size, *(cell.output_size for cell in self.cells)]
+        sizes = [input_size - self.raw_size, *(cell.output_size for cell in self.cells)]
         keys = jax.random.split(key, len(self.cells))
         return tuple(
-            cell.init(key, size) for cell, key, size in zip(self.cells, keys, sizes, strict=False)
+            cell.init(key, size + cell.raw_size)
+            for cell, key, size in zip(self.cells, keys, sizes, strict=False)
         )
 
     @staticmethod
@@ -92,7 +94,7 @@ class Stack(CellGroup[tuple[Any, ...]]):
         ) -> tuple[Any, jax.Array]:
             return cell.step(params, carry, xs)
 
-        return self.unroll_layers(one_step, params, x, carry, None)
+        return self.unroll_layers(one_step, params, as_inputs(x), carry, None)
 
     def unroll_layers(
         self,
@@ -106,10 +108,12 @@ class Stack(CellGroup[tuple[Any, ...]]):
         self.check_entries("params", params)
         self.check_entries("carry", carry)
         carries = []
+        xs, raw = self.split_raw(xs)
         for i, cell in enumerate(self.cells):
             inner, between = (
                 (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
             )
+            xs = beside(cell, xs, raw)
             layer_carry, xs = run(cell, params[i], xs, carry[i], key=inner)
             carries.append(layer_carry)
             if i < len(self.cells) - 1:

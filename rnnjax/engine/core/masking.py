@@ -13,7 +13,7 @@ from rnnjax.cells.arguments import check_stepped
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise
 from rnnjax.cells.devices import match_devices
-from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.onehot import Beside, OneHot
 
 
 class StepMarks(NamedTuple):
@@ -24,11 +24,15 @@ class StepMarks(NamedTuple):
         resets: booleans ``(time, *rows)``, True if a new sequence of a row begins at the step.
         zoneout: by field of the carry, booleans ``(time, *batch, size)``, True if a unit keeps its
             old value.
+        raw: by name, the features ``(time, *batch, size)`` that an update gets as they are. They
+            are differentiated. Behind the inputs' product they would make it too wide for the
+            residuals of a step to be written in its place.
     """
 
     valid: jax.Array | None = None
     resets: jax.Array | None = None
     zoneout: Mapping[str, jax.Array] = {}
+    raw: Mapping[str, jax.Array] = {}
 
 
 class Steps(NamedTuple):
@@ -53,11 +57,12 @@ class Steps(NamedTuple):
         resets: jax.Array | None,
         start: Carry | None,
         noise: Noise,
+        raw: Mapping[str, jax.Array],
     ) -> "Steps":
-        """Collect the marks and noise of one layer."""
+        """Collect the marks, noise and raw features of one layer."""
         zoneout = {name: k for name, k in noise.zoneout.items() if jnp.ndim(k)}
         leaks = {name: k for name, k in noise.zoneout.items() if not jnp.ndim(k)}
-        return cls(StepMarks(valid, resets, zoneout), start, noise.recurrent, leaks)
+        return cls(StepMarks(valid, resets, zoneout, raw), start, noise.recurrent, leaks)
 
     def shared(self) -> "Steps":
         """Return the values that all steps share; random masks and rates have no gradient."""
@@ -120,21 +125,16 @@ class Steps(NamedTuple):
     ) -> Any:
         """Run one step of ``cell`` with reset, noise and mask; return the new carry and output."""
         carry = self.reset(carry, at)
-        new, y = stepped(cell, params, carry, x, self.recurrent)
+        if cell.carry is None:  # a step of its own
+            returned = cell.step(params, carry, x)
+            check_stepped(cell, carry, returned)
+            new, y = returned
+        else:
+            product = cell.multiplied(params, x, cell.dtype)
+            given = cell.update_input(params, product, carry, drop=self.drop_state)
+            new, emitted = cell.apply_update(params, given, carry, at.raw)
+            y = cell.read(params, emitted, x)
         return self.mask(carry, new, y, at, cell.output)
-
-
-def stepped(cell: Cell, params: Params, carry: Carry, x: Any, recurrent: Any) -> Any:
-    """Call ``cell.step``, with factors of its state in the recurrent product, if any."""
-    if recurrent is None or cell.recurrent is None:
-        returned = cell.step(params, carry, x)
-        check_stepped(cell, carry, returned)
-        return returned
-    state = Steps(recurrent=recurrent).drop_state(getattr(carry, cell.recurrent))
-    entering = carry._replace(**{cell.recurrent: state})
-    met = cell.combine(cell.project(params, x), cell.recur(params, entering))
-    carry, emitted = cell.apply_update(params, met, carry)
-    return carry, cell.read(params, emitted, x)
 
 
 def without_row(xs: Any, steps: Steps, carry: Carry) -> tuple[Any, Steps, Carry]:
@@ -148,9 +148,11 @@ def without_row(xs: Any, steps: Steps, carry: Carry) -> tuple[Any, Steps, Carry]
 
 
 def zero_masked(xs: Any, valid: jax.Array | None) -> Any:
-    """Set ``xs``, an array or a `OneHot`, to zero where ``valid (*leading)`` is False."""
+    """Set ``xs``, an array, `OneHot` or `Beside`, to zero where ``valid (*leading)`` is False."""
     if valid is None:
         return xs
+    if isinstance(xs, Beside):
+        return Beside(zero_masked(xs.xs, valid), zero_masked(xs.raw, valid))
     if isinstance(xs, OneHot):  # an id out of range stands for zeros, and uint8 has no -1
         ids = xs.ids.astype(jnp.promote_types(xs.ids.dtype, jnp.int32))
         return OneHot(jnp.where(expand(valid, ids), ids, -1), xs.size)

@@ -15,6 +15,7 @@ from rnnjax.cells.arguments import (
     as_inputs,
     brief,
     check_carry,
+    check_features,
     check_flag,
     check_instance,
     check_lengths,
@@ -188,6 +189,14 @@ def checked_marks(name: str, marks: Any, xs: Any, of: str = "xs") -> jax.Array:
             f"{marks.shape}; check which axis is time"
         )
     return marks
+
+
+def entered(cell: Cell, params: Params, xs: Any) -> tuple[Any, Mapping[str, jax.Array]]:
+    """Check the inputs of a layer, and split off its raw features."""
+    if cell.carry is None:  # its own step does
+        return xs, {}
+    check_features(cell, params, xs)
+    return cell.split_raw(xs)
 
 
 def check_noise(cell: Cell, noise: Noise) -> None:

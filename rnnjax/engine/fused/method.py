@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
-from rnnjax.cells.arguments import check_features, check_size
+from rnnjax.cells.arguments import check_size
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.core.method import Method, why_no_equation
@@ -121,7 +121,6 @@ def unrolled(
     cell, num_steps, reverse = recurrence.cell, xs.shape[0], recurrence.reverse
     if num_steps == 0:  # there is no first step to take out of the loop
         return Scan().run(cell, params, xs, carry, reverse, steps)
-    check_features(cell, params, xs)
     params = dict(params)  # in the order that JAX gives a dict, whatever mapping came
     carry, steps = resets_early(carry, steps, reverse)
     loop_params, rest = cell.loop_params(params), steps.shared()

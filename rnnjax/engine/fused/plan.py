@@ -172,22 +172,16 @@ class Layer(NamedTuple):
     loop: Loop = over_time
 
 
-def inputs_of(layer: Layer) -> Callable[[Carry, jax.Array], Any]:
+def update_input_of(layer: Layer) -> Callable[[Carry, jax.Array], Any]:
     """Return ``(carry, projected) -> x``, the argument ``x`` of `update`."""
     cell, plan, _, params, steps, *_ = layer
-    if cell.recurrent is None:
-        return lambda carry, projected: cell.biased(projected, params, "bias")
     # Outside the loop, so that a kernel is cast or copied once and not at each step.
-    times, leaf = plan.products.times(params["recurrent_kernel"]), cell.recurrent
+    times = None if cell.recurrent is None else plan.products.times(params["recurrent_kernel"])
 
-    def inputs(carry: Carry, projected: jax.Array) -> Any:
-        recurrent = times(steps.drop_state(getattr(carry, leaf)))
-        return cell.combine(
-            cell.biased(projected, params, "bias"),
-            cell.biased(recurrent, params, "recurrent_bias"),
-        )
+    def update_input(carry: Carry, projected: jax.Array) -> Any:
+        return cell.update_input(params, projected, carry, times, steps.drop_state)
 
-    return inputs
+    return update_input
 
 
 def after(
@@ -201,11 +195,11 @@ def after(
 def step_of(layer: Layer) -> Callable[[Carry, jax.Array, StepMarks], tuple[Carry, jax.Array]]:
     """Return ``(carry, projected, at) -> (carry, y)``, a step without residuals."""
     cell, steps = layer.cell, layer.steps
-    inputs = inputs_of(layer)
-    dtype = layer.plan.products.dtype
+    update_input, dtype = update_input_of(layer), layer.plan.products.dtype
 
     def step(carry: Carry, projected: jax.Array, at: StepMarks) -> tuple[Carry, jax.Array]:
-        new, y = cell.apply_update(layer.params, inputs(carry, projected), carry, dtype)
+        x = update_input(carry, projected)
+        new, y = cell.apply_update(layer.params, x, carry, at.raw, dtype)
         return after(cell, steps, at, steps.start, carry, new, y)
 
     return step

@@ -29,12 +29,12 @@ from rnnjax.engine.fused.loops import (
     with_vectors,
 )
 from rnnjax.engine.fused.plan import Layer, LayerPlan, after, step_of
-from rnnjax.engine.fused.residuals import layout_of, saving_step_of
+from rnnjax.engine.fused.residuals import given_of, layout_of, saving_step_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Recurrence(Function):
-    """``(params, steps, xs, each, carry) -> (carry, ys)``.
+    """``(params, steps, xs, per_step, carry) -> (carry, ys)``.
 
     Args:
         cell: a cell that declares its equation.
@@ -131,13 +131,12 @@ class Recurrence(Function):
         (params, steps, xs, per_step, _), (first, rest, carries) = args, saved
         layer, cell = self.layer(platform, "backward", *args), self.cell
         d_carry, d_ys = d
-        (d_used, d_start), d_projected, d_recurrent, d_carry = _backward_loop(
+        (d_used, d_start), d_projected, (d_recurrent, d_raw), d_carry = _backward_loop(
             layer, first, (rest, d_ys, carries, per_step), d_carry
         )
         # Where the update reads a sum, the halves have the same cotangent, and one array holds it.
-        d_product = cell.without_raw(d_projected)
         if d_recurrent is None:
-            d_recurrent = d_product
+            d_recurrent = d_projected
         d_params, products = dict(d_used), layer.plan.products
         if cell.recurrent is not None:
             entering = steps.drop_state(getattr(carries, cell.recurrent))
@@ -145,35 +144,27 @@ class Recurrence(Function):
                 entering, d_recurrent, params["recurrent_kernel"]
             )
         # The biases are added inside the loop, and their gradients are summed after it.
-        for name, d_sum in (("bias", d_product), ("recurrent_bias", d_recurrent)):
+        for name, d_sum in (("bias", d_projected), ("recurrent_bias", d_recurrent)):
             if name in params and is_bias(cell, name):  # elsewhere the update adds it
                 d_params[name] += d_sum.sum(axis=tuple(range(d_sum.ndim - 1)))
-        d_params["kernel"], d_xs = _inputs_gradients(layer, xs, d_projected, needs_grad)
+        kernel = params["kernel"]
+        if not kernel.size:  # all inputs are raw
+            d_params["kernel"], d_xs = kernel, xs
+        else:
+            d_params["kernel"] = products.kernel_gradient(xs, d_projected, kernel)
+            d_xs = jax.tree.map(lambda _: None, xs)
+            if any(jax.tree.leaves(needs_grad[2])):  # which ids are not
+                d_xs = products.inputs_gradient(d_projected, kernel).astype(xs.dtype)
         d_params = {name: d.astype(params[name].dtype) for name, d in d_params.items()}
         nothing = jax.tree.map(lambda _: None, (steps, per_step))
         d_start = jax.tree.map(lambda d, leaf: d.astype(leaf.dtype), d_start, steps.start)
-        return d_params, nothing[0]._replace(start=d_start), d_xs, nothing[1], d_carry
+        marks = nothing[1]._replace(raw=d_raw)
+        return d_params, nothing[0]._replace(start=d_start), d_xs, marks, d_carry
 
 
 def project(layer: Layer, xs: Any) -> jax.Array:
     """Multiply all inputs by the kernel; adding the bias in the loop saves a pass."""
     return layer.cell.multiplied(layer.params, xs, layer.plan.products.dtype)
-
-
-def _inputs_gradients(layer: Layer, xs: Any, d: jax.Array, needs_grad: Any) -> tuple[Any, Any]:
-    """Compute the gradients of kernel and inputs, in forms that need no copy."""
-    kernel, products = layer.params["kernel"], layer.plan.products
-    d_product, d_xs = layer.cell.without_raw(d), jax.tree.map(lambda _: None, xs)
-    if not kernel.size:
-        return jnp.zeros_like(kernel), d.astype(xs.dtype)
-    if any(jax.tree.leaves(needs_grad[2])):  # which ids are not
-        d_xs = products.inputs_gradient(d_product, kernel).astype(xs.dtype)
-        if layer.cell.raw_inputs:
-            d_raw = d[..., d_product.shape[-1] :].astype(xs.dtype)
-            d_xs = jnp.concatenate([d_xs, d_raw], axis=-1)
-    if layer.cell.raw_inputs:
-        xs = layer.cell.without_raw(xs)
-    return products.kernel_gradient(xs, d_product, kernel), d_xs
 
 
 def _forward_loop(
@@ -196,8 +187,8 @@ def _backward_loop(
     first: jax.Array,
     others: Any,
     d_carry: Carry,
-) -> tuple[Any, jax.Array, jax.Array | None, Carry]:
-    """Run backwards over the residuals ``first`` and ``others = (rest, d_ys, carries, each)``.
+) -> tuple[Any, jax.Array, tuple[jax.Array | None, dict[str, jax.Array]], Carry]:
+    """Run backwards over the residuals ``first`` and ``others = (rest, d_ys, carries, per_step)``.
 
     Args:
         layer: the layer of the backward pass.
@@ -208,7 +199,8 @@ def _backward_loop(
     Returns:
         the gradients of the parameters that `update` reads and of the carry of resets; the
         cotangents of the projected inputs, written over ``first``; the cotangents of the recurrent
-        products, None if equal to those; and the cotangent of the carry before the first step.
+        products, None if equal to those, and of the raw features; and the cotangent of the carry
+        before the first step.
     """
     cell, plan, _, params, steps, loop = layer
     used, pair = cell.update_params(params), cell.recurrent is not None and not cell.additive
@@ -220,23 +212,25 @@ def _backward_loop(
         d_carry, d_so_far = state
         rest, d_y, carry, at = others
         # Traced and not run: the program contains the uses of the arrays, not their computation.
-        layout = layout_of(layer, carry, first)
+        layout = layout_of(layer, carry, first, at.raw)
         # The derivative of a linear function does not ask where.
         zeros = jax.tree.map(jnp.zeros_like, (steps.start, carry, carry, d_y))
         _, vjp_fn = jax.vjp(functools.partial(after, cell, steps, at), *zeros)
         d_start, d_old, d_new, d_y = vjp_fn((d_carry, d_y))
-        d_used, d_x, d_carry = layout.vjp_fn((first, rest), used, carry)((d_new, d_y))
+        vjp_fn = layout.vjp_fn((first, rest), given_of(used, carry, at.raw))
+        d_used, d_x, d_carry, d_raw = vjp_fn((d_new, d_y))
         if leaf is not None:
             # The barrier makes XLA compute it once, though the product and the outputs read it.
             d_x = jax.lax.optimization_barrier(d_x)
-        d_projected, d_recurrent = d_x if pair else (d_x, cell.without_raw(d_x))
+        d_projected, d_recurrent = d_x if pair else (d_x, d_x)
         d_carry = jax.tree.map(jnp.add, d_carry, d_old)
         if leaf is not None:
             d_state = getattr(d_carry, leaf)
             d_state += steps.drop_state(times_transposed(d_recurrent).astype(d_state.dtype))
             d_carry = d_carry._replace(**{leaf: d_state})
         state = d_carry, jax.tree.map(jnp.add, d_so_far, (d_used, d_start))
-        return state, d_projected.astype(first.dtype), d_recurrent if pair else None
+        outputs = d_recurrent if pair else None, d_raw
+        return state, d_projected.astype(first.dtype), outputs
 
     # In float32 at least: in bfloat16 a sum over time stops growing after some 256 steps.
     zeros = jax.tree.map(

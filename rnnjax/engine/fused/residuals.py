@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from rnnjax.cells.activations import RESIDUAL
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.engine.core.masking import StepMarks
-from rnnjax.engine.fused.plan import Layer, after, inputs_of
+from rnnjax.engine.fused.plan import Layer, after, update_input_of
 
 Saved = tuple[jax.Array | None, list[jax.Array]]
 """The residuals of a step: those that overwrite its projected inputs, or None; and the rest."""
@@ -35,8 +35,8 @@ class Layout:
 
     Attributes:
         tree: the tree of the function that `jax.vjp` returned.
-        places: for each array its kind (``"saved"``, ``"params"``, ``"carry"`` or ``"constant"``)
-            and its index among that kind, or the constant itself.
+        places: for each array its kind (``"saved"``, ``"params"``, ``"carry"``, ``"raw"`` or
+            ``"constant"``) and its index among that kind, or the constant itself.
         written: which saved arrays, concatenated, overwrite the projected inputs: none, or as many
             as have their size.
         sizes: the size of the last axis of each of these.
@@ -49,12 +49,11 @@ class Layout:
 
     @classmethod
     def of(
-        cls, vjp_fn: Any, params: Params, carry: Carry, projected: jax.ShapeDtypeStruct
+        cls, vjp_fn: Any, given: "Given", projected: jax.ShapeDtypeStruct
     ) -> tuple["Layout", list[jax.Array]]:
         """Return the layout of a derivative ``vjp_fn``, and the arrays to save."""
         leaves, tree = jax.tree.flatten(vjp_fn)
-        shared = [("params", i, leaf) for i, leaf in enumerate(jax.tree.leaves(params))]
-        shared += [("carry", i, leaf) for i, leaf in enumerate(jax.tree.leaves(carry))]
+        shared = [(name, i, leaf) for name, own in given.items() for i, leaf in enumerate(own)]
         places: list[tuple[str, Any]] = []
         saved: list[jax.Array] = []
         for leaf in leaves:
@@ -89,7 +88,7 @@ class Layout:
         entry = jnp.concatenate([saved[i] for i in self.written], -1) if self.written else None
         return entry, rest
 
-    def vjp_fn(self, saved: Saved, params: Params, carry: Carry) -> Any:
+    def vjp_fn(self, saved: Saved, given: "Given") -> Any:
         """Rebuild the derivative from its arrays."""
         entry, rest = saved
         parts: dict[int, jax.Array] = {}
@@ -98,13 +97,21 @@ class Layout:
             parts = dict(zip(self.written, pieces, strict=True))
         others = iter(rest)
         number = len(parts) + len(rest)
-        own = {
-            "saved": [parts[i] if i in parts else next(others) for i in range(number)],
-            "params": jax.tree.leaves(params),
-            "carry": jax.tree.leaves(carry),
-        }
+        own = {"saved": [parts[i] if i in parts else next(others) for i in range(number)], **given}
         leaves = [own[kind][i] if kind in own else i for kind, i in self.places]
         return jax.tree.unflatten(self.tree, leaves)
+
+
+Given = dict[str, list[jax.Array]]
+"""The leaves of the arguments of a step that its derivative may need and no step saves."""
+
+
+def given_of(params: Params, carry: Carry, raw: Any) -> Given:
+    """Return the parameters that the update reads, the carry and the raw features, as leaves."""
+    return {
+        name: jax.tree.leaves(tree)
+        for name, tree in (("params", params), ("carry", carry), ("raw", raw))
+    }
 
 
 SavingStep = Callable[[Carry, jax.Array, StepMarks], tuple[Carry, jax.Array, Saved]]
@@ -112,10 +119,10 @@ SavingStep = Callable[[Carry, jax.Array, StepMarks], tuple[Carry, jax.Array, Sav
 
 def saving_step_of(layer: Layer) -> SavingStep:
     """Return ``(carry, projected, at) -> (carry, y, saved)``, a step with its residuals."""
-    cell, steps, inputs = layer.cell, layer.steps, inputs_of(layer)
+    cell, steps, update_input = layer.cell, layer.steps, update_input_of(layer)
 
     def step(carry: Carry, projected: jax.Array, at: StepMarks) -> tuple[Carry, jax.Array, Saved]:
-        given = _used(layer), inputs(carry, projected), carry
+        given = _used(layer), update_input(carry, projected), carry, at.raw
         traced = _traced(layer, projected, *given)
         leaves = eval_jaxpr(traced.jaxpr.jaxpr, traced.jaxpr.consts, *jax.tree.leaves(given))
         (new, y), saved, layout = jax.tree.unflatten(jax.tree.structure(traced.out_info), leaves)
@@ -125,15 +132,15 @@ def saving_step_of(layer: Layer) -> SavingStep:
     return step
 
 
-def layout_of(layer: Layer, carry: Carry, projected: jax.Array) -> Layout:
+def layout_of(layer: Layer, carry: Carry, projected: jax.Array, raw: Any) -> Layout:
     """Trace a forward step for its layout, without running it."""
     layouts: list[Layout] = []
 
-    def run(carry: Carry, projected: jax.Array) -> None:
-        given = _used(layer), inputs_of(layer)(carry, projected), carry
+    def run(carry: Carry, projected: jax.Array, raw: Any) -> None:
+        given = _used(layer), update_input_of(layer)(carry, projected), carry, raw
         layouts.append(_traced(layer, projected, *given).out_info[2])
 
-    jax.eval_shape(run, carry, projected)
+    jax.eval_shape(run, carry, projected, raw)
     return layouts[0]
 
 
@@ -142,10 +149,10 @@ def _used(layer: Layer) -> Params:
     return layer.cell.update_params(layer.params)
 
 
-def _traced(layer: Layer, projected: Any, used: Params, x: Any, carry: Carry) -> Traced:
+def _traced(layer: Layer, projected: Any, *given: Any) -> Traced:
     """Call `_saving` on arrays, or on their shapes."""
     entry = jax.ShapeDtypeStruct(projected.shape, projected.dtype)
-    return _saving.trace(layer.cell, layer.plan.products.dtype, entry, used, x, carry)
+    return _saving.trace(layer.cell, layer.plan.products.dtype, entry, *given)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -156,6 +163,7 @@ def _saving(
     used: Params,
     x: Any,
     carry: Carry,
+    raw: Any,
 ) -> tuple[tuple[Carry, jax.Array], list[jax.Array], Layout]:
     """Return the result of `update`, the residuals of its derivative, and their layout.
 
@@ -168,8 +176,8 @@ def _saving(
         prevent_cse=False,
         policy=jax.checkpoint_policies.save_only_these_names(RESIDUAL),
     )
-    out, vjp_fn = jax.vjp(saving, used, x, carry)
-    layout, saved = Layout.of(vjp_fn, used, carry, projected)
+    out, vjp_fn = jax.vjp(saving, used, x, carry, raw)
+    layout, saved = Layout.of(vjp_fn, given_of(used, carry, raw), projected)
     return out, saved, layout
 
 
@@ -178,9 +186,10 @@ def saved_numbers(layer: Layer, batch: tuple[int, ...]) -> int:
 
     def step(params: Params) -> tuple[Saved, Carry]:
         carry = layer.cell.initial_carry(batch)
-        projected = jnp.zeros((*batch, params["kernel"].shape[-1] + layer.cell.raw_inputs))
+        projected = jnp.zeros((*batch, params["kernel"].shape[-1]))
+        raw = {name: jnp.zeros((*batch, size)) for name, size in layer.cell.raw.items()}
         step = saving_step_of(layer._replace(params=dict(params)))
-        entry, rest = step(carry, projected, StepMarks())[2]
+        entry, rest = step(carry, projected, StepMarks(raw=raw))[2]
         return (projected if entry is None else entry, rest), carry
 
     leaves = jax.tree.leaves(jax.eval_shape(step, layer.params))

@@ -75,10 +75,8 @@ class Kernel(Method):
     def refusal(self, cell: Cell) -> str | None:
         """Refuse what `Fused` refuses, and convolutions."""
         reason = self._fused.refusal(cell)
-        if reason is None and len(cell.parameters(1 + cell.raw_inputs)["kernel"].shape) > 2:
+        if reason is None and len(cell.parameters(1 + cell.raw_size)["kernel"].shape) > 2:
             return "its products are convolutions, which no kernel computes"
-        if reason is None and cell.raw_inputs:
-            return "its raw inputs are read by no kernel"
         return reason
 
     def run(
@@ -106,10 +104,11 @@ class Kernel(Method):
         recurrence = Recurrence(cell, self._fused.dtype_of(cell), False, loops)
         length, rows = min(self.keep_every or shape[0], shape[0]), math.prod(shape[1:-1])
         dtype = at_least_float32(params["kernel"].dtype)
-        xs = jax.ShapeDtypeStruct((length, rows, shape[-1]), dtype)
+        xs = jax.ShapeDtypeStruct((length, rows, shape[-1] + cell.raw_size), dtype)
 
         def both(params: Params, xs: Any, carry: Carry) -> None:
-            args = dict(cell.loop_params(params)), Steps(), xs, StepMarks(), carry
+            xs, raw = cell.split_raw(xs)
+            args = dict(cell.loop_params(params)), Steps(), xs, StepMarks(raw=raw), carry
             out, saved = recurrence.forward(platform, *args)
             needs_grad = jax.tree.map(lambda _: True, args)
             recurrence.backward(platform, args, saved, out, needs_grad)

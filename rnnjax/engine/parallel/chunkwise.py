@@ -290,8 +290,11 @@ _LENGTH, _LENGTH_BY_KEY = 64, 16
 
 def chunk_length(cell: Cell, params: Params, shape: tuple[int, ...], requested: int | None) -> int:
     """Return the steps of a chunk for inputs of a shape: as requested, or what decays allow."""
-    x = jax.ShapeDtypeStruct((1, 1, shape[-1]), jnp.float32)
-    memory = jax.eval_shape(functools.partial(_declared, cell), dict(params), x)
+    width = params["kernel"].shape[-1]
+    raw = {name: jax.ShapeDtypeStruct((size,), "float32") for name, size in cell.raw.items()}
+    x = jax.ShapeDtypeStruct((width,), jnp.float32)
+    own = cell.update_params(params)
+    memory = jax.eval_shape(lambda own, x, raw: cell.memory(own, x, **raw), own, x, raw)
     return usual_length(memory, shape[0], requested)
 
 
@@ -314,16 +317,18 @@ def chunkwise(
         steps: the marks, in running order.
         requested: the steps of a chunk, or None.
     """
-    first = jax.tree.map(lambda leaf: leaf[0], xs)
+    projected = cell.update_input(params, cell.multiplied(params, xs, cell.dtype), carry)
+    valid, raw = steps.per_step.valid, steps.per_step.raw
+    first = jax.tree.map(lambda leaf: leaf[0], (projected, raw))
     # Errors in the cell's declaration are raised here.
-    step = jax.eval_shape(lambda: cell.apply_update(params, cell.project(params, first), carry))
-    length, valid = chunk_length(cell, params, xs.shape, requested), steps.per_step.valid
-    memory = _declared(cell, params, xs)
+    step = jax.eval_shape(lambda: cell.apply_update(params, first[0], carry, first[1]))
+    own = cell.update_params(params)
+    memory = jax.vmap(lambda x, raw: cell.memory(own, x, **raw))(projected, raw)
+    length = usual_length(memory, xs.shape[0], requested)
     last, reads, stabilizers = run_memory(memory, carry, steps, length)
     if valid is not None:  # recall may divide by it, and nothing is read before the first write
         reads = jnp.where(expand(valid, reads), reads, 1)
-    recall = functools.partial(cell.recall, cell.update_params(params))
-    ys = jax.vmap(recall)(cell.project(params, xs), reads, stabilizers)
+    ys = jax.vmap(functools.partial(cell.recall, own))(projected, reads, stabilizers)
     return last, zero_masked(ys.astype(step[1].dtype), valid)
 
 
@@ -350,12 +355,6 @@ def run_memory(
     last = jax.tree.map(lambda leaf: leaf * expand(spoils[-1], leaf), last)
     last = jax.tree.map(lambda new, old: new.astype(old.dtype), last, carry)
     return last, reads, stabilizers
-
-
-def _declared(cell: Cell, params: Params, xs: Any) -> Memory:
-    """Return the cell's memory of all steps."""
-    own = cell.update_params(params)
-    return jax.vmap(lambda x: cell.memory(own, x))(cell.project(params, xs))
 
 
 def _finite(

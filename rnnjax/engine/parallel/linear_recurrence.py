@@ -216,11 +216,16 @@ def affine_states(
     carry: Carry,
 ) -> tuple[Carry, jax.Array]:
     """Compute the last state and the outputs from the factors and constants of every step."""
-    projected = cell.biased(cell.multiplied(params, xs, cell.dtype), params, "bias")
+    projected = cell.update_input(params, cell.multiplied(params, xs, cell.dtype), carry)
     nothing = jax.tree.map(lambda s: jnp.zeros((xs.shape[0], *s.shape), s.dtype), carry)
     # `update` gets one step.
     apply_update = jax.vmap(functools.partial(cell.apply_update, params))
-    program, results, _ = traced(lambda: affine(lambda c: apply_update(projected, c)[0], nothing))
+    raw = per_step.raw
+
+    def new_state(old: Carry) -> Carry:
+        return apply_update(projected, old, raw)[0]
+
+    program, results, _ = traced(lambda: affine(new_state, nothing))
     if "custom_lin" in str(program):  # JAX's own error comes where it lowers, and names no cell
         raise InvalidInputError(
             f"update of {brief(cell)} must have a derivative forwards, by which its factors are "
@@ -244,5 +249,5 @@ def affine_states(
     else:
         before = [shift(h).at[0].set(s) for h, s in zip(states, first, strict=True)]
         reset = steps.reset(jax.tree.unflatten(tree, before), per_step)
-        ys = apply_update(projected, reset)[1]
+        ys = apply_update(projected, reset, raw)[1]
     return jax.tree.unflatten(tree, ends), zero_masked(ys, per_step.valid)

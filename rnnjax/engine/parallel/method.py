@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rnnjax.cells.arguments import check_features, check_instance, check_size
+from rnnjax.cells.arguments import check_instance, check_size
 from rnnjax.cells.base import Carry, Cell, Coupling, Params
 from rnnjax.cells.devices import MeshAxis
 from rnnjax.engine.core.masking import Steps, expand, without_row, zero_masked
@@ -102,7 +102,6 @@ class Parallel(Method):
             if self.axis_name is not None:  # it is the same on all devices, and has to say so
                 last = jax.tree.map(lambda every: every[0], self.along.gathered(last))
             return last, ys
-        check_features(cell, params, xs)
         batch = xs.shape[1:-1]
         if len(batch) == 1 and isinstance(batch[0], int) and batch[0] == 1:
             # XLA copies arrays (time, 1, width) before and after products and loops. Without the
