@@ -50,9 +50,11 @@ def check_cell(cell: Cell, *, input_size: int = 3, online: bool = False) -> None
     - The `rnnjax.Coupling` holds, for states from 0.01 to a million in size.
     - No NaN of a masked step reaches outputs or gradients, and `rnnjax.Auto` gives the numbers of
       `rnnjax.Scan`.
+    - Each number of the parameters can learn from where `init` lets it begin. At 0 behind a relu
+      it could not: its gradient is 0 in every step of training.
 
-    For a cell with its own ``step``, whose rows may interact, only the second and the last are
-    checked. For a combination of cells, such as a `rnnjax.Stack`, only the last is checked.
+    For a cell with its own ``step``, whose rows may interact, only the second and the last two are
+    checked. For a combination of cells, such as a `rnnjax.Stack`, only the last two are checked.
 
     Random numbers cannot prove a law. A promise that fails only for a few inputs, as at a threshold
     between two close states, may pass.
@@ -241,8 +243,8 @@ def _entries_belong_to_units(cell: Cell, params: Params, input_size: int) -> Non
 
 def _masks_hold(cell: Cell, params: Params, input_size: int) -> None:
     """Check masks, with zero biases as initialised: a masked step may divide by its inputs."""
-    _, _, xs = _drawn(cell, params, input_size, (6, 3))
-    mask = np.ones((6, 3), bool)
+    _, _, xs = _drawn(cell, params, input_size, (12, 8))
+    mask = np.ones((12, 8), bool)
     mask[1, 0] = mask[4:, 1] = mask[:2, 2] = False
     xs[~mask] = np.nan
 
@@ -266,6 +268,34 @@ def _masks_hold(cell: Cell, params: Params, input_size: int) -> None:
             f"all ways of running {brief(cell)} must give the same numbers, but the {odd} of "
             "Auto() is not that of Scan(); count axes from the last, and declare no more than holds"
         )
+    _begins_well(cell, params, lambda params: run(Scan(), params, xs)[-1])
+
+
+def _begins_well(cell: Cell, params: Params, gradient: Any) -> None:
+    """Check that no gradient is 0, whatever comes in, where a number begins but not elsewhere.
+
+    It may be 0 everywhere, as of what is held, and until others learn, as behind a factor of 0.
+    """
+    rng, (paths, tree) = np.random.default_rng(4), jax.tree_util.tree_flatten_with_path(params)
+
+    def learn(moved: Sequence[Any]) -> list[np.ndarray]:
+        """Mark the numbers that have a gradient where the marked ones have moved."""
+        pairs = [(v, m * rng.normal(size=v.shape)) for (_, v), m in zip(paths, moved, strict=True)]
+        there = jax.tree.unflatten(tree, [v + noise.astype(v.dtype) for v, noise in pairs])
+        return [np.asarray(slope) != 0 for slope in jax.tree.leaves(gradient(there))]
+
+    now = learn([0] * len(paths))
+    for _ in range(3):
+        now = [*map(np.logical_or, now, learn(now))]
+    draws = [learn([is_floating(v.dtype) for _, v in paths]) for _ in range(6)]
+    for (path, _), can, *drawn in zip(paths, now, *draws, strict=True):
+        if dead := np.sum(np.any(drawn, axis=0) & ~can):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise AssertionError(
+                f"{name} of {brief(cell)} must begin where it can learn, but the gradient of "
+                f"{dead} of its {can.size} numbers is 0 there and not elsewhere; begin with "
+                "others, such as positive ones before a relu"
+            )
 
 
 # ---- numbers

@@ -336,6 +336,19 @@ def both_ways(rows: list[Any], marked: bool = False) -> list[Any]:
     ]
 
 
+def alike(params: dict[str, Any]) -> list[str]:
+    """The parameters of a cell that are the same for all units, or heads, in a row of theirs.
+
+    Apart from biases of the inputs' product, whose columns differ.
+    """
+    rows = {
+        name: leaf[..., 0] if leaf.shape[-1] == 1 else leaf
+        for name, leaf in params.items()
+        if name not in ("bias", "recurrent_bias") and leaf.size
+    }
+    return [name for name, row in rows.items() if np.any(np.all(row == row[..., :1], -1))]
+
+
 # ---- the loop that the laws are held against
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from typing import Any
 
 import flax.linen as nn
@@ -629,6 +630,24 @@ WRONG: list[tuple[Any, str]] = [
 def test_what_is_wrong_is_named(call: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         call()
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize("form", MODULES)
+def test_flaxs_own_layer_is_told_which_runs_the_cell(form: str, time_major: bool) -> None:
+    """Where the import of Flax was kept, and only the cell changed."""
+    for cell, said in ((GRU, r"GRUCell\(4\)"), (Stack([GRU, GRU]), "a Stack")):
+        message = rf"^{said} must be run by rnnjax\.linen\.RNN or rnnjax\.nnx\.RNN, but"
+        layer = MODULES[form][1].RNN(cell, time_major=time_major)
+        with pytest.raises(AttributeError, match=message):
+            layer(INPUTS) if form == "nnx" else layer.init(KEY, INPUTS)
+
+
+def test_a_cell_has_no_feature_axes() -> None:
+    """What looks for attributes finds none, as before, and does not stop."""
+    assert not hasattr(GRU, "num_feature_axes")
+    assert getattr(Stack([GRU]), "num_feature_axes", None) is None
+    assert dict(inspect.getmembers(GRU))["hidden_size"] == HIDDEN
 
 
 def test_errors_of_python_and_of_flax() -> None:

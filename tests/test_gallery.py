@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import reference
+from cell_table import alike
 from reference import ACTIVATIONS, applied, outer, projected, sigmoid, silu, softplus, sums
 
 import rnnjax
@@ -373,19 +376,39 @@ def loop(step: Any, start: Any, arrays: Any) -> Any:
     return state, np.stack(ys)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_cell_is_its_equation(name: str, random_like: Any, assert_close: Any) -> None:
+def built(name: str) -> Any:
+    """The cell of a case, and the number of its inputs."""
     page, step = CASES[name]
     cell = names(page)[name](UNITS, **(step.__kwdefaults__ or {}))
-    size = FEATURES + cell.raw_inputs
-    params = jax.device_get(random_like(lambda: cell.init(jax.random.key(0), size), 1, "float64"))
+    return cell, FEATURES + cell.raw_inputs
+
+
+@functools.cache
+def begins(page: str) -> dict[str, Any]:
+    """The initial parameters of all cells of a page, by one program."""
+    cells = {name: built(name) for name, (where, _) in CASES.items() if where == page}
+    if page == "time":
+        first, second = names(page)["gru_d"].cells
+        cells |= {"ImputeCell": (first, 6), "DecayGRUCell": (second, 6)}
+    draw = jax.jit(lambda key: {name: cell.init(key, size) for name, (cell, size) in cells.items()})
+    return jax.tree.map(lambda leaf: np.asarray(leaf, "float64"), draw(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_cell_is_its_equation(name: str, random_like: Any, assert_close: Any) -> None:
+    """At drawn parameters, and at those that it begins with."""
+    page, step = CASES[name]
+    cell, size = built(name)
+    drawn = jax.device_get(random_like(lambda: cell.init(jax.random.key(0), size), 1, "float64"))
     start = [np.zeros(a.shape) for a in jax.eval_shape(lambda: cell.initial_carry((ROWS,)))]
     xs = np.random.default_rng(3).normal(size=(TIME, ROWS, size))
     xs[..., FEATURES:] = np.abs(xs[..., FEATURES:])  # gaps
-    last, ys = jax.jit(lambda *given: rnnjax.unroll(cell, *given, **MARKS))(params, xs)
     parts = np.split(xs, [FEATURES], -1) if cell.raw_inputs else [xs]
-    carry, expected = loop(functools.partial(step, params), start, parts)
-    assert_close((list(last), ys), (carry, expected.reshape(ys.shape)), 1e-12)
+    run = jax.jit(lambda *given: rnnjax.unroll(cell, *given, **MARKS))
+    for params in (drawn, begins(page)[name]):
+        last, ys = run(params, xs)
+        carry, expected = loop(functools.partial(step, params), start, parts)
+        assert_close((list(last), ys), (carry, expected.reshape(ys.shape)), 1e-12)
 
 
 def delta_product(q: Any, keys: Any, values: Any, betas: Any, S: Any) -> Any:
@@ -416,9 +439,7 @@ def test_a_function_of_matrices_is_its_equation(step: Any, shapes: Any, assert_c
 
 def test_gru_d_imputes_and_decays(random_like: Any, assert_close: Any) -> None:
     cell = names("time")["gru_d"]
-    first, second = params = jax.device_get(
-        random_like(lambda: cell.init(jax.random.key(0), 6), 1, "float64")
-    )
+    drawn = random_like(lambda: cell.init(jax.random.key(0), 6), 1, "float64")
     rng = np.random.default_rng(3)
     shape = TIME, ROWS, 2
     x, seen, gap = rng.normal(size=shape), rng.random(shape) < 0.5, rng.random(shape)
@@ -433,9 +454,12 @@ def test_gru_d_imputes_and_decays(random_like: Any, assert_close: Any) -> None:
         return m * x + (1 - m) * last, h, h
 
     run = jax.jit(lambda params, xs: rnnjax.unroll(cell, params, xs, **MARKS))
-    (imputed, decayed), ys = run(params, np.concatenate([x, seen, gap], -1))
-    expected = loop(step, [np.zeros((ROWS, 2)), np.zeros((ROWS, UNITS))], (x, seen, gap))
-    assert_close(([imputed.hidden, decayed.hidden], ys), expected, 1e-12)
+    begun = begins("time")["ImputeCell"], begins("time")["DecayGRUCell"]
+    for params in (jax.device_get(drawn), begun):
+        first, second = params
+        (imputed, decayed), ys = run(params, np.concatenate([x, seen, gap], -1))
+        expected = loop(step, [np.zeros((ROWS, 2)), np.zeros((ROWS, UNITS))], (x, seen, gap))
+        assert_close(([imputed.hidden, decayed.hidden], ys), expected, 1e-12)
 
 
 def test_legendre_memory_is_its_matrix(assert_close: Any) -> None:
@@ -474,6 +498,144 @@ def test_griffin_is_a_gate_beside_a_convolution_and_a_recurrence(assert_close: A
     (window, state), ys = run(params, xs)
     expected = loop(step, [np.zeros((ROWS, 4))] * 4, [xs])
     assert_close(([*window, *state], ys - out["out_bias"]), expected, 1e-12)
+
+
+# ---- where the cells begin
+
+# Parameters that begin alike for all units, and why they may: no sum can tell them from a clock or
+# a decay, which may not. (That of a unit's own state begins at 1 in one paper, and is drawn in
+# another, of the same equation.) Biases of the inputs' product need no reason: its columns differ.
+ALIKE = {
+    "BRCCell.own": "1 in the authors' code: feedback of the unit's own state, beside a product",
+    "CombaCell.control": "1 in the authors' code, for each head",
+    "EchoStateCell.recurrent_kernel": "rows of zeros, of which a small reservoir has some",
+    "FastGRNNCell.biases": "1 in the authors' code, beside a product",
+    "MIRNNCell.mix": "factors of 1, as in the paper, of products whose columns differ; a bias",
+    "TimeAwareLSTMCell.short_bias": "a bias beside a product",
+}
+
+
+def test_units_begin_apart_unless_there_is_a_reason() -> None:
+    found = {
+        f"{cell}.{name}"
+        for page in {page for page, _ in CASES.values()}
+        for cell, params in begins(page).items()
+        for name in alike(params)
+    }
+    assert found == {*ALIKE}
+
+
+def test_clocks_and_speeds_begin_as_their_authors_have_them() -> None:
+    def drawn(page: str, cell: str, name: str) -> Any:
+        param = names(page)[cell](500).parameters(3)[name]
+        draw = jax.jit(lambda key: param.init(key, param.shape, jnp.float32))
+        return np.asarray(draw(jax.random.key(1)), "float64")
+
+    log_period, shift = drawn("time", "PhasedLSTMCell", "clock")
+    weight, width = drawn("dynamics", "UnICORNNCell", "own")
+    shift /= np.exp(log_period)
+    for found, low, high in (
+        (log_period, 1, 3), (shift, 0, 1), (weight, 0, 1), (width, -0.1, 0.1),
+    ):  # fmt: skip
+        quarters = np.quantile((found - low) / (high - low), [0, 0.25, 0.5, 0.75, 1])
+        np.testing.assert_allclose(quarters, [0, 0.25, 0.5, 0.75, 1], atol=0.08)
+        assert np.all((found > low - 1e-6) & (found < high + 1e-6))
+    speed, bonus = drawn("linear", "RWKV4Cell", "time")
+    np.testing.assert_allclose(speed, [8 * (k / 499) ** 0.7 - 5 for k in range(500)], atol=1e-5)
+    np.testing.assert_allclose(bonus[:4], np.log(0.3) + np.array([0, 0.5, -0.5, 0]), rtol=1e-5)
+
+
+# What the cells of a page are for: `(rng) -> inputs (time, rows, features), raw inputs, classes`.
+LONG, MANY, CLASSES = 40, 256, 4
+
+
+def frequencies(rng: Any) -> Any:
+    """Which of two frequencies a wave has, of any phase, seen at irregular times."""
+    gap = rng.exponential(1, (LONG, MANY, 1))
+    classes, time = rng.integers(2, size=MANY), np.cumsum(gap, 0)
+    period = np.where(classes, 5.0, 9.0)[:, None]
+    return np.sin(2 * np.pi * (time / period + rng.random((MANY, 1)))), (gap, time), classes
+
+
+def recall(rng: Any, steps: int = LONG, noise: float = 1.0) -> Any:
+    """Which symbol came first, before noise or blanks."""
+    classes = rng.integers(CLASSES, size=MANY)
+    xs = noise * rng.normal(size=(steps, MANY, CLASSES + 1))
+    xs[..., -1] = 0
+    xs[0] = np.concatenate([np.eye(CLASSES)[classes], np.ones((MANY, 1))], -1)
+    return xs, None, classes
+
+
+def pairs(rng: Any) -> Any:
+    """Which symbol stood beside another one, of as many pairs as there are symbols."""
+    order = np.argsort(rng.random((2, MANY, CLASSES)), -1)
+    keys, values = np.eye(CLASSES)[order].transpose(0, 2, 1, 3)
+    asked = rng.integers(CLASSES, size=MANY)
+    query = np.concatenate([keys[asked, np.arange(MANY)], np.zeros((MANY, CLASSES))], -1)
+    xs = np.concatenate([np.concatenate([keys, values], -1), query[None]])
+    return xs, None, order[1][np.arange(MANY), asked]
+
+
+TASKS = {
+    "time": frequencies,
+    "gated": recall,
+    # Gates that see inputs alone begin at a half: 40 blanks would leave nothing to learn from.
+    "linear": functools.partial(recall, steps=12, noise=0.0),
+    "dynamics": functools.partial(recall, steps=12, noise=0.0),
+    "matrix": pairs,
+}
+
+
+def taught(cell: Any, xs: Any, classes: Any, seed: int) -> tuple[float, float]:
+    """The loss after 300 steps of Adam with a linear layer behind, and that of a constant."""
+    count = classes.max() + 1
+    optimizer = optax.adam(1e-2)
+
+    def loss(params: Any) -> jax.Array:
+        own, head = params
+        y = rnnjax.unroll(cell, own, xs, outputs="last")[1]
+        logits = y @ head["kernel"] + head["bias"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, classes).mean()
+
+    @jax.jit
+    def train(key: jax.Array) -> jax.Array:
+        one, other = jax.random.split(key)
+        kernel = jax.random.normal(other, (cell.output_size, count)) / cell.output_size**0.5
+        params = cell.init(one, xs.shape[-1]), {"kernel": kernel, "bias": jnp.zeros(count)}
+
+        def step(state: Any, _: Any) -> Any:
+            params, means = state
+            updates, means = optimizer.update(jax.grad(loss)(params), means)
+            return (optax.apply_updates(params, updates), means), None
+
+        (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), length=300)
+        return loss(params)
+
+    share = np.bincount(classes) / len(classes)
+    return float(train(jax.random.key(seed))), float(-(share * np.log(share)).sum())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*CASES, "gru_d"])
+def test_a_cell_learns_from_where_it_begins(name: str) -> None:
+    seed, units = 1, 32
+    page = CASES[name][0] if name in CASES else "time"
+    kinds, rng = names(page), np.random.default_rng(seed)
+    xs, raw, classes = TASKS[page](rng)
+    if name == "gru_d":  # values that are seen at half of the steps, with the time since then
+        cell = rnnjax.Stack([kinds["ImputeCell"](1), kinds["DecayGRUCell"](units, raw_inputs=1)])
+        seen, since = rng.random(xs.shape) < 0.5, np.zeros_like(xs)
+        for t in range(1, LONG):
+            since[t] = raw[0][t] + np.where(seen[t - 1], 0, since[t - 1])
+        xs = np.concatenate([np.where(seen, xs, 0), seen, since], -1)
+    else:
+        cell = kinds[name](units)
+        if raw is not None:
+            xs = np.concatenate([xs, raw[name == "PhasedLSTMCell"]], -1)
+    with jax.enable_x64(False):
+        found, constant = taught(cell, xs.astype("float32"), classes, seed)
+    print(f"{page} {name}, seed {seed}: {found:.4f}, a constant {constant:.4f}")
+    assert found < constant / 2
 
 
 def test_a_reservoir_has_its_radius_and_holes() -> None:

@@ -20,9 +20,11 @@ from cell_table import (
     CELLS,
     FEATURES,
     FEW,
+    SINGLE,
     TIME,
     TOLERANCES,
     OwnStepCell,
+    alike,
     both_ways,
     grid,
     in_reverse,
@@ -340,6 +342,53 @@ def test_law_8_bfloat16_products_stay_near_float32(name, method, draw, results, 
     expected, expected_gradients = results(name, "loop")
     assert_close((carry, ys), expected, 0.02)
     assert_close(gradients, expected_gradients, 0.04)
+
+
+# Parameters that begin alike for all units, and why they may: tests/test_gallery.py says more.
+ALIKE = {
+    **dict.fromkeys(
+        [
+            *(f"layernorm-lstm.{of}_scale" for of in ("kernel", "recurrent", "cell")),
+            *(f"layernorm-gru.{of}_scale" for of in ("kernel", "recurrent")),
+            *("user-peephole.a_gain", "user-gain.gain"),
+            *("s6.skip", "mamba2.skip", "deltanet.gain"),
+        ],
+        "a gain of 1 on what differs, as in the papers",
+    ),
+    **dict.fromkeys(
+        ["layernorm-lstm.cell_bias", "temporal-conv.taps_bias"], "a bias on what differs"
+    ),
+    **dict.fromkeys(
+        ["peephole.peephole", "user-peephole.peephole"],
+        "weights of the unit's own state, beside a product",
+    ),
+    "s5.eigenvalue": "HiPPO has one decay; the states turn and step at speeds of their own",
+    "user-step.kernel": "a cell of these tests, in which nothing is learned",
+}
+
+
+@pytest.fixture(scope="module")
+def begun():
+    """The initial parameters of all cells of the table, by one program."""
+    draw = jax.jit(lambda key: {n: cell.init(key, FEATURES) for n, cell in CELLS.items()})
+    return jax.device_get(draw(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.usefixtures("x64")
+def test_law_13_every_number_can_learn_from_where_it_begins(name, begun, draw):
+    """No gradient is 0 in all steps and rows where a number begins, but not where all are drawn."""
+    (drawn, xs, *carries), weights = draw(name)
+    given = xs, *jax.tree.map(np.zeros_like, carries)  # as each cell of the table begins
+    own = jax.tree.map(lambda leaf: np.asarray(leaf, "float64"), begun[name])
+    now, then = (loop(name, (p, *given), weights, {}, False)[1][0] for p in (own, drawn))
+    dead = jax.tree.map(lambda one, other: np.sum((one == 0) & (other != 0)), now, then)
+    assert not any(jax.tree.leaves(dead)), dead
+
+
+def test_law_13_units_begin_apart_unless_there_is_a_reason(begun):
+    found = {f"{name}.{leaf}" for name in SINGLE for leaf in alike(begun[name])}
+    assert found == {*ALIKE}
 
 
 # ---- what is around the steps

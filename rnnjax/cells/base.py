@@ -297,6 +297,14 @@ class Cell(abc.ABC, Generic[CarryT]):
                 "carry, y = cell.step(params, carry, x), or rnnjax.unroll(cell, params, xs)"
             )
 
+        @property
+        def num_feature_axes(self) -> int:
+            """Raise an error for Flax's own ``RNN``, which reads this first of a cell."""
+            raise AttributeError(
+                f"{brief(self)} must be run by rnnjax.linen.RNN or rnnjax.nnx.RNN, but was given "
+                "to Flax's own; import RNN from there"
+            )
+
     # ---- what a subclass writes
 
     def parameters(self, input_size: int) -> dict[str, Param]:

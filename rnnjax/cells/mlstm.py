@@ -15,18 +15,6 @@ from rnnjax.cells.matrix import Memory, StabilizedCarry, joined
 
 
 @dataclasses.dataclass(frozen=True)
-class _Remembering:
-    """An initialiser of a bias whose last entries, the forget gates, are spread from 3 to 6."""
-
-    initializer: str | Initializer
-    heads: int
-
-    def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        drawn = get_initializer(self.initializer)(key, shape, dtype)
-        return drawn.at[-self.heads :].set(jnp.linspace(3, 6, self.heads, dtype=dtype))
-
-
-@dataclasses.dataclass(frozen=True)
 class MLSTMCell(MatrixCell[StabilizedCarry]):
     r"""mLSTM, the matrix memory of the xLSTM (Beck et al., 2024): exponential gates, and heads.
 
@@ -87,8 +75,12 @@ class MLSTMCell(MatrixCell[StabilizedCarry]):
         width = sum(self.widths)
         params = {"kernel": Param((input_size, width), self.kernel_init, Role.INPUT)}
         if self.use_bias:
-            params["bias"] = Param((width,), _Remembering(self.bias_init, self.heads), Role.BIAS)
+            params["bias"] = Param((width,), self._forgets_little, Role.BIAS)
         return params
+
+    def _forgets_little(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        drawn = get_initializer(self.bias_init)(key, shape, dtype)
+        return drawn.at[-self.heads :].set(jnp.linspace(3, 6, self.heads, dtype=dtype))
 
     def memory(self, params: Params, x: jax.Array) -> Memory:
         """Declare the second equation, and the third as one more value, always 1."""

@@ -60,6 +60,7 @@ class SLSTMCell(Cell[SLSTMCarry]):
             :math:`\log \sigma`.
         activation: the activation of the candidate z, by name or as a callable.
         recurrent_kernel_init: initialiser of ``recurrent_kernel``, applied to each head.
+        bias_init: initialiser of ``bias``. The authors' code spreads the entries of f over units.
 
     Arguments that are not listed are those of `LSTMCell`.
 
