@@ -20,7 +20,7 @@ from rnnjax.training.files import (
 )
 from rnnjax.training.hooks import Entry, Progress, alert
 from rnnjax.training.identity import PARTS
-from rnnjax.training.processes import StopRequest, ending_with_peers, from_first, require_alike
+from rnnjax.training.processes import StopRequest, from_first, require_alike, telling_peers
 from rnnjax.training.sharding import Sharding
 from rnnjax.training.state import TrainState
 
@@ -96,7 +96,7 @@ class RunFolder:
         self.devices, self.shown = 1 if sharding is None else sharding.mesh.size, shown
         failed = True
         try:
-            with ending_with_peers(), ExitStack() as stack:
+            with telling_peers(), ExitStack() as stack:
                 if self.path is not None:
                     folder = self.path
                     from_first(lambda: stack.enter_context(locked(folder)))
