@@ -699,6 +699,8 @@ TABLE = (
     "if{{ =>  not}} _checksum(path / name){{ != checksum => }}:",
     "a checkpoint whose own description is damaged is passed over without a word",
     "loss = {{- => }}math.inf\n",
+    "a run resumes from a format that this version does not know",
+    'if known["format"] {{!= => is}} _FORMAT',
     "what is renamed into its place is not on the disk yet",
     '{{            to_disk(*new.rglob("*"), new)\n => }}',
     "rnnjax/training/files.py",
