@@ -99,6 +99,7 @@ class RunFolder:
             with telling_peers(), ExitStack() as stack:
                 if self.path is not None:
                     folder = self.path
+                    self.is_new = not from_first((folder / "lock").exists)
                     from_first(lambda: stack.enter_context(locked(folder)))
                     self.checkpoints = Checkpoints(folder / "checkpoints", keep_last=self.keep_last)
                 yield stack
@@ -191,12 +192,13 @@ class RunFolder:
         """Drop the records after the checkpoint."""
         assert self.path is not None
         steps, epochs = (self.path / f"{name}.jsonl" for name in ("steps", "epochs"))
-        if saved is None and read_lines(epochs):
+        there = [path for path in (steps, epochs, self.path / "result.json") if path.exists()]
+        if saved is None and there and (self.is_new or read_lines(epochs)):
             self.shown.say(
                 f"there is no checkpoint in {self.path}: the run begins anew; its records so far "
                 "are moved to *.before"
             )
-            for records in filter(Path.exists, (steps, epochs)):
+            for records in there:
                 records.replace(records.with_name(f"{records.name}.before"))
         write_lines(steps, [entry for entry in read_lines(steps) if entry["step"] <= self.step])
         write_lines(epochs, [] if saved is None else saved.about["history"])

@@ -1,11 +1,14 @@
 import contextlib
+import errno
 import functools
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +19,7 @@ from training_helpers import At, bits
 
 from rnnjax import CheckpointError, InvalidInputError, NonFiniteError
 from rnnjax.training import Checkpoints, EarlyStopping, Progress, RunFolder, Sharding, Silent, fit
-from rnnjax.training.files import locked, read_lines
+from rnnjax.training.files import locked, read_lines, read_sealed, write_sealed
 from rnnjax.training.identity import _sums
 from rnnjax.training.parameters import load_params
 
@@ -342,6 +345,46 @@ def test_a_run_without_its_checkpoints_is_not_begun_anew_silently(tmp_path, caps
     assert "its records so far are moved to *.before" in capsys.readouterr().out
     assert len(read_lines(tmp_path / "steps.jsonl")) == 15
     assert {name: (tmp_path / f"{name}.before").read_text() for name in before} == before
+
+
+def test_the_run_of_a_later_version_is_left_as_it_is(tmp_path):
+    run(tmp_path, epochs=1)
+    path = tmp_path / "checkpoints" / "5" / "about.json"
+    write_sealed(path, read_sealed(path) | {"format": 2})
+    before = {each: each.read_bytes() for each in tmp_path.rglob("*.json*")}
+    with pytest.raises(CheckpointError, match="5 has format 2 of another version of rnnjax, and"):
+        run(tmp_path)
+    assert before == {each: each.read_bytes() for each in tmp_path.rglob("*.json*")}
+    assert load_params(tmp_path)["kernel"].shape == (2, 4)
+
+
+def test_files_of_somebody_else_in_a_new_folder_are_moved(tmp_path, capsys):
+    """And no attempt without a checkpoint, of which there may be several, replaces those."""
+    (tmp_path / "steps.jsonl").write_text("mine\n")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="an accident"):
+            run(tmp_path, At(2, fail))
+    run(tmp_path)
+    assert (tmp_path / "steps.jsonl.before").read_text() == "mine\n"
+    assert len(read_lines(tmp_path / "steps.jsonl")) == 15
+
+
+@pytest.mark.parametrize("name", ["steps.jsonl", "epochs.jsonl", "result.json"])
+def test_a_full_disk_is_named_with_its_path(undisturbed, tmp_path, monkeypatch, name):
+    """Where no checkpoint is written; with room the same call comes to the same end."""
+    real = Path.open
+
+    def full(path, mode="r", **options):
+        if path.name.startswith(name) and mode != "r" and (tmp_path / "checkpoints").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, mode, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        message = rf"{re.escape(str(tmp_path / name))} cannot be written to \(No space left on dev"
+        with pytest.raises(CheckpointError, match=message):
+            run(tmp_path)
+    assert left(tmp_path, run(tmp_path)) == undisturbed
 
 
 def test_records_are_on_the_disk_before_a_checkpoint(tmp_path, monkeypatch):
