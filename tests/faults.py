@@ -711,6 +711,8 @@ TABLE = (
     "patience does not know the epoch before a stop",
     'self.history, self.means = about["history"]{{ => [:-1]}}, _Means(**about["means"])',
     "tests/training/test_hooks.py",
+    "a hook keeps parameters that the next step donates",
+    "        params = {{_copied(state.params, self.sharding) => state.params}}\n        shown",
     "a run that a hook ended goes on when it is called again",
     "{{(name in before if end is None else end) => end}}",
     "rnnjax/training/hooks.py",

@@ -20,7 +20,7 @@ from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.training.identity import sums_of_steps
 from rnnjax.training.processes import require_alike, together
 from rnnjax.training.sharding import Sharding, axis_of_each, cores_for
-from rnnjax.training.state import as_bits, as_keys, is_key
+from rnnjax.training.state import as_bits, as_keys, dtype_of, is_key
 
 # Two groups are in memory at a time, and two more in transfer to another device.
 _BYTES_OF_GROUP = 2**22
@@ -308,7 +308,7 @@ class Source:
             self._first = None if _is_stream(made) else made
         epoch = source.epoch(0)
         for group in epoch:
-            shapes, is_stream = _shapes(group.batches), group.positions is not None
+            shapes, is_stream = shapes_of(group.batches), group.positions is not None
             if is_stream and source is self:
                 self._begun = group, epoch
                 break
@@ -365,12 +365,12 @@ class Source:
 
         for batch in stream:
             batch = jax.tree.map(_as_array, batch)
-            if batches and _shapes(batch, 0) != shapes:
+            if batches and shapes_of(batch, 0) != shapes:
                 yield group()
                 batches, positions = [], []
             if not batches:
                 self._check_numbers(batch)
-                began, shapes = time.monotonic(), _shapes(batch, 0)
+                began, shapes = time.monotonic(), shapes_of(batch, 0)
                 slots = min(_STEPS_OF_STREAM, _slots(batch))
             # Copied now, because a loader may reuse its buffers.
             batches.append(jax.tree.map(lambda leaf: np.array(as_bits(leaf)), batch))
@@ -447,6 +447,8 @@ def _filled(slots: int, leaf: Any) -> Any:
     return filled
 
 
-def _shapes(batches: Any, axis: int = 1) -> Any:
+def shapes_of(batches: Any, axis: int = 1) -> Any:
     """Return shapes and types without the first axes, by default that of steps."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[axis:], leaf.dtype), batches)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[axis:], dtype_of(leaf)), batches
+    )
