@@ -98,10 +98,13 @@ def fit(
             of an epoch, from 0, to either (`minibatches` makes one).
         epochs: the total number of epochs; a resumed run does the rest.
         key: the random key of the run; step ``n`` uses ``jax.random.fold_in(key, n)``.
-        carry: the state at the start of every epoch; without it batches are independent.
+        carry: the state at the start of every epoch; without it batches are independent. One with a
+            state for each row does not go with `minibatches`, whose batches have other rows.
         keep_carry: whether an epoch begins with the last carry of the previous epoch instead.
         evaluate: data like ``batches``, whose mean loss is ``validation_loss``, and likewise for
-            metrics (the key is None); or ``params -> measures``, which include that one.
+            metrics (the key is None); or ``params -> measures``, which include that one. Of
+            `minibatches` every row counts once: the last ones are a smaller batch, which weighs
+            less, or as its metric ``weight`` says (a carry with a state for each row omits them).
         run_dir: a folder or a `RunFolder`, in which the run is saved, and from which it resumes.
         hooks: `Hook` objects, such as `EarlyStopping`, or functions ``(state, summary)``, called
             after each epoch; True ends the run. `Silent` hides the `Progress`. They and
@@ -134,9 +137,15 @@ def fit(
     batches, sharding = divided(batches, sharding, params, shown.say)
     if carry is None:
         loss_fn, carry = functools.partial(_without_carry, loss_fn), ()
+    goes_on = _goes_on((batches, evaluate), carry, params)
+    if goes_on:
+        shown.say(
+            "the carry has a state for each row, but minibatches shuffles rows, so one begins from "
+            "the state of another; leave carry out, or give batches whose rows go on, as of windows"
+        )
     data = Source("batches", batches, epochs, sharding)
     train_steps = make_train_steps(loss_fn, optimizer, sharding, skip_nonfinite=skip_nonfinite > 0)
-    measure = _measure(evaluate, loss_fn, carry, epochs, sharding)
+    measure = _measure(evaluate, loss_fn, carry, epochs, sharding, not goes_on)
     loop = _Loop(train_steps, data, called, shown, folder, epochs, carry, keep_carry, measure,
                  sharding, skip_nonfinite, steps_per_dispatch)  # fmt: skip
     state = TrainState.create(params, optimizer, key=key, carry=carry)
@@ -486,8 +495,15 @@ def _of_function(function: Callable[[TrainState, Entry], Any]) -> Hook:
     return type(name, (Hook,), {"on_epoch": staticmethod(function)})()
 
 
+def _goes_on(data: Sequence[Any], carry: Any, params: Any) -> bool:
+    """Whether a carry, unless it is like parameters, has a state for each row of minibatches."""
+    like = {np.shape(leaf) for leaf in jax.tree.leaves(params)}
+    first = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(carry) if np.shape(leaf) not in like}
+    return any(isinstance(each, Minibatches) and (each.batch_size,) in first for each in data)
+
+
 def _measure(
-    evaluate: Any, loss_fn: Any, carry: Any, epochs: int, sharding: Sharding | None
+    evaluate: Any, loss_fn: Any, carry: Any, epochs: int, sharding: Sharding | None, rest: bool
 ) -> Callable[[TrainState], Entry] | None:
     """Return a function that measures a state: the given one, or the loss on given data."""
     if evaluate is None:
@@ -510,18 +526,24 @@ def _measure(
 
         return measure_params
     evaluate, sharding = divided(evaluate, sharding, None, lambda said: None)
-    source = Source("evaluate", evaluate, epochs, sharding)
+    sources = [(1.0, Source("evaluate", evaluate, epochs, sharding))]
+    if rest and isinstance(evaluate, Minibatches) and (left := evaluate.rest()).size:
+        # Fewer rows than devices, perhaps: each has all of them, by an axis that no array has.
+        whole = sharding and dataclasses.replace(sharding, rows_axis=99)
+        source = Source("evaluate", evaluate.cut(left), epochs, whole)
+        sources.append((left.size / evaluate.batch_size, source))
     eval_steps = make_eval_steps(loss_fn, sharding)
 
     def measure(state: TrainState) -> Entry:
         means, begun = _Means(), dataclasses.replace(state, carry=carry)
         goes_on = (begun if sharding is None else sharding.put_state(begun)).carry
-        for group in source.epoch(0):
+        for rows, group in ((rows, group) for rows, each in sources for group in each.epoch(0)):
             begin = state.params, goes_on
             goes_on, metrics = eval_steps(begin, group.batches, group.start, group.stop)
             values = {name: np.asarray(metric) for name, metric in metrics.items()}
             for i in range(group.start, group.stop):
-                means.add({name: value[i].tolist() for name, value in values.items()})
+                own = {name: value[i].tolist() for name, value in values.items()}
+                means.add({"weight": rows} | own)
         return {f"validation_{name}": mean for name, mean in means.means().items()}
 
     return measure

@@ -54,6 +54,11 @@ class Minibatches:
         order = order[: rows // size * size].reshape(-1, size)
         return order if self.rows is None else order[:, self.rows]
 
+    def rest(self) -> np.ndarray:
+        """Return the rows that fill no batch of epoch 0: ``(1, fewer than batch_size)``."""
+        rows, size = min(_rows(self.arrays, self.axis)), self.batch_size
+        return np.random.default_rng((self.seed, 0)).permutation(rows)[None, rows // size * size :]
+
     def cut(self, order: np.ndarray) -> Any:
         """Return the batches of some steps of an `order`; each leaf has a first axis of steps."""
 
@@ -65,6 +70,8 @@ class Minibatches:
 
     def split(self, fraction: float) -> tuple["Minibatches", "Minibatches"]:
         """Split into training batches of the first rows and validation batches of the last.
+
+        As ``evaluate`` of `fit`, the second measures every one of its rows once.
 
         Args:
             fraction: the share of rows for validation, like Keras's ``validation_split``.
@@ -97,11 +104,14 @@ class Minibatches:
 def minibatches(arrays: Any, batch_size: int, *, axis: Any, seed: int = 0) -> Minibatches:
     """Shuffle the rows of arrays into batches, in a new order every epoch, for `fit`.
 
-    You must name the axis of rows, because only rows may be shuffled, not time.
+    You must name the axis of rows, because only rows may be shuffled, not time. Rows must be
+    independent: a batch has other rows than the one before, so a carry with a state for each row
+    would go on in other rows. (`windows` cuts streams whose rows go on.)
 
     Args:
         arrays: a pytree of arrays with equally many rows.
-        batch_size: the number of rows of a batch. An epoch omits the rest, other rows each time.
+        batch_size: the number of rows of a batch. A training epoch omits the rest, other rows each
+            time, and `fit` says how many; as ``evaluate`` the rest is one smaller batch.
         axis: the axis of rows: 1 for ``(time, rows, ...)``, as `rnnjax.unroll` takes it, 0 for
             ``(rows, ...)``, as for lengths and labels. One number for all leaves, or a tree prefix
             of ``arrays``, like ``in_axes`` of `jax.vmap`: ``{"xs": 1, "lengths": 0}``.
@@ -154,6 +164,8 @@ def divided(
         InvalidInputError: ``sharding`` is not a valid value; it is "cores" and the batches do not
             say which axis their rows are; or they cannot be sharded.
     """
+    if isinstance(batches, Minibatches) and (left := batches.rest().size):
+        say(f"each epoch leaves out {left} rows, which fill no batch, other ones each time")
     if sharding == "cores":
         if not isinstance(batches, Minibatches):
             raise InvalidInputError(
@@ -329,6 +341,11 @@ class Source:
             made, self._first = self._first, None
             data = data(number) if made is None or number else made
         if _is_stream(data):
+            if callable(number_of := getattr(data, "cardinality", None)) and int(number_of()) == -1:
+                raise InvalidInputError(
+                    f"{self.name} must end, but is a tf.data.Dataset that repeats for ever; give "
+                    "the steps of an epoch, as dataset.take(100)"
+                )
             yield from self._of_stream(iter(data), first, position)
         else:
             steps, tree = self._length(data), jax.tree.map(_as_array, data)
