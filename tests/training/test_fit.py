@@ -473,7 +473,7 @@ def test_keys_of_any_kind_come_back(tmp_path):
         ({"sharding": "gpu"}, "sharding must be a Sharding, .* but is 'gpu'"),
         ({"optimizer": optax.sgd}, "optimizer must be one of optax, .* but is a function"),
         ({"optimizer": optax.sm3(0.1), "params": jnp.zeros(())}, "optimizer could not .* take ano"),
-        ({"optimizer": optax.contrib.sophia(0.1)}, "the optimizer could not .* take another one"),
+        ({"optimizer": optax.lookahead(optax.sgd(0.1), 5, 0.5)}, "no attribute fast.; see in it"),
         ({"optimizer": type("Half", (), {"update": 0})}, "optimizer must be one of optax"),
         ({"batches": [np.ones(2), np.ones(2)]}, "a list came; give a function that iterates"),
         ({"batches": {"xs": object()}}, r"batches must be .* are \[\(\)\]; .* a loader of batches"),
@@ -533,7 +533,8 @@ def learn_a_line(optimizer, folder=None, epochs=20, loss=line, **options):
 @pytest.mark.parametrize(
     "make",
     [
-        optax.lbfgs, optax.contrib.momo,
+        optax.lbfgs, optax.contrib.momo, lambda: optax.contrib.sophia(0.1, update_interval=3),
+        lambda: optax.contrib.sam(optax.sgd(0.2), optax.sgd(0.1), opaque_mode=True),
         lambda: optax.contrib.sam(optax.sgd(0.2), optax.sgd(0.1)),
         lambda: optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=2)),
         lambda: optax.MultiSteps(optax.sgd(0.3), 2).gradient_transformation(),
@@ -546,6 +547,23 @@ def test_optimizers_that_take_more_than_gradients_learn_and_go_on_exactly(tmp_pa
     with pytest.raises(RuntimeError, match="an accident"):
         learn_a_line(optimizer, tmp_path, epochs=3, hooks=[At(13, fail)], steps_per_dispatch=1)
     assert bits(learn_a_line(optimizer, tmp_path, epochs=3).state) == bits(whole.state)
+
+
+def test_lookahead_takes_its_own_pair_of_parameters(tmp_path):
+    """As by a loop of one's own."""
+    optimizer = optax.chain(optax.lookahead(optax.sgd(0.2), 3, 0.5))
+    params = optax.LookaheadParams.init_synced(LINE)
+
+    def loss(params, batch, key):
+        return line(params.fast, batch, key)
+
+    found = fit(loss, params, optimizer, POINTS, 1, key=jax.random.key(0), hooks=[Silent()])
+    state = optimizer.init(params)
+    for points in POINTS:
+        grads = jax.grad(line)(params.fast, points, None)
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found.params, params)
 
 
 def closing_over(data):
