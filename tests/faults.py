@@ -739,7 +739,7 @@ TABLE = (
     "rnnjax/training/sharding.py",
     "tests/training/test_sharding.py::test_the_optimiser_lies_as_its_parameters_and_rules_decide",
     "every device holds the whole of the optimiser's means",
-    "                    return {{laid[names[start:], leaf.shape] => everywhere}}\n",
+    "                    return {{laid[tuple(names[start:]), leaf.shape] => everywhere}}\n",
     "tests/training/test_processes.py::test_what_one_cannot_do_ends_both",
     "rows that two processes have in common are taken twice",
     "if its_place != place and {{not  => }}constant:",

@@ -430,6 +430,25 @@ def test_a_carry_may_be_a_number_over_devices_too():
     assert tiny(loss_fn=lambda p, c, b, k: (p.sum(), (c + 1, {})), **options).state.carry == 2
 
 
+def test_a_mean_of_the_parameters_goes_along_as_the_carry_over_devices_too():
+    """As docs/from/keras.md has it for SwapEMAWeights."""
+    params = {"kernel": jnp.ones((3, 2))}
+    batches = np.random.default_rng(0).normal(size=(5, 8, 3)).astype(np.float32)
+
+    def loss(params, carry, batch, key):
+        mean = optax.incremental_update(params, carry, step_size=0.1)
+        return jnp.mean((batch @ params["kernel"]) ** 2), (mean, {})
+
+    def mean(sharding):
+        return fit(
+            loss, params, optax.sgd(0.1), batches, 2, key=jax.random.key(0), hooks=[Silent()],
+            carry=params, keep_carry=True, sharding=sharding,
+        ).state.carry["kernel"]  # fmt: skip
+
+    assert not np.allclose(mean(None), params["kernel"])
+    np.testing.assert_allclose(mean(Sharding.over(4)), mean(None), rtol=1e-5)
+
+
 def test_a_kept_carry_goes_on_from_epoch_to_epoch_and_over_a_stop(tmp_path):
     whole = run(None, keep_carry=True)
     assert bits(whole.state) != bits(run(None).state)
