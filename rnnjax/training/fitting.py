@@ -475,7 +475,7 @@ def _check(loss_fn: Any, carry: Any, key: Any, skip_nonfinite: Any) -> None:
 def _hooks(given: Any) -> list[Hook]:
     """Return the hooks of a run on this process, including a `Progress`."""
     if not isinstance(given, Sequence) or not all(
-        isinstance(h, Hook) or callable(h) for h in given
+        isinstance(h, Hook) or (callable(h) and not isinstance(h, type)) for h in given
     ):
         raise InvalidInputError(
             f"hooks must be a list of hooks and of functions (state, summary), but is "

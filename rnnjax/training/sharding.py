@@ -115,10 +115,11 @@ class Sharding:
     rows_axis: Any = dataclasses.field(default=1, hash=False)  # perhaps a dict
 
     def __post_init__(self) -> None:
-        if self.mesh.axis_names != ("data", "hidden"):
+        names = getattr(self.mesh, "axis_names", None)
+        if names != ("data", "hidden"):
             raise InvalidInputError(
                 'the mesh of a Sharding must have the axes ("data", "hidden"), but has '
-                f"{self.mesh.axis_names}; make one with Sharding.over"
+                f"{names}; make one with Sharding.over"
             )
 
     @classmethod

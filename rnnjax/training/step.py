@@ -152,7 +152,7 @@ def _checked(compiled: Callable[..., Any], sharding: Sharding | None) -> TrainSt
     def run(state: Any, batches: Any, start: int, stop: int) -> tuple[Any, Metrics]:
         lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
         steps = (*min(lengths, default=()), -1)[0]
-        whole = start == int(start) and stop == int(stop)
+        whole = all(np.asarray(at).dtype.kind in "iuf" and at == int(at) for at in (start, stop))
         # Of a step that is not there, JAX would take the last one.
         if len(lengths) != 1 or not (whole and 0 <= start <= stop <= steps):
             raise InvalidInputError(
