@@ -164,10 +164,11 @@ def pad(sequences: Sequence[Any], *, sizes: Sequence[int] | None = None) -> Padd
     """Pad sequences to the smallest of a few sizes that holds all of them.
 
     JAX compiles a program for each shape. Sequences of 1 to 60 steps have 60 shapes. Padded to
-    powers of two from 8 on, they have four, and a sequence of 4 or more steps at most doubles. Call
-    it outside ``jit``, since lengths must be known. Run the result with its lengths::
+    powers of two from 8 on, they have four, and a sequence of 4 or more steps at most doubles. A
+    whole data set has one shape, so pad it to its longest sequence. Call it outside ``jit``, since
+    lengths must be known. Run the result with its lengths::
 
-        xs, lengths = rnnjax.pad(sequences)
+        xs, lengths = rnnjax.pad(sequences, sizes=(longest,))  # without sizes for one of many
         carry, ys = rnnjax.unroll(cell, params, xs, lengths=lengths)
 
     Args:

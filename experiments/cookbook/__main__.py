@@ -7,6 +7,7 @@ error, or misses what it has to reach.
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,7 @@ def main() -> int:
         command += ["--run-dir", str(folder / name)]
         command += ["--data", config.data] if config.data else []
         print(f"== {name}", flush=True)
-        if subprocess.run(command, check=False).returncode:
+        if run(command):
             failed.append(name)
         path = folder / name / "result.json"
         if path.exists():
@@ -63,6 +64,31 @@ def main() -> int:
     if failed:
         print(f"missed, or ended with an error: {', '.join(failed)}")
     return 1 if failed else 0
+
+
+def run(command: list[str]) -> int:
+    """Run a program and return its status; a signal that ends this one ends that one before."""
+    received: list[int] = []
+
+    def forward(number: int, _: Any) -> None:
+        received.append(number)
+        process.send_signal(number)
+
+    process = subprocess.Popen(command)
+    numbers = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n)]
+    before = {number: signal.signal(number, forward) for number in numbers}
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        process.terminate()  # which is no second Ctrl-C, if the terminal sent it one too
+        process.wait()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        signal.raise_signal(received[0])
+    return status
 
 
 def table(results: list[dict[str, Any]]) -> str:

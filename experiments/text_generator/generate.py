@@ -94,6 +94,11 @@ class Generate:
             raise InvalidInputError(
                 "--prime and --prime-file are both the beginning of the text; leave one of them out"
             )
+        if self.prime_file is not None and not self.prime_file.is_file():
+            raise InvalidInputError(
+                f"--prime-file must name a text file, but {self.prime_file} is none; check the "
+                "spelling"
+            )
         if self.interactive and self.samples > 1:
             raise InvalidInputError(
                 f"--interactive is one conversation, but --samples is {self.samples}; leave one of "

@@ -25,6 +25,11 @@ from rnnjax.training.files import as_json, read_sealed, read_whole, to_disk, wri
 from rnnjax.training.processes import from_first
 from rnnjax.training.state import TrainState, as_bits, as_keys, dtype_of
 
+# A run resumes from this format alone. The parameters are read from every one with these keys.
+_FORMAT = 1
+_OF_PARAMS = {"leaves", "params", "files"}
+_KEYS = _OF_PARAMS | {"about", "loss", "step", "format"}
+
 _Loaded = tuple[dict[str, Any], dict[str, np.ndarray]]
 """The contents of about.json, and the arrays by their paths."""
 
@@ -39,7 +44,19 @@ class Saved:
 
     def __init__(self, where: Path, sealed: Any, arrays: Any):
         self._where, self._sealed, self._arrays = where, sealed, arrays
-        self.step, self.about = int(sealed["step"]), dict[str, Any](sealed["about"])
+        self.step = int(sealed["step"])
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the caller saved; a CheckpointError if it has another format."""
+        known = {"format": 1, **self._sealed}  # 0.1.0 did not name it
+        if known["format"] != _FORMAT or known.keys() != _KEYS:
+            raise CheckpointError(
+                f"{self._where} has format {known['format']} of another version of rnnjax, and "
+                f"this one resumes format {_FORMAT}; resume it with that version, read its "
+                "parameters by load_params, or begin a new run in another folder"
+            )
+        return dict(known["about"])
 
     def restore(self, like: TrainState) -> TrainState:
         """Return the state, on one device.
@@ -49,11 +66,13 @@ class Saved:
 
         Raises:
             CheckpointError: it belongs to another model; the message names the arrays that differ.
+                Or it has the format of another version of rnnjax.
             InvalidInputError: ``like`` is not a `TrainState`.
         """
         check_instance(
             "like", like, TrainState, "a TrainState (params reads the parameters without one)"
         )
+        _ = self.about  # which knows the format
         state = TrainState(**self._fitted(jax.eval_shape(_plain, like)))
         return jax.tree.map(as_keys, state, like)
 
@@ -208,6 +227,7 @@ class Checkpoints:
         paths = jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path), tree)
         arrays = _leaves(tree)
         described: dict[str, Any] = {
+            "format": _FORMAT,
             "about": as_json("what is saved with a run", about),
             "loss": None if loss is None or not math.isfinite(loss) else float(loss),
             "leaves": {path: _describe(array) for path, array in arrays.items()},
@@ -282,14 +302,14 @@ class Checkpoints:
     def _sealed(self, step: int) -> dict[str, Any]:
         """Return the contents of about.json, with its checksum verified."""
         sealed = read_sealed(self.path(step) / "about.json")
-        if set(sealed) != {"about", "loss", "leaves", "params", "files", "step"}:
+        if not sealed.keys() >= _OF_PARAMS:
             raise CheckpointError(
                 f"{self.path(step)} is of another version of rnnjax; read it with that, or begin a "
                 "new run in another folder"
             )
-        if sealed["step"] != step:
+        if sealed.get("step", step) != step:
             raise DamagedCheckpointError(f"it is that of step {sealed['step']}, renamed", "")
-        return sealed
+        return {"loss": None} | sealed | {"step": step}
 
     def _losses(self) -> dict[int, float]:
         """Return the loss of each checkpoint, infinite if it has none.

@@ -22,6 +22,18 @@ _ADVICE = "take it from a backup, or begin a new run"
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise a CheckpointError that names the path if the system cannot write there."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be written to ({error.strerror}), and what was saved before is "
+            "untouched; make room, check its rights, or choose another folder"
+        ) from error
+
+
+@contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Lock a folder for writing, and create it if necessary.
 
@@ -36,14 +48,9 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     if _HELD.get(path) == threading.get_ident():
         yield
         return
-    try:
+    with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
-    except OSError as error:
-        raise CheckpointError(
-            f"{path.parent} cannot be written to ({error.strerror}); check its rights, or choose "
-            "another folder"
-        ) from error
     with file:
         try:
             if sys.platform == "win32":
@@ -81,7 +88,8 @@ def write_whole(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON atomically, for people and programs; NaN and infinity become null."""
     text = json.dumps(finite_or_none(value), indent=2)
-    write_whole(path, (text + "\n").encode())
+    with writing(path):
+        write_whole(path, (text + "\n").encode())
 
 
 def finite_or_none(value: Any) -> Any:
@@ -161,11 +169,12 @@ def _digest(value: Any) -> str:
 def write_lines(path: Path, entries: Iterable[Mapping[str, Any]], *, more: bool = False) -> None:
     """Write JSON objects, one per line, atomically; with ``more`` append them instead."""
     lines = [json.dumps(finite_or_none(entry)) + "\n" for entry in entries]
-    if more:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(lines)
-    else:
-        write_whole(path, "".join(lines).encode())
+    with writing(path):
+        if more:
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+        else:
+            write_whole(path, "".join(lines).encode())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from rnnjax.training.identity import identity
 from rnnjax.training.processes import agreed_signal, from_first, is_first, require_alike, together
 from rnnjax.training.run_folder import RunFolder
 from rnnjax.training.sharding import Sharding
-from rnnjax.training.sources import Group, Minibatches, Source, divided
+from rnnjax.training.sources import Group, Minibatches, Source, divided, shapes_of
 from rnnjax.training.state import TrainState
 from rnnjax.training.step import (
     OF_FIT,
@@ -98,13 +98,17 @@ def fit(
             of an epoch, from 0, to either (`minibatches` makes one).
         epochs: the total number of epochs; a resumed run does the rest.
         key: the random key of the run; step ``n`` uses ``jax.random.fold_in(key, n)``.
-        carry: the state at the start of every epoch; without it batches are independent.
+        carry: the state at the start of every epoch; without it batches are independent. One with a
+            state for each row does not go with `minibatches`, whose batches have other rows.
         keep_carry: whether an epoch begins with the last carry of the previous epoch instead.
         evaluate: data like ``batches``, whose mean loss is ``validation_loss``, and likewise for
-            metrics (the key is None); or ``params -> measures``, which include that one.
+            metrics (the key is None); or ``params -> measures``, which include that one. Of
+            `minibatches` every row counts once: the last ones are a smaller batch, which weighs
+            less, or as its metric ``weight`` says (a carry with a state for each row omits them).
         run_dir: a folder or a `RunFolder`, in which the run is saved, and from which it resumes.
         hooks: `Hook` objects, such as `EarlyStopping`, or functions ``(state, summary)``, called
-            after each epoch; True ends the run. `Silent` hides the `Progress`.
+            after each epoch; True ends the run. `Silent` hides the `Progress`. They and
+            ``evaluate`` get a copy of the parameters, and may keep it.
         skip_nonfinite: how many steps in a row may be non-finite. They change nothing, and the
             metric ``skipped`` counts them.
         steps_per_dispatch: the number of steps per call from Python. It does not affect results.
@@ -133,14 +137,20 @@ def fit(
     batches, sharding = divided(batches, sharding, params, shown.say)
     if carry is None:
         loss_fn, carry = functools.partial(_without_carry, loss_fn), ()
+    goes_on = _goes_on((batches, evaluate), carry, params)
+    if goes_on:
+        shown.say(
+            "the carry has a state for each row, but minibatches shuffles rows, so one begins from "
+            "the state of another; leave carry out, or give batches whose rows go on, as of windows"
+        )
     data = Source("batches", batches, epochs, sharding)
     train_steps = make_train_steps(loss_fn, optimizer, sharding, skip_nonfinite=skip_nonfinite > 0)
-    measure = _measure(evaluate, loss_fn, carry, epochs, sharding)
+    measure = _measure(evaluate, loss_fn, carry, epochs, sharding, not goes_on)
     loop = _Loop(train_steps, data, called, shown, folder, epochs, carry, keep_carry, measure,
                  sharding, skip_nonfinite, steps_per_dispatch)  # fmt: skip
     state = TrainState.create(params, optimizer, key=key, carry=carry)
     with folder.opened(sharding, shown) as stack:
-        stack.callback(loop.close)
+        stack.callback(loop.call, "close")
         require_alike({"epochs": epochs, "whether there is a run_dir": folder.path is not None})
         if folder.path is not None:
             parts = identity(loss_fn, optimizer, state, data.first_epoch(), keep_carry)
@@ -230,7 +240,7 @@ class _Loop:
         """Call the hooks at the start of the run, which may already have ended."""
         for hook in self.hooks:
             hook.history, hook.epochs = self.history, self.epochs
-        said = together(lambda: [hook.on_start(state) for hook in self.hooks])
+        said = together(lambda: self.call("on_start", state))
         named = zip((type(hook).__qualname__ for hook in self.hooks), said, strict=True)
         before, done, epochs = self.ended_by, int(state.step), len(self.history)
         self.ended_by = [name for name, end in named if (name in before if end is None else end)]
@@ -257,7 +267,7 @@ class _Loop:
                 return self.result(state)
             state, better = self.end_epoch(state)
             if better and self.folder.path is None:
-                best = jax.tree.map(jnp.array, self.whole(state.params))
+                best = _copied(state.params, self.sharding)
             stopped = self.asked_to_stop()
             every = len(self.history) % self.folder.checkpoint_every == 0
             if self.finished or better or stopped or every:
@@ -276,7 +286,7 @@ class _Loop:
             # A copy, because the state is donated, and the next epoch begins from it again.
             state = dataclasses.replace(state, carry=jax.tree.map(jnp.array, self.carry))
             state = state if self.sharding is None else self.sharding.put_state(state)
-        self.on_phase("reading")
+        self.call("on_phase", "reading")
         with contextlib.closing(
             self.source.epoch(len(self.history), first, self.position)
         ) as groups:
@@ -293,7 +303,7 @@ class _Loop:
     ) -> tuple[TrainState, int]:
         """Run some steps of a group from slot ``at`` on; also return the slot after them."""
         is_new, done = shapes not in self.compiled, self.folder.step
-        self.on_phase("compiling" if is_new else "training")
+        self.call("on_phase", "compiling" if is_new else "training")
         began = time.perf_counter()
         last = min(at + (self.steps_per_dispatch or self.paced), group.stop)
         state, metrics = self.train_steps(state, group.batches, at, last)
@@ -306,8 +316,7 @@ class _Loop:
         self.folder.step = done + count
         if group.positions is not None:
             self.position = group.positions[at + count - 1]
-        for hook in self.hooks:
-            hook.on_dispatch(done + count, values["loss"].tolist(), seconds)
+        self.call("on_dispatch", done + count, values["loss"].tolist(), seconds)
         if seconds is not None:
             self.means.steps += count
             self.means.seconds += seconds
@@ -355,7 +364,7 @@ class _Loop:
         measure = self.measure
         if measure is None:
             return {}
-        self.on_phase("validating")
+        self.call("on_phase", "validating")
         measured = together(lambda: measure(state))
         if taken := sorted(
             (OF_FIT - {"validation_loss"} | self.means.sums.keys()) & measured.keys()
@@ -367,15 +376,22 @@ class _Loop:
 
     def call_hooks(self, state: TrainState, entry: Entry) -> TrainState:
         """Call the hooks after an epoch, and return the state to continue with."""
-        # The parameters alone are whole: the optimiser's state may not fit one device.
-        params = self.whole(state.params)
+        # The parameters alone are whole, and a copy that a hook may keep: the next step donates the
+        # rest. The optimiser's state may not fit one device.
+        params = _copied(state.params, self.sharding)
         shown, ended = dataclasses.replace(state, params=params), []
 
         def call() -> None:
             nonlocal shown
             for hook in self.hooks:
-                said = hook.on_epoch(shown, entry)
+                (said,) = self.call("on_epoch", shown, entry, hooks=[hook])
                 if isinstance(said, TrainState):
+                    given, came = (jax.tree.flatten(shapes_of(each, 0)) for each in (shown, said))
+                    if given != came:
+                        raise InvalidInputError(
+                            f"the hook {type(hook).__qualname__} must return a state like the one "
+                            "that it got, but its tree, shapes or types differ; change values alone"
+                        )
                     shown = said
                 elif not (said is None or isinstance(said, bool | np.bool_)):
                     raise InvalidInputError(
@@ -389,15 +405,16 @@ class _Loop:
         together(call)
         if agreed_signal(len(ended)):
             self.ended_by = ended or ["a hook of another process"]
-        if shown.params is params:
-            shown = dataclasses.replace(shown, params=state.params)
+        ours = shown.params is params  # and else of a hook, which may keep them
+        params = state.params if ours else jax.tree.map(jnp.array, shown.params)
+        shown = dataclasses.replace(shown, params=params)
         return shown if self.sharding is None else self.sharding.put_state(shown)
 
     def save(self, state: TrainState, loss: float | None = None) -> None:
         """Write a checkpoint, unless it exists."""
         if self.folder.path is None or self.folder.saved == self.folder.step:
             return
-        self.on_phase("writing")
+        self.call("on_phase", "writing")
         about = {
             "history": self.history,
             "means": dataclasses.asdict(self.means),
@@ -405,16 +422,14 @@ class _Loop:
             "position": self.position,
             "ended_by": self.ended_by,
         }
-        self.folder.save(self.whole(state), about, loss)
+        whole = state if self.sharding is None else self.sharding.whole(state)
+        self.folder.save(whole, about, loss)
 
     def result(self, state: TrainState, best: Any = None, step: int | None = None) -> Fit:
         """Return the result of `fit`, with copies of parameters that survive donation."""
-        params = jax.tree.map(jnp.array, self.whole(state.params) if best is None else best)
+        params = _copied(state.params, self.sharding) if best is None else best
         entry = next((e for e in self.history if e["step"] == step), _best(self.history))
         return Fit(params, state, self.history, entry, self.asked_to_stop(), self.folder.finished)
-
-    def whole(self, tree: Any) -> Any:
-        return tree if self.sharding is None else self.sharding.whole(tree)
 
     def asked_to_stop(self) -> int | None:
         """Return the signal that any of the processes received."""
@@ -423,13 +438,21 @@ class _Loop:
             self.folder.stop.signal = number
         return number
 
-    def on_phase(self, phase: str) -> None:
-        for hook in self.hooks:
-            hook.on_phase(phase)
+    def call(self, method: str, *args: Any, hooks: Sequence[Hook] | None = None) -> list[Any]:
+        """Call all hooks, or these, and return what they return; an error names its hook."""
+        said = []
+        for hook in self.hooks if hooks is None else hooks:
+            try:
+                said.append(getattr(hook, method)(*args))
+            except Exception as error:
+                error.add_note(f"It was raised by {method} of the hook {type(hook).__qualname__}.")
+                raise
+        return said
 
-    def close(self) -> None:
-        for hook in self.hooks:
-            hook.close()
+
+def _copied(params: Any, sharding: Sharding | None) -> Any:
+    """Return whole parameters that the next step does not donate."""
+    return jax.tree.map(jnp.array, params) if sharding is None else sharding.whole(params)
 
 
 def _check(loss_fn: Any, carry: Any, key: Any, skip_nonfinite: Any) -> None:
@@ -452,7 +475,7 @@ def _check(loss_fn: Any, carry: Any, key: Any, skip_nonfinite: Any) -> None:
 def _hooks(given: Any) -> list[Hook]:
     """Return the hooks of a run on this process, including a `Progress`."""
     if not isinstance(given, Sequence) or not all(
-        isinstance(h, Hook) or callable(h) for h in given
+        isinstance(h, Hook) or (callable(h) and not isinstance(h, type)) for h in given
     ):
         raise InvalidInputError(
             f"hooks must be a list of hooks and of functions (state, summary), but is "
@@ -472,8 +495,15 @@ def _of_function(function: Callable[[TrainState, Entry], Any]) -> Hook:
     return type(name, (Hook,), {"on_epoch": staticmethod(function)})()
 
 
+def _goes_on(data: Sequence[Any], carry: Any, params: Any) -> bool:
+    """Whether a carry, unless it is like parameters, has a state for each row of minibatches."""
+    like = {np.shape(leaf) for leaf in jax.tree.leaves(params)}
+    first = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(carry) if np.shape(leaf) not in like}
+    return any(isinstance(each, Minibatches) and (each.batch_size,) in first for each in data)
+
+
 def _measure(
-    evaluate: Any, loss_fn: Any, carry: Any, epochs: int, sharding: Sharding | None
+    evaluate: Any, loss_fn: Any, carry: Any, epochs: int, sharding: Sharding | None, rest: bool
 ) -> Callable[[TrainState], Entry] | None:
     """Return a function that measures a state: the given one, or the loss on given data."""
     if evaluate is None:
@@ -481,8 +511,7 @@ def _measure(
     if callable(evaluate) and not isinstance(evaluate, Minibatches):
 
         def measure_params(state: TrainState) -> Entry:
-            params = state.params if sharding is None else sharding.whole(state.params)
-            found = evaluate(params)
+            found = evaluate(_copied(state.params, sharding))
             if not isinstance(found, Mapping) or "validation_loss" not in found:
                 raise InvalidInputError(
                     "evaluate must return a dict of measures, with 'validation_loss' among them, "
@@ -497,18 +526,24 @@ def _measure(
 
         return measure_params
     evaluate, sharding = divided(evaluate, sharding, None, lambda said: None)
-    source = Source("evaluate", evaluate, epochs, sharding)
+    sources = [(1.0, Source("evaluate", evaluate, epochs, sharding))]
+    if rest and isinstance(evaluate, Minibatches) and (left := evaluate.rest()).size:
+        # Fewer rows than devices, perhaps: each has all of them, by an axis that no array has.
+        whole = sharding and dataclasses.replace(sharding, rows_axis=99)
+        source = Source("evaluate", evaluate.cut(left), epochs, whole)
+        sources.append((left.size / evaluate.batch_size, source))
     eval_steps = make_eval_steps(loss_fn, sharding)
 
     def measure(state: TrainState) -> Entry:
         means, begun = _Means(), dataclasses.replace(state, carry=carry)
         goes_on = (begun if sharding is None else sharding.put_state(begun)).carry
-        for group in source.epoch(0):
+        for rows, group in ((rows, group) for rows, each in sources for group in each.epoch(0)):
             begin = state.params, goes_on
             goes_on, metrics = eval_steps(begin, group.batches, group.start, group.stop)
             values = {name: np.asarray(metric) for name, metric in metrics.items()}
             for i in range(group.start, group.stop):
-                means.add({name: value[i].tolist() for name, value in values.items()})
+                own = {name: value[i].tolist() for name, value in values.items()}
+                means.add({"weight": rows} | own)
         return {f"validation_{name}": mean for name, mean in means.means().items()}
 
     return measure

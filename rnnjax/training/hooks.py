@@ -20,7 +20,7 @@ import optax
 
 from rnnjax.cells.arguments import check_size
 from rnnjax.errors import InvalidInputError
-from rnnjax.training.files import write_whole
+from rnnjax.training.files import write_whole, writing
 from rnnjax.training.processes import is_first
 from rnnjax.training.state import TrainState
 
@@ -66,7 +66,10 @@ class Hook:
         """
 
     def on_epoch(self, state: TrainState, summary: Entry) -> bool | TrainState | None:
-        """End an epoch, before it is saved. The next step donates the arrays of ``state``.
+        """End an epoch, before it is saved.
+
+        ``state.params`` are a copy, made once an epoch, which a hook may keep. The next step
+        donates the other arrays of ``state``.
 
         Returns:
             True to end the run; or a state to continue with, which is then saved.
@@ -190,11 +193,20 @@ class CSVLog(Hook):
     """Writes the history as a CSV table, one row per epoch; a resumed run rewrites it.
 
     Args:
-        path: the path of the file.
+        path: the path of the file, whose folder is created if it does not exist.
+
+    Raises:
+        CheckpointError: the file cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
+
+    def on_start(self, state: TrainState) -> None:
+        """Create the folder of the file, if there is none."""
+        if is_first():
+            with writing(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def on_epoch(self, state: TrainState, summary: Entry) -> None:
         """Write the whole table of all epochs."""
@@ -204,7 +216,8 @@ class CSVLog(Hook):
         rows.writeheader()
         rows.writerows(self.history)
         if is_first():
-            write_whole(self.path, table.getvalue().encode())
+            with writing(self.path):
+                write_whole(self.path, table.getvalue().encode())
 
 
 class TensorBoard(Hook):
@@ -263,7 +276,8 @@ class Progress(Hook):
 
     def __init__(self, file: TextIO | None = None) -> None:
         self._file = sys.stderr if file is None else file
-        self._terminal = self._file is not None and self._file.isatty()
+        capable = os.environ.get("TERM") != "dumb"  # which cannot erase a line
+        self._terminal = self._file is not None and self._file.isatty() and capable
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT)
         self._shown = time.monotonic() if not self._terminal else 0.0
         self._stands = False

@@ -22,7 +22,8 @@ def load_params(
 ) -> Any:
     """Read the parameters that a run of `fit` learned, or that `save_params` wrote.
 
-    It needs neither the optimiser nor the loss. It writes nothing, so the run may still train.
+    It needs neither the optimiser nor the loss. It writes nothing, so the run may still train. A
+    version reads the parameters of earlier ones, even if it cannot resume their runs.
 
     Args:
         path: the ``run_dir`` of `fit`, a folder of `Checkpoints`, or a ``.safetensors`` file.

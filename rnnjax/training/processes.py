@@ -2,11 +2,13 @@
 
 import atexit
 import contextlib
+import itertools
 import os
 import pickle
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
@@ -132,9 +134,76 @@ _BYTES_AT_ONCE = 2**26
 _PEER_IS_GONE = ("Gloo", "NCCL", "coordination service", "closed by peer", "reset by peer")
 
 
+_DONE, _ENDED = "done", "another process of the run ended"
+_ADVICE = (
+    "see what that one says, and start all of them again: a run with checkpoints resumes from the "
+    "last one"
+)
+
+# Processes that fail alike may take so long to say so each in its own words, and one that failed
+# waits so long until the others know.
+_SECONDS_ALIKE, _SECONDS_TO_TELL = 5.0, 12.0
+_runs = itertools.count()
+
+
+@contextlib.contextmanager
+def telling_peers() -> Iterator[None]:
+    """Tell the other processes if this one leaves by an exception, and end if another one does.
+
+    The others wait in a collective, out of Python's reach, for the one that has left. So a thread
+    of each looks once a second whether any has, in the store of JAX's coordination service. It then
+    prints one sentence, and exits with status 1. The process that has left waits for that, because
+    JAX aborts the others if process 0 exits before them. If all leave, they go on as usual.
+    """
+    if jax.process_count() == 1 or not jax.distributed.is_initialized():
+        with ending_with_peers():
+            yield
+        return
+    from jax._src import distributed  # there is no public name, and Orbax takes this one
+
+    client: Any = distributed.global_state.client
+    ours, folder, over = jax.process_index(), f"rnnjax/left/{next(_runs)}/", threading.Event()
+
+    def tell(what: str) -> None:
+        client.key_value_set(f"{folder}{ours}", what)
+        until = time.monotonic() + (0 if _ENDED in what else _SECONDS_TO_TELL)
+        while len(left := client.key_value_dir_get(folder)) < jax.process_count():
+            if time.monotonic() > until:
+                break
+            time.sleep(0.1)
+        if len(left) < jax.process_count() or not all(said for _, said in left):
+            time.sleep(0 if ours else 1)  # the service, of process 0, ends last
+            atexit.register(_end_at_once)
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            for other, what in client.key_value_dir_get(folder):
+                if what == _DONE or over.wait(_SECONDS_ALIKE):
+                    continue
+                who = f"process {other.rpartition('/')[2]} of the run ended ({what})"
+                alone = f"process {ours} cannot continue without it; {_ADVICE}"
+                print(f"{who}, and {alone}", file=sys.stderr)
+                tell("")  # no error of its own
+                _end_at_once()
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        with ending_with_peers():
+            yield
+        client.key_value_set(f"{folder}{ours}", _DONE)
+    except BaseException as error:
+        over.set()
+        tell(f"{type(error).__name__}: {error}".splitlines()[0][:200])
+        raise
+    finally:
+        over.set()
+        watching.join()
+
+
 @contextlib.contextmanager
 def ending_with_peers() -> Iterator[None]:
-    """End this process soon, with one sentence, if another process of the run ends.
+    """End this process soon, with one sentence, if a collective fails because another one ended.
 
     At exit Python shuts JAX down, which waits minutes for the other processes. If one of them is
     gone, this process exits without the shutdown, with status 1.
@@ -150,9 +219,7 @@ def ending_with_peers() -> Iterator[None]:
             raise
         atexit.register(_end_at_once)
         raise RnnjaxError(
-            f"another process of the run ended, and process {jax.process_index()} cannot "
-            "continue without it; see what that one says, and start all of them again: a run with "
-            "checkpoints resumes from the last one"
+            f"{_ENDED}, and process {jax.process_index()} cannot continue without it; {_ADVICE}"
         ) from None
 
 

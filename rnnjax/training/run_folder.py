@@ -20,7 +20,7 @@ from rnnjax.training.files import (
 )
 from rnnjax.training.hooks import Entry, Progress, alert
 from rnnjax.training.identity import PARTS
-from rnnjax.training.processes import StopRequest, ending_with_peers, from_first, require_alike
+from rnnjax.training.processes import StopRequest, from_first, require_alike, telling_peers
 from rnnjax.training.sharding import Sharding
 from rnnjax.training.state import TrainState
 
@@ -96,9 +96,10 @@ class RunFolder:
         self.devices, self.shown = 1 if sharding is None else sharding.mesh.size, shown
         failed = True
         try:
-            with ending_with_peers(), ExitStack() as stack:
+            with telling_peers(), ExitStack() as stack:
                 if self.path is not None:
                     folder = self.path
+                    self.is_new = not from_first((folder / "lock").exists)
                     from_first(lambda: stack.enter_context(locked(folder)))
                     self.checkpoints = Checkpoints(folder / "checkpoints", keep_last=self.keep_last)
                 yield stack
@@ -191,12 +192,13 @@ class RunFolder:
         """Drop the records after the checkpoint."""
         assert self.path is not None
         steps, epochs = (self.path / f"{name}.jsonl" for name in ("steps", "epochs"))
-        if saved is None and read_lines(epochs):
+        there = [path for path in (steps, epochs, self.path / "result.json") if path.exists()]
+        if saved is None and there and (self.is_new or read_lines(epochs)):
             self.shown.say(
                 f"there is no checkpoint in {self.path}: the run begins anew; its records so far "
                 "are moved to *.before"
             )
-            for records in filter(Path.exists, (steps, epochs)):
+            for records in there:
                 records.replace(records.with_name(f"{records.name}.before"))
         write_lines(steps, [entry for entry in read_lines(steps) if entry["step"] <= self.step])
         write_lines(epochs, [] if saved is None else saved.about["history"])

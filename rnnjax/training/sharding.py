@@ -115,10 +115,11 @@ class Sharding:
     rows_axis: Any = dataclasses.field(default=1, hash=False)  # perhaps a dict
 
     def __post_init__(self) -> None:
-        if self.mesh.axis_names != ("data", "hidden"):
+        names = getattr(self.mesh, "axis_names", None)
+        if names != ("data", "hidden"):
             raise InvalidInputError(
                 'the mesh of a Sharding must have the axes ("data", "hidden"), but has '
-                f"{self.mesh.axis_names}; make one with Sharding.over"
+                f"{names}; make one with Sharding.over"
             )
 
     @classmethod
@@ -216,7 +217,7 @@ class Sharding:
         """Shard a state, which every process has whole, over the devices.
 
         Raises:
-            InvalidInputError: the carry's rows or a parameter cannot be sharded over the devices.
+            InvalidInputError: a parameter cannot be sharded over the devices.
         """
         return jax.tree.map(_laid, state, self.of_state(state))
 
@@ -237,8 +238,8 @@ class Sharding:
     def of_state(self, state: TrainState) -> TrainState:
         """Return a `jax.sharding.NamedSharding` for every array of a state, in its structure.
 
-        An array of the optimiser is sharded like the parameter whose path ends its own and whose
-        shape it has.
+        An array of the optimiser or the carry is sharded like the parameter whose path ends its own
+        and whose shape it has. Another one of the carry has rows first, if they can be divided.
         """
         laid = {}
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
@@ -247,16 +248,16 @@ class Sharding:
         everywhere: Any = self._named()
 
         def like_parameter(path: Any, leaf: Any) -> NamedSharding:
-            names = _names(path)
+            part, *names = _names(path)
             for start in range(len(names) + 1):
-                if (names[start:], leaf.shape) in laid:
-                    return laid[names[start:], leaf.shape]
-            return everywhere
+                if (tuple(names[start:]), leaf.shape) in laid:
+                    return laid[tuple(names[start:]), leaf.shape]
+            divides = leaf.ndim and not leaf.shape[0] % self.mesh.shape["data"]
+            return self._named("data") if part == "carry" and divides else everywhere
 
-        params, opt_state = jax.tree_util.tree_map_with_path(
-            like_parameter, (state.params, state.opt_state)
-        )
-        return TrainState(everywhere, params, opt_state, self._of_carry(state.carry), everywhere)
+        parts = {name: getattr(state, name) for name in ("params", "opt_state", "carry")}
+        found = jax.tree_util.tree_map_with_path(like_parameter, parts)
+        return TrainState(step=everywhere, key=everywhere, **found)
 
     def _of_parameter(self, names: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
         axis, devices = self.divide(names, shape), self.mesh.shape["hidden"]
@@ -269,15 +270,6 @@ class Sharding:
                 "devices for the hidden units"
             )
         return self._named(*[None] * axis, "hidden")
-
-    def _of_carry(self, carry: Any) -> Any:
-        def rows(leaf: Any) -> NamedSharding:
-            if not leaf.ndim:
-                return self._named()
-            self._check_rows(leaf.shape[0], self.mesh.shape["data"])
-            return self._named("data")
-
-        return jax.tree.map(rows, carry)
 
     def _check_rows(self, rows: int, devices: int) -> None:
         if rows % devices:

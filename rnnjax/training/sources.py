@@ -20,7 +20,7 @@ from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.training.identity import sums_of_steps
 from rnnjax.training.processes import require_alike, together
 from rnnjax.training.sharding import Sharding, axis_of_each, cores_for
-from rnnjax.training.state import as_bits, as_keys, is_key
+from rnnjax.training.state import as_bits, as_keys, dtype_of, is_key
 
 # Two groups are in memory at a time, and two more in transfer to another device.
 _BYTES_OF_GROUP = 2**22
@@ -54,6 +54,11 @@ class Minibatches:
         order = order[: rows // size * size].reshape(-1, size)
         return order if self.rows is None else order[:, self.rows]
 
+    def rest(self) -> np.ndarray:
+        """Return the rows that fill no batch of epoch 0: ``(1, fewer than batch_size)``."""
+        rows, size = min(_rows(self.arrays, self.axis)), self.batch_size
+        return np.random.default_rng((self.seed, 0)).permutation(rows)[None, rows // size * size :]
+
     def cut(self, order: np.ndarray) -> Any:
         """Return the batches of some steps of an `order`; each leaf has a first axis of steps."""
 
@@ -65,6 +70,8 @@ class Minibatches:
 
     def split(self, fraction: float) -> tuple["Minibatches", "Minibatches"]:
         """Split into training batches of the first rows and validation batches of the last.
+
+        As ``evaluate`` of `fit`, the second measures every one of its rows once.
 
         Args:
             fraction: the share of rows for validation, like Keras's ``validation_split``.
@@ -97,11 +104,14 @@ class Minibatches:
 def minibatches(arrays: Any, batch_size: int, *, axis: Any, seed: int = 0) -> Minibatches:
     """Shuffle the rows of arrays into batches, in a new order every epoch, for `fit`.
 
-    You must name the axis of rows, because only rows may be shuffled, not time.
+    You must name the axis of rows, because only rows may be shuffled, not time. Rows must be
+    independent: a batch has other rows than the one before, so a carry with a state for each row
+    would go on in other rows. (`windows` cuts streams whose rows go on.)
 
     Args:
         arrays: a pytree of arrays with equally many rows.
-        batch_size: the number of rows of a batch. An epoch omits the rest, other rows each time.
+        batch_size: the number of rows of a batch. A training epoch omits the rest, other rows each
+            time, and `fit` says how many; as ``evaluate`` the rest is one smaller batch.
         axis: the axis of rows: 1 for ``(time, rows, ...)``, as `rnnjax.unroll` takes it, 0 for
             ``(rows, ...)``, as for lengths and labels. One number for all leaves, or a tree prefix
             of ``arrays``, like ``in_axes`` of `jax.vmap`: ``{"xs": 1, "lengths": 0}``.
@@ -154,6 +164,8 @@ def divided(
         InvalidInputError: ``sharding`` is not a valid value; it is "cores" and the batches do not
             say which axis their rows are; or they cannot be sharded.
     """
+    if isinstance(batches, Minibatches) and (left := batches.rest().size):
+        say(f"each epoch leaves out {left} rows, which fill no batch, other ones each time")
     if sharding == "cores":
         if not isinstance(batches, Minibatches):
             raise InvalidInputError(
@@ -308,7 +320,7 @@ class Source:
             self._first = None if _is_stream(made) else made
         epoch = source.epoch(0)
         for group in epoch:
-            shapes, is_stream = _shapes(group.batches), group.positions is not None
+            shapes, is_stream = shapes_of(group.batches), group.positions is not None
             if is_stream and source is self:
                 self._begun = group, epoch
                 break
@@ -329,6 +341,11 @@ class Source:
             made, self._first = self._first, None
             data = data(number) if made is None or number else made
         if _is_stream(data):
+            if callable(number_of := getattr(data, "cardinality", None)) and int(number_of()) == -1:
+                raise InvalidInputError(
+                    f"{self.name} must end, but is a tf.data.Dataset that repeats for ever; give "
+                    "the steps of an epoch, as dataset.take(100)"
+                )
             yield from self._of_stream(iter(data), first, position)
         else:
             steps, tree = self._length(data), jax.tree.map(_as_array, data)
@@ -365,12 +382,12 @@ class Source:
 
         for batch in stream:
             batch = jax.tree.map(_as_array, batch)
-            if batches and _shapes(batch, 0) != shapes:
+            if batches and shapes_of(batch, 0) != shapes:
                 yield group()
                 batches, positions = [], []
             if not batches:
                 self._check_numbers(batch)
-                began, shapes = time.monotonic(), _shapes(batch, 0)
+                began, shapes = time.monotonic(), shapes_of(batch, 0)
                 slots = min(_STEPS_OF_STREAM, _slots(batch))
             # Copied now, because a loader may reuse its buffers.
             batches.append(jax.tree.map(lambda leaf: np.array(as_bits(leaf)), batch))
@@ -447,6 +464,8 @@ def _filled(slots: int, leaf: Any) -> Any:
     return filled
 
 
-def _shapes(batches: Any, axis: int = 1) -> Any:
+def shapes_of(batches: Any, axis: int = 1) -> Any:
     """Return shapes and types without the first axes, by default that of steps."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[axis:], leaf.dtype), batches)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[axis:], dtype_of(leaf)), batches
+    )

@@ -62,8 +62,9 @@ def optimizer_errors(what: str) -> Iterator[None]:
     except RnnjaxError:
         raise
     except Exception as error:
+        says = str(error).partition("\n")[0]
         raise InvalidInputError(
-            f"the optimizer could not {what} ({type(error).__name__}: {error}); see in its "
+            f"the optimizer could not {what} ({type(error).__name__}: {says}); see in its "
             "documentation what it asks of parameters and arguments, or take another one"
         ) from error
 

@@ -48,8 +48,9 @@ def make_train_steps(
     Args:
         loss_fn: the loss of one batch.
         optimizer: an optax optimiser, with its schedule and clipping. If it takes extra arguments,
-            it gets ``value``, ``grad`` and ``value_fn``: the loss of the step, its gradient, and
-            the loss as a function of the parameters.
+            it gets ``value``, ``grad``, ``value_fn`` (or ``obj_fn``) and ``grad_fn``: the loss of
+            the step, its gradient, and both as functions of the parameters. `optax.lookahead` takes
+            ``optax.LookaheadParams.init_synced(params)``, of which the loss uses ``fast``.
         sharding: how state and batches are sharded; pass them as its ``put_state`` and
             ``put_batches`` return them. The returned state has the same sharding.
         skip_nonfinite: whether to skip a non-finite step instead of stopping; the metric
@@ -151,7 +152,7 @@ def _checked(compiled: Callable[..., Any], sharding: Sharding | None) -> TrainSt
     def run(state: Any, batches: Any, start: int, stop: int) -> tuple[Any, Metrics]:
         lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
         steps = (*min(lengths, default=()), -1)[0]
-        whole = start == int(start) and stop == int(stop)
+        whole = all(np.asarray(at).dtype.kind in "iuf" and at == int(at) for at in (start, stop))
         # Of a step that is not there, JAX would take the last one.
         if len(lengths) != 1 or not (whole and 0 <= start <= stop <= steps):
             raise InvalidInputError(
@@ -249,13 +250,17 @@ def updated(
 ) -> tuple[Any, Any]:
     """Return the parameters and the optimiser's state after a step with these gradients."""
 
-    def value_fn(params: Any) -> jax.Array:
+    # A line search hands on to it what its own `update` got and does not know.
+    def value_fn(params: Any, obj_fn: Any = None, grad_fn: Any = None) -> jax.Array:
         return loss_fn(params, state.carry, batch, key)[0]
 
+    if isinstance(state.params, optax.LookaheadParams):
+        grads = grads.fast
     more: dict[str, Any] = {}
     # A plain one may have been wrapped, as by `jax.jit`, into what only looks as if it took more.
     if isinstance(optimizer, optax.GradientTransformationExtraArgs):
-        more = {"value": loss, "grad": grads, "value_fn": value_fn}
+        more = {"value": loss, "grad": grads, "value_fn": value_fn, "obj_fn": value_fn}
+        more["grad_fn"] = lambda params, step=None: jax.grad(value_fn)(params)
         takes = inspect.signature(optimizer.update).parameters
         any_name = any(each.kind == each.VAR_KEYWORD for each in takes.values())
         # The first three are gradient, state and parameters, whatever their names are.
@@ -270,8 +275,10 @@ def check_params(params: Any) -> None:
     """Raise unless every parameter has a type with a gradient."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not jnp.issubdtype(dtype_of(leaf), jnp.inexact):
+            way = "close over it in loss_fn, or cast it by astype(float)"
+            if is_key(leaf) or dtype_of(leaf) == np.uint32:
+                way = "leave random state out, as of a module by nnx.split(module, nnx.Param, ...)"
             raise InvalidInputError(
                 f"params must be floating-point arrays, but params{jax.tree_util.keystr(path)} is "
-                f"{dtype_of(leaf)}, which has no gradient; close over it in loss_fn, or cast it by "
-                "astype(float)"
+                f"{dtype_of(leaf)}, which has no gradient; {way}"
             )

@@ -127,10 +127,10 @@ def truncated_loss(run: RunPiece, losses: Callable[[Any, Any], jax.Array]) -> Lo
         carry, outputs = returned
         targets = jax.tree.map(functools.partial(_filled, batch.counted), batch.targets)
         each = losses(outputs, targets)
-        if each.shape != batch.counted.shape:
+        if np.shape(each) != batch.counted.shape:
             raise InvalidInputError(
                 f"losses must return one loss for each step and row, {batch.counted.shape}, but "
-                f"returned {each.shape}; sum or average over the other axes"
+                f"returned {brief(each)}; sum or average over the other axes"
             )
         # A sum over all steps may overflow a narrow type.
         counted = jnp.where(batch.counted, each, 0).astype(at_least_float32(each.dtype))

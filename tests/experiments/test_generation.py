@@ -194,7 +194,7 @@ def test_no_input_at_all_is_the_end_of_the_conversation(run_dir, monkeypatch):
         (["--penalty-window", "0"], "--penalty-window must be at least 1"),
         (["--prime", "xyz"], "'x', 'y', 'z'"),
         (["--prime", "a", "--prime-file", "b"], "--prime and --prime-file are both"),
-        (["--prime-file", "nowhere.txt"], "no file 'nowhere.txt' exists"),
+        (["--prime-file", "nowhere.txt"], "--prime-file must name a text file, but nowhere.txt is"),
         (["--stop", "a☃"], "'☃' in 'a☃' is none of them"),
         (["--interactive", "--samples", "2"], "--interactive is one conversation"),
         (["--interactive", "--stop", "☃"], "--stop must be of characters that the model knows"),

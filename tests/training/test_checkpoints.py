@@ -22,6 +22,7 @@ from rnnjax.training import Checkpoints, TrainState, load_params, save_params
 from rnnjax.training import checkpoints as module
 from rnnjax.training.files import read_sealed, write_sealed
 
+RUN_OF_0_1_0 = Path(__file__).parent / "run_of_0_1_0"
 ADAM = optax.adam(1e-3)
 STACK = rnnjax.Stack([rnnjax.LSTMCell(4), rnnjax.GRUCell(3)])
 
@@ -303,16 +304,38 @@ def test_what_cannot_be_read_now_is_no_damage(two, monkeypatch):
     assert (two.steps(), two.latest().step) == ([1, 2], 2)
 
 
-def test_another_version_is_no_damage(checkpoints):
-    checkpoints.save(state_at(1), {})
+def test_a_later_format_has_parameters_and_no_run_to_resume(checkpoints):
+    checkpoints.save(state_at(1), {"a": 1})
     path = checkpoints.path(1) / "about.json"
-    sealed = read_sealed(path)
-    leaves = sealed.pop("leaves")
-    for other in ({"leaves": leaves, "more": 1}, {"arrays": leaves}):
-        write_sealed(path, sealed | other)
+    sealed, params = read_sealed(path), load_params(checkpoints.directory)
+    assert sealed["format"] == 1
+    others = [{**sealed, "format": 2}, {**sealed, "more": 1}, {**sealed, "format": "next"}]
+    others += [{name: sealed[name] for name in ("leaves", "params", "files")}]
+    for other in others:
+        write_sealed(path, other)
+        assert_same(load_params(checkpoints.directory), params)
+        assert checkpoints.steps() == [checkpoints.latest().step] == [1]
+        for resume in (lambda saved: saved.about, lambda saved: saved.restore(state_at(1))):
+            with pytest.raises(CheckpointError, match=r"another version .* by load_params, or"):
+                resume(checkpoints.latest())
+    for missing in ("leaves", "params", "files"):
+        write_sealed(path, {name: sealed[name] for name in sealed if name != missing})
         with pytest.raises(CheckpointError, match="of another version"):
             checkpoints.latest()
-    assert checkpoints.steps() == [1]
+
+
+def test_a_run_of_0_1_0_is_read_from_now_on(tmp_path):
+    """Of the first format, which had no number: its parameters, and what it would resume from."""
+    params = load_params(RUN_OF_0_1_0)
+    shapes = {"bias": (6,), "kernel": (1, 6), "recurrent_bias": (6,), "recurrent_kernel": (2, 6)}
+    assert jax.tree.map(np.shape, params["cell"]) == shapes
+    kernel, bias = params["head"]
+    np.testing.assert_array_equal(kernel[:, 0], np.float32([0.7576339244842529, 1.25814950466156]))
+    np.testing.assert_array_equal(bias, np.float32([0.007994486950337887]))
+    total = sum(leaf.sum(dtype=np.float64) for leaf in map(np.asarray, jax.tree.leaves(params)))
+    np.testing.assert_allclose(total, 0.35962165985256433, rtol=1e-12)
+    saved = Checkpoints(RUN_OF_0_1_0 / "checkpoints").latest()
+    assert (saved.step, saved.about["history"][-1]["epoch"]) == (8, 2)
 
 
 @pytest.mark.parametrize("spared", ["", "about.json"])

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import os
 import sys
 from types import SimpleNamespace
@@ -12,8 +13,8 @@ import numpy as np
 import optax
 import pytest
 
-from rnnjax import InvalidInputError
-from rnnjax.training import EarlyStopping, ReduceOnPlateau, Silent, fit, hooks
+from rnnjax import CheckpointError, InvalidInputError
+from rnnjax.training import EarlyStopping, ReduceOnPlateau, Sharding, Silent, fit, hooks
 from rnnjax.training.hooks import CSVLog, Hook, Progress, TensorBoard
 
 POINTS = np.tile(np.linspace(0, 1, 8, dtype=np.float32), (4, 1))
@@ -141,6 +142,76 @@ def test_a_table_has_a_row_for_each_epoch_after_a_kill_too(tmp_path):
     assert [float(row["loss"]) for row in rows] == [entry["loss"] for entry in result.history]
 
 
+def test_a_table_makes_its_folder_or_says_before_the_first_epoch_that_it_cannot(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "new" / "log.csv"
+    train(1, hooks=[CSVLog(path)])
+    assert len(path.read_text().splitlines()) == 2
+    started = []
+    with pytest.raises(CheckpointError, match=r"x.csv cannot be written to \(File exists\)"):
+        train(1, hooks=[CSVLog(path / "x.csv"), lambda *_: started.append(1)])
+    assert not started
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hooks, "write_whole", full)
+    with pytest.raises(CheckpointError, match=r"log.csv cannot be written to \(No space left on"):
+        train(1, hooks=[CSVLog(path)])
+
+
+@pytest.mark.parametrize("devices", [None, 2])
+def test_parameters_may_be_kept(devices):
+    """By a function, by a hook, and by one that returns what it has kept."""
+    kept = []
+
+    def evaluate(params):
+        kept.append(params)
+        return {"validation_loss": 1.0}
+
+    def keep(state, summary):
+        kept.append(state.params)
+
+    def restore(state, summary):
+        return dataclasses.replace(state, params=kept[1])
+
+    sharding = devices and Sharding.over(devices)
+    result = train(3, hooks=[keep], evaluate=evaluate, sharding=sharding)
+    values = [float(params["w"]) for params in kept]
+    assert values[::2] == values[1::2]
+    assert len(set(values)) == 3
+    kept.clear()
+    result = train(3, hooks=[keep, restore], evaluate=evaluate, sharding=sharding)
+    values = [float(params["w"]) for params in kept]
+    assert values == [values[0]] * 2 + [values[2]] * 4
+    assert float(result.params["w"]) == values[0] != values[2]
+
+
+def test_an_error_of_a_hook_names_the_hook_and_another_shape_too():
+    class Breaks(Hook):
+        def __init__(self, method):
+            setattr(self, method, self.breaks)
+
+        def breaks(self, *args):
+            raise ZeroDivisionError
+
+    for method in ("on_start", "on_phase", "on_dispatch", "on_epoch", "close"):
+        with pytest.raises(ZeroDivisionError) as caught:
+            train(1, hooks=[Breaks(method)])
+        (note,) = caught.value.__notes__
+        assert note == f"It was raised by {method} of the hook {Breaks.__qualname__}."
+    for change in (jnp.zeros(2), jnp.zeros((), jnp.int32), None, {"w": jnp.zeros(())}):
+
+        def spoil(state, summary, change=change):
+            return dataclasses.replace(state, params={"w": change})
+
+        with pytest.raises(
+            InvalidInputError, match=r"the hook .*spoil must return a state like the one"
+        ):
+            train(1, hooks=[spoil])
+
+
 def test_a_hook_may_return_a_state(tmp_path):
     def halve(state, summary):
         return dataclasses.replace(state, params={"w": state.params["w"] / 2})
@@ -230,8 +301,11 @@ def test_a_terminal_that_is_gone_ends_no_run(monkeypatch):
     Progress(screen).say("a line")
 
 
-def test_a_log_has_a_line_a_minute(monkeypatch):
-    log, now = Screen(terminal=False), [5.0]
+@pytest.mark.parametrize(("terminal", "name"), [(False, "xterm"), (True, "dumb")])
+def test_a_log_has_a_line_a_minute(monkeypatch, terminal, name):
+    """So does a terminal that cannot erase one, as of Emacs."""
+    monkeypatch.setenv("TERM", name)
+    log, now = Screen(terminal), [5.0]
     monkeypatch.setattr(hooks.time, "monotonic", lambda: now[0])
     progress = Progress(log)
     progress.on_start(STATE)

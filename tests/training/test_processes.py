@@ -14,18 +14,18 @@ from rnnjax.training import Checkpoints
 from tests.training import two_processes
 
 SCRIPT = Path(two_processes.__file__)
-# What `srun` tells its two processes, next to the number of each.
-SLURM = {"SLURM_JOB_ID": 7, "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": 2,
-         "SLURM_STEP_NUM_TASKS": 2}  # fmt: skip
+# What `srun` tells its processes, next to the number of each.
+SLURM = {"SLURM_JOB_ID": 7, "SLURM_STEP_NODELIST": "127.0.0.1"}
 
 
 @pytest.fixture(scope="module")
 def start(begin, free_port):
-    def start(folder, scene):
+    def start(folder, scene, number=2):
         command = [sys.executable, "-W", "error", str(SCRIPT), str(folder), scene]
         launcher = {name: str(value) for name, value in SLURM.items()}
+        launcher |= dict.fromkeys(("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"), str(number))
         launcher["JAX_COORDINATOR_PORT"] = str(free_port())
-        numbers = [{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]
+        numbers = [{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(number)]
         return [begin(command, 2, **launcher, **each) for each in numbers]
 
     return start
@@ -106,6 +106,63 @@ def test_the_death_of_one_ends_the_other_at_once(tmp_path, start, who):
         assert left[2].count("Traceback") == 1
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     assert checkpoints.latest().step == 8
+
+
+NO_ROOM = "OSError: [Errno 28] No space left on device"
+FAILS = {
+    "hook": "RuntimeError: 3",
+    "plot": NO_ROOM,
+    "loader": "OSError: a file of its own",
+    "memory": "JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes",
+    "disk": NO_ROOM,
+    "interrupt": "KeyboardInterrupt: 3",
+    "exit": "SystemExit: 3",
+}
+# The first process of two in each run of the tests: if it exits first, JAX aborts the other.
+WAYS = [(kind, who, number) for kind in FAILS for who, number in ((0, 2), (1, 2), (0, 3), (2, 3))]
+OTHER_WAYS = [way for way in WAYS[1:] if way[0] != "disk" or not way[1]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "who", "number"),
+    [WAYS[0], *(pytest.param(*way, marks=pytest.mark.slow) for way in OTHER_WAYS)],
+)
+def test_one_that_fails_alone_ends_all_each_with_a_sentence(tmp_path, start, kind, who, number):
+    processes = start(tmp_path, f"alone-{kind}-{who}", number)
+    assert "fails\n" in iter(processes[who].stdout.readline, "")
+    began = time.monotonic()
+    ends = ended(processes, 60)
+    assert time.monotonic() - began < 20
+    for index, (status, _, said) in enumerate(ends):
+        assert status == 1, ends
+        assert "Check failure stack trace" not in said
+        if index != who:
+            told = {
+                "loader": "RnnjaxError: another process failed; see what it says",
+                "disk": "RnnjaxError: process 0 failed (OSError(28, 'No space left on device'))",
+            }
+            by_thread = (
+                f"process {who} of the run ended ({FAILS[kind]}), and process {index} cannot"
+            )
+            assert told.get(kind, by_thread) in said
+        elif kind != "exit":  # of which Python says nothing
+            assert FAILS[kind].partition(":")[0] in said
+
+
+@pytest.mark.slow
+def test_processes_that_fail_alike_end_as_usual(tmp_path, start):
+    """By an error that all of them catch, here."""
+    ends = ended(start(tmp_path, "alone-hook-all"), 60)
+    assert [(status, "process" in said) for status, _, said in ends] == [(0, False)] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", [0, 1])
+def test_what_fails_when_the_others_are_done_ends_nobody_else(tmp_path, start, who):
+    ends = ended(start(tmp_path, f"alone-close-{who}"), 60)
+    assert [status for status, *_ in ends] == [int(index == who) for index in range(2)]
+    assert ["RuntimeError: 3" in said for *_, said in ends] == [index == who for index in range(2)]
+    assert not any("of the run ended" in said for *_, said in ends)
 
 
 def test_a_signal_to_one_saves_and_ends_both(seen):

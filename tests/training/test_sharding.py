@@ -49,12 +49,22 @@ def small_state(hidden_size):
 
 
 def test_rows_and_units_that_cannot_be_divided_are_named():
-    for mesh, message in (
-        ((3, 1), "a batch of 4 rows cannot be divided over 3 devices; take a multiple of 3 rows"),
-        ((1, 2), "out.bias has 5 along axis 0, which cannot be"),
-    ):
-        with pytest.raises(InvalidInputError, match=message):
-            abstract(*mesh).of_state(small_state(4))
+    message = "a batch of 4 rows cannot be divided over 3 devices; take a multiple of 3 rows"
+    with pytest.raises(InvalidInputError, match=message):
+        Sharding.over(3).rows(4)
+    with pytest.raises(InvalidInputError, match=r"out\.bias has 5 along axis 0, which"):
+        abstract(1, 2).of_state(small_state(4))
+
+
+def test_a_carry_of_parameters_lies_as_these_and_one_without_rows_is_everywhere():
+    """As a mean of them, though its first axes cannot be divided, or could."""
+    params = {"kernel": np.ones((3, 4), np.float32), "out": np.ones((4, 6), np.float32)}
+    carry = {"mean": params, "classes": np.ones(3), "rows": np.ones((8, 2)), "one": np.ones(())}
+    state = TrainState.create(params, optax.sgd(0.1), key=jax.random.key(0), carry=carry)
+    laid = abstract(4, 2).of_state(state)
+    assert laid.carry["mean"] == laid.params
+    assert [laid.carry[name].spec for name in ("classes", "rows", "one")] == [
+        jax.P(), jax.P("data"), jax.P()]  # fmt: skip
 
 
 def test_the_optimiser_lies_as_its_parameters_and_rules_decide():

@@ -1,5 +1,6 @@
 """Data as people have it: every kind of source gives the numbers of arrays, bit for bit."""
 
+import io
 import itertools
 import os
 import signal
@@ -13,7 +14,16 @@ import pytest
 from training_helpers import At, bits
 
 from rnnjax import CheckpointError, InvalidInputError
-from rnnjax.training import RunFolder, Sharding, Silent, fit, minibatches, pad_rows, sources
+from rnnjax.training import (
+    Progress,
+    RunFolder,
+    Sharding,
+    Silent,
+    fit,
+    minibatches,
+    pad_rows,
+    sources,
+)
 from rnnjax.training.sources import Source
 
 STEPS, ROWS = 11, 6
@@ -200,19 +210,88 @@ def test_arrays_of_one_group_stay_on_the_device_and_what_a_function_returns_does
         assert (again.batches[0] is first.batches[0], again.start) == (stays, 2)
 
 
-def test_measures_on_data_are_weighted_means_with_the_carry_and_by_minibatches():
+def test_measures_on_data_are_weighted_means_with_the_carry_of_every_row():
     def loss(params, carry, batch, key):
         wrong = errors(params, *batch, key)
         return wrong.mean(), (carry + 1, {"seen": carry, "weight": 1.0 + carry})
 
     data = minibatches((XS[0, :5], YS[0, :5]), 2, axis=0, seed=3)  # in each epoch another is left
     result = train((XS, YS), 2, loss, carry=jnp.zeros(()), evaluate=data)
-    each = [
-        errors(result.state.params, *batch, None).mean() for batch in zip(*data(0), strict=True)
-    ]
+    cuts = [*zip(*data(0), strict=True), [leaf[0] for leaf in data.cut(data.rest())]]
+    each = [errors(result.state.params, *batch, None).mean() for batch in cuts]
     found = result.history[1]
-    assert found["validation_loss"] == pytest.approx(np.average(each, weights=[1, 2]), rel=1e-5)
-    assert found["validation_seen"] == pytest.approx((0 + 2) / 3)
+    assert found["validation_loss"] == pytest.approx(np.average(each, weights=[1, 2, 3]), rel=1e-5)
+    assert found["validation_seen"] == pytest.approx((0 + 2 + 6) / 6)
+
+
+@pytest.mark.parametrize("devices", [None, 4])
+def test_validation_counts_every_row_once(devices):
+    """300 rows by 32, a fifth of them to validate on: 60, of which 28 fill no batch."""
+    rows = np.arange(300.0, dtype=np.float32)
+    train_rows, valid = minibatches({"row": rows}, 32, axis=0).split(0.2)
+
+    def loss(params, batch, key):
+        return jnp.mean(params * 0 + batch["row"] ** 2), {"one": jnp.mean(batch["row"] >= 240.0)}
+
+    def measured(loss_fn, **options):
+        sharding = devices and Sharding.over(devices)
+        (entry,) = fit(
+            loss_fn, jnp.zeros(()), optax.sgd(0.1), train_rows, 1, key=jax.random.key(0),
+            hooks=[Silent()], evaluate=valid, sharding=sharding, **options,
+        ).history  # fmt: skip
+        return entry
+
+    found = measured(loss)
+    assert found["validation_loss"] == pytest.approx(np.mean(rows[240:] ** 2), rel=1e-6)
+    assert found["validation_one"] == 1
+
+    def counted(params, batch, key):
+        odd = batch["row"] % 2
+        mean = (odd * batch["row"]).sum() / odd.sum()
+        return mean + params * 0, {"weight": odd.sum()}  # the loss says what counts
+
+    assert measured(counted)["validation_loss"] == pytest.approx(rows[241::2].mean(), rel=1e-6)
+
+
+def test_rows_that_an_epoch_leaves_out_are_said_once(capsys):
+    for size, said in ((4, 1), (5, 0)):
+        data = minibatches((XS.reshape(-1, 5, 3)[:30], YS.ravel()[:30]), size, axis=0)
+        train(data, hooks=[Progress(io.StringIO())], evaluate=data)
+        line = "each epoch leaves out 2 rows, which fill no batch, other ones each time\n"
+        assert capsys.readouterr().out.count(line) == said
+
+
+def test_a_carry_of_rows_does_not_follow_shuffled_rows(capsys):
+    """It is said, and not of a mean of the parameters or of metrics, though of as many rows."""
+    rows = minibatches(np.arange(12.0, dtype=np.float32), 4, axis=0)
+    params = {"kernel": jnp.zeros((4, 2))}
+
+    def loss(params, carry, batch, key):
+        return (params["kernel"] * 0).sum(), (carry, {})
+
+    for data, evaluate, carry in (
+        (rows, None, {"a": jnp.zeros((4, 3)), "b": jnp.zeros(())}),
+        (rows(0), rows, jnp.zeros(4)),
+        (rows(0), rows(0), jnp.zeros(4)),
+        (rows, rows, {"mean": params, "classes": jnp.zeros(3), "n": jnp.zeros(())}),
+    ):
+        fit(
+            loss, params, OPTIMIZER, data, 1, key=jax.random.key(0), evaluate=evaluate,
+            carry=carry, hooks=[Progress(io.StringIO())],
+        )  # fmt: skip
+        found = capsys.readouterr().out.count("the carry has a state for each row, but")
+        assert found == (
+            (data is rows or evaluate is rows) and not (isinstance(carry, dict) and "mean" in carry)
+        )
+
+
+def test_an_endless_dataset_is_told():
+    class Repeats(Loader):
+        def cardinality(self):
+            return np.int64(-1)  # tf.data.INFINITE_CARDINALITY
+
+    with pytest.raises(InvalidInputError, match=r"repeats for ever; give .* dataset.take\(100\)"):
+        train(Repeats(lambda: generator(0)))
 
 
 def test_minibatches_are_cut_when_they_are_used(small, monkeypatch):

@@ -114,7 +114,7 @@ def test_an_optimizer_gets_what_it_takes():
         return -grad, value
 
     for update, expected in (
-        (some, 3 - 2 * 6 * 2), (everything, 3 - 3 * 2), (lambda *a: a[:2], 5), (named, 1)
+        (some, 3 - 2 * 6 * 2), (everything, 3 - 5 * 2), (lambda *a: a[:2], 5), (named, 1)
     ):  # fmt: skip
         optimizer = optax.GradientTransformationExtraArgs(lambda params: (), update)
         state = TrainState.create(np.float32(3), optimizer, key=jax.random.key(0))

@@ -164,7 +164,12 @@ def test_what_does_not_fit_a_truncated_loss_is_said(streams: Any, state: TrainSt
         (run, losses, streams, "^batches must be a Window, .* but is a tuple of 2"),
         (exchanged, losses, window, r"^run must return \(carry, outputs\), .* float32 .* first;"),
         (lambda *_: [1, 2], losses, window, r"^run must return .*, but returned a list of 2"),
-        (run, lambda ys, targets: ys - targets, window, r"\(14, 3\), but returned \(14, 3, 4\)"),
+        (
+            run,
+            lambda ys, targets: ys - targets,
+            window,
+            r"\(14, 3\), but returned float32 \(14, 3, 4\)",
+        ),
     ]:
         loss_fn = truncated_loss(function, each)
         with pytest.raises(InvalidInputError, match=message):

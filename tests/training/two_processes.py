@@ -1,9 +1,10 @@
 """A program of its own for `test_processes`: ``python two_processes.py FOLDER SCENE``.
 
-It is one of the two processes that a launcher starts, and what it saw goes into the folder. The
-tests run `together` by themselves too, for what one process sees.
+It is one of the processes that a launcher starts, and what it saw goes into the folder. The tests
+run `together` by themselves too, for what one process sees.
 """
 
+import errno
 import functools
 import json
 import os
@@ -16,19 +17,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rnnjax.training import Checkpoints, Sharding, Silent, fit, load_params, minibatches, processes
-from rnnjax.training.hooks import EarlyStopping
+from rnnjax.training import (
+    Checkpoints,
+    Sharding,
+    Silent,
+    fit,
+    fitting,
+    load_params,
+    minibatches,
+    processes,
+    run_folder,
+)
+from rnnjax.training.hooks import EarlyStopping, Hook
 from rnnjax.training.state import TrainState
 from tests.training_helpers import share_steps
 
-ROWS, ADAM = 8, optax.adam(0.05)
+ROWS, ADAM = 12, optax.adam(0.05)
 if __name__ == "__main__":
     share_steps()
     processes._BYTES_AT_ONCE = 1000  # so that what one reads comes in parts
     processes.start_processes()
-    assert len(jax.devices()) == 2 * len(jax.local_devices()) == 4
+    assert len(jax.devices()) == 2 * jax.process_count() > 2
 INDEX = jax.process_index()
-XS = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+XS = np.random.default_rng(0).normal(size=(96, 4)).astype(np.float32)
 DATA = minibatches({"xs": XS, "ys": XS.sum(1)}, ROWS, axis=0)
 OVER = Sharding.over()
 MINE = OVER.rows(ROWS)
@@ -135,7 +146,79 @@ def until_a_signal(scene, epoch):
     return by_hand(epoch)
 
 
+class FailsAlone(Hook):
+    """A hook of a process that fails, in its second epoch."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def on_dispatch(self, step, losses, seconds):
+        if step > 8 and self.kind != "close":
+            self.fail()
+
+    def close(self):
+        if self.kind == "close":
+            self.fail()
+
+    def fail(self):
+        print("fails", flush=True)
+        if self.kind == "plot":
+            with open("/dev/full", "w") as file:  # where there is never room
+                file.write("a picture")
+        raise {"interrupt": KeyboardInterrupt, "exit": SystemExit}.get(self.kind, RuntimeError)(3)
+
+
+def broken_loader(epoch):
+    if epoch:
+        print("fails", flush=True)
+        raise OSError("a file of its own")
+    return by_hand(epoch)
+
+
+def failing_steps(make, *args, **options):
+    """Steps of which the ninth needs more memory than there is."""
+    train_steps = make(*args, **options)
+
+    def steps(state, *of_steps):
+        if int(state.step) < 8:
+            return train_steps(state, *of_steps)
+        print("fails", flush=True)
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+    return steps
+
+
+def full_disk(write, path, entries, **options):
+    if any(entry["epoch"] > 1 for entry in entries):
+        print("fails", flush=True)
+        raise OSError(errno.ENOSPC, "No space left on device")
+    write(path, entries, **options)
+
+
+def fail_alone(folder, kind, who):
+    """A run in which one process fails, or all of them in the same way."""
+    hooks, given = [Silent()], by_hand
+    if who in (str(INDEX), "all"):
+        if kind == "loader":
+            given = broken_loader
+        elif kind == "memory":
+            fitting.make_train_steps = functools.partial(failing_steps, fitting.make_train_steps)
+        elif kind == "disk":  # which the first process alone writes to
+            run_folder.write_lines = functools.partial(full_disk, run_folder.write_lines)
+        else:
+            hooks.append(FailsAlone(kind))
+    try:
+        epochs = 2 if kind == "close" else 1000
+        train(folder, epochs, batches=given, sharding=OVER, evaluate=None, hooks=hooks)
+    except RuntimeError:
+        if who != "all":
+            raise
+
+
 def main(folder, scene):
+    if "alone" in scene:
+        fail_alone(folder / "run", *scene.split("-")[1:])
+        return
     if "term" in scene:
         ways = {
             "divided": {"sharding": Sharding.over(hidden=2)},

@@ -3,11 +3,17 @@
 import dataclasses
 import functools
 import json
+import os
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments.cookbook import __main__ as cookbook
 from experiments.cookbook.common import data
 from experiments.cookbook.common.report import Report
 from experiments.text_tools.corpora import CorpusError
@@ -62,3 +68,22 @@ def test_a_report_tells_what_was_missed(tmp_path, capsys, bound, status):
     assert [row["shown"] for row in stored["rows"]] == ["2.00 ± 1.41", "1.50"]
     assert [one["holds"] for one in stored["accepts"]] == [status == 0, True]
     assert stored["more"] == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_the_program_that_runs_and_then_the_cookbook(monkeypatch, number):
+    raised = []
+    monkeypatch.setattr(cookbook.signal, "raise_signal", raised.append)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), number))
+    began = time.monotonic()
+    try:
+        timer.start()
+        status = cookbook.run([sys.executable, "-c", "import time; time.sleep(60)"])
+    except KeyboardInterrupt:
+        status, raised = -number, [number]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (status, raised) == (-number, [number])
+    assert time.monotonic() - began < 30  # the program has ended
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
