@@ -355,27 +355,56 @@ def _told_of(where: str, cell: Any) -> tuple[Any, ...]:
 
 
 _MOST_TO_ORDER = 8  # each is read, and a hostile file may hold any number
-_PLACES = (Embedding, Recurrent, Dense)
 
 
 def infer_order(found: Mapping[str, Module], nonlinearity: str) -> list[Reading]:
-    """An embedding if there is one, the recurrent modules, a linear one if there is one."""
-    few = [*found.values()][:_MOST_TO_ORDER]
-    readings = [read_module(one, nonlinearity) for one in few] if len(few) == len(found) else []
+    """An embedding if there is one, the recurrent modules, a linear one if there is one.
+
+    A state dict has its modules in the order in which they were made, which need not be that in
+    which they run. So sizes have to leave one order alone, and where several modules are recurrent
+    their names have to count it: of an encoder and a decoder, whose sizes often follow each other,
+    one hands its states to the other, and no outputs.
+    """
+    known = [module for module in found.values() if module.known]
+    few = known[:_MOST_TO_ORDER]
+    listed = "; ".join(map(str, few)) + "; ..." * (len(few) < len(known))
+    readings = [read_module(one, nonlinearity) for one in few] if len(few) == len(known) else []
+    unread = [str(module) for module in found.values() if not module.known]
+    if unread:
+        more = "; ..." * (len(unread) > _MOST_TO_ORDER)
+        raise InteropError(
+            f"{'; '.join(unread[:_MOST_TO_ORDER])}{more} cannot be read here, and where they run "
+            f"is not in the state dict; say in modules=[...] what runs without them, of {listed}"
+        )
+    rows = [module.name for module in few if module.recurrent]
+    if len({re.sub(r"\d+", "", name).rstrip("._") for name in rows}) > 1:
+        raise InteropError(
+            f"the recurrent modules {_list(rows)} may run one after the other, side by side, or as "
+            "an encoder and a decoder, which are two models; say which in modules=[...], as in "
+            f"modules=[{rows[0][:60]!r}], of {listed}"
+        )
     orders: list[list[Reading]] = []
     for chosen in itertools.product(*readings):
-        first, row, last = ([r for r in chosen if isinstance(r.layer, kind)] for kind in _PLACES)
-        if row and len(first) < 2 and len(last) < 2:
-            every = ([*first, *middle, *last] for middle in itertools.permutations(row))
+        first = [one for one in chosen if isinstance(one.layer, Embedding)]
+        rest = [one for one in chosen if not isinstance(one.layer, Embedding)]
+        if rows and len(first) < 2 and len(rows) <= len(rest) < len(rows) + 2:
+            every = ([*first, *row] for row in itertools.permutations(rest))
             orders += [order for order in every if _fits(order)]
-    if len(orders) == 1:
+    if len(orders) == 1 and _counted(orders[0]):
         return orders[0]
     raise InteropError(
-        "the order of the modules is certain only where they fit in one way alone; give it, as in "
-        "modules=['embedding', 'lstm', 'head'], where the modules are "
-        + "; ".join(map(str, few))
-        + "; ..." * (len(few) < len(found))
+        "the order of the modules is certain only where they fit in one way alone, a linear one "
+        "last, and names count recurrent ones in it; give it, as in "
+        f"modules=['embedding', 'lstm', 'head'], where the modules are {listed}"
     )
+
+
+def _counted(order: Sequence[Reading]) -> bool:
+    """Whether the numbers in the names of recurrent modules rise, and nothing linear is before."""
+    kinds = [isinstance(one.layer, Dense) for one in order]
+    row = [one.layer.name for one in order if isinstance(one.layer, Recurrent)]
+    numbers = [[int(number) for number in re.findall(r"\d+", name)] for name in row]
+    return numbers == sorted(numbers) and kinds == sorted(kinds)
 
 
 def _fits(order: Sequence[Reading]) -> bool:
