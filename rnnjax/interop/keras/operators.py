@@ -131,7 +131,9 @@ def _add(at: At, *xs: jax.Array) -> jax.Array:
 
 
 def _multiply(at: At, *xs: jax.Array) -> jax.Array:
-    """What is masked in one array is left to the others, and where it is in all 0."""
+    """What is masked in one array Keras 3.4 leaves to the others, and where it is in all 0."""
+    if at.config["version"] < 3.04:
+        return functools.reduce(jnp.multiply, _alike(xs))
     masks = [None if mask is None else mask[..., None] for mask in at.masks]
     shown = [x if m is None else jnp.where(m, x, 1) for x, m in zip(xs, masks, strict=True)]
     ys = functools.reduce(jnp.multiply, _alike(shown))
@@ -140,7 +142,10 @@ def _multiply(at: At, *xs: jax.Array) -> jax.Array:
 
 
 def _any_mask(at: At, *xs: jax.Array) -> jax.Array | None:
+    """Where one of several arrays counts, or before Keras 3.4 all of those that have a mask."""
     masks = [mask for mask in at.masks if mask is not None]
+    if masks and at.config["version"] < 3.04:
+        return functools.reduce(jnp.logical_and, masks)
     return functools.reduce(jnp.logical_or, masks) if len(masks) == len(at.masks) else None
 
 
@@ -155,7 +160,8 @@ def _joined_mask(at: At, *xs: jax.Array) -> jax.Array | None:
         jnp.ones(x.shape, bool) if mask is None else jnp.broadcast_to(mask[..., None], x.shape)
         for x, mask in zip(xs, at.masks, strict=True)
     ]
-    return _concatenate(at, *full).any(-1)
+    whole = _concatenate(at, *full)
+    return whole.all(-1) if at.config["version"] < 3.04 else whole.any(-1)
 
 
 def _dot(at: At, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -236,7 +242,7 @@ def _attend(at: At, scores: jax.Array, mask: jax.Array | None, heads: bool) -> j
         scores = jnp.where(mask, scores, -far if heads else scores - far)
     weights, rate = jax.nn.softmax(scores), at.config["dropout"]
     # A query without a key: Keras's heads give 0 where they make the weights, not in one kernel.
-    if heads and rate and mask is not None:
+    if heads and rate and mask is not None and at.config["version"] >= 3.10:
         weights = jnp.where(mask, weights, 0)
     if rate and at.key is not None:
         weights = weights * factors(at.key, rate, weights.shape)
@@ -253,6 +259,7 @@ def _attention(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> j
 
 def _heads(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> jax.Array:
     """Several heads side by side (Vaswani et al., 2017)."""
+    given = (None, None, None) if at.config["version"] < 2.10 else at.masks
 
     def project(name: str, x: jax.Array) -> jax.Array:
         ys = jnp.einsum("btd,dhk->bthk", x, at.params[f"{name}_kernel"])
@@ -260,13 +267,17 @@ def _heads(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> jax.A
 
     q, v = project("query", query), project("value", value)
     k = project("key", value if key is None else key)
-    marks = zip(at.masks, ((1, 3), (1, 2), (1, 2)), strict=False)
+    marks = zip(given, ((1, 3), (1, 2), (1, 2)), strict=False)
     masks = [jnp.expand_dims(mask, axis) for mask, axis in marks if mask is not None]
     mask = functools.reduce(jnp.logical_and, masks) if masks else None
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * at.config["key_dim"] ** -0.5
     weights = _attend(at, scores, mask, heads=True)
     ys = jnp.einsum("bhqk,bkhd,hde->bqe", weights, v, at.params["output_kernel"])
     return ys + at.params["output_bias"] if "output_bias" in at.params else ys
+
+
+def _heads_mask(at: At, *xs: jax.Array) -> jax.Array | None:
+    return None if at.config["version"] < 2.10 else at.masks[0]
 
 
 def _head_weights(config: Mapping[str, Any]) -> Mapping[str, Weights]:
@@ -285,13 +296,16 @@ def _head_weights(config: Mapping[str, Any]) -> Mapping[str, Weights]:
     }
 
 
+_MERGE = {"version": ...}  # of the Keras that wrote it
 _CONV = {
     "filters": ..., "kernel_size": ..., "strides": 1, "padding": "valid", "dilation_rate": 1,
     "groups": 1, "activation": "linear", "use_bias": True,
 }  # fmt: skip
 _POOL = {"pool_size": ..., "strides": None, "padding": "valid"}
 _NORM = {"axis": -1, "epsilon": 1e-3, "center": True, "scale": True}
-_HEADS = {"num_heads": ..., "key_dim": ..., "value_dim": None, "use_bias": True, "dropout": 0.0}
+_HEADS = {
+    "num_heads": ..., "key_dim": ..., "value_dim": None, "use_bias": True, "dropout": 0.0, **_MERGE,
+}  # fmt: skip
 
 
 def _part_of(at: At, x: jax.Array) -> jax.Array:
@@ -315,10 +329,14 @@ _ARITHMETIC = ("add", "divide", "logical_and", "logical_or", "matmul", "multiply
                "subtract", "true_divide")  # fmt: skip
 
 OPERATORS: Mapping[str, Operator] = {
-    "Add": Operator(_add, mask=_any_mask, arrays=SEVERAL),
-    "Multiply": Operator(_multiply, mask=_any_mask, arrays=SEVERAL),
-    "Average": Operator(lambda at, *xs: _add(at, *xs) / len(xs), mask=_any_mask, arrays=SEVERAL),
-    "Concatenate": Operator(_concatenate, mask=_joined_mask, arrays=SEVERAL, options={"axis": -1}),
+    "Add": Operator(_add, mask=_any_mask, arrays=SEVERAL, options=_MERGE),
+    "Multiply": Operator(_multiply, mask=_any_mask, arrays=SEVERAL, options=_MERGE),
+    "Average": Operator(
+        lambda at, *xs: _add(at, *xs) / len(xs), mask=_any_mask, arrays=SEVERAL, options=_MERGE
+    ),
+    "Concatenate": Operator(
+        _concatenate, mask=_joined_mask, arrays=SEVERAL, options={"axis": -1, **_MERGE}
+    ),
     "Dot": Operator(_dot, arrays=(2, 2), options={"axes": ...}),
     "Conv1D": Operator(_conv, partial(_conv_weights, 1), options=_CONV),
     "Conv2D": Operator(_conv, partial(_conv_weights, 2), options=_CONV),
@@ -345,7 +363,7 @@ OPERATORS: Mapping[str, Operator] = {
         (2, 3),
         {"use_scale": False, "dropout": 0.0},
     ),
-    "MultiHeadAttention": Operator(_heads, _head_weights, True, (2, 3), _HEADS),
+    "MultiHeadAttention": Operator(_heads, _head_weights, _heads_mask, (2, 3), _HEADS),
     # What a functional model computes of its masks, and arithmetic with tensors.
     **{
         f"ops.{name.title().replace('_', '')}": Operator(
