@@ -209,7 +209,7 @@ def test_keras_1_options_that_change_what_is_computed() -> None:
 
     pool = {"pool_length": 2, "stride": 1, "border_mode": "same"}
     assert dict(made("MaxPooling1D", **pool).config) == {
-        "pool_size": 2, "strides": 1, "padding": "same"
+        "pool_size": 2, "strides": 1, "padding": "same", "version": 1
     }  # fmt: skip
     for kind, option, value in (
         ("BatchNormalization", "mode", 1),

@@ -307,7 +307,7 @@ def test_paths_of_a_million_dicts_take_no_memory() -> None:
         tree = {chr(0x1F600 + level) * 60: tree}
     tracemalloc.start()
     try:
-        assert find_state(tree, None) == (tree, [])
+        assert find_state(tree, None) == tree
         assert tracemalloc.get_traced_memory()[1] < 8e6
     finally:
         tracemalloc.stop()
@@ -354,8 +354,10 @@ def test_what_no_layer_holds_is_named(read: Callable[..., Model]) -> None:
     assert [*read(state, modules=["gru"]).layers] == ["gru"]  # the choice is the user's
     with pytest.raises(InteropError, match=r"'bn' .* is none of these"):
         read(state, modules=["gru", "bn"])
-    with pytest.warns(UserWarning, match="'head', a state dict"):
-        from_state_dict({"encoder": state_of("gru.", gates=3), "head": linear("out", 2)})
+    both = {"head": linear("out", 2), "encoder": state_of("gru.", gates=3)}
+    with pytest.raises(InteropError, match=r"2 state dicts, 'head', 'encoder'; .* at='encoder'"):
+        from_state_dict(both)
+    assert [*from_state_dict(both, at="encoder").layers] == ["gru"]
 
 
 def test_the_command_line_shows_and_converts(tmp_path: pathlib.Path, capsys: Any) -> None:

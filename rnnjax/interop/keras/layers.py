@@ -21,6 +21,7 @@ from rnnjax.layers import Dropout as DropoutRate
 LARGEST = 2**31 - 1
 _WHOLE = (None, None, None)
 MODELS = ("Sequential", "Functional", "Model")  # the class names of models
+TENSORFLOW = 2.04  # the version from which on Keras 2 is that of TensorFlow
 
 
 def version_of(text: str) -> float:
@@ -37,9 +38,6 @@ def version_of(text: str) -> float:
     numbers = re.fullmatch(r"(\d{1,4})\.(\d{1,2})\b.*", text)
     version = int(numbers[1]) + int(numbers[2]) / 100 if numbers else math.inf
     return max(version, TENSORFLOW) if text.endswith("-tf") else version
-
-
-TENSORFLOW = 2.04  # from which on Keras 2 is that of TensorFlow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +104,6 @@ class Entry:
 
     def plain(self, name: str, usual: Any) -> Any:
         """A number, a text, or a list of them, as a layer passes it to JAX, which checks it."""
-        if name == "version":
-            return self.version
         if name == "activation":
             return self.function(name, usual)
         if name == "dropout":
@@ -136,8 +132,7 @@ class Entry:
             unused = _UNUSED.get(name, (None,))
             known = name in self.asked or name in _NO_MATTER or name.endswith(_OF_TRAINING)
             if not known and value not in unused:
-                usual = f"{unused[-1]!r} or left out" if name in _UNUSED else "unset: it is unknown"
-                self.refuse(name, usual, value)
+                self.refuse(name, f"{unused[-1]!r} or left out", value)
         return made
 
     def refuse(self, name: str, expected: str, value: Any) -> Any:
@@ -510,7 +505,7 @@ def operation(entry: Entry) -> Operation:
     """The layer of a row, whose options are checked."""
     row = OPERATORS[entry.kind]
     config = tuple((option, entry.plain(option, usual)) for option, usual in row.options.items())
-    made = Operation(entry.name, entry.kind, config)
+    made = Operation(entry.name, entry.kind, (*config, ("version", entry.version)))
     try:
         _ = made.weights
     except TypeError as error:

@@ -58,7 +58,7 @@ class Operation(Layer):
     Args:
         name: of the layer.
         kind: its class, or ``"ops."`` and its name for a function of ``keras.ops``.
-        config: its options, those that its row reads.
+        config: its options, those that its row reads, and the ``version`` of Keras.
         each_step: whether each step is an array by itself, as in Keras's TimeDistributed.
     """
 
@@ -82,7 +82,9 @@ class Operation(Layer):
                     f"layer {self.name!r} takes sequences with a batch, (time, batch, features), "
                     f"but got {list(x.shape)}; give a batch of one row"
                 )
-        masks = [None if one.mask is None else _turned(one.mask, True) for one in flows]
+        config = dict(self.config)
+        blind = self.kind == "MultiHeadAttention" and config["version"] < 2.10
+        masks = [None if one.mask is None or blind else _turned(one.mask, True) for one in flows]
         named = f"layer {self.name!r}, {self},"
         first, averages = masks[0], self.kind == "GlobalAveragePooling1D"
         if self.each_step and first is not None and (first.ndim > 2 or averages):
@@ -93,7 +95,7 @@ class Operation(Layer):
             raise InvalidInputError(
                 f"{named} would take what is masked for a part of its sum; leave the mask out"
             )
-        row, at = OPERATORS[self.kind], At(dict(self.config), params, masks, context.key)
+        row, at = OPERATORS[self.kind], At(config, params, masks, context.key)
         run = partial(row.run, at)
         try:
             ys = jax.vmap(run, 1, 1)(*xs) if self.each_step else run(*xs)
@@ -259,7 +261,6 @@ def _attention(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> j
 
 def _heads(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> jax.Array:
     """Several heads side by side (Vaswani et al., 2017)."""
-    given = (None, None, None) if at.config["version"] < 2.10 else at.masks
 
     def project(name: str, x: jax.Array) -> jax.Array:
         ys = jnp.einsum("btd,dhk->bthk", x, at.params[f"{name}_kernel"])
@@ -267,17 +268,13 @@ def _heads(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> jax.A
 
     q, v = project("query", query), project("value", value)
     k = project("key", value if key is None else key)
-    marks = zip(given, ((1, 3), (1, 2), (1, 2)), strict=False)
+    marks = zip(at.masks, ((1, 3), (1, 2), (1, 2)), strict=False)
     masks = [jnp.expand_dims(mask, axis) for mask, axis in marks if mask is not None]
     mask = functools.reduce(jnp.logical_and, masks) if masks else None
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * at.config["key_dim"] ** -0.5
     weights = _attend(at, scores, mask, heads=True)
     ys = jnp.einsum("bhqk,bkhd,hde->bqe", weights, v, at.params["output_kernel"])
     return ys + at.params["output_bias"] if "output_bias" in at.params else ys
-
-
-def _heads_mask(at: At, *xs: jax.Array) -> jax.Array | None:
-    return None if at.config["version"] < 2.10 else at.masks[0]
 
 
 def _head_weights(config: Mapping[str, Any]) -> Mapping[str, Weights]:
@@ -296,16 +293,13 @@ def _head_weights(config: Mapping[str, Any]) -> Mapping[str, Weights]:
     }
 
 
-_MERGE = {"version": ...}  # of the Keras that wrote it
 _CONV = {
     "filters": ..., "kernel_size": ..., "strides": 1, "padding": "valid", "dilation_rate": 1,
     "groups": 1, "activation": "linear", "use_bias": True,
 }  # fmt: skip
 _POOL = {"pool_size": ..., "strides": None, "padding": "valid"}
 _NORM = {"axis": -1, "epsilon": 1e-3, "center": True, "scale": True}
-_HEADS = {
-    "num_heads": ..., "key_dim": ..., "value_dim": None, "use_bias": True, "dropout": 0.0, **_MERGE,
-}  # fmt: skip
+_HEADS = {"num_heads": ..., "key_dim": ..., "value_dim": None, "use_bias": True, "dropout": 0.0}
 
 
 def _part_of(at: At, x: jax.Array) -> jax.Array:
@@ -329,14 +323,10 @@ _ARITHMETIC = ("add", "divide", "logical_and", "logical_or", "matmul", "multiply
                "subtract", "true_divide")  # fmt: skip
 
 OPERATORS: Mapping[str, Operator] = {
-    "Add": Operator(_add, mask=_any_mask, arrays=SEVERAL, options=_MERGE),
-    "Multiply": Operator(_multiply, mask=_any_mask, arrays=SEVERAL, options=_MERGE),
-    "Average": Operator(
-        lambda at, *xs: _add(at, *xs) / len(xs), mask=_any_mask, arrays=SEVERAL, options=_MERGE
-    ),
-    "Concatenate": Operator(
-        _concatenate, mask=_joined_mask, arrays=SEVERAL, options={"axis": -1, **_MERGE}
-    ),
+    "Add": Operator(_add, mask=_any_mask, arrays=SEVERAL),
+    "Multiply": Operator(_multiply, mask=_any_mask, arrays=SEVERAL),
+    "Average": Operator(lambda at, *xs: _add(at, *xs) / len(xs), mask=_any_mask, arrays=SEVERAL),
+    "Concatenate": Operator(_concatenate, mask=_joined_mask, arrays=SEVERAL, options={"axis": -1}),
     "Dot": Operator(_dot, arrays=(2, 2), options={"axes": ...}),
     "Conv1D": Operator(_conv, partial(_conv_weights, 1), options=_CONV),
     "Conv2D": Operator(_conv, partial(_conv_weights, 2), options=_CONV),
@@ -363,7 +353,7 @@ OPERATORS: Mapping[str, Operator] = {
         (2, 3),
         {"use_scale": False, "dropout": 0.0},
     ),
-    "MultiHeadAttention": Operator(_heads, _head_weights, _heads_mask, (2, 3), _HEADS),
+    "MultiHeadAttention": Operator(_heads, _head_weights, True, (2, 3), _HEADS),
     # What a functional model computes of its masks, and arithmetic with tensors.
     **{
         f"ops.{name.title().replace('_', '')}": Operator(

@@ -121,13 +121,13 @@ class Graph(Network):
 
     def values(self, params: Params, xs: Any, carry: Carries, context: Context) -> Result:
         """The carries, and all values of the graph by their names."""
-        named = {one.name: one for one in self.inputs}
+        known = {one.name: one for one in self.inputs}
         if not isinstance(xs, Mapping):
-            xs = {next(iter(named), "xs"): xs}
-        if not set(xs) <= set(named):
+            xs = {next(iter(known), "xs"): xs}
+        if not set(xs) <= set(known):
             came = sorted(map(str, xs))
-            raise InvalidInputError(f"the graph takes {list(named)}, but xs has {came}; give those")
-        given = {name: _as_input(named[name], x) for name, x in xs.items()}
+            raise InvalidInputError(f"the graph takes {list(known)}, but xs has {came}; give those")
+        given = {name: _as_input(known[name], x) for name, x in xs.items()}
         each = _ELEMENTS_PER_PARAMETER * _size(params)
         elements = _ELEMENTS + each + _ELEMENTS_PER_INPUT * _size(given)
         values: dict[str, Any] = {

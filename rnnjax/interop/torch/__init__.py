@@ -11,7 +11,6 @@ carry of a layer is `rnnjax.LSTMCarry` or the like, a tuple of them for several 
 """
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -94,10 +93,7 @@ def from_state_dict(
             f"a state dict should be a mapping, but is {type(mapping).__name__}; call "
             "module.state_dict()"
         )
-    model, left_out = _read(*find_state(mapping, at), modules, nonlinearity)
-    if left_out:
-        warnings.warn(left_out, stacklevel=2)
-    return with_axes(model, time_first)
+    return with_axes(_read(find_state(mapping, at), modules, nonlinearity), time_first)
 
 
 def load(
@@ -134,18 +130,16 @@ def load(
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
             tree, unread = read_saved(file) if saved else (read_arrays(file.read()), "")
-            state, others = find_state(tree, at, unread)
+            state = find_state(tree, at, unread)
             named = sum(value.nbytes for value in state.values() if isinstance(value, np.ndarray))
             if named > _MOST_REPEATED * size + 2**20:
                 raise InteropError(
                     f"its tensors are views of few numbers: they would have {named:,} bytes, where "
                     f"the file has {size:,}; save copies of them"
                 )
-            model, left_out = _read(state, others, modules, nonlinearity)
+            model = _read(state, modules, nonlinearity)
         except (InteropError, OSError) as error:
             raise InteropError(f"{path} cannot be loaded: {error}") from error
-    if left_out:
-        warnings.warn(f"{path}: {left_out}", stacklevel=2)
     return with_axes(model, time_first)
 
 
@@ -213,11 +207,9 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
 
 def _read(
     state: Mapping[Any, Any],
-    others: Sequence[str],
     modules: Sequence[str | Layer] | None,
     nonlinearity: Nonlinearity,
-) -> tuple[Model, str]:
-    """The model of a state dict, and what nobody said that it should be without, in words."""
+) -> Model:
     if nonlinearity not in ("tanh", "relu"):
         raise InvalidInputError(
             f"nonlinearity should be 'tanh' or 'relu', but is {nonlinearity!r}; give one of them"
@@ -238,11 +230,4 @@ def _read(
         "single_cells": {name for name in names if "weight_hh" in found[name].entries},
     }
     network = Sequential(tuple(reading.layer for reading in order))
-    model = Model(network, {r.layer.name: r.params for r in order if r.params}, origin)
-    lost = [f"{path[:60]!r}, a state dict" for path in others]
-    if not lost or modules is not None:
-        return model, ""
-    return model, (
-        f"the model was read without {'; '.join(lost[:8])}{'; ...' * (len(lost) > 8)}, and "
-        "computes something else where these have a part in it; say in modules=[...] what runs"
-    )
+    return Model(network, {r.layer.name: r.params for r in order if r.params}, origin)
