@@ -93,11 +93,12 @@ def in_prediction(cell: Cell, where: str, framework: str) -> Cell:
 
 def with_one_bias(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays of a cell that adds its biases up, for a format that has their sum alone."""
-    one = dict(arrays)
+    one = {name: np.asarray(array) for name, array in arrays.items()}
     second = one.pop("recurrent_bias", None)
-    if second is not None:
+    if second is not None and second.any():  # in half precision the sum would be rounded
+        one = {n: array.astype(jnp.promote_types(array.dtype, "f4")) for n, array in one.items()}
         with np.errstate(all="ignore"):  # what is not finite stays what it was
-            one["bias"] = np.asarray(one["bias"]) + np.asarray(second)
+            one["bias"] = one["bias"] + second
     return one
 
 

@@ -5,7 +5,6 @@ import io
 import os
 import pathlib
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -144,12 +143,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _read(given: argparse.Namespace) -> Model:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = load(given.source, **{name: getattr(given, name) for name in _OPTIONS})
-    for one in caught:
-        print(f"warning: {one.message}", file=sys.stderr)
-    return model
+    return load(given.source, **{name: getattr(given, name) for name in _OPTIONS})
 
 
 def _convert(given: argparse.Namespace) -> None:

@@ -122,15 +122,16 @@ def from_params(
         # A second cell like the first is left out, as in Bidirectional(cell).
         whole = Bidirectional(cells[0], None if cells[0] == cells[1] else cells[1])
         params = Directions(*entries)
-    return dataclasses.replace(Model.of(whole, params, name), origin={"laid_out": found})
+    origin = {"laid_out": found, "functions": (named(gate_fn), named(activation_fn))}
+    return dataclasses.replace(Model.of(whole, params, name), origin=origin)
 
 
 def to_params(model: Model, *, form: Form | None = None) -> Any:
     """Convert the parameters to a tree that Flax's modules take.
 
     `SimpleRNNCell`, `LSTMCell`, `GRUCell` and `MGUCell` become those of the cells of that equation,
-    under the paths of ``RNN`` and ``Bidirectional``. What is code in Flax is left out: activations
-    and directions.
+    under the paths of ``RNN`` and ``Bidirectional``. What is code in Flax is left out: directions,
+    and the activations with which the model was read, or Flax's own.
 
     A model that came from Flax goes back to the same paths, to the bit where it is unchanged: for
     the tree of a module of your own, read its parameters with `from_params`, and give what
@@ -148,9 +149,9 @@ def to_params(model: Model, *, form: Form | None = None) -> Any:
 
     Raises:
         InteropError: the model has other layers or a `Stack`, Flax has no cell for one of it, a
-            `Bidirectional` merges by another word than ``"concat"``, or there is no place for a
-            bias that is not zero: a ``GRUCell`` of nnx has none for the candidate's
-            ``recurrent_bias``.
+            cell has other activations, a `Bidirectional` merges by another word than
+            ``"concat"``, or there is no place for a bias that is not zero: a ``GRUCell`` of nnx has
+            none for the candidate's ``recurrent_bias``.
         InvalidInputError: ``form`` is another word.
 
     >>> import jax, numpy as np, rnnjax
@@ -179,8 +180,16 @@ def to_params(model: Model, *, form: Form | None = None) -> Any:
             (path, _layout_of(repr(name), cell, theirs))
             for path, cell in zip(ways, cells, strict=True)
         ]
+    gate_fn, activation_fn = model.origin.get("functions", ("sigmoid", "tanh"))
     leaves: dict[Path, jax.Array] = {}
     for (path, layout), cell, (_, one) in zip(places, cells, rows[0], strict=True):
+        has = [named(getattr(cell, n, gate_fn)) for n in ("recurrent_activation", "activation")]
+        if has != [gate_fn, activation_fn]:
+            raise InteropError(
+                f"gate_fn and activation_fn of {name!r} should be {gate_fn!r} and "
+                f"{activation_fn!r}, but are {has[0]!r} and {has[1]!r}, which parameters do not "
+                "hold; read those of its module by from_params with these, and give with_params"
+            )
         blocks = _blocks(repr(name), layout, cell, cell_arrays(cell, one))
         for block, held in blocks.items():
             leaves |= {(*path, block, key): as_jax(leaf) for key, leaf in held.items()}
@@ -296,6 +305,10 @@ def _fold(
         raise InteropError(
             f"{where} has a recurrent_bias of its candidate that is not zero, but a {layout.form} "
             f"{layout.names[0]} has none; hold it at zero in training, or give form='linen'"
+        )
+    if np.any(lost) and first.dtype.itemsize < 4:
+        raise InteropError(
+            f"the biases of {where} add up in {first.dtype}, which rounds; cast them to float32"
         )
     # Where there is nothing to move, not even the sign of a zero changes.
     return np.where(lost != 0, first + lost, first), np.where(kept, second, none)

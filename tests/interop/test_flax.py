@@ -359,3 +359,54 @@ def test_the_wrappers_are_read_as_flax() -> None:
     assert_same_bits(model.params, expected.params)
     module = rnnjax.nnx.RNN(nnx.GRUCell(3, 4, rngs=nnx.Rngs(0)))
     assert_same_outputs(from_params(module), INPUTS, called(module, INPUTS))
+
+
+@pytest.mark.parametrize("form", ["linen", "nnx"])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        LSTMCell(4, activation="relu"),
+        GRUCell(4, recurrent_activation=jax.nn.hard_sigmoid),
+        SimpleRNNCell(4, activation="relu"),
+        Bidirectional(LSTMCell(4), LSTMCell(4, activation="relu")),
+    ],
+    ids=str,
+)
+def test_activations_do_not_get_lost(cell: rnnjax.Cell, form: Any) -> None:
+    """Parameters do not hold them: Flax's module would compute with its own."""
+    with pytest.raises(
+        InteropError, match=r"should be 'sigmoid' and 'tanh', but are .*from_params"
+    ):
+        to_params(Model.of(cell, params_of(cell)), form=form)
+
+
+def test_activations_that_a_module_was_read_with_stay_its_own() -> None:
+    """The way that the error names: of parameters trained here into a module of Flax."""
+    module = nn.RNN(nn.LSTMCell(4, activation_fn=nn.relu))
+    cell = LSTMCell(4, activation="relu")
+    read = from_params(init(module), activation_fn="relu")
+    trained = {k: params_of(cell)[k] for k in read.params["rnn"]}
+    ours = read.with_params({"rnn": trained})
+    tree = to_params(ours)
+    assert_same_outputs(ours, INPUTS, applied(module, tree, INPUTS))
+    other = dataclasses.replace(ours.layers["rnn"], cell=LSTMCell(4))
+    changed = dataclasses.replace(ours, network=Sequential((other,)))
+    with pytest.raises(
+        InteropError, match=r"should be 'sigmoid' and .*relu.*but are 'sigmoid' and"
+    ):
+        to_params(changed)
+
+
+def test_biases_of_half_precision_are_added_in_float32() -> None:
+    """Or refused, where other arrays of the cell cannot follow."""
+    cell = LSTMCell(4, use_recurrent_bias=True, param_dtype=jnp.float16)
+    model = Model.of(cell, params_of(cell))
+    tree = to_params(model)
+    again = from_params(tree)
+    assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {np.dtype("float32")}
+    np.testing.assert_allclose(
+        outputs_of(again, INPUTS)[0], outputs_of(model, INPUTS)[0], rtol=0, atol=1e-6
+    )
+    gru = GRUCell(4, param_dtype=jnp.bfloat16)
+    with pytest.raises(InteropError, match="add up in bfloat16, which rounds; cast them"):
+        to_params(Model.of(gru, params_of(gru)))

@@ -186,3 +186,18 @@ def test_ten_steps_of_adam() -> None:
     ):
         np.testing.assert_allclose(end, expected, rtol=0, atol=1e-4)
         assert np.abs(np.asarray(end) - start).max() > 0.02
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_two_biases_of_half_precision_become_one(dtype: str, tmp_path: Path) -> None:
+    """Their sum is not rounded: Keras computes what we do."""
+    cell = rnnjax.LSTMCell(4, use_recurrent_bias=True)
+    model = random_model(Recurrent("rnn", cell), inputs=3)
+    model = model.with_params(jax.tree.map(lambda leaf: leaf.astype(dtype), model.params))
+    interop.save(model, tmp_path / "a.keras")
+    xs = np.random.default_rng(0).standard_normal((2, 5, 3)).astype(np.float32)
+    expected = np.swapaxes(model(np.swapaxes(xs, 0, 1))[1], 0, 1)
+    opened = keras.saving.load_model(tmp_path / "a.keras")
+    np.testing.assert_allclose(np.asarray(opened(xs)), expected, rtol=0, atol=1e-6)
+    again = interop.load(tmp_path / "a.keras", time_first=False)
+    np.testing.assert_allclose(again(xs)[1], expected, rtol=0, atol=1e-6)

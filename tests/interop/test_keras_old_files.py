@@ -13,7 +13,8 @@ import rnnjax
 from rnnjax import GRUCell, InteropError, InvalidInputError, LSTMCell, SimpleRNNCell
 from rnnjax.interop import Model, Recurrent
 from rnnjax.interop import keras as interop
-from rnnjax.interop.keras.layers import entry_of, layer_of
+from rnnjax.interop.keras.layers import entry_of, layer_of, version_of
+from rnnjax.interop.layers import Context, Flow
 
 IN, SIZE = 3, 4
 
@@ -208,7 +209,7 @@ def test_keras_1_options_that_change_what_is_computed() -> None:
 
     pool = {"pool_length": 2, "stride": 1, "border_mode": "same"}
     assert dict(made("MaxPooling1D", **pool).config) == {
-        "pool_size": 2, "strides": 1, "padding": "same"
+        "pool_size": 2, "strides": 1, "padding": "same", "version": 1
     }  # fmt: skip
     for kind, option, value in (
         ("BatchNormalization", "mode", 1),
@@ -249,6 +250,118 @@ def test_defaults_are_those_of_the_version(
     assert isinstance(layer, Recurrent)
     old = "hard_sigmoid" if version.startswith("3") else "legacy_hard_sigmoid"
     assert layer.cell == GRUCell(SIZE, reset_after=reset_after, recurrent_activation=old)
+
+
+def written(path: Path, version: str, graph: dict[str, Any], **arrays: np.ndarray) -> Model:
+    """A functional model of two inputs of words, masked where they are 0."""
+    embedding = {"input_dim": 5, "output_dim": 2, "mask_zero": True}
+    begin = {"batch_input_shape": [None, 4], "dtype": "int32"}
+    layers = {
+        name: ("InputLayer", name, begin, []) for name in ("i", "j")
+    } | {
+        name: ("Embedding", name, embedding, [[[which, 0, 0, {}]]])
+        for name, which in (("a", "i"), ("b", "j"))
+    } | graph  # fmt: skip
+    listed = [
+        {"class_name": kind, "name": name, "config": {"name": name, **config}, "inbound_nodes": to}
+        for kind, name, config, to in layers.values()
+    ]
+    ends = [[name, 0, 0] for name in graph]
+    inputs = [[name, 0, 0] for name in ("i", "j")]
+    inner = {"name": "m", "layers": listed, "input_layers": inputs, "output_layers": ends}
+    held: Named = {name: [] for name in layers}
+    held |= {name: [(f"{name}/embeddings:0", arrays[name])] for name in ("a", "b")}
+    held |= {"rnn": [(f"rnn/{i}:0", arrays[f"w{i}"]) for i in range(6)]} if "w0" in arrays else {}
+    config = {"class_name": "Model", "config": inner}
+    return interop.load(write_old(path, held, config, version), time_first=False)
+
+
+WORDS = np.array([[1, 2, 0, 0], [3, 0, 4, 1], [0, 2, 2, 0]])
+OTHERS = np.array([[2, 0, 3, 0], [1, 1, 0, 2], [4, 0, 0, 3]])
+
+
+@pytest.mark.parametrize("version", ["2.2.4", "2.15.0", "3.3.3", "3.4.0", "3.15.1"])
+def test_masks_are_merged_as_that_version_does(version: str, tmp_path: Path) -> None:
+    """Until Keras 3.3 all masks that there are have to hold, and a product is one."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((5, 2)).astype(np.float32) for _ in range(2))
+    new = version in ("3.4.0", "3.15.1")
+    both = [[["a", 0, 0, {}], ["b", 0, 0, {}]]]
+    graph = {"Multiply": {}, "Add": {}, "Concatenate": {"axis": -1}}
+    built = {kind: (kind, kind, config, both) for kind, config in graph.items()}
+    built |= {
+        f"of {kind}": ("GlobalAveragePooling1D", f"of {kind}", {}, [[[kind, 0, 0, {}]]])
+        for kind in graph
+    }
+    one = [[["a", 0, 0, {}], ["free", 0, 0, {}]]]
+    built["free"] = ("RepeatVector", "free", {"n": 4}, [[["of Add", 0, 0, {}]]])
+    built["Average"] = ("Average", "Average", {}, one)
+    built["mean"] = ("GlobalAveragePooling1D", "mean", {}, [[["Average", 0, 0, {}]]])
+    model = written(tmp_path / "a.h5", version, built, a=a, b=b)
+    ys = dict(zip(built, model((WORDS, OTHERS))[1], strict=True))
+
+    x, y, m, n = a[WORDS], b[OTHERS], (WORDS != 0)[..., None], (OTHERS != 0)[..., None]
+    product = np.where(m | n, np.where(m, x, 1) * np.where(n, y, 1), 0) if new else x * y
+    np.testing.assert_allclose(ys["Multiply"], product, rtol=1e-6)
+    some = m | n if new else m & n
+
+    def mean(z: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return (z * mask).sum(1) / mask.sum(1)
+
+    for kind in graph:
+        np.testing.assert_allclose(ys[f"of {kind}"], mean(ys[kind], some), rtol=1e-5)
+    whole = np.ones_like(m) if new else m
+    np.testing.assert_allclose(ys["mean"], mean(ys["Average"], whole), rtol=1e-5)
+
+
+@pytest.mark.parametrize("version", ["1.2.2", "2.2.4", "2.3.1", "2.4.0", "2.2.4-tf", "3.0.0"])
+def test_masked_outputs_of_both_directions(version: str, tmp_path: Path) -> None:
+    """Before that of TensorFlow each repeats its last output, in its own order of steps."""
+    rng = np.random.default_rng(1)
+    shapes = ((2, 3), (3, 3), (3,)) * 2
+    weights = {f"w{i}": rng.standard_normal(s).astype(np.float32) for i, s in enumerate(shapes)}
+    table = rng.standard_normal((5, 2)).astype(np.float32)
+    inner = {"class_name": "SimpleRNN", "config": {"units": 3, "return_sequences": True}}
+    to = [[["a", 0, 0, {}]]]
+    built = {"rnn": ("Bidirectional", "rnn", {"layer": inner, "merge_mode": "concat"}, to)}
+    built["flat"] = ("Flatten", "flat", {}, [[["b", 0, 0, {}]]])
+    if version == "1.2.2":
+        inner["config"]["output_dim"] = inner["config"].pop("units")
+    model = written(tmp_path / "a.h5", version, built, a=table, b=table, **weights)
+    ys, _ = model((WORDS, OTHERS))[1]
+    expected = np.zeros((3, 4, 6), np.float32)
+    for way, steps in enumerate((range(4), range(3, -1, -1))):
+        w, u, b = (weights[f"w{3 * way + i}"] for i in range(3))
+        h = np.zeros((3, 3), np.float32)
+        for t in steps:
+            valid = (WORDS[:, t] != 0)[:, None]
+            h = np.where(valid, np.tanh(table[WORDS[:, t]] @ w + h @ u + b), h)
+            old = version in ("1.2.2", "2.2.4", "2.3.1")
+            expected[:, t, 3 * way : 3 * way + 3] = h if old else np.where(valid, h, 0)
+    np.testing.assert_allclose(ys, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("version", ["2.9.0", "2.10.0", "3.9.0", "3.10.0"])
+def test_masks_of_heads_are_those_of_the_version(version: str) -> None:
+    """Before Keras 2.10 heads saw none; from 3.10 on weights of a query without a key are 0."""
+    options = {"name": "it", "num_heads": 1, "key_dim": 2, "use_bias": False, "dropout": 0.5}
+    said = {"class_name": "MultiHeadAttention", "config": options}
+    layer = layer_of(entry_of(said, "it", version_of(version)))
+    eye = np.eye(2, dtype=np.float32)
+    params = {f"{name}_kernel": eye[:, None] for name in ("query", "key", "value")}
+    params["output_kernel"] = eye[None]
+    x, mask = np.random.default_rng(0).normal(size=(3, 1, 2)), np.array([[True], [False], [True]])
+    flow = Flow(x.astype(np.float32), mask, sequence=True)
+    _, out = layer.run(params, (flow, flow), None, Context())
+    scores = x[:, 0] @ x[:, 0].T / np.sqrt(2)
+    seen = np.ones((3, 3), bool) if version == "2.9.0" else mask & mask.T
+    scores = np.where(seen, scores, -1e9)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    weights = np.where(seen, weights, 0) if version == "3.10.0" else weights
+    np.testing.assert_allclose(out.xs[:, 0], weights @ x[:, 0], atol=1e-6)
+    assert (out.mask is None) == (version == "2.9.0")
 
 
 def test_like_has_to_fit(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Branches and loops of ONNX: what is known is chosen when the graph is read, the rest runs."""
 
 import functools
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +25,7 @@ from onnx_helpers import (
 
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop import onnx as rnnjax_onnx
+from rnnjax.interop.onnx import operators
 
 FLAG = value("flag", [], TensorProto.BOOL)
 SAME = node("Identity", ["more"], ["again"])
@@ -290,3 +294,54 @@ def test_all_that_a_graph_makes_is_bounded() -> None:
         proto = proto_of(nodes, [value("x0", [1])], outputs, sizes=np.array([2**24]))
         with pytest.raises(InteropError, match=r"at most [\d,]+ elements may still be made; check"):
             jax.eval_shape(rnnjax_onnx.load(proto), normal(1))
+
+
+def doublings(known: bool) -> Any:
+    """Forty of an input, or of an initialiser that an input picks from."""
+    nodes = [node("Concat", [f"x{i}", f"x{i}"], [f"x{i + 1}"], axis=0) for i in range(40)]
+    if not known:
+        return proto_of(nodes, [value("x0", [None, 2])], ["x40"])
+    nodes += [node("Gather", ["x40", "which"], ["y"])]
+    which = value("which", [None], TensorProto.INT64)
+    return proto_of(nodes, [which], ["y"], x0=np.arange(2))
+
+
+def test_what_is_refused_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bound that grows with the inputs would come after the memory is gone."""
+    made: list[Any] = []
+
+    def concat(at: Any, *xs: Any) -> Any:
+        made.append(original(at, *xs))
+        return made[-1]
+
+    original = operators.OPERATORS["Concat"]
+    monkeypatch.setitem(operators.OPERATORS, "Concat", concat)
+    with pytest.raises(InteropError, match=r"node \d+ \(Concat\): .* elements may still be made"):
+        rnnjax_onnx.load(doublings(known=False))(normal(100, 2))
+    assert made
+    assert all(isinstance(one, jax.core.Tracer) for one in made)
+    with pytest.raises(InteropError, match=r"at most [\d,]+ elements may still be made; check"):
+        rnnjax_onnx.load(doublings(known=True))(np.zeros(10**6, np.int32))
+    assert max(one.size for one in made if isinstance(one, np.ndarray)) < 2**23
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="where the peak of a process is a file")
+@pytest.mark.parametrize("known", [False, True])
+def test_the_memory_of_a_refusal(known: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(doublings(known).SerializeToString())
+    program = """
+import re, sys, numpy
+from rnnjax.errors import InteropError
+from rnnjax.interop import onnx
+model = onnx.load(sys.argv[1])
+try:
+    model(numpy.zeros(200, int) if sys.argv[2] == "True" else numpy.ones((100, 2), "float32"))
+except InteropError as error:
+    peak = re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]
+    print(int(peak) // 1024, "MB:", error)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "a.onnx"), str(known)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    print(said)
+    assert int(said.split()[0]) <= 300

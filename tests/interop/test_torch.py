@@ -173,19 +173,19 @@ def test_modules_select_and_order_and_name_what_is_code() -> None:
 @pytest.mark.parametrize(
     ("modules", "match"),
     [
-        ({"a": nn.LSTM(3, 3), "b": nn.LSTM(3, 3)}, "fit in one way alone.*'a' .*'b' "),
-        ({"a": nn.LSTM(3, 4), "b": nn.GRU(5, 6)}, "fit in one way alone"),
-        ({"a": nn.LSTM(3, 4), "b": nn.GRU(4, 3)}, "fit in one way alone"),
+        ({"a1": nn.LSTM(3, 3), "a2": nn.LSTM(3, 3)}, "fit in one way alone.*'a1' .*'a2' "),
+        ({"a1": nn.LSTM(3, 4), "a2": nn.GRU(5, 6)}, "fit in one way alone"),
+        ({"a1": nn.LSTM(3, 4), "a2": nn.GRU(4, 3)}, "fit in one way alone"),
         ({"a": nn.LSTM(3, 4), "b": nn.Linear(4, 4), "c": nn.Linear(4, 4)}, "in one way alone"),
         ({"a": nn.Embedding(3, 3), "b": nn.Linear(3, 3, bias=False)}, "in one way alone"),
         ({"a": nn.Embedding(9, 3), "b": nn.GRU(3, 3), "c": nn.Embedding(9, 3)}, "one way alone"),
         ({"a": nn.Embedding(3, 3), "b": nn.GRU(3, 3)}, "one way alone"),
         ({str(i): nn.LSTM(i + 1, i + 2) for i in range(9)}, "in one way alone"),
-        ({"in": nn.Linear(3, 3), "gru": nn.GRU(3, 3)}, "'in' .* made before 'gru' and fits"),
-        (
-            {"a": nn.LSTM(3, 4), "between": nn.Linear(4, 4), "b": nn.LSTM(4, 4)},
-            "'between' .* made before 'b' and fits there too; say in modules",
-        ),
+        ({"in": nn.Linear(3, 3), "gru": nn.GRU(3, 3)}, "in one way alone.*'in' .*'gru' "),
+        ({"rnn": nn.LSTM(7, 4), "head": nn.Linear(4, 7)}, "in one way alone, a linear one last"),
+        ({"in": nn.Linear(3, 4), "gru": nn.GRU(4, 5)}, "a linear one last"),
+        ({"a1": nn.LSTM(3, 4), "b": nn.Linear(4, 4), "a2": nn.LSTM(4, 4)}, "in one way alone"),
+        ({"lstm1": nn.LSTM(4, 5), "lstm2": nn.LSTM(3, 4)}, "names count recurrent ones in it"),
     ],
 )
 def test_an_order_that_is_not_certain_is_asked_for(modules: dict[str, Any], match: str) -> None:
@@ -193,11 +193,149 @@ def test_an_order_that_is_not_certain_is_asked_for(modules: dict[str, Any], matc
         from_state_dict(nn.ModuleDict(modules).state_dict())
 
 
-def test_a_linear_module_that_was_made_last_is_the_last() -> None:
-    """As in a model of one-hot characters; safetensors has all in the order of the alphabet."""
-    state = nn.ModuleDict({"rnn": nn.LSTM(7, 4), "head": nn.Linear(4, 7)}).state_dict()
-    for each in (state, dict(sorted(state.items()))):
-        assert [*from_state_dict(each).layers] == ["rnn", "head"]
+def nested(modules: dict[str, Any]) -> Any:
+    """A module of modules, whose names have dots."""
+    root = nn.Module()
+    for path, module in modules.items():
+        *above, name = path.split(".")
+        at = root
+        for one in above:
+            if not hasattr(at, one):
+                at.add_module(one, nn.Module())
+            at = getattr(at, one)
+        at.add_module(name, module)
+    return root
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["encoder decoder", "enc.rnn dec.rnn", "encoder.lstm1 encoder.lstm2 decoder.lstm1", "lstm gru",
+     "lstm_enc lstm_dec"],
+)  # fmt: skip
+def test_an_encoder_and_a_decoder_are_two_models(names: str) -> None:
+    """Their sizes follow each other, but the one hands its states to the other."""
+    sizes = zip((5, 6, 7), (6, 7, 8), strict=True)
+    rows = {name: nn.LSTM(*next(sizes)) for name in names.split()}
+    first, *_, last = rows
+    state = nested({**rows, "fc": nn.Linear(rows[last].hidden_size, 5)}).state_dict()
+    match = f"modules '{first}', .*'{last}' may run .* encoder and a decoder, which are two models;"
+    with pytest.raises(InteropError, match=rf"{match} .* modules=\['{first}'\], of '{first}' \("):
+        from_state_dict(state)
+    assert [*from_state_dict(state, modules=[first]).layers] == [first]
+
+
+@pytest.mark.parametrize(
+    "names", ["lstm1 lstm2", "lstm lstm2", "rnns.9 rnns.10", "layers.0.rnn layers.1.rnn"]
+)
+def test_a_row_whose_names_count(names: str) -> None:
+    """Whatever the order in which its modules were made."""
+    one, two = names.split()
+    modules = {"head": nn.Linear(4, 2), two: nn.LSTM(6, 4), one: nn.LSTM(5, 6)}
+    modules["embedding"] = nn.Embedding(9, 5)
+    read = from_state_dict(nested(modules).state_dict())
+    assert [*read.layers] == ["embedding", one, two, "head"]
+
+
+def drawn_module(rng: np.random.Generator) -> tuple[dict[str, Any], list[str], Any, int | None]:
+    """Modules of one to four parts in the order in which they are made, and how they are used.
+
+    Those of a row are named by their order of use, by what they are, or by neither; encoders and
+    decoders by what they are; those side by side by their sides.
+    """
+    size = lambda: int(rng.integers(2, 8))  # noqa: E731  small, so that they fit by chance too
+    pick = lambda some: some[rng.integers(len(some))]  # noqa: E731
+    kinds = [nn.LSTM, nn.GRU, nn.RNN]
+    form = pick(["row", "row", "row", "coder", "sides"])
+    words, width = rng.random() < 0.3, size()
+    row: list[tuple[str, Any]] = []
+    inputs = None if words else width
+    if words:
+        name = pick(["embedding", "z", "encoder" if form == "row" else "words"])
+        row.append((name, nn.Embedding(size(), width)))
+    if form == "row":
+        if not words and rng.random() < 0.2:
+            bias, wide = bool(rng.integers(2)), size()
+            row.append((pick(["inp", "fc0", "z"]), nn.Linear(width, wide, bias=bias)))
+            width = wide
+        count = int(rng.integers(1, 4 - len(row)))
+        one = pick(["lstm{}", "layers.{}.rnn", "rnns.{}"]) if rng.random() < 0.7 else "abc"
+        numbers = [1, 2, 3] if rng.random() < 0.8 else [3, 1, 2]
+        for i in range(count):
+            name = one.format(numbers[i]) if one != "abc" else ["gru", "a", "top"][i]
+            row.append((name, pick(kinds)(width, wide := size())))
+            width = wide
+    elif form == "coder":
+        names = pick([("encoder", "decoder"), ("enc.lstm", "dec.lstm"), ("lstm_enc", "lstm_dec")])
+        wide, kind = size(), pick(kinds)
+        row += [(names[0], kind(width, wide)), (names[1], kind(wide, wide))]
+        width = wide
+    else:
+        names = pick([("left", "right"), ("forward_rnn", "backward_rnn"), ("rnn_x", "rnn_y")])
+        both = [(name, pick(kinds)(width, size())) for name in names]
+        row += both
+        width = sum(rnn.hidden_size for _, rnn in both)
+    if len(row) < 4 and rng.random() < 0.25:
+        row.append(("bn", nn.BatchNorm1d(width)))
+    if len(row) < 4 and rng.random() < 0.6:
+        head = nn.Linear(width, size(), bias=rng.random() < 0.7)
+        row.append((pick(["head", "fc", "decoder_out"]), head))
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        state, sides = None, []
+        for _, module in row:
+            if isinstance(module, nn.BatchNorm1d):
+                x = module.eval()(x.movedim(-1, 1)).movedim(1, -1)
+            elif form == "sides" and isinstance(module, nn.RNNBase):
+                sides.append(module(x)[0])
+                x = torch.cat(sides, -1) if len(sides) == 2 else x
+            elif form == "coder" and isinstance(module, nn.RNNBase):
+                given = x if state is None else torch.zeros(*x.shape[:2], module.input_size)
+                x, state = module(given, state)
+            else:
+                x = module(x)
+                x = x[0] if isinstance(x, tuple) else x
+        return x
+
+    made = [row[i] for i in rng.permutation(len(row))] if rng.random() < 0.5 else row
+    return dict(made), [name for name, _ in row] if form == "row" else [], run, inputs
+
+
+@pytest.mark.slow
+def test_drawn_state_dicts_are_never_read_wrong() -> None:
+    """Each is what its module computes, or refused by the names of all its modules."""
+    reasons = "cannot be read here", "two models", "in one way alone"
+    said: dict[str, int] = {}
+    equal = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        modules, row, run, inputs = drawn_module(rng)
+        state = randomize(nested(modules), seed).state_dict()
+        if inputs is None:
+            words = next(m.num_embeddings for m in modules.values() if isinstance(m, nn.Embedding))
+            xs = rng.integers(0, words, (4, 3))
+        else:
+            xs = rng.standard_normal((4, 3, inputs)).astype(np.float32)
+        with torch.no_grad():
+            expected = run(torch.tensor(xs)).numpy()
+        models, why = [], ""
+        try:
+            models = [from_state_dict(state)]
+        except InteropError as error:
+            why = str(error)
+        if why:
+            assert all(repr(name) in why for name in modules), f"seed {seed}: {why}"
+            (kind,) = (one for one in reasons if one in why)
+            said[kind] = said.get(kind, 0) + 1
+        equal += len(models)
+        bare = inputs is not None and row and not hasattr(modules[row[0]], "bias_ih_l0")
+        if row and "bn" not in row and not (bare and modules[row[0]].bias is None):
+            models.append(from_state_dict(state, modules=row))
+        for model in models:
+            ys = jax.jit(model.__call__)(xs)[1]
+            assert distance(ys, expected) < TOLERANCE, f"seed {seed}: {modules}, run as {row}"
+    print(f"of 100 drawn state dicts, seeds 0 to 99, {equal} are equal, refused are {said}")
+    assert equal >= 20
+    assert set(said) == set(reasons)
 
 
 def test_a_weight_alone_is_an_embedding_at_the_first_place() -> None:

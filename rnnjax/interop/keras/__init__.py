@@ -19,8 +19,8 @@ Differences:
 
 - Sequences are time-major, ``(time, batch, features)``, in all inputs and outputs with a time axis,
   unless ``time_first=False``. Layers with Keras 2's ``time_major=True`` already are.
-- Masks propagate as in Keras. One exception: a MultiHeadAttention of Keras 3 removes the mask from
-  the tensors that it reads, so later readers see none.
+- Masks propagate as in the Keras that wrote the model. One exception: a MultiHeadAttention of
+  Keras 3 removes the mask from the tensors that it reads, so later readers see none.
 - State is explicit: every call returns the carry; pass it back for ``stateful=True``.
 - Layers compute in the types of their parameters and inputs, whatever Keras's dtype policy.
 - A mask or ``lengths`` of the call is combined with that of a Masking or Embedding layer. In

@@ -335,7 +335,7 @@ def _at_paths(network: Network, groups: Mapping[str, str], file: KerasFile) -> P
             places = [
                 f"{top}/{groups[layer.name]}/{within}{unit.path}".rstrip("/")
                 for top in tops
-                for within in ("", "layer/")  # the latter of a TimeDistributed
+                for within in ("", "layer/", "_")  # of a TimeDistributed, of Keras 2's heads
             ]
             part: list[str] = []
             while keys := [key for p in places if (key := f"{p}/vars/{len(part)}") in rest]:

@@ -150,7 +150,13 @@ class _Graph:
 
     def _call(self, entry: Entry, value: Any, use: _Use) -> list[_Tensor]:
         name, first, mask = entry.name, use.takes[0], use.masks[0]
+        if mask is not None and first.mask is not None and mask.made == first.mask:
+            mask = None  # it comes by itself
+        came = [one.masked_by for one in use.takes if one.mask is not None]
+        masked_by = name if mask is not None else (came or [""])[0]
         layer, number = layer_of(_told(entry, use)), self.uses[name]
+        if entry.kind == "Bidirectional" and isinstance(layer, Recurrent) and not masked_by:
+            layer = dataclasses.replace(layer, masked_outputs="zero")  # which Keras 3 has as well
         self.uses[name] += 1
         called = f"{name}:{number}" if number else name
         taken = called in self.calls or called in self.inputs
@@ -161,10 +167,6 @@ class _Graph:
                 f"layer {name[:80]!r} is called in two ways, {self.layers[name]} and {layer}; "
                 "give each place a layer of its own"
             )
-        if mask is not None and first.mask is not None and mask.made == first.mask:
-            mask = None  # it comes by itself
-        came = [one.masked_by for one in use.takes if one.mask is not None]
-        masked_by = name if mask is not None else (came or [""])[0]
         _check_call(layer, entry, len(use.takes), masked_by)
         begin = _states(layer)
         if use.states and len(use.states) != begin:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -20,22 +21,23 @@ from rnnjax.layers import Dropout as DropoutRate
 LARGEST = 2**31 - 1
 _WHOLE = (None, None, None)
 MODELS = ("Sequential", "Functional", "Model")  # the class names of models
+TENSORFLOW = 2.04  # the version from which on Keras 2 is that of TensorFlow
 
 
 def version_of(text: str) -> float:
-    """Which Keras wrote a config: 1, 2, 2.4 or 3, whose defaults count where an option is left out.
+    """Which Keras wrote a config: its numbers make one, and it has the defaults and rules of that.
 
-    That of TensorFlow is 2.4, whatever it called itself; Keras 1 did not say its number at first.
+    That of TensorFlow is 2.04 at least, whatever it called itself; Keras 1 did not say its number
+    at first. The newest is meant where the text tells none.
 
-    >>> version_of("2.1.6-tf"), version_of("2.2.4"), version_of("3.5.0"), version_of("")
-    (2.4, 2, 3, 1)
+    >>> version_of("2.1.6-tf"), version_of("2.2.4"), version_of("3.15.0"), version_of("")
+    (2.04, 2.02, 3.15, 1)
     """
     if text.split(".")[0] in ("", "0", "1"):
         return 1
-    minor = re.fullmatch(r"2\.(\d{1,4})(.*)", text)
-    if minor is None:
-        return 3
-    return 2.4 if text.endswith("-tf") or int(minor[1]) >= 4 else 2
+    numbers = re.fullmatch(r"(\d{1,4})\.(\d{1,2})\b.*", text)
+    version = int(numbers[1]) + int(numbers[2]) / 100 if numbers else math.inf
+    return max(version, TENSORFLOW) if text.endswith("-tf") else version
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Entry:
     kind: str  # its class name; after "ops." that of a function of keras.ops
     config: Mapping[str, Any]  # its options
     version: float  # of Keras; see `version_of`
+    asked: set[str] = dataclasses.field(default_factory=set, compare=False)  # options so far
 
     @property
     def where(self) -> str:
@@ -54,6 +57,7 @@ class Entry:
 
     def get(self, *names: str, default: Any = None) -> Any:
         """The first of the names that is there."""
+        self.asked.update(names)
         return next((self.config[name] for name in names if name in self.config), default)
 
     def flag(self, name: str, default: bool = False) -> bool:
@@ -75,8 +79,8 @@ class Entry:
     def number(self, *names: str, default: float = 0.0) -> float:
         """An option that is a number."""
         value = self.get(*names, default=default)
-        if isinstance(value, dict):  # an array, as Keras 2 writes it
-            value = value.get("value")
+        if isinstance(value, dict) and "value" in value:  # an array, as Keras 2 writes it
+            value = value["value"]
         value = default if value is None else value
         whole = isinstance(value, int | float) and not isinstance(value, bool)
         if not whole or not abs(value) <= sys.float_info.max:
@@ -121,6 +125,15 @@ class Entry:
         if parts[:1] not in ([...], [_WHOLE]):
             self.refuse("key", "one that begins with :, which is the batch", value)
         return (_WHOLE, *parts) if parts[0] is ... else tuple(parts)
+
+    def checked(self, made: Any) -> Any:
+        """What was made of it, if no option that nobody asked for might change that."""
+        for name, value in self.config.items():
+            unused = _UNUSED.get(name, (None,))
+            known = name in self.asked or name in _NO_MATTER or name.endswith(_OF_TRAINING)
+            if not known and value not in unused:
+                self.refuse(name, f"{unused[-1]!r} or left out", value)
+        return made
 
     def refuse(self, name: str, expected: str, value: Any) -> Any:
         """Raise InteropError for an option with an unsupported value."""
@@ -227,7 +240,7 @@ def function_of(value: Any, layer: Entry) -> str | Function:
         if kind == "function" and isinstance(config, str):
             return function_of(config, layer)
         if kind in ACTIVATION_LAYERS and not value.get("registered_name"):
-            return layer_function(dataclasses.replace(layer, kind=kind, config=config))
+            return layer_function(Entry(layer.name, kind, config, layer.version))
     if value == "hard_sigmoid" and layer.version < 3:
         return "legacy_hard_sigmoid"
     if isinstance(value, str) and value in _BY_NAME:
@@ -249,17 +262,18 @@ def layer_function(entry: Entry) -> str | Function:
     """The function that one of ``ACTIVATION_LAYERS`` is."""
     if entry.kind in _ALPHAS:
         kind, names, default = _ALPHAS[entry.kind]
-        return Nonlinearity(kind, entry.number(*names, default=default))
+        return entry.checked(Nonlinearity(kind, entry.number(*names, default=default)))
     if entry.kind == "Softmax" and entry.get("axis", default=-1) in (-1, [-1]):
-        return "softmax"
+        return entry.checked("softmax")
     cut = entry.get("max_value")
     if entry.kind == "ReLU" and cut in (None, 6):
         slope, threshold = (entry.get(name) or 0 for name in ("negative_slope", "threshold"))
         if slope == threshold == 0:
-            return "relu" if cut is None else "relu6"
+            return entry.checked("relu" if cut is None else "relu6")
+    has = {name: value for name, value in entry.config.items() if name in entry.asked}
     raise InteropError(
-        f"{entry.where} is {str(dict(entry.config))[:200]}, but should be a Softmax over the "
-        "features, or a ReLU with max_value=6 or without options; compute it in JAX"
+        f"{entry.where} has {has!r:.200}, but should be a Softmax over the features, or a ReLU "
+        "with max_value=6 or without options; compute it in JAX"
     )
 
 
@@ -350,14 +364,14 @@ def layer_of(entry: Entry) -> Layer:
             f"known are {', '.join(sorted(_LAYERS))}; compute it around the model, in JAX"
         )
     try:
-        return _LAYERS[entry.kind](entry)
+        return entry.checked(_LAYERS[entry.kind](entry))
     except InvalidInputError as error:
         raise InteropError(f"{entry.where} cannot be built here: {error}") from error
 
 
 def _cell(entry: Entry) -> Cell:
     kind: Any = _KINDS[entry.kind.removesuffix("Cell")]
-    new = entry.version > 2 or entry.kind.startswith("CuDNN")
+    new = entry.version >= TENSORFLOW or entry.kind.startswith("CuDNN")
     old = {} if new else {"recurrent_activation": "hard_sigmoid", "reset_after": False}
     told = _read(kind, entry, **old)
     cell = kind(**{n: cell_function(v) if "activation" in n else v for n, v in told.items()})
@@ -369,12 +383,12 @@ def _any_cell(value: Any, entry: Entry, stack: bool = True) -> Cell:
     inner = entry_of(value, f"a cell of {entry.where}", entry.version)
     known = [f"{name}Cell" for name in _KINDS if "CuDNN" not in name]
     if inner.kind in known:
-        return _cell(inner)
+        return inner.checked(_cell(inner))
     listed = inner.get("cells")
     if not stack or inner.kind != "StackedRNNCells" or not isinstance(listed, list) or not listed:
         known += ["StackedRNNCells of them"] * stack
         entry.refuse("cell", f"one of {', '.join(known)}", inner.kind)
-    return Stack([_any_cell(value, inner, stack=False) for value in listed])
+    return inner.checked(Stack([_any_cell(value, inner, stack=False) for value in listed]))
 
 
 def _recurrent(entry: Entry) -> Recurrent:
@@ -399,7 +413,7 @@ def _bidirectional(entry: Entry) -> Recurrent:
     for direction in directions:
         if direction.kind not in (*_KINDS, "RNN"):
             entry.refuse("layer", f"one of {', '.join((*_KINDS, 'RNN'))}", direction.kind)
-    parts = [_recurrent(direction) for direction in directions]
+    parts = [direction.checked(_recurrent(direction)) for direction in directions]
     forward, backward = parts[0], parts[-1]
     if len(parts) == 2 and (
         forward.reverse == backward.reverse or forward.return_sequences != backward.return_sequences
@@ -416,8 +430,9 @@ def _bidirectional(entry: Entry) -> Recurrent:
         None if backward.cell == forward.cell else backward.cell,
         "average" if merge == "ave" else merge,
     )
-    # Keras masks the outputs of both directions by zeros, whatever they say.
-    return dataclasses.replace(forward, name=entry.name, cell=merged, masked_outputs="zero")
+    # From TensorFlow on both directions give zeros where they are masked, whatever they say.
+    outputs = "zero" if entry.version >= TENSORFLOW else forward.masked_outputs
+    return dataclasses.replace(forward, name=entry.name, cell=merged, masked_outputs=outputs)
 
 
 def _plain(kind: Any, entry: Entry) -> Layer:
@@ -445,7 +460,8 @@ def _time_distributed(entry: Entry) -> Layer:
             f"{entry.where} applies a layer of class {inner.kind[:80]!r} at each step, which is "
             f"not known here; {instead}"
         )
-    layer = _AT_EACH_STEP[inner.kind](dataclasses.replace(inner, name=entry.name))
+    inner = dataclasses.replace(inner, name=entry.name)
+    layer = inner.checked(_AT_EACH_STEP[inner.kind](inner))
     return dataclasses.replace(layer, each_step=True) if isinstance(layer, Operation) else layer
 
 
@@ -460,7 +476,8 @@ def _activation(entry: Entry) -> Layer:
 _NONE: tuple[Any, ...] = (None, False, [], 0)
 _UNUSED: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(
-        ("renorm", "rms_scaling", "use_gate", "sliding_window", "keepdims", "normalize"), _NONE
+        ("renorm", "rms_scaling", "use_gate", "sliding_window", "keepdims", "normalize", "causal",
+         "num_constants", "softmax_robust_masking"), _NONE
     ),
     "attention_axes": (None, [1]),
     "initial": (None,),  # 0 counts too
@@ -468,18 +485,27 @@ _UNUSED: Mapping[str, tuple[Any, ...]] = {
     "dim_ordering": (None, "tf"),
     "mode": (None, 0),  # of a BatchNormalization, as the line above of Keras 1
     "score_mode": (None, "dot"),
-}
+}  # fmt: skip
 """Options that change what is computed, and the values with which they do not."""
+
+# Without an effect on what is computed here, in all layers of all versions that write them.
+_NO_MATTER = {
+    "name", "trainable", "dtype", "dynamic", "batch_input_shape", "input_dtype", "input_dim",
+    "input_length", "seed", "implementation", "consume_less", "unroll", "stateful", "return_state",
+    "time_major", "momentum", "renorm_clipping", "renorm_momentum", "virtual_batch_size",
+    "synchronized", "fused", "flash_attention", "lora_alpha",
+    "robust_masking",  # of a Softmax, which is refused behind a mask
+    # which the arrays tell
+    "output_shape", "query_shape", "key_shape", "value_shape",
+}  # fmt: skip
+_OF_TRAINING = ("init", "_initializer", "_regularizer", "_constraint")  # ends of names
 
 
 def operation(entry: Entry) -> Operation:
     """The layer of a row, whose options are checked."""
-    for other, unused in _UNUSED.items():
-        if entry.get(other) not in unused:
-            entry.refuse(other, f"{unused[-1]!r} or left out", entry.get(other))
     row = OPERATORS[entry.kind]
     config = tuple((option, entry.plain(option, usual)) for option, usual in row.options.items())
-    made = Operation(entry.name, entry.kind, config)
+    made = Operation(entry.name, entry.kind, (*config, ("version", entry.version)))
     try:
         _ = made.weights
     except TypeError as error:

@@ -58,7 +58,7 @@ class Operation(Layer):
     Args:
         name: of the layer.
         kind: its class, or ``"ops."`` and its name for a function of ``keras.ops``.
-        config: its options, those that its row reads.
+        config: its options, those that its row reads, and the ``version`` of Keras.
         each_step: whether each step is an array by itself, as in Keras's TimeDistributed.
     """
 
@@ -82,7 +82,9 @@ class Operation(Layer):
                     f"layer {self.name!r} takes sequences with a batch, (time, batch, features), "
                     f"but got {list(x.shape)}; give a batch of one row"
                 )
-        masks = [None if one.mask is None else _turned(one.mask, True) for one in flows]
+        config = dict(self.config)
+        blind = self.kind == "MultiHeadAttention" and config["version"] < 2.10
+        masks = [None if one.mask is None or blind else _turned(one.mask, True) for one in flows]
         named = f"layer {self.name!r}, {self},"
         first, averages = masks[0], self.kind == "GlobalAveragePooling1D"
         if self.each_step and first is not None and (first.ndim > 2 or averages):
@@ -93,7 +95,7 @@ class Operation(Layer):
             raise InvalidInputError(
                 f"{named} would take what is masked for a part of its sum; leave the mask out"
             )
-        row, at = OPERATORS[self.kind], At(dict(self.config), params, masks, context.key)
+        row, at = OPERATORS[self.kind], At(config, params, masks, context.key)
         run = partial(row.run, at)
         try:
             ys = jax.vmap(run, 1, 1)(*xs) if self.each_step else run(*xs)
@@ -131,7 +133,9 @@ def _add(at: At, *xs: jax.Array) -> jax.Array:
 
 
 def _multiply(at: At, *xs: jax.Array) -> jax.Array:
-    """What is masked in one array is left to the others, and where it is in all 0."""
+    """What is masked in one array Keras 3.4 leaves to the others, and where it is in all 0."""
+    if at.config["version"] < 3.04:
+        return functools.reduce(jnp.multiply, _alike(xs))
     masks = [None if mask is None else mask[..., None] for mask in at.masks]
     shown = [x if m is None else jnp.where(m, x, 1) for x, m in zip(xs, masks, strict=True)]
     ys = functools.reduce(jnp.multiply, _alike(shown))
@@ -140,7 +144,10 @@ def _multiply(at: At, *xs: jax.Array) -> jax.Array:
 
 
 def _any_mask(at: At, *xs: jax.Array) -> jax.Array | None:
+    """Where one of several arrays counts, or before Keras 3.4 all of those that have a mask."""
     masks = [mask for mask in at.masks if mask is not None]
+    if masks and at.config["version"] < 3.04:
+        return functools.reduce(jnp.logical_and, masks)
     return functools.reduce(jnp.logical_or, masks) if len(masks) == len(at.masks) else None
 
 
@@ -155,7 +162,8 @@ def _joined_mask(at: At, *xs: jax.Array) -> jax.Array | None:
         jnp.ones(x.shape, bool) if mask is None else jnp.broadcast_to(mask[..., None], x.shape)
         for x, mask in zip(xs, at.masks, strict=True)
     ]
-    return _concatenate(at, *full).any(-1)
+    whole = _concatenate(at, *full)
+    return whole.all(-1) if at.config["version"] < 3.04 else whole.any(-1)
 
 
 def _dot(at: At, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -236,7 +244,7 @@ def _attend(at: At, scores: jax.Array, mask: jax.Array | None, heads: bool) -> j
         scores = jnp.where(mask, scores, -far if heads else scores - far)
     weights, rate = jax.nn.softmax(scores), at.config["dropout"]
     # A query without a key: Keras's heads give 0 where they make the weights, not in one kernel.
-    if heads and rate and mask is not None:
+    if heads and rate and mask is not None and at.config["version"] >= 3.10:
         weights = jnp.where(mask, weights, 0)
     if rate and at.key is not None:
         weights = weights * factors(at.key, rate, weights.shape)

@@ -52,9 +52,15 @@ class At:
         """Return an attribute of the node, or the default."""
         return self.node.get(name, default)
 
+    @property
+    def budget(self) -> str:
+        """By which bound it makes elements: what follows from known ones is known."""
+        inputs = [self.values[name] for name in self.node.inputs if name]
+        return "known" if all(map(is_known, inputs)) and not self.node.bodies else "elements"
+
     def bound(self, shape: Any) -> tuple[Any, ...]:
         """The shape, if an array of it may be made."""
-        sizes, most = tuple(shape), self.run.left["elements"]
+        sizes, most = tuple(shape), self.run.left[self.budget]
         # Others are of a program for any batch, whoever runs it. A size of 0 makes nothing, but
         # what is made next to it, of the other sizes, is made.
         fixed = [int(size) for size in sizes if is_fixed(size)]

@@ -20,8 +20,9 @@ from rnnjax.interop.onnx.recurrent import RECURRENT, check_weights, params_from_
 from rnnjax.layers import Directions
 
 # Of the elements that a run may make: whatever is given, for each element that is given, and for
-# each parameter. A file is small that asks for very much.
-_ELEMENTS, _ELEMENTS_PER_INPUT, _ELEMENTS_PER_PARAMETER = 2**24, 2**20, 16
+# each parameter. A file is small that asks for very much. What is known does not grow with what is
+# given: it is computed while the shapes of all others are looked at, before one of them is made.
+_ELEMENTS, _ELEMENTS_PER_INPUT, _ELEMENTS_PER_PARAMETER, _KNOWN = 2**24, 2**20, 16, 2**23
 
 _NODES = 2**18  # that are run to count the steps of loops, in 20 s
 
@@ -127,18 +128,24 @@ class Graph(Network):
             came = sorted(map(str, xs))
             raise InvalidInputError(f"the graph takes {list(known)}, but xs has {came}; give those")
         given = {name: _as_input(known[name], x) for name, x in xs.items()}
-        elements = (
-            _ELEMENTS + _ELEMENTS_PER_PARAMETER * _size(params) + _ELEMENTS_PER_INPUT * _size(given)
-        )
+        each = _ELEMENTS_PER_PARAMETER * _size(params)
+        elements = _ELEMENTS + each + _ELEMENTS_PER_INPUT * _size(given)
         values: dict[str, Any] = {
             name: np.frombuffer(data, jnp.dtype(dtype)).reshape(shape)
             for name, dtype, shape, data in self.constants
         }
         values |= {name: jnp.asarray(x) for name, x in params.get(CONSTANTS, {}).items()}
         values |= given
-        run = _Run(self, params, carry, context, {"elements": elements, "nodes": _NODES})
-        run.nodes(self.nodes, values)
-        return run.carries, values
+
+        def run() -> Result:
+            left = {"known": _KNOWN + each, "elements": elements, "nodes": _NODES}
+            one, made = _Run(self, params, carry, context, left), {**values}
+            one.nodes(self.nodes, made)
+            return one.carries, made
+
+        if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, given, carry))):
+            jax.eval_shape(lambda: run() and None)  # raises before there is anything in memory
+        return run()
 
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None

@@ -505,5 +505,5 @@ def run_operator(op_type: str, at: At, inputs: list[Any]) -> tuple[Any, ...]:
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     made = sum(y.size for y in outputs if is_fixed(y.size))
     at.bound([made])
-    at.run.left["elements"] -= made
+    at.run.left[at.budget] -= made
     return tuple(np.asarray(y) if isinstance(y, np.generic) else y for y in outputs)

@@ -11,7 +11,6 @@ carry of a layer is `rnnjax.LSTMCarry` or the like, a tuple of them for several 
 """
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,12 +19,10 @@ import numpy as np
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import layer_arrays
 from rnnjax.interop.files import opened
-from rnnjax.interop.layers import Dense, Layer, Recurrent
+from rnnjax.interop.layers import Layer, Recurrent
 from rnnjax.interop.model import Model, Sequential, with_axes, with_parameters
 from rnnjax.interop.torch.files import read_arrays, write_arrays
 from rnnjax.interop.torch.modules import (
-    Module,
-    Reading,
     find_modules,
     find_state,
     given_order,
@@ -57,8 +54,8 @@ def from_state_dict(
     ``nn.Embedding`` and ``nn.Linear``. The kind follows from the shapes. A module of several layers
     becomes a `rnnjax.Stack`, one of both directions a `rnnjax.Bidirectional`. Layers have the names
     of the modules, without the ``module.`` of ``nn.DataParallel``, and ``"rnn"`` is one at the top
-    level. Both biases stay, as ``bias`` and ``recurrent_bias``. Other modules, normalisation and
-    convolutions among them, are left out, with a warning that names them.
+    level. Both biases stay, as ``bias`` and ``recurrent_bias``. Where there are other modules, such
+    as normalisation and convolutions, ``modules`` has to say what runs without them.
 
     Args:
         mapping: ``module.state_dict()``: names to tensors, or to arrays of NumPy or JAX; or a dict
@@ -66,10 +63,10 @@ def from_state_dict(
         at: its path, if there are several: ``"model"``, or ``"models/first"``.
         modules: which modules run, in order, with layers without parameters between them:
             ``["embedding", "lstm", Activation("relu", "relu"), "head"]``. Only these are read. By
-            default all modules, if their order is unambiguous: an embedding, recurrent modules
-            whose sizes fit in only one order, one linear module. A weight without bias is an
-            embedding if it comes first and fits, else a linear module. Read an encoder and a
-            decoder as two models.
+            default all modules, if their sizes fit in one order alone, whatever the order in which
+            they were made: an embedding, recurrent modules whose names count them (``lstm1``,
+            ``lstm2``), one linear module. A weight without bias is an embedding if it comes first
+            and fits, else a linear module. Read an encoder and a decoder as two models.
         nonlinearity: ``"tanh"`` or ``"relu"`` for ``nn.RNN``, which a state dict does not store.
         time_first: whether inputs and outputs are time first; False for batch first, as with
             ``batch_first=True``.
@@ -96,10 +93,7 @@ def from_state_dict(
             f"a state dict should be a mapping, but is {type(mapping).__name__}; call "
             "module.state_dict()"
         )
-    model, left_out = _read(*find_state(mapping, at), modules, nonlinearity)
-    if left_out:
-        warnings.warn(left_out, stacklevel=2)
-    return with_axes(model, time_first)
+    return with_axes(_read(find_state(mapping, at), modules, nonlinearity), time_first)
 
 
 def load(
@@ -136,18 +130,16 @@ def load(
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
             tree, unread = read_saved(file) if saved else (read_arrays(file.read()), "")
-            state, others = find_state(tree, at, unread)
+            state = find_state(tree, at, unread)
             named = sum(value.nbytes for value in state.values() if isinstance(value, np.ndarray))
             if named > _MOST_REPEATED * size + 2**20:
                 raise InteropError(
                     f"its tensors are views of few numbers: they would have {named:,} bytes, where "
                     f"the file has {size:,}; save copies of them"
                 )
-            model, left_out = _read(state, others, modules, nonlinearity)
+            model = _read(state, modules, nonlinearity)
         except (InteropError, OSError) as error:
             raise InteropError(f"{path} cannot be loaded: {error}") from error
-    if left_out:
-        warnings.warn(f"{path}: {left_out}", stacklevel=2)
     return with_axes(model, time_first)
 
 
@@ -215,11 +207,9 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
 
 def _read(
     state: Mapping[Any, Any],
-    others: Sequence[str],
     modules: Sequence[str | Layer] | None,
     nonlinearity: Nonlinearity,
-) -> tuple[Model, str]:
-    """The model of a state dict, and what nobody said that it should be without, in words."""
+) -> Model:
     if nonlinearity not in ("tanh", "relu"):
         raise InvalidInputError(
             f"nonlinearity should be 'tanh' or 'relu', but is {nonlinearity!r}; give one of them"
@@ -227,47 +217,17 @@ def _read(
     if not all(isinstance(key, str) for key in state):
         raise InteropError("a state dict has text for keys, unlike this; say in at where it is")
     found = find_modules(state)
-    unknown = [str(module) for module in found.values() if not module.known]
-    if modules is None:
-        found = {name: module for name, module in found.items() if module.known}
-    if not found:
-        listed = f", only {', '.join(unknown[:8])}" if unknown else ""
-        raise InteropError(f"the state dict has no module to read{listed}; check what was saved")
-    if modules is None:
-        order = infer_order(found, nonlinearity)
-        _check_last(found, order)
-    else:
+    if modules is not None and found:
         order = given_order(found, nonlinearity, modules)
+    elif any(module.known for module in found.values()):
+        order = infer_order(found, nonlinearity)
+    else:
+        listed = f", only {', '.join(map(str, [*found.values()][:8]))}" if found else ""
+        raise InteropError(f"the state dict has no module to read{listed}; check what was saved")
     names = {reading.layer.name for reading in order} & set(found)
     origin = {
         "prefixes": {name: found[name].prefix for name in names},
         "single_cells": {name for name in names if "weight_hh" in found[name].entries},
     }
     network = Sequential(tuple(reading.layer for reading in order))
-    model = Model(network, {r.layer.name: r.params for r in order if r.params}, origin)
-    lost = [*unknown, *(f"{path[:60]!r}, a state dict" for path in others)]
-    if not lost or modules is not None:
-        return model, ""
-    return model, (
-        f"the model was read without {'; '.join(lost[:8])}{'; ...' * (len(lost) > 8)}, and "
-        "computes something else where these have a part in it; say in modules=[...] what runs"
-    )
-
-
-def _check_last(found: Mapping[str, Module], order: Sequence[Reading]) -> None:
-    """Raise if the linear module at the end was made before a module that it fits before too.
-
-    What was made first stands first in a state dict, but not in one that safetensors sorted by
-    name: PyTorch makes the weights of the inputs before all others.
-    """
-    *row, head = order
-    names = [*found]
-    for before, after in zip([None, *row], row, strict=False):
-        fits = after.takes == head.gives and (before is None or before.gives == head.takes)
-        made_first = names.index(head.layer.name) < names.index(after.layer.name)
-        sorted_by_name = not next(iter(found[after.layer.name].entries)).startswith("weight_ih")
-        if isinstance(head.layer, Dense) and fits and made_first and not sorted_by_name:
-            raise InteropError(
-                f"{found[head.layer.name]} fits after all others, but was made before "
-                f"{after.layer.name!r} and fits there too; say in modules=[...] where it runs"
-            )
+    return Model(network, {r.layer.name: r.params for r in order if r.params}, origin)

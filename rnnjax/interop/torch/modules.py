@@ -74,39 +74,38 @@ def to_theirs(kind: type[Layer], arrays: Mapping[str, np.ndarray]) -> dict[str, 
     }
 
 
-def find_state(tree: Any, at: str | None, unread: str = "") -> tuple[Mapping[Any, Any], list[str]]:
-    """The one state dict in it, and where others are that have no recurrent module.
+def find_state(tree: Any, at: str | None, unread: str = "") -> Mapping[Any, Any]:
+    """The one state dict in it.
 
     ``at`` is the keys that lead to it, with ``/`` between them, or None; ``unread`` is a
     name in the file that was left out, if there is one.
 
     >>> import numpy as np
     >>> state = {"lstm.weight_ih_l0": np.ones((20, 3))}
-    >>> find_state({"model": state, "epoch": 3}, None) == (state, [])
+    >>> find_state({"model": state, "epoch": 3}, None) == state
     True
     """
     if at is not None:
         for keys, state in _mappings(tree):
             if _path(keys) == at:
-                return state, []
+                return state
         known = [_path(keys) for keys, _ in itertools.islice(_mappings(tree), 13) if keys]
         raise InvalidInputError(
             f"at should lead to a dict, as {_list(known) or 'nothing here'} does, but is {at!r}"
         )
-    candidates = ((_path(keys), s) for keys, s in _mappings(tree) if _has_parameters(s))
-    found = list(itertools.islice(candidates, _MOST_STATES))
-    chosen = [held for held in found if any(map(_is_recurrent, held[1]))] or found
+    found = ((_path(keys), state) for keys, state in _mappings(tree) if _has_parameters(state))
+    chosen = list(itertools.islice(found, _MOST_STATES))
     if not chosen and unread:
         raise InteropError(f"it holds {unread!r} and no parameters, and code is not run; {ALONE}")
     if not chosen and isinstance(tree, Mapping):
-        return tree, []
+        return tree
     if not chosen:
         raise InteropError("it holds no dict, and so no state dict; save model.state_dict()")
-    path, state = chosen[0]
     if len(chosen) > 1:
+        path = next((at for at, state in chosen if any(map(_is_recurrent, state))), chosen[0][0])
         several = f"{len(chosen)} state dicts, {_list([path for path, _ in chosen])}"
         raise InteropError(f"it holds {several}; say which one, as in at={path!r}")
-    return state, [other for other, held in found if held is not state]
+    return chosen[0][1]
 
 
 def _is_recurrent(key: Any) -> bool:
@@ -355,26 +354,48 @@ def _told_of(where: str, cell: Any) -> tuple[Any, ...]:
 
 
 _MOST_TO_ORDER = 8  # each is read, and a hostile file may hold any number
-_PLACES = (Embedding, Recurrent, Dense)
 
 
 def infer_order(found: Mapping[str, Module], nonlinearity: str) -> list[Reading]:
-    """An embedding if there is one, the recurrent modules, a linear one if there is one."""
-    few = [*found.values()][:_MOST_TO_ORDER]
-    readings = [read_module(one, nonlinearity) for one in few] if len(few) == len(found) else []
+    """An embedding if there is one, the recurrent modules, a linear one if there is one.
+
+    A state dict has its modules in the order in which they were made, which need not be that in
+    which they run. So sizes have to leave one order alone, and where several modules are recurrent
+    their names have to count it: of an encoder and a decoder, whose sizes often follow each other,
+    one hands its states to the other, and no outputs.
+    """
+    known = [module for module in found.values() if module.known]
+    few, lost = known[:_MOST_TO_ORDER], [str(one) for one in found.values() if not one.known]
+    readings = [read_module(one, nonlinearity) for one in few] if len(few) == len(known) else []
+    rows = [module.name for module in few if module.recurrent]
     orders: list[list[Reading]] = []
     for chosen in itertools.product(*readings):
-        first, row, last = ([r for r in chosen if isinstance(r.layer, kind)] for kind in _PLACES)
-        if row and len(first) < 2 and len(last) < 2:
-            every = ([*first, *middle, *last] for middle in itertools.permutations(row))
+        first = [one for one in chosen if isinstance(one.layer, Embedding)]
+        rest = [one for one in chosen if not isinstance(one.layer, Embedding)]
+        if rows and len(first) < 2 and len(rows) <= len(rest) < len(rows) + 2:
+            every = ([*first, *row] for row in itertools.permutations(rest))
             orders += [order for order in every if _fits(order)]
-    if len(orders) == 1:
-        return orders[0]
+    why = (
+        "the order of the modules is certain only where they fit in one way alone, a linear one "
+        "last, and names count recurrent ones in it"
+    )
+    if lost:
+        more = "; ..." * (len(lost) > _MOST_TO_ORDER)
+        why = f"{'; '.join(lost[:_MOST_TO_ORDER])}{more} cannot be read here, nor where they run"
+    elif len({re.sub(r"\d+", "", name).rstrip("._") for name in rows}) > 1:
+        why = (
+            f"the recurrent modules {_list(rows)} may run one after the other, side by side, or as "
+            "an encoder and a decoder, which are two models"
+        )
+    elif len(orders) == 1:
+        row = [one.layer.name for one in orders[0] if isinstance(one.layer, Recurrent)]
+        last = not any(isinstance(one.layer, Dense) for one in orders[0][:-1])
+        if last and row == sorted(row, key=lambda name: [*map(int, re.findall(r"\d+", name))]):
+            return orders[0]
+    listed = "; ".join(map(str, few)) + "; ..." * (len(few) < len(known))
+    example = repr((rows or ["lstm"])[0][:60])
     raise InteropError(
-        "the order of the modules is certain only where they fit in one way alone; give it, as in "
-        "modules=['embedding', 'lstm', 'head'], where the modules are "
-        + "; ".join(map(str, few))
-        + "; ..." * (len(few) < len(found))
+        f"{why}; say in modules=[...] what runs, as in modules=[{example}], of {listed}"
     )
 
 
