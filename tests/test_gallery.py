@@ -380,7 +380,7 @@ def built(name: str) -> Any:
     """The cell of a case, and the number of its inputs."""
     page, step = CASES[name]
     cell = names(page)[name](UNITS, **(step.__kwdefaults__ or {}))
-    return cell, FEATURES + cell.raw_inputs
+    return cell, FEATURES + cell.raw_size
 
 
 @functools.cache
@@ -403,7 +403,7 @@ def test_a_cell_is_its_equation(name: str, random_like: Any, assert_close: Any) 
     start = [np.zeros(a.shape) for a in jax.eval_shape(lambda: cell.initial_carry((ROWS,)))]
     xs = np.random.default_rng(3).normal(size=(TIME, ROWS, size))
     xs[..., FEATURES:] = np.abs(xs[..., FEATURES:])  # gaps
-    parts = np.split(xs, [FEATURES], -1) if cell.raw_inputs else [xs]
+    parts = np.split(xs, [FEATURES], -1) if cell.raw_size else [xs]
     run = jax.jit(lambda *given: rnnjax.unroll(cell, *given, **MARKS))
     for params in (drawn, begins(page)[name]):
         last, ys = run(params, xs)
@@ -623,7 +623,7 @@ def test_a_cell_learns_from_where_it_begins(name: str) -> None:
     kinds, rng = names(page), np.random.default_rng(seed)
     xs, raw, classes = TASKS[page](rng)
     if name == "gru_d":  # values that are seen at half of the steps, with the time since then
-        cell = rnnjax.Stack([kinds["ImputeCell"](1), kinds["DecayGRUCell"](units, raw_inputs=1)])
+        cell = rnnjax.Stack([kinds["ImputeCell"](1), kinds["DecayGRUCell"](units, features=1)])
         seen, since = rng.random(xs.shape) < 0.5, np.zeros_like(xs)
         for t in range(1, LONG):
             since[t] = raw[0][t] + np.where(seen[t - 1], 0, since[t - 1])

@@ -90,7 +90,8 @@ def with_parameter(shape: tuple[int, ...], new: Any, init: str = "zeros", **more
     def parameters(self: Any, input_size: int) -> dict[str, Param]:
         return Honest.parameters(self, input_size) | {"own": Param(shape, init)}
 
-    def update(self: Any, p: Any, x: Any, carry: Any) -> Any:
+    def update(self: Any, p: Any, x: Any, carry: Any, **raw: Any) -> Any:
+        x = jnp.concatenate([x, *raw.values()], axis=-1)
         return SimpleRNNCarry(new(p["own"], x, carry.hidden))
 
     more = {"coupling": Coupling.CONTRACTING} | more

@@ -56,7 +56,7 @@ def drawn(settings: dict[str, Any]) -> tuple[Any, Any, Any]:
     xs, gaps = jax.random.normal(keys[0], shape), jax.random.exponential(keys[1], shape)
     if settings["cell"] == "GRU-D":
         impute = gallery()["ImputeCell"](features)
-        decay = gallery()["DecayGRUCell"](units, raw_inputs=features)
+        decay = gallery()["DecayGRUCell"](units, features=features)
         cell: Any = rnnjax.Stack([impute, decay])
         seen = jax.random.bernoulli(keys[2], shape=shape).astype(xs.dtype)
         xs = jnp.concatenate([xs, seen, gaps], axis=-1)
