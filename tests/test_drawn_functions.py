@@ -50,8 +50,14 @@ class Drawn:
             shapes["log_decay"] = (*rows, keys) if rng.random() < 0.4 else rows
             if rng.random() < 0.5:
                 shapes["beta"] = rows
-            if rng.random() < 0.5:
+            if rng.random() < 0.4:
                 shapes["erase"] = (*rows, keys) if rng.random() < 0.3 else rows
+            elif rng.random() < 0.5:
+                shapes |= dict.fromkeys(("removal_query", "removal_key"), (*rows, keys))
+            few = int(taken(rng, *(k for k in (1, 2, 3) if heads % k == 0)))
+            for name in ("query", "key", "removal_query", "removal_key"):
+                if name in shapes and (name == "key" or rng.random() < 0.5):
+                    shapes[name] = (steps, *batch, few, keys)
             carry = (*batch, heads, values, keys)
         else:
             units, size = int(rng.integers(1, 5)), int(rng.integers(1, 4))
@@ -86,8 +92,13 @@ class Drawn:
         for name, shape in self.shapes.items():
             numbers = rng.normal(size=shape)
             kind = self.types[name]
-            if name == "key":  # of length 1 at most, so that an erasure never grows a state
+            if name == "key" or name.startswith("removal"):  # so short that no state grows
                 numbers = numbers / np.maximum(1, np.linalg.norm(numbers, axis=-1, keepdims=True))
+                if name == "removal_key":  # along what is read
+                    numbers = arrays["removal_query"].astype(complex if "c" in kind else float)
+                    numbers = numbers[..., : shape[-2], :].conj() / 2
+                    numbers = np.broadcast_to(numbers, shape) if numbers.shape[-2] == 1 else numbers
+                    numbers = np.resize(numbers, shape)
                 if kind in WHOLE:
                     numbers = np.eye(shape[-1])[rng.integers(shape[-1], size=shape[:-1])]
             elif name == "log_decay":
@@ -220,15 +231,23 @@ def matrices_step(state: Any, at: Any) -> Any:
 
 
 def memory_step(state: Any, at: Any) -> Any:
-    key, decay = at["key"], at["log_decay"]
+    heads, decay = state.shape[-3], at["log_decay"]
+
+    def each(name: str) -> Any:
+        return jnp.repeat(at[name], heads // at[name].shape[-2], axis=-2)
+
+    key, query, old = each("key"), each("query"), state
     state = state * jnp.exp(decay if decay.ndim == key.ndim else decay[..., None])[..., None, :]
+    if "removal_key" in at:
+        gone = jnp.einsum("...vk,...k->...v", old, each("removal_query"))
+        state = state - gone[..., None] * each("removal_key")[..., None, :]
     if "erase" in at:
         erase = at["erase"] if at["erase"].ndim == key.ndim else at["erase"][..., None]
         gone = jnp.einsum("...vk,...k->...v", state, erase * key)
         state = state - gone[..., None] * key[..., None, :]
     value = at["value"] * at["beta"][..., None] if "beta" in at else at["value"]
     state = state + value[..., None] * key[..., None, :]
-    return state, jnp.einsum("...vk,...k->...v", state, at["query"])
+    return state, jnp.einsum("...vk,...k->...v", state, query)
 
 
 def agree(found: Any, expected: Any, seed: Any) -> None:

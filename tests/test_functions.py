@@ -155,6 +155,8 @@ def test_without_steps_or_rows(empty):
 
 QUERY, KEY = drawn(1, TIME, ROWS, HEADS, KEYS), drawn(2, TIME, ROWS, HEADS, KEYS)
 UNIT = KEY / np.linalg.norm(KEY, axis=-1, keepdims=True)
+OTHER = drawn(6, TIME, ROWS, HEADS, KEYS)
+OTHER = OTHER / np.linalg.norm(OTHER, axis=-1, keepdims=True)
 VALUE = drawn(3, TIME, ROWS, HEADS, VALUES)
 BY_HEAD, BY_KEY = drawn(4, TIME, ROWS, HEADS), drawn(5, TIME, ROWS, HEADS, KEYS)
 NONE, BETA = np.zeros_like(BY_HEAD), 2 * sigmoid(BY_HEAD)
@@ -171,19 +173,45 @@ MEMORIES = {
     "an erasure by key": Memory(
         QUERY, UNIT, sigmoid(VALUE) * VALUE, -np.exp(BY_KEY), None, sigmoid(BY_KEY + 1)
     ),
-}
+    "RWKV-7 (Peng et al., 2025)": Memory(
+        QUERY, KEY, VALUE, -np.exp(BY_KEY), removal_query=OTHER, removal_key=sigmoid(KEY) * OTHER
+    ),
+    "a removal by head": Memory(
+        QUERY, KEY, VALUE, -np.exp(BY_HEAD), BETA, removal_query=UNIT, removal_key=OTHER / 2
+    ),
+    "Mamba-2 (Dao & Gu, 2024), keys for all": Memory(
+        QUERY[:, :, :1], KEY[:, :, :1], VALUE, -np.exp(BY_HEAD), BETA
+    ),
+    "keys for all, queries for each": Memory(QUERY, UNIT[:, :, :1], VALUE, -np.exp(BY_KEY), BETA),
+    "erasures at keys for all": Memory(
+        QUERY[:, :, :1], UNIT[:, :, :1], VALUE, -np.exp(BY_HEAD), BETA, BETA / 2
+    ),
+    "removals at keys for all": Memory(
+        QUERY, KEY[:, :, :1], VALUE, -np.exp(BY_KEY), BETA,
+        removal_query=UNIT[:, :, :1], removal_key=OTHER / 2,
+    ),
+}  # fmt: skip
 
 
 def memory_step(state, memory: Memory):
-    """``S' = S A (I - (e k) k^T) + beta v k^T``, read by the query."""
-    query, key, value, decay, beta, erase, _ = memory
-    decay = decay if decay.ndim == key.ndim else decay[..., None]
+    """``S' = S A (I - (e k) k^T) + beta v k^T``, or ``S (A - r w^T)``, read by the query."""
+    heads = state.shape[-3]
+    key, beta, erase = memory.key, memory.beta, memory.erase
+    decay = memory.log_decay if memory.log_decay.ndim == key.ndim else memory.log_decay[..., None]
+
+    def each(vectors):  # of what heads share, one for each of them
+        return jnp.repeat(vectors, heads // vectors.shape[-2], axis=-2)
+
+    query, key, old = each(memory.query), each(key), state
     state = state * jnp.exp(decay)[..., None, :]
+    if memory.removal_key is not None:
+        gone = jnp.einsum("...vk,...k->...v", old, each(memory.removal_query))
+        state = state - gone[..., None] * each(memory.removal_key)[..., None, :]
     if erase is not None:
         erase = erase if erase.ndim == key.ndim else erase[..., None]
         gone = jnp.einsum("...vk,...k->...v", state, erase * key)
         state = state - gone[..., None] * key[..., None, :]
-    value = value if beta is None else beta[..., None] * value
+    value = memory.value if beta is None else beta[..., None] * memory.value
     state = state + value[..., None] * key[..., None, :]
     return state, jnp.einsum("...vk,...k->...v", state, query)
 
@@ -193,7 +221,7 @@ def memory_step(state, memory: Memory):
 def test_a_matrix_memory(name, reverse, assert_close):
     given = MEMORIES[name], drawn(8, ROWS, HEADS, VALUES, KEYS)
     methods = [rnnjax.Auto() if reverse else rnnjax.Parallel(5)]
-    if name == "an erasure by key":  # of the steps the one that no cell of the laws takes
+    if "by key" in name or "remov" in name or "for all" in name:  # which no cell of the laws takes
         methods.append(rnnjax.Scan())
 
     def ours(method, given):
@@ -317,9 +345,12 @@ NO_MEMORY = r"must be a rnnjax\.Memory with query"
         (MEMORY._replace(value=VALUE[:-1]), {}, "value must have shape .* check its axes"),
         (MEMORY._replace(beta=BY_KEY), {}, "beta must have shape"),
         (MEMORY._replace(log_beta=BY_HEAD), {}, "no log_beta"),
+        (MEMORY._replace(removal_key=KEY), {}, "removal_query and removal_key both or neither"),
+        (MEMORY._replace(removal_key=KEY, removal_query=KEY), {}, "and erase in their place"),
+        (MEMORY._replace(value=VALUE[:, :, :1]), {}, "heads that divide those of the value"),
         *((wrong, {}, NO_MEMORY) for wrong in (MEMORY._asdict(), QUERY, MEMORY._replace(key=None))),
     ],
-    ids=range(13),
+    ids=range(16),
 )
 def test_what_is_refused(given, options, message):
     with pytest.raises(InvalidInputError, match=message):

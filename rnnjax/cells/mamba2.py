@@ -90,8 +90,8 @@ class Mamba2Cell(MatrixCell[MatrixCarry]):
         delta, u, b, c = self.parts(x)
         delta = jax.nn.softplus(delta + params["step_bias"].astype(x.dtype))
         log_decay = -delta * jnp.exp(params["log_decay"].astype(x.dtype))
-        b, c = (jnp.repeat(part[..., None, :], self.heads, axis=-2) for part in (b, c))
-        return Memory(c, b, in_heads(u, self.heads), log_decay, beta=delta)
+        u = in_heads(u, self.heads)
+        return Memory(c[..., None, :], b[..., None, :], u, log_decay, beta=delta)
 
     def recall(self, params: Params, x: jax.Array, read: jax.Array, stabilizer: Any) -> jax.Array:
         """Compute the output by the third equation of the class."""

@@ -30,13 +30,19 @@ class Memory(NamedTuple):
     r"""The write and the read of one step for each head, as `rnnjax.Cell.memory` declares them.
 
     .. math::
-        S' = S A \, (I - (e \odot k) \, k^\top) + \beta \, v k^\top, \qquad \text{read } S' q
+        S' = S \, (A - r w^\top) + \beta \, v k^\top, \qquad \text{read } S' q
 
-    with :math:`A` diagonal or a scalar. Everything is computed from the inputs alone.
+    with :math:`A` diagonal or a scalar. With ``erase`` it is :math:`S' = S A \, (I - (e \odot k) \,
+    k^\top) + \beta \, v k^\top`: what is removed lies at the key that is written. Everything is
+    computed from the inputs alone.
+
+    Values have a memory for each of their ``heads``. Keys, and any other array, may have fewer,
+    ``key_heads``, a divisor of these: value head ``h`` then uses key head ``h // (heads /
+    key_heads)``, and the products of queries and keys are made once for all heads of a group.
 
     Attributes:
         query: :math:`q` ``(*batch, heads, key_size)``.
-        key: :math:`k`, of that shape.
+        key: :math:`k` ``(*batch, key_heads, key_size)``.
         value: :math:`v` ``(*batch, heads, value_size)``.
         log_decay: :math:`\log A`, ``-inf`` to forget all: ``(*batch, heads)``, or ``(*batch, heads,
             key_size)`` for one decay per key entry.
@@ -46,6 +52,9 @@ class Memory(NamedTuple):
         log_beta: :math:`\log \beta` instead of ``beta``, of any magnitude, also ``-inf``. The carry
             must be a `StabilizedCarry`, whose stabilizer :math:`m' = \max(\log A + m, \log \beta)`
             bounds the exponentials, and ``log_decay`` must be ``(*batch, heads)``.
+        removal_query: :math:`r` ``(*batch, heads, key_size)``, where the old memory is read; with
+            ``removal_key``, and instead of ``erase``.
+        removal_key: :math:`w`, of that shape, from where what was read is taken away.
     """
 
     query: jax.Array
@@ -55,11 +64,22 @@ class Memory(NamedTuple):
     beta: jax.Array | None = None
     erase: jax.Array | None = None
     log_beta: jax.Array | None = None
+    removal_query: jax.Array | None = None
+    removal_key: jax.Array | None = None
 
     @property
     def by_key(self) -> bool:
         """Whether each key entry has its own decay."""
         return self.log_decay.ndim == self.key.ndim
+
+    def grouped(self) -> "Memory":
+        """Split the axis of heads into ``(key_heads, group)``; what a group shares has 1 of these.
+
+        The products of what it shares with what each of its heads has are then those of matrices
+        with a broadcast axis.
+        """
+        axis = self.key.ndim - 2
+        return jax.tree.map(lambda leaf: in_groups(leaf, axis, self.key.shape[axis]), self)
 
     def widened(self, state: jax.Array) -> "Memory":
         """Cast all arrays to the type in which a state is computed, with finite decays."""
@@ -76,24 +96,43 @@ class Memory(NamedTuple):
         """Rescale the step for a memory divided by the exponentials of these stabilizers."""
         log_beta = self.log_beta
         assert log_beta is not None
-        beta = jnp.exp(log_beta - after)
-        return self._replace(log_decay=self.log_decay + before - after, beta=beta, log_beta=None)
+        beta, removal_key = jnp.exp(log_beta - after), self.removal_key
+        if removal_key is not None:
+            removal_key = jnp.exp(before - after)[..., None] * removal_key
+        return self._replace(
+            log_decay=self.log_decay + before - after,
+            beta=beta,
+            log_beta=None,
+            removal_key=removal_key,
+        )
 
 
 register_namedtuple_serialization(Memory, serialized_name="rnnjax.Memory")
 
 
+def in_groups(leaf: jax.Array, axis: int, groups: int) -> jax.Array:
+    """Split an axis into ``(groups, rest)``."""
+    shape = leaf.shape
+    return leaf.reshape(*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :])
+
+
 def remembered(memory: Memory, carry: Any) -> tuple[Any, jax.Array, jax.Array | None]:
     """Return one step's new carry, read ``(*batch, heads, value_size)``, and stabilizer or None."""
-    memory, stabilizer = memory.widened(carry.memory), None
+    shape, axis, key_heads = carry.memory.shape, memory.key.ndim - 2, memory.key.shape[-2]
+    memory, stabilizer = memory.widened(carry.memory).grouped(), None
     if memory.log_beta is not None:
-        before = carry.stabilizer
+        before = in_groups(carry.stabilizer, axis, key_heads)
         stabilizer = jnp.maximum(memory.log_decay + before, memory.log_beta)
         memory = memory.stabilized(before, stabilizer)
+        stabilizer = stabilizer.reshape(carry.stabilizer.shape)
     query, key = memory.query[..., None, :], memory.key[..., None, :]
     decay = memory.log_decay if memory.by_key else memory.log_decay[..., None]
-    state = jnp.exp(decay)[..., None, :] * carry.memory
+    old = in_groups(carry.memory, axis, key_heads)
+    state = jnp.exp(decay)[..., None, :] * old
     written = memory.value if memory.beta is None else memory.beta[..., None] * memory.value
+    if memory.removal_query is not None and memory.removal_key is not None:
+        removed = (old * memory.removal_query[..., None, :]).sum(-1, keepdims=True)
+        state = state - removed * memory.removal_key[..., None, :]
     if memory.erase is not None:
         erase = memory.erase
         if erase.ndim == memory.key.ndim:
@@ -101,8 +140,10 @@ def remembered(memory: Memory, carry: Any) -> tuple[Any, jax.Array, jax.Array | 
         else:  # a product fewer for each key
             written = written - erase[..., None] * (state * key).sum(-1)
     state = state + written[..., None] * key
-    new = MatrixCarry(state) if stabilizer is None else StabilizedCarry(state, stabilizer)
-    return new, (state * query).sum(-1), stabilizer
+    read = (state * query).sum(-1).reshape(shape[:-1])
+    new = state.reshape(shape)
+    new = MatrixCarry(new) if stabilizer is None else StabilizedCarry(new, stabilizer)
+    return new, read, stabilizer
 
 
 def joined(read: jax.Array) -> jax.Array:

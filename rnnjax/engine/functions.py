@@ -154,15 +154,16 @@ def matrix_memory(
     r"""Compute the last state of a matrix memory, and the reads of all steps.
 
     .. math::
-        S_t = S_{t-1} A_t \, (I - (e_t \odot k_t) \, k_t^\top) + \beta_t \, v_t k_t^\top, \qquad
-        y_t = S_t q_t
+        S_t = S_{t-1} \, (A_t - r_t w_t^\top) + \beta_t \, v_t k_t^\top, \qquad y_t = S_t q_t
 
-    It is linear attention with decays, or with ``erase`` the gated delta rule (Yang et al., 2024).
-    It runs chunks of steps as matrix products. For several writes per step, as in DeltaProduct,
-    pass as many steps and use the read of the last.
+    It is linear attention with decays, with ``erase`` the gated delta rule (Yang et al., 2024), and
+    with a key of removal RWKV-7 (Peng et al., 2025): `rnnjax.Memory` has all forms. It runs chunks
+    of steps as matrix products. For several writes per step, as in DeltaProduct, pass as many steps
+    and use the read of the last.
 
     Args:
-        memory: arrays of all steps, each ``(time, *batch, heads, ...)``, without ``log_beta``.
+        memory: arrays of all steps, each ``(time, *batch, heads, ...)``, without ``log_beta``. The
+            heads of keys and queries may be a divisor of those of the values, which share them.
         carry: the state before the first step, ``(*batch, heads, value_size, key_size)``; zeros by
             default.
         lengths: as in `unroll`.
@@ -195,21 +196,14 @@ def matrix_memory(
             "memory must have no log_beta, whose stabilizer belongs to a cell, but has one; give "
             "beta, or write a cell with a memory"
         )
-    rows, key_size = given["key"].shape[:-1], given["key"].shape[-1]
-    fits = {"query": (key_size,), "key": (key_size,), "value": given["value"].shape[-1:]}
-    for name, x in given.items():
-        some = [fits[name]] if name in fits else [(), (key_size,)][: 1 + (name != "beta")]
-        if x.shape not in [(*rows, *last) for last in some] or len(rows) < 2:
-            raise InvalidInputError(
-                f"{name} must have shape {' or '.join(str((*rows, *last)) for last in some)}, "
-                f"(time, *batch, heads, ...) as the key, but has {x.shape}; check its axes"
-            )
+    _check_memory(given)
+    rows, heads = given["key"].shape[:-2], given["value"].shape[-2]
     if method.along.name is not None:
         raise InvalidInputError(
             f"axis_name must be None, for a memory is not handed on between devices, but is "
             f"{method}; leave it out"
         )
-    shape = *rows[1:], given["value"].shape[-1], key_size
+    shape = *rows[1:], heads, given["value"].shape[-1], given["key"].shape[-1]
     if carry is None:
         carry = MatrixCarry(jnp.zeros(shape, jnp.float32))
     check_instance("carry", carry, MatrixCarry, "a MatrixCarry, as is returned")
@@ -222,6 +216,33 @@ def matrix_memory(
     order, *marks = _Order.of(given["key"][..., 0], lengths, mask, resets, reverse, method)
     state = state.astype(state_type(given, state))
     return _memory(order, Memory(**given), state, *marks)
+
+
+def _check_memory(given: dict[str, jax.Array]) -> None:
+    """Raise unless the arrays of a memory fit each other."""
+    (*rows, keys, size), values = given["key"].shape, given["value"].shape[-2:]
+    if len(values) < 2 or not keys or values[0] % keys:
+        raise InvalidInputError(
+            f"the key must be (time, *batch, key_heads, key_size), with heads that divide those of "
+            f"the value, but has {given['key'].shape}, and the value {given['value'].shape}; check "
+            "their axes"
+        )
+    few, whole = [(*rows, k) for k in {keys: None, values[0]: None}], (*rows, values[0])
+    fits = dict.fromkeys(("query", "removal_query", "removal_key"), [(*f, size) for f in few])
+    fits |= {"key": [(*rows, keys, size)], "value": [(*whole, values[1])], "beta": [whole]}
+    fits |= dict.fromkeys(("log_decay", "erase"), [whole, (*whole, size)])
+    for name, x in given.items():
+        if x.shape not in fits[name] or not rows:
+            raise InvalidInputError(
+                f"{name} must have shape {' or '.join(map(str, fits[name]))}, (time, *batch, heads, "
+                f"...) as the key and the value, but has {x.shape}; check its axes"
+            )
+    removal = "removal_query" in given, "removal_key" in given
+    if removal[0] != removal[1] or (removal[0] and "erase" in given):
+        raise InvalidInputError(
+            "memory must have removal_query and removal_key both or neither, and erase in their "
+            f"place, but has {', '.join(given)}; leave one out"
+        )
 
 
 @functools.partial(jax.jit, static_argnums=0)

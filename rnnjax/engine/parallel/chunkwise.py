@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.cells.matrix import MatrixCarry, Memory, StabilizedCarry
+from rnnjax.cells.matrix import MatrixCarry, Memory, StabilizedCarry, in_groups
 from rnnjax.engine.core.masking import Steps, expand, without, zero_masked
 from rnnjax.engine.parallel.linear_recurrence import shift
 
@@ -23,21 +23,28 @@ _product = functools.partial(jnp.matmul, precision="highest")
 class _Chunk(NamedTuple):
     """The matrices of a chunk, computed from its inputs; axes (chunks, *rows, heads) come first.
 
+    With one decay for each key entry, queries and keys hold the decays. With one for each head the
+    results do, so that heads which share queries and keys share these products too.
+
     Attributes:
-        reads: ``(steps, steps)``, the weight of each written value in the read of each step.
-        query: ``(steps, key_size)``, decayed, for reads of the memory before the chunk.
-        value: ``(steps, value_size)``, the written values.
-        erased: ``(steps, key_size)``, reads of that memory for the delta rule; else None.
-        key: ``(steps, key_size)``, decayed to the end of the chunk.
+        reads: ``(steps, writes)``, the weight of each written value in the read of each step.
+        query: ``(steps, key_size)``, for reads of the memory before the chunk.
+        since: ``(steps, 1)``, the decay of these reads, or 1.
+        value: ``(writes, value_size)``, the written values.
+        erased: ``(writes, key_size)``, reads of that memory that are taken away; else None.
+        key: ``(writes, key_size)``.
+        until: ``(writes, 1)``, the decay of the written values to the end of the chunk, or 1.
         keeps: ``(1 or key_size)``, the decay of that memory over the chunk.
         begun: ``(steps,)``, whether a reset lies between the start of the chunk and the step.
     """
 
     reads: jax.Array
     query: jax.Array
+    since: Any
     value: jax.Array
     erased: jax.Array | None
     key: jax.Array
+    until: Any
     keeps: jax.Array
     begun: jax.Array
 
@@ -52,7 +59,7 @@ class Matrices:
 
     Args:
         length: the steps of a chunk.
-        rows: the number of axes before the heads, time included.
+        rows: the number of axes before the heads of a group, with time and the heads of the keys.
     """
 
     length: int
@@ -60,8 +67,13 @@ class Matrices:
 
     def run(self, memory: Memory, carry: Any, start: Any, valid: Any, resets: Any) -> Any:
         """Return the reads of each step, the stabilizers or None, and the last carry."""
-        num_steps, memory = memory.key.shape[0], memory.widened(carry.memory)
-        stabilizers, last_stabilizer = None, None
+        num_steps, key_heads = memory.key.shape[0], memory.key.shape[-2]
+        memory, given = memory.widened(carry.memory).grouped(), carry
+        carry, start = jax.tree.map(
+            lambda leaf: in_groups(leaf, self.rows - 2, key_heads), (carry, start)
+        )
+        valid, resets = (None if m is None else m[..., None] for m in (valid, resets))
+        stabilizers = None
         memory = memory if valid is None else _held(memory, valid)
         if memory.log_beta is not None:
             stabilizers = self._stabilizers(memory, carry, start, resets)
@@ -69,7 +81,6 @@ class Matrices:
             if resets is not None:
                 before = jnp.where(resets[..., None], start.stabilizer, before)
             memory = memory.stabilized(before, stabilizers)
-            last_stabilizer = stabilizers[-1]
         begin = None if resets is None else start.memory
         chunk = self._chunk(memory, begin, resets)
         state, starts = jax.lax.scan(
@@ -81,11 +92,13 @@ class Matrices:
         found = chunk.query @ starts.mT
         if begin is not None:
             found = jnp.where(chunk.begun[..., None], chunk.query @ begin.mT, found)
-        reads = self._joined(chunk.reads @ value + found)[:num_steps]
-        new = MatrixCarry(state)
-        if last_stabilizer is None:
-            return reads, None, new
-        return reads, stabilizers, StabilizedCarry(state, last_stabilizer)
+        reads = self._joined(chunk.reads @ value + chunk.since * found)[:num_steps]
+        reads = reads.reshape(num_steps, *given.memory.shape[:-1])
+        last = state.reshape(given.memory.shape)
+        if stabilizers is None:
+            return reads, None, MatrixCarry(last)
+        stabilizers = stabilizers.reshape(num_steps, *given.stabilizer.shape)
+        return reads, stabilizers, StabilizedCarry(last, stabilizers[-1])
 
     def _over(self, state: jax.Array, at: Any, begin: Any) -> tuple[jax.Array, jax.Array]:
         """Return the memory after a chunk, and the memory before it."""
@@ -128,39 +141,59 @@ class Matrices:
     def _chunk(self, memory: Memory, begin: Any, resets: Any) -> _Chunk:
         """Compute the matrices of all chunks at once."""
         query, key, value = (self._cut(x) for x in (memory.query, memory.key, memory.value))
-        beta, erase = memory.beta, memory.erase
-        sums, whole, cut = self._sums(memory.log_decay, resets)
+        value = value if memory.beta is None else self._cut(memory.beta)[..., None] * value
+        by_key, log_decay = memory.by_key, memory.log_decay
+        sums, whole, cut = self._sums(log_decay, resets)
         cut = _lower(self.length) & cut
-        by_key = memory.by_key
-        if not by_key:
-            whole = whole[..., None]
-        marks = cut[..., None] if by_key else cut
-        decays = jnp.exp(jnp.where(marks, sums, -jnp.inf))
-        keeps = jnp.exp(whole)
+        decays, keeps = _decays(sums, cut, by_key), jnp.exp(whole if by_key else whole[..., None])
 
-        def across(one: jax.Array) -> jax.Array:
+        def across(one: jax.Array, key: jax.Array, decays: jax.Array) -> jax.Array:
             """Multiply each step's vectors with the decayed keys of earlier steps."""
             if by_key:
                 return jnp.einsum("...td,...sd,...tsd->...ts", one, key, decays)
             return (one @ key.mT) * decays
 
         begun = jnp.zeros(key.shape[:-1], bool) if resets is None else self._begun(resets)
-        value = value if beta is None else self._cut(beta)[..., None] * value
-        erased = None
-        if erase is not None:
-            part = self._cut(erase)
-            part = part if erase.ndim == memory.key.ndim else part[..., None]
-            seen = part * keeps * key
-            if begin is not None:
-                value = value - jnp.where(begun[..., None], seen @ begin.mT, 0)
-                seen = jnp.where(begun[..., None], 0, seen)
-            below = jnp.tril(across(part * key), -1)
-            both = jnp.concatenate([value, seen], axis=-1)
-            value, erased = jnp.split(unit_lower_solve(below, both), [value.shape[-1]], axis=-1)
+        reads, erased, away = across(query, key, decays), None, None
         end = decays[..., -1, :, :] if by_key else decays[..., -1, :, None]
-        return _Chunk(
-            across(query), keeps * query, value, erased, end * key, keeps[..., -1, :], begun
-        )
+        if memory.erase is not None or memory.removal_key is not None:
+            if memory.erase is not None:
+                # What a step erases and what it writes lie at one key. So they are one value, and
+                # it is read after the decay of the step.
+                part = self._cut(memory.erase)
+                if memory.erase.ndim == memory.key.ndim:
+                    below = across(part * key, key, decays)
+                else:
+                    part = part[..., None]
+                    below = part * across(key, key, decays)
+                below, seen, target = jnp.tril(below, -1), part * keeps * key, value
+            else:
+                # What is removed is a second, negative value of the step, at a key of its own. It
+                # is read before the decay of the step: sums and products up to the step before.
+                assert memory.removal_query is not None and memory.removal_key is not None
+                at, away = self._cut(memory.removal_query), self._cut(memory.removal_key)
+                strict, decay = jnp.tril(cut, -1), self._cut(log_decay)
+                before = strict.astype(decay.dtype) @ (decay if by_key else decay[..., None])
+                earlier = _decays(jnp.roll(sums, 1, -3 if by_key else -2), strict, by_key)
+                below, seen = across(at, away, earlier), jnp.exp(before) * at
+                target = -across(at, key, earlier) @ value
+            if begin is not None:
+                target = target - jnp.where(begun[..., None], seen @ begin.mT, 0)
+                seen = jnp.where(begun[..., None], 0, seen)
+            solved = unit_lower_solve(below, jnp.concatenate([target, seen], axis=-1))
+            target, erased = jnp.split(solved, [target.shape[-1]], axis=-1)
+            if away is None:
+                value = target
+            else:
+                reads = jnp.concatenate([reads, across(query, away, decays)], axis=-1)
+                value = jnp.concatenate([value, target], axis=-2)
+                erased = jnp.concatenate([jnp.zeros_like(erased), erased], axis=-2)
+                key = jnp.concatenate(jnp.broadcast_arrays(key, away), axis=-2)
+                end = jnp.concatenate([end, end], axis=-2)
+        since, until = (1, 1) if by_key else (keeps, end)
+        if by_key:
+            query, key = keeps * query, end * key
+        return _Chunk(reads, query, since, value, erased, key, until, keeps[..., -1, :], begun)
 
     def _sums(self, decay: jax.Array, resets: Any) -> tuple[jax.Array, jax.Array, Any]:
         """Sum log decays between each two steps of a chunk, and from its start to each step.
@@ -205,8 +238,8 @@ class Matrices:
 
 def _ends(chunk: _Chunk) -> Any:
     """Return the arrays that the recurrence between chunks reads."""
-    written = chunk.value.mT @ chunk.key
-    erased = None if chunk.erased is None else chunk.erased.mT @ chunk.key
+    written = (chunk.until * chunk.value).mT @ chunk.key
+    erased = None if chunk.erased is None else (chunk.until * chunk.erased).mT @ chunk.key
     return chunk.keeps, written, erased, chunk.begun[..., -1]
 
 
@@ -219,7 +252,13 @@ def _held(memory: Memory, valid: jax.Array) -> Memory:
     return memory._replace(
         value=held(memory.value, 0), log_decay=held(memory.log_decay, 0),
         erase=held(memory.erase, 0), log_beta=held(memory.log_beta, -jnp.inf),
+        removal_key=held(memory.removal_key, 0),
     )  # fmt: skip
+
+
+def _decays(sums: jax.Array, marks: jax.Array, by_key: bool) -> jax.Array:
+    """Return the decay between two steps from its logarithm; zeros where none is marked."""
+    return jnp.exp(jnp.where(marks[..., None] if by_key else marks, sums, -jnp.inf))
 
 
 def _lower(length: int) -> jax.Array:
@@ -348,7 +387,7 @@ def run_memory(
     valid, resets = (None if m is None else expand(m, whole) & whole for m in steps.per_step[:2])
     # Only the arguments are saved, as many numbers as the inputs. XLA may merge both passes: kept
     # separate, a gradient takes 1.2 to 1.7 times as long.
-    run = jax.checkpoint(Matrices(length, rows).run, prevent_cse=False)
+    run = jax.checkpoint(Matrices(length, rows + 1).run, prevent_cse=False)
     memory, old, spoils, lost = _finite(memory, carry, resets, rows)
     reads, stabilizers, last = run(memory, old, steps.start, valid, resets)
     reads = jnp.where(expand(lost, reads), jnp.nan, reads * expand(spoils, reads))
