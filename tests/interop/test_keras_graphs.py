@@ -274,6 +274,7 @@ def random_graph(seed: int, of: Any = keras, more: bool = False) -> Callable[...
             lambda a, b: layers.BatchNormalization()(layers.SpatialDropout1D(0.5)(a)),
             lambda a, b: layers.Activation("softplus")(layers.ReLU(max_value=6)(a)),
             lambda a, b: layers.Softmax()(layers.Conv1D(3, 1)(a)),  # which ends a mask
+            lambda a, b: layers.Masking(0.5)(a),  # refused where there is a mask before
             lambda a, b: layers.AveragePooling1D(2)(
                 layers.Concatenate(axis=1)([a, layers.Dense(3)(a)])
             ),
