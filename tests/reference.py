@@ -293,10 +293,9 @@ def rglru(p: Any, x: Array, o: Options, h: Array) -> Any:
 
 
 def temporal_conv(p: Any, x: Array, o: Options, *window: Array) -> Any:
-    """A causal convolution of each channel of W x + b: ``y_t = sum_j k_j u_(t - 3 + j) + d``."""
-    seen = (x @ p["kernel"] + p.get("bias", 0), *window)
-    y = sum(k * u for k, u in zip(p["taps"][::-1], seen, strict=True))
-    return *seen[:3], y + p.get("taps_bias", 0)
+    """A causal convolution of each channel of W x + b: ``y_t = sum_j k_j u_(t-n+1+j) + d``."""
+    seen = np.concatenate([window[0], (x @ p["kernel"] + p.get("bias", 0))[..., None, :]], -2)
+    return seen[..., 1:, :], (p["taps"] * seen).sum(-2) + p.get("taps_bias", 0)
 
 
 def s6(p: Any, x: Array, o: Options, s: Array) -> Any:

@@ -23,7 +23,7 @@ from rnnjax.testing import _coupling_holds
 UPDATES = {n: cell for n, cell in CELLS.items() if cell.carry is not None and not cell.has_memory}
 UPDATES |= {"own-past": OwnPastCell(5), "own-past-linear": OwnPastCell(5, linear=True)}
 # Of which more holds than is promised, as the class says why.
-WITHHELD = {"temporal-conv", "layernorm-gru"}
+WITHHELD = {"layernorm-gru"}
 
 
 @pytest.mark.parametrize("name", UPDATES)

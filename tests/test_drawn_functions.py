@@ -94,13 +94,12 @@ class Drawn:
             kind = self.types[name]
             if name == "key" or name.startswith("removal"):  # so short that no state grows
                 numbers = numbers / np.maximum(1, np.linalg.norm(numbers, axis=-1, keepdims=True))
-                if name == "removal_key":  # along what is read
-                    numbers = arrays["removal_query"].astype(complex if "c" in kind else float)
-                    numbers = numbers[..., : shape[-2], :].conj() / 2
-                    numbers = np.broadcast_to(numbers, shape) if numbers.shape[-2] == 1 else numbers
-                    numbers = np.resize(numbers, shape)
+                if name == "removal_key":
+                    numbers = numbers * min(0.5, 5 / max(1, self.steps))
                 if kind in WHOLE:
                     numbers = np.eye(shape[-1])[rng.integers(shape[-1], size=shape[:-1])]
+                    if name == "removal_key":
+                        numbers *= self.steps < 20
             elif name == "log_decay":
                 numbers = -forget * rng.random(shape)
                 if rng.random() < 0.2:

@@ -327,6 +327,104 @@ def test_a_memory_is_computed_in_the_precision_of_the_method():
     assert "HIGHEST" not in text()
 
 
+@pytest.mark.parametrize("lowest", [0.0, 1e-40])
+def test_rates_of_zero_in_rwkv_7(lowest):
+    """Where its two steps in the place of one divided by the rates."""
+    rng = np.random.default_rng(0)
+    rate = rng.random((TIME, ROWS, HEADS, KEYS))
+    rate[::3] = lowest
+    with np.errstate(divide="ignore"):
+        decay = np.log(rate)
+    memory = MEMORIES["RWKV-7 (Peng et al., 2025)"]._replace(log_decay=decay)
+    start = drawn(8, ROWS, HEADS, VALUES, KEYS)
+    last, expected = jax.lax.scan(memory_step, start, memory)
+    for method in (rnnjax.Auto(), rnnjax.Scan(), rnnjax.Parallel(5)):
+        carry, reads = matrix_memory(memory, MatrixCarry(start), method=method)
+        np.testing.assert_allclose(reads, expected, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(carry.memory, last, rtol=0, atol=1e-12)
+    for cut in (1, 9):
+        parts = [jax.tree.map(lambda x, s=s: x[s], memory) for s in (np.s_[:cut], np.s_[cut:])]
+        carry, first = matrix_memory(parts[0], MatrixCarry(start))
+        _, rest = matrix_memory(parts[1], carry)
+        np.testing.assert_allclose(jnp.concatenate([first, rest]), expected, rtol=0, atol=1e-12)
+
+
+# ---- convolutions over the steps before
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("marked", ["lengths", "mask", "none"])
+@pytest.mark.parametrize("taps", [1, 4])
+def test_a_causal_convolution(taps, marked, reverse, assert_close):
+    shapes = (TIME, ROWS, KEYS), (taps, KEYS), (KEYS,), (ROWS, taps - 1, KEYS)
+    given = tuple(drawn(i, *shape) for i, shape in enumerate(shapes))
+    marks = {"reverse": reverse}
+    valid, again = np.ones((TIME, ROWS), bool), np.zeros((TIME, ROWS), bool)
+    if marked != "none":
+        marks["resets"] = again = resets()
+    if marked == "lengths":
+        marks["lengths"], valid = LENGTHS, np.arange(TIME)[:, None] < LENGTHS
+    if marked == "mask":
+        marks["mask"] = valid = np.random.default_rng(7).random((TIME, ROWS)) < 0.6
+    borders = np.roll(again, -1, axis=0) if reverse else again
+    borders[-1] &= not reverse
+
+    def plain(given):
+        xs, taps, bias, window = given
+
+        def step(window, at):
+            x, valid, border = at
+            window = jnp.where(border[:, None, None], 0, window)
+            seen = jnp.concatenate([window, x[:, None]], axis=1)
+            window = jnp.where(valid[:, None, None], seen[:, 1:], window)
+            return window, jnp.where(valid[:, None], (taps * seen).sum(1) + bias, 0)
+
+        return jax.lax.scan(step, window, (xs, valid, borders), reverse=reverse)
+
+    def ours(given):
+        return rnnjax.causal_convolution(*given, **marks)
+
+    compared([ours], plain, given, assert_close)
+
+
+def test_a_convolution_is_cut_anywhere_and_equals_the_cell(assert_close):
+    xs = drawn(1, TIME, ROWS, KEYS)
+    cell = rnnjax.TemporalConvCell(KEYS, taps=3)
+    params = cell.init(jax.random.key(0), KEYS) | {"kernel": np.eye(KEYS)}
+    taps, bias = params["taps"], params["taps_bias"] + 1
+    params |= {"taps_bias": bias}
+    whole = rnnjax.causal_convolution(xs, taps, bias)
+    carry, first = rnnjax.causal_convolution(xs[:1], taps, bias)
+    carry, rest = rnnjax.causal_convolution(xs[1:], taps, bias, carry)
+    assert_close((carry, jnp.concatenate([first, rest])), whole, 1e-12)
+    last, ys = rnnjax.unroll(cell, params, xs)
+    assert_close((last.window, ys), whole, 1e-6)
+    short = (jnp.bfloat16(x) for x in (xs, taps))
+    assert rnnjax.causal_convolution(*short)[1].dtype == jnp.float32
+    assert rnnjax.causal_convolution(xs[:0], taps, carry=carry)[0] is not None
+    time, rows = jax.export.symbolic_shape("time, rows")
+    shaped = [jax.ShapeDtypeStruct(s, "float64") for s in ((time, rows, KEYS), taps.shape)]
+    program = jax.export.export(jax.jit(rnnjax.causal_convolution), platforms=("cpu", "tpu"))(
+        *shaped
+    )
+    wide = jnp.asarray(taps, "float64")
+    assert_close(program.call(xs, wide), rnnjax.causal_convolution(xs, wide), 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (((4, 2, 3), (2, 4)), r"taps must be \(n, features\).* has \(2, 4\)"),
+        (((4, 2, 3), (0, 3)), "taps must be"),
+        (((4, 2, 3), (2, 3), (4,)), r"bias must have shape \(3,\)"),
+        (((4, 2, 3), (2, 3), (3,), (2, 2, 3)), r"carry must have shape \(2, 1, 3\)"),
+    ],
+)
+def test_what_a_convolution_refuses(given, message):
+    with pytest.raises(InvalidInputError, match=message):
+        rnnjax.causal_convolution(*map(jnp.zeros, given))
+
+
 REAL, MATRICES = FORMS["real"], FORMS["matrices"]
 MEMORY = MEMORIES["DeltaNet (Schlag et al., 2021)"]
 NO_MEMORY = r"must be a rnnjax\.Memory with query"

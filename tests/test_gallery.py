@@ -190,6 +190,12 @@ class Matrix:
         S = S @ diagonal(f) + outer(v, 1 - f)
         return S, applied(S, q)
 
+    def RWKV7Cell(p, x, S):
+        r, d, k, v, kappa, a = heads(p, x, 6)
+        decay, kappa = np.exp(-np.exp(-0.5) * sigmoid(d)), unit(kappa)
+        S = S @ (diagonal(decay) - outer(kappa, sigmoid(a) * kappa)) + outer(v, k)
+        return S, applied(S, r)
+
     def DeltaNetCell(p, x, S, *, most=2.0):
         q, k, v, b = heads(p, x, 4)
         q, k, beta = unit(silu(q)), unit(silu(k)), most * sigmoid(scalar(b))
@@ -354,18 +360,21 @@ CASES = {
 }
 # Those without a cell, or in two of them, each with a test of its own.
 FUNCTIONS = {
-    "delta_product": "matrix", "rwkv7": "matrix", "ImputeCell": "time", "DecayGRUCell": "time",
+    "delta_product": "matrix", "ImputeCell": "time", "DecayGRUCell": "time",
     "legendre_memory": "linear", "griffin": "linear", "reservoir": "dynamics",
 }  # fmt: skip
 
 
-def loop(step: Any, start: Any, arrays: Any) -> Any:
-    """The last state of a step of NumPy, and all its outputs, with the resets and lengths."""
+def loop(step: Any, start: Any, arrays: Any, first: Any = None) -> Any:
+    """The last state of a step of NumPy, and all its outputs, with the resets and lengths.
+
+    A reset sets the state to ``start``, and it begins with ``first``, by default with that too.
+    """
 
     def choose(mark: Any, one: Any, other: Any) -> Any:
         return np.where(np.reshape(mark, (ROWS, *[1] * (np.ndim(one) - 1))), one, other)
 
-    state, ys = start, []
+    state, ys = start if first is None else first, []
     for t in range(TIME):
         state = [choose(MARKS["resets"][t], a, s) for a, s in zip(start, state, strict=True)]
         new = step(*(array[t] for array in arrays), *state)
@@ -417,24 +426,19 @@ def delta_product(q: Any, keys: Any, values: Any, betas: Any, S: Any) -> Any:
     return S, applied(S, q)
 
 
-def rwkv7(r: Any, w: Any, k: Any, v: Any, kappa: Any, a: Any, S: Any) -> Any:
-    S = S @ (diagonal(w) - outer(unit(kappa), a * unit(kappa))) + outer(v, k)
-    return S, applied(S, r)
-
-
 HEADS = ROWS, 2, 4
 
 
-@pytest.mark.parametrize(
-    ("step", "shapes"),
-    [(delta_product, [HEADS, (3, *HEADS), (3, *HEADS), (3, ROWS, 2)]), (rwkv7, [HEADS] * 6)],
-)
-def test_a_function_of_matrices_is_its_equation(step: Any, shapes: Any, assert_close: Any) -> None:
-    rng = np.random.default_rng(4)
+def test_a_product_of_delta_rules_is_its_equation(assert_close: Any) -> None:
+    rng, shapes = np.random.default_rng(4), [HEADS, (3, *HEADS), (3, *HEADS), (3, ROWS, 2)]
     given = [rng.uniform(0.1, 1, (TIME, *shape)) for shape in shapes]
-    run = jax.jit(lambda given: names("matrix")[step.__name__](*given, **MARKS))
-    carry, ys = run(given)
-    assert_close(([carry.memory], ys), loop(step, [np.zeros((*HEADS, 4))], given), 1e-12)
+    first = rng.normal(size=(*HEADS, 4))
+    run = names("matrix")["delta_product"]
+    carry, ys = jax.jit(lambda given, first: run(*given, rnnjax.MatrixCarry(first), **MARKS))(
+        given, first
+    )
+    expected = loop(delta_product, [np.zeros_like(first)], given, [first])
+    assert_close(([carry.memory], ys), expected, 1e-12)
 
 
 def test_gru_d_imputes_and_decays(random_like: Any, assert_close: Any) -> None:
@@ -488,15 +492,15 @@ def test_griffin_is_a_gate_beside_a_convolution_and_a_recurrence(assert_close: A
     xs, options = rng.normal(size=(TIME, ROWS, 3)), reference.Options()
 
     def step(x: Any, *state: Any) -> Any:
-        *window, v = reference.temporal_conv(conv, x, options, *state[:3])
-        h = reference.rglru(own, v, options, state[3])
+        window, v = reference.temporal_conv(conv, x, options, state[0])
+        h = reference.rglru(own, v, options, state[1])
         gate = ACTIVATIONS["gelu"](x @ out["gate_kernel"] + out["gate_bias"])
-        return *window, h, (gate * h) @ out["out_kernel"]
+        return window, h, (gate * h) @ out["out_kernel"]
 
     params = {**out, "convolution": conv, "recurrence": own}
     run = jax.jit(lambda params, xs: names("linear")["griffin"](params, xs, **MARKS))
     (window, state), ys = run(params, xs)
-    expected = loop(step, [np.zeros((ROWS, 4))] * 4, [xs])
+    expected = loop(step, [np.zeros((ROWS, 3, 4)), np.zeros((ROWS, 4))], [xs])
     assert_close(([*window, *state], ys - out["out_bias"]), expected, 1e-12)
 
 
@@ -547,7 +551,7 @@ def test_clocks_and_speeds_begin_as_their_authors_have_them() -> None:
 
 def test_all_decays_of_gru_d_can_learn_from_where_they_begin() -> None:
     """For one feature, whose gap is never below 0, and so no weight that begins there."""
-    first, second = names("time")["ImputeCell"](1), names("time")["DecayGRUCell"](8, raw_inputs=1)
+    first, second = names("time")["ImputeCell"](1), names("time")["DecayGRUCell"](8, features=1)
     cell, rng = rnnjax.Stack([first, second]), np.random.default_rng(7)
     xs, weights = rng.normal(size=(TIME, 8, 3)), rng.normal(size=(TIME, 8, 8))
     xs[..., 1:] = np.maximum(xs[..., 1:], 0)

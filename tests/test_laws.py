@@ -198,7 +198,7 @@ def test_law_4_a_row_is_alone(name, method, draw, results, assert_close):
     [
         ("simple", Fused(), ()),
         *((name, Fused(), (*ALL,)) for name in ("lstm", "gru")),
-        *((name, Parallel(), (*ALL,)) for name in ("mingru", "temporal-conv")),
+        *((name, Parallel(), (*ALL,)) for name in ("mingru", "rglru")),
         *(
             pytest.param(name, Parallel(), (*ALL,), marks=pytest.mark.slow)
             for name in ("mamba2", "deltanet")

@@ -128,10 +128,7 @@ ROWS = [
     *((name, Parallel(), "one row") for name in ("turning", "deltanet")),
     ("turning", divided, "lengths"),
     *(("mingru", divided, f"no steps{way}") for way in ("", " in reverse")),
-    *(
-        pytest.param(name, divided, "all", marks=pytest.mark.slow)
-        for name in ("temporal-conv", "s6")
-    ),
+    *(pytest.param(name, divided, "all", marks=pytest.mark.slow) for name in ("rglru", "s6")),
 ]
 
 

@@ -140,9 +140,8 @@ def remembered(memory: Memory, carry: Any) -> tuple[Any, jax.Array, jax.Array | 
         else:  # a product fewer for each key
             written = written - erase[..., None] * (state * key).sum(-1)
     state = state + written[..., None] * key
-    read = (state * query).sum(-1).reshape(shape[:-1])
-    new = state.reshape(shape)
-    new = MatrixCarry(new) if stabilizer is None else StabilizedCarry(new, stabilizer)
+    read, state = (state * query).sum(-1).reshape(shape[:-1]), state.reshape(shape)
+    new = MatrixCarry(state) if stabilizer is None else StabilizedCarry(state, stabilizer)
     return new, read, stabilizer
 
 

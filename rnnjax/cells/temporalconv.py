@@ -1,7 +1,8 @@
 """A short causal convolution over time, as used before a linear recurrence."""
 
 import dataclasses
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,50 +10,103 @@ from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
-from rnnjax.cells.base import Cell, Coupling, Param, Params
+from rnnjax.cells.arguments import check_size
+from rnnjax.cells.base import Cell, Param, Params
 
 
 class WindowCarry(NamedTuple):
-    """The inputs of one, two and three steps before, each ``(*batch, hidden_size)``."""
+    """The last inputs, oldest first: ``window (*batch, taps - 1, hidden_size)``."""
 
-    last: jax.Array
-    second_last: jax.Array
-    third_last: jax.Array
+    window: jax.Array
 
 
 register_namedtuple_serialization(WindowCarry, serialized_name="rnnjax.WindowCarry")
 
 
+def windowed(
+    xs: jax.Array,
+    taps: jax.Array,
+    window: jax.Array,
+    valid: jax.Array | None = None,
+    resets: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Convolve ``xs (time, *batch, features)`` with the steps before, and return the last window.
+
+    Args:
+        xs: the inputs.
+        taps: ``(taps, features)``, the factors of the oldest step first.
+        window: ``(*batch, taps - 1, features)``, the steps before the first.
+        valid: booleans ``(time, *batch)``; a step that is not valid is in no window.
+        resets: booleans ``(time, *batch)``; a window reaches no further back than to one.
+    """
+    num_steps, lags = xs.shape[0], len(taps) - 1
+    rows = jnp.zeros(xs.shape[:-1], jnp.int32)
+    # How many sequences have begun: steps of two of them are in no common window.
+    begun = rows if resets is None else rows + jnp.cumsum(resets, axis=0, dtype=jnp.int32)
+    now, order = begun[-1:], None
+    if valid is not None:
+        # The valid steps of each row are put together first, so that the window of each lies right
+        # before it, whatever steps were left out between. A sort that keeps their order does that.
+        order = jnp.argsort(~valid, axis=0, stable=True)
+        begun = jnp.take_along_axis(begun, order, axis=0)
+        xs = jnp.take_along_axis(xs, order[..., None], axis=0)
+    xs = jnp.concatenate([jnp.moveaxis(window, -2, 0), xs])
+    owner = jnp.concatenate([jnp.zeros_like(begun, shape=(lags, *rows.shape[1:])), begun])
+
+    def at(start: int, sequence: jax.Array, num: Any) -> jax.Array:
+        """Return steps from a place on; those of other sequences are zeros."""
+        part = jax.lax.slice_in_dim(xs, start, start + num)
+        if resets is None:
+            return part
+        own = jax.lax.slice_in_dim(owner, start, start + num) == sequence
+        return jnp.where(own[..., None], part, 0)
+
+    ys = functools.reduce(jnp.add, [tap * at(i, begun, num_steps) for i, tap in enumerate(taps)])
+    if valid is None or order is None:
+        return jnp.moveaxis(at(num_steps, now, lags), 0, -2), ys
+    rank = jnp.maximum(jnp.cumsum(valid, axis=0) - 1, 0)
+    ys = jnp.take_along_axis(ys, rank[..., None], axis=0)
+    last = valid.sum(axis=0) + jnp.arange(lags).reshape(-1, *[1] * (rows.ndim - 1))
+    kept = jnp.take_along_axis(xs, last[..., None], axis=0)
+    own = jnp.take_along_axis(owner, last, axis=0) == now
+    return jnp.moveaxis(jnp.where(own[..., None], kept, 0), 0, -2), ys
+
+
 @dataclasses.dataclass(frozen=True)
 class TemporalConvCell(Cell[WindowCarry]):
-    r"""Causal convolution of four steps, of each channel by itself (Griffin: De et al., 2024).
+    r"""Causal convolution over a few steps, of each channel by itself (Griffin: De et al., 2024).
 
     .. math::
         u_t &= x_t W + b \\
-        y_t &= k_3 \odot u_t + k_2 \odot u_{t-1} + k_1 \odot u_{t-2} + k_0 \odot u_{t-3} + d
+        y_t &= d + \sum_{i=0}^{n-1} k_{n-1-i} \odot u_{t-i}
 
     with :math:`W` = ``kernel (input_size, hidden_size)``, :math:`b` = ``bias (hidden_size,)``,
-    :math:`k` = ``taps (4, hidden_size)`` and :math:`d` = ``taps_bias (hidden_size,)``. The carry
-    ``WindowCarry(last, second_last, third_last)`` holds :math:`u` of the last three steps. It
-    begins with zeros, and masked steps do not enter it. (In Mamba and Griffin the product is a
-    separate layer.)
+    :math:`k` = ``taps (n, hidden_size)`` and :math:`d` = ``taps_bias (hidden_size,)``. The carry
+    ``WindowCarry(window)`` holds :math:`u` of the last n - 1 steps, oldest first. It begins with
+    zeros, and masked steps do not enter it. (In Mamba and Griffin the product is a separate layer.)
+    `rnnjax.causal_convolution` is the second equation alone, of all steps at once.
 
     Args:
         hidden_size: the number of channels.
+        taps: n, the number of steps that an output sees, with its own.
         taps_init: initialiser of ``taps``.
         use_bias: whether there are biases.
 
-    Arguments that are not listed, and errors, are those of `LSTMCell`.
+    Arguments that are not listed are those of `LSTMCell`.
+
+    Raises:
+        InvalidInputError: ``taps`` is not a positive integer; or as `LSTMCell`.
 
     >>> cell = TemporalConvCell(hidden_size=50)
     >>> params = cell.init(jax.random.key(0), input_size=3)
     >>> carry, y = cell.step(params, cell.initial_carry((8,)), jnp.ones((8, 3)))
-    >>> params["taps"].shape, carry.third_last.shape, y.shape
-    ((4, 50), (8, 50), (8, 50))
+    >>> params["taps"].shape, carry.window.shape, y.shape
+    ((4, 50), (8, 3, 50), (8, 50))
     """
 
     hidden_size: int
     _: dataclasses.KW_ONLY
+    taps: int = 4
     taps_init: str | Initializer = "lecun_normal"
     use_bias: bool = True
     kernel_init: str | Initializer = "glorot_uniform"
@@ -62,16 +116,27 @@ class TemporalConvCell(Cell[WindowCarry]):
 
     carry = WindowCarry
     gates = ("u",)
-    # Not CONTRACTING, though no A has a norm above 1: most entries of A are zeros. `Parallel` would
-    # multiply them by a NaN, which would stay in the window, so `Auto` must not choose it.
-    coupling = Coupling.AFFINE
     recurrent = None
     output = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_size("taps", self.taps)
+
+    @property
+    def carry_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Declare ``window (taps - 1, hidden_size)``."""
+        return {"window": (self.taps - 1, self.hidden_size)}
+
+    @property
+    def output_size(self) -> int:
+        """The number of channels."""
+        return self.hidden_size
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """Declare ``kernel`` and ``taps``; with ``use_bias`` also ``bias`` and ``taps_bias``."""
         params = super().parameters(input_size)
-        params["taps"] = Param((4, self.hidden_size), self.taps_init)
+        params["taps"] = Param((self.taps, self.hidden_size), self.taps_init)
         if self.use_bias:
             params["taps_bias"] = Param((self.hidden_size,), self.bias_init)
         return params
@@ -80,8 +145,7 @@ class TemporalConvCell(Cell[WindowCarry]):
         self, params: Params, x: jax.Array, carry: WindowCarry
     ) -> tuple[WindowCarry, jax.Array]:
         """Compute the new state by the second equation of the class."""
-        k0, k1, k2, k3 = params["taps"].astype(x.dtype)
-        y = k3 * x + k2 * carry.last + k1 * carry.second_last + k0 * carry.third_last
+        window, (y,) = windowed(x[None], params["taps"].astype(x.dtype), carry.window)
         if self.use_bias:
             y += params["taps_bias"].astype(x.dtype)
-        return WindowCarry(x, carry.last, carry.second_last), y
+        return WindowCarry(window), y

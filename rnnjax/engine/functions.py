@@ -11,6 +11,7 @@ from jax.export import is_symbolic_dim
 from rnnjax.cells.arguments import as_array, brief, check_instance, state_type, usual_promotion
 from rnnjax.cells.devices import match_devices
 from rnnjax.cells.matrix import MatrixCarry, Memory, remembered
+from rnnjax.cells.temporalconv import windowed
 from rnnjax.engine.auto import Auto
 from rnnjax.engine.core.masking import StepMarks, Steps, expand, zero_masked
 from rnnjax.engine.core.method import Method
@@ -228,14 +229,15 @@ def _check_memory(given: dict[str, jax.Array]) -> None:
             "their axes"
         )
     few, whole = [(*rows, k) for k in {keys: None, values[0]: None}], (*rows, values[0])
-    fits = dict.fromkeys(("query", "removal_query", "removal_key"), [(*f, size) for f in few])
-    fits |= {"key": [(*rows, keys, size)], "value": [(*whole, values[1])], "beta": [whole]}
-    fits |= dict.fromkeys(("log_decay", "erase"), [whole, (*whole, size)])
+    by_key = [(*heads, size) for heads in few]
+    fits = {"query": by_key, "removal_query": by_key, "removal_key": by_key, "beta": [whole]}
+    fits |= {"key": by_key[:1], "value": [(*whole, values[1])]}
+    fits |= {"log_decay": [whole, (*whole, size)], "erase": [whole, (*whole, size)]}
     for name, x in given.items():
         if x.shape not in fits[name] or not rows:
             raise InvalidInputError(
-                f"{name} must have shape {' or '.join(map(str, fits[name]))}, (time, *batch, heads, "
-                f"...) as the key and the value, but has {x.shape}; check its axes"
+                f"{name} must have shape {' or '.join(map(str, fits[name]))}, (time, *batch, "
+                f"heads, ...) as the key and the value, but has {x.shape}; check its axes"
             )
     removal = "removal_query" in given, "removal_key" in given
     if removal[0] != removal[1] or (removal[0] and "erase" in given):
@@ -269,6 +271,90 @@ def _memory_step(steps: Steps, carry: Any, memory: Memory, at: StepMarks) -> Any
     carry = steps.reset(carry, at)
     new, read, _ = remembered(memory, carry)
     return steps.mask(carry, new, read, at, None)
+
+
+@usual_promotion()
+def causal_convolution(
+    xs: jax.Array,
+    taps: jax.Array,
+    bias: jax.Array | None = None,
+    carry: jax.Array | None = None,
+    *,
+    lengths: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    resets: jax.Array | None = None,
+    reverse: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    r"""Convolve each channel with the steps before, as Mamba and Griffin do before a recurrence.
+
+    .. math::
+        y_t = d + \sum_{i=0}^{n-1} k_{n-1-i} \odot x_{t-i}
+
+    It equals a loop over the steps that carries the last n - 1 of them: masked steps enter no
+    window, and a window reaches no further back than to a reset.
+
+    Args:
+        xs: ``(time, *batch, features)``.
+        taps: :math:`k` ``(n, features)``, the factors of the oldest step first; PyTorch's
+            ``Conv1d.weight[:, 0].T`` with ``groups=features``.
+        bias: :math:`d` ``(features,)``, or None.
+        carry: the steps before the first, ``(*batch, n - 1, features)``, oldest first; zeros by
+            default.
+        lengths: as in `unroll`.
+        mask: as in `unroll`.
+        resets: as in `unroll`; a reset sets the carry to zeros.
+        reverse: as in `unroll`.
+
+    Returns:
+        the last n - 1 steps, to go on from, and ``(time, *batch, features)``.
+
+    Raises:
+        InvalidInputError: the shapes do not fit each other, or as `unroll`.
+
+    >>> xs, taps = jnp.arange(1.0, 5.0)[:, None], jnp.array([[10.0], [1.0]])
+    >>> carry, ys = causal_convolution(xs, taps)
+    >>> print(ys[:, 0], carry[:, 0])
+    [ 1. 12. 23. 34.] [4.]
+    >>> print(causal_convolution(xs, taps, carry=carry)[1][:, 0])
+    [41. 12. 23. 34.]
+    """
+    xs, taps = as_array("xs", xs), as_array("taps", taps)
+    features = xs.shape[-1:]
+    if xs.ndim < 2 or taps.ndim != 2 or taps.shape[1:] != features or not len(taps):
+        raise InvalidInputError(
+            f"taps must be (n, features) for xs (time, *batch, features), but has {taps.shape}, "
+            f"and xs {xs.shape}; check their axes"
+        )
+    shape = *xs.shape[1:-1], len(taps) - 1, *features
+    given = [jnp.zeros(shape, jnp.float32) if carry is None else as_array("carry", carry)]
+    given += [] if bias is None else [as_array("bias", bias)]
+    for name, x, wanted in zip(("carry", "bias"), given, (shape, features), strict=False):
+        if x.shape != wanted:
+            raise InvalidInputError(
+                f"{name} must have shape {wanted} for taps {taps.shape} and xs {xs.shape}, but has "
+                f"{x.shape}; check its axes"
+            )
+    order, *marks = _Order.of(xs, lengths, mask, resets, reverse, Scan())
+    dtype = state_type(xs, taps, given)
+    return _convolution(order, *marks, *(x.astype(dtype) for x in (xs, taps, *given)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _convolution(
+    order: "_Order", valid: Any, resets: Any, xs: Any, taps: Any, *given: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Convolve, under ``jit`` as `unroll` does."""
+    valid, resets = (
+        None if marks is None else jnp.broadcast_to(expand(marks, xs[..., 0]), xs.shape[:-1])
+        for marks in (valid, resets)
+    )
+    if not xs.shape[0]:
+        return given[0], xs
+    turned = order.turned((zero_masked(xs, valid), valid, resets))
+    turned, taps, given = match_devices((turned, taps, given))
+    window, ys = windowed(turned[0], taps, given[0], *turned[1:])
+    ys = ys if len(given) == 1 else ys + given[1]
+    return window, zero_masked(order.turned(ys), valid)
 
 
 @dataclasses.dataclass(frozen=True)

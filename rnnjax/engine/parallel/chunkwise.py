@@ -170,7 +170,8 @@ class Matrices:
             else:
                 # What is removed is a second, negative value of the step, at a key of its own. It
                 # is read before the decay of the step: sums and products up to the step before.
-                assert memory.removal_query is not None and memory.removal_key is not None
+                assert memory.removal_query is not None
+                assert memory.removal_key is not None
                 at, away = self._cut(memory.removal_query), self._cut(memory.removal_key)
                 strict, decay = jnp.tril(cut, -1), self._cut(log_decay)
                 before = strict.astype(decay.dtype) @ (decay if by_key else decay[..., None])
