@@ -182,6 +182,9 @@ MEMORIES = {
     "Mamba-2 (Dao & Gu, 2024), keys for all": Memory(
         QUERY[:, :, :1], KEY[:, :, :1], VALUE, -np.exp(BY_HEAD), BETA
     ),
+    "keys for all of two groups": Memory(
+        QUERY, KEY, drawn(3, TIME, ROWS, 2 * HEADS, VALUES), -np.exp(drawn(4, TIME, ROWS, 2 * HEADS))
+    ),
     "keys for all, queries for each": Memory(QUERY, UNIT[:, :, :1], VALUE, -np.exp(BY_KEY), BETA),
     "erasures at keys for all": Memory(
         QUERY[:, :, :1], UNIT[:, :, :1], VALUE, -np.exp(BY_HEAD), BETA, BETA / 2
@@ -219,7 +222,7 @@ def memory_step(state, memory: Memory):
 @pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "in reverse"])
 @pytest.mark.parametrize("name", MEMORIES)
 def test_a_matrix_memory(name, reverse, assert_close):
-    given = MEMORIES[name], drawn(8, ROWS, HEADS, VALUES, KEYS)
+    given = MEMORIES[name], drawn(8, ROWS, MEMORIES[name].value.shape[-2], VALUES, KEYS)
     methods = [rnnjax.Auto() if reverse else rnnjax.Parallel(5)]
     if "by key" in name or "remov" in name or "for all" in name:  # which no cell of the laws takes
         methods.append(rnnjax.Scan())
