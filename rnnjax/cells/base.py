@@ -7,7 +7,7 @@ import enum
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -44,10 +44,20 @@ if TYPE_CHECKING:  # with a default, so that Cell alone stands for a cell of any
     from typing_extensions import TypeVar
 
     CarryT = TypeVar("CarryT", default=Any)
+    T = TypeVar("T", covariant=True)
+
+    class PropertyOf(Protocol[T]):
+        """A property whose value has the type ``T``."""
+
+        def __get__(self, cell: Any, kind: Any = None, /) -> T: ...
+
+    def declared(get: Callable[[Any], T]) -> T | PropertyOf[T]:
+        """Make a property that a class attribute may override, which pyright else refuses."""
 else:
     from typing import TypeVar
 
     CarryT = TypeVar("CarryT")
+    declared = property
 
 Params = Any
 """A pytree of arrays; for a single cell a dict such as ``{"kernel": ..., "bias": ...}``."""
@@ -189,29 +199,29 @@ class Cell(abc.ABC, Generic[CarryT]):
     additive: ClassVar[bool] = True
     output: ClassVar[str | None] = "hidden"
 
-    @property
+    @declared
     def gates(self) -> tuple[str, ...]:
         """The names of the equal parts of the inputs' product."""
         raise InvalidInputError(
             f"{type(self).__name__} declares no gates; state them, as in gates = ('i', 'f', 'o')"
         )
 
-    @property
+    @declared
     def recurrent(self) -> str | None:
         """The leaf of the carry that ``recurrent_kernel`` multiplies before the update."""
         return "hidden"
 
-    @property
+    @declared
     def raw(self) -> Mapping[str, int]:
         """The names and sizes of the last features, which the update gets as they are."""
         return {}
 
-    @property
+    @declared
     def loop(self) -> Mapping[str, int | tuple[int, ...]]:
         """The kernels that the update multiplies by: the number of gates of each, or its shape."""
         return {}
 
-    @property
+    @declared
     def coupling(self) -> Coupling:
         """How the update couples the new state to the old one."""
         return Coupling.ANY
@@ -238,9 +248,10 @@ class Cell(abc.ABC, Generic[CarryT]):
                 f"rnnjax.SimpleRNNCarry, but is {brief(cls.carry)}; write one with a field for "
                 "each array of the state"
             )
-        if not (isinstance(cls.gates, tuple | list) or hasattr(cls.gates, "__get__")):
+        gates: Any = cls.gates  # perhaps a property
+        if not (isinstance(gates, tuple | list) or hasattr(gates, "__get__")):
             raise InvalidInputError(
-                f"gates of {cls.__name__} must be a tuple of names, but is {brief(cls.gates)}; "
+                f"gates of {cls.__name__} must be a tuple of names, but is {brief(gates)}; "
                 "write gates = ('i', 'f', 'o'), and of one gate ('f',) with the comma"
             )
         if cls.readout is not Cell.readout and cls.output is not None:
@@ -331,7 +342,7 @@ class Cell(abc.ABC, Generic[CarryT]):
             params[name] = Param(shape, self.recurrent_kernel_init, Role.LOOP)
         return params
 
-    @property
+    @declared
     def carry_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each leaf of the carry, without the batch: ``(hidden_size,)``."""
         return dict.fromkeys(self._declared()._fields, (self._units,))
@@ -408,7 +419,7 @@ class Cell(abc.ABC, Generic[CarryT]):
 
     # ---- what follows
 
-    @property
+    @declared
     def is_stochastic(self) -> bool:
         """Whether training draws random numbers and needs the ``key`` of `rnnjax.unroll`."""
         return False
@@ -418,7 +429,7 @@ class Cell(abc.ABC, Generic[CarryT]):
         """The number of features that ``raw`` names."""
         return sum(self.raw.values())
 
-    @property
+    @declared
     def output_size(self) -> int:
         """The size of the last axis of ``y``."""
         if self.output is None:

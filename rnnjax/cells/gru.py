@@ -10,7 +10,7 @@ from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import RESIDUAL, Activation, Initializer, activate_gates
-from rnnjax.cells.base import Cell, Coupling, Param, Params, Role
+from rnnjax.cells.base import Cell, Coupling, Param, Params, Role, declared
 from rnnjax.cells.initializers import remembering
 
 
@@ -84,12 +84,12 @@ class GRUCell(Cell[GRUCarry]):
     gates = "r", "z", "n"
     additive = False
 
-    @property
+    @declared
     def recurrent(self) -> str | None:
         """``"hidden"`` with ``reset_after``; without, the update makes both products."""
         return "hidden" if self.reset_after else None
 
-    @property
+    @declared
     def coupling(self) -> Coupling:
         """``ELEMENTWISE`` with ``reset_after``; without, the update mixes units by a product."""
         return Coupling.ELEMENTWISE if self.reset_after else Coupling.ANY

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rnnjax.cells.arguments import check_size
-from rnnjax.cells.base import CarryT, Cell
+from rnnjax.cells.base import CarryT, Cell, declared
 from rnnjax.cells.matrix import MatrixCarry
 from rnnjax.errors import InvalidInputError
 
@@ -62,7 +62,7 @@ class MatrixCell(Cell[CarryT]):
         """Split ``x W`` into parts of these `widths`."""
         return jnp.split(x, list(itertools.accumulate(self.widths[:-1])), axis=-1)
 
-    @property
+    @declared
     def carry_shapes(self) -> dict[str, tuple[int, ...]]:
         """``memory (heads, hidden_size / heads, keys)``."""
         return {"memory": (self.heads, self.hidden_size // self.heads, self.keys)}

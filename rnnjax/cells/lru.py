@@ -10,7 +10,7 @@ from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
-from rnnjax.cells.base import Cell, Coupling, Param, Params, Role
+from rnnjax.cells.base import Cell, Coupling, Param, Params, Role, declared
 from rnnjax.cells.initializers import Ring
 
 # The initialiser of both parts of a complex kernel, whose variances add up.
@@ -62,7 +62,7 @@ class ComplexCell(Cell[ComplexCarry]):
     recurrent = None
     output = None
 
-    @property
+    @declared
     def raw(self) -> Mapping[str, int]:
         """With ``intervals`` the last feature is ``interval``."""
         return {"interval": 1} if self.intervals else {}
@@ -72,7 +72,7 @@ class ComplexCell(Cell[ComplexCarry]):
         """The number of complex states: ``state_size``, or ``hidden_size``."""
         return self.hidden_size if self.state_size is None else self.state_size
 
-    @property
+    @declared
     def carry_shapes(self) -> dict[str, tuple[int, ...]]:
         """Declare ``real`` and ``imag``, both ``(state_size,)``."""
         return dict.fromkeys(ComplexCarry._fields, (self.states,))

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import RESIDUAL, Activation, Initializer, WithGates, activate_gates
-from rnnjax.cells.base import Cell, Coupling, Param, Params
+from rnnjax.cells.base import Cell, Coupling, Param, Params, declared
 from rnnjax.cells.gru import GRUCarry, two_products
 
 
@@ -66,12 +66,12 @@ class MGUCell(Cell[GRUCarry]):
     gates = "f", "n"
     additive = False
 
-    @property
+    @declared
     def recurrent(self) -> str | None:
         """``"hidden"`` with ``reset_after``; without, the update makes both products."""
         return "hidden" if self.reset_after else None
 
-    @property
+    @declared
     def coupling(self) -> Coupling:
         """``ELEMENTWISE`` with ``reset_after``; without, the update mixes units by a product."""
         return Coupling.ELEMENTWISE if self.reset_after else Coupling.ANY

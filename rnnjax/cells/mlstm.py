@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer, get_initializer
-from rnnjax.cells.base import Param, Params, Role
+from rnnjax.cells.base import Param, Params, Role, declared
 from rnnjax.cells.heads import MatrixCell, in_heads
 from rnnjax.cells.matrix import Memory, StabilizedCarry, joined
 
@@ -64,7 +64,7 @@ class MLSTMCell(MatrixCell[StabilizedCarry]):
     carry = StabilizedCarry
     gates = "q", "k", "v", "o", "i", "f"
 
-    @property
+    @declared
     def carry_shapes(self) -> dict[str, tuple[int, ...]]:
         """Declare ``memory``, whose last row is the normaliser, and ``stabilizer``."""
         rows = self.hidden_size // self.heads + 1

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from rnnjax.cells.activations import Initializer
-from rnnjax.cells.base import Param, Params, Role
+from rnnjax.cells.base import Param, Params, Role, declared
 from rnnjax.cells.lstm import LSTMCarry, LSTMRelative, lstm_update
 
 
@@ -44,7 +44,7 @@ class ProjectionLSTMCell(LSTMRelative):
     projection_kernel_init: str | Initializer = "glorot_uniform"
     use_recurrent_bias: bool = False
 
-    @property
+    @declared
     def carry_shapes(self) -> dict[str, tuple[int, ...]]:
         """Declare ``hidden (proj_size,)`` and ``cell (hidden_size,)``."""
         return {"hidden": (self.proj_size,), "cell": (self.hidden_size,)}

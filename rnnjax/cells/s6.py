@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
-from rnnjax.cells.base import Cell, Coupling, Param, Params, Role
+from rnnjax.cells.base import Cell, Coupling, Param, Params, Role, declared
 from rnnjax.cells.initializers import softplus_steps
 from rnnjax.cells.simple import SimpleRNNCarry
 
@@ -67,7 +67,7 @@ class S6Cell(Cell[SimpleRNNCarry]):
     recurrent = None
     output = None
 
-    @property
+    @declared
     def carry_shapes(self) -> dict[str, tuple[int, ...]]:
         """Declare the carry's leaf ``hidden (hidden_size, state_size)``."""
         return {"hidden": (self.hidden_size, self.state_size)}
