@@ -183,7 +183,7 @@ MEMORIES = {
         QUERY[:, :, :1], KEY[:, :, :1], VALUE, -np.exp(BY_HEAD), BETA
     ),
     "keys for all of two groups": Memory(
-        QUERY, KEY, drawn(3, TIME, ROWS, 2 * HEADS, VALUES), -np.exp(drawn(4, TIME, ROWS, 2 * HEADS))
+        QUERY, KEY, drawn(3, TIME, ROWS, 4, VALUES), -np.exp(drawn(4, TIME, ROWS, 4))
     ),
     "keys for all, queries for each": Memory(QUERY, UNIT[:, :, :1], VALUE, -np.exp(BY_KEY), BETA),
     "erasures at keys for all": Memory(
