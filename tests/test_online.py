@@ -25,14 +25,14 @@ ELEMENTWISE = [
     and CELLS[name].recurrent is None
     and why_not_unitwise(CELLS[name]) is None
 ]
-assert len(ELEMENTWISE) == 7
+assert len(ELEMENTWISE) == 6
 MIXED = [
     "simple", "lstm", "lstm-no-bias", "lstm-hard", "gru", "gru-no-bias", "peephole",
     "mgu", "leaky", "user-peephole", "user-gain", "user-sub",
 ]  # fmt: skip
 # In an ordinary run those cells that differ in what a learner reads of one: one leaf or several,
 # parameters of the update, of the readout.
-ORDINARY = {"lru", "temporal-conv", "diagonal-lstm", "gru", "user-peephole"}
+ORDINARY = {"lru", "minlstm", "diagonal-lstm", "gru", "user-peephole"}
 
 
 def chosen(names):

@@ -62,7 +62,7 @@ def test_several_writes_a_step_are_those_of_a_matrix_memory():
     expected, read = matrix_memory(memory)
     carry, ys = cell.initial_carry((3,)), []
     for step in x.reshape(5, 3, 56):
-        carry, y = cell.apply_update({}, step, carry)
+        carry, y = cell.apply_update({}, step, carry, {})
         ys.append(y)
     np.testing.assert_allclose(carry.memory, expected.memory, rtol=1e-4, atol=1e-5)
     expected = 2 * tasks._unit(read[1::2]).reshape(5, 3, 8)
