@@ -71,7 +71,6 @@ def run_training(config: Train) -> int:
     if sharding is not None:
         with in_options(config):
             data = dataclasses.replace(data, rows=sharding.rows(text.batch_size))
-            sharding.of_state(begin)
 
     with contextlib.ExitStack() as stack:
         folder, step, before = open_folder(config, data, stack)
