@@ -681,7 +681,7 @@ TABLE = (
     "if dead := np.{{sum => all}}(np.any(",
     "rnnjax/text/batches.py tests/text/test_batches.py",
     "targets are the inputs themselves",
-    "ids[{{1 : length + 1 => :length}}].astype(np.int32)",
+    "found[..., {{1: => :-1}}].astype(np.int32)",
     "rnnjax/text/sampling.py tests/text/test_sampling.py",
     "the temperature multiplies the logits",
     "keepdims=True)) {{/ => *}} numbers.temperature",

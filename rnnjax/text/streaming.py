@@ -11,8 +11,17 @@ import numpy.typing as npt
 
 from rnnjax.errors import InvalidInputError
 from rnnjax.text.batches import require_at_least
-from rnnjax.text.drawing import State, StepFunction, draw
-from rnnjax.text.sampling import Sampling, as_int32, begin, check_drawn, reaching, scores
+from rnnjax.text.sampling import (
+    Sampling,
+    State,
+    StepFunction,
+    as_int32,
+    begin,
+    check_drawn,
+    draw,
+    reaching,
+    scores,
+)
 from rnnjax.text.vocabulary import as_ids
 
 
