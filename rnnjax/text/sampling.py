@@ -30,7 +30,7 @@ class State(NamedTuple):
         tokens: ``(*batch,)``, the last characters.
         keys: ``(*batch,)``; character ``n`` of a row is sampled with ``fold_in(its key, n)``.
         position: the number of characters sampled so far.
-        recent: ``(window, *batch)``, the last characters, for the scores.
+        recent: ``(window, *batch)``, the last characters, for the penalty.
     """
 
     carry: Any
@@ -39,9 +39,6 @@ class State(NamedTuple):
     position: Any
     recent: Any
 
-
-Scores = Callable[[Any, jax.Array, State], jax.Array]
-"""``(numbers, logits, state) -> (*batch, vocabulary)``: the largest score wins."""
 
 # XLA may flush smaller numbers to 0.
 _TINY = float(np.finfo(np.float32).tiny)
@@ -217,29 +214,30 @@ def sample(
     if sampling is None:
         sampling = Sampling(1.0 if temperature is None else temperature)
     require_at_least(1, length=length)
-    sampling = reaching(sampling, history, length)
-    state = begin(sampling, carry, tokens, key, history)
-    end, drawn = draw(step, length, scores, params, state, sampling.numbers)
+    state = begin(sampling, carry, tokens, key, history, length)
+    end, drawn = draw(step, length, params, state, sampling.numbers)
     if not isinstance(drawn, jax.core.Tracer):
         check_drawn(np.asarray(drawn))
     return end.carry, drawn
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def draw(
-    step: StepFunction, length: int, scores: Scores, params: Any, state: State, numbers: Any
+    step: StepFunction, length: int, params: Any, state: State, numbers: Numbers
 ) -> tuple[State, jax.Array]:
     """Sample ``length`` characters of each row; return the new state and ids ``(length, *batch)``.
 
-    ``step`` and ``scores`` are static. ``numbers``, an argument of the scores, are not.
+    ``step`` is static. ``numbers`` are not, except for which of them are in use.
     """
 
     def one(state: State, _: None) -> tuple[State, jax.Array]:
         carry, logits = step(params, state.carry, state.tokens)
         # NaN, plus infinity, or only minus infinity: there is nothing to sample from.
         drawable = jnp.isfinite(jnp.max(logits, axis=-1))
-        best = jnp.argmax(scores(numbers, logits, state), axis=-1)
-        tokens = jnp.where(drawable, best, NONE).astype(jnp.int32)
+        scores = _filtered(numbers, logits, state.recent)
+        if numbers.temperature is not None:
+            scores += noise(state, scores)
+        tokens = jnp.where(drawable, jnp.argmax(scores, axis=-1), NONE).astype(jnp.int32)
         recent = jnp.concatenate([state.recent, tokens[None]])[1:]
         return State(carry, tokens, state.keys, state.position + 1, recent), tokens
 
@@ -267,32 +265,24 @@ def each_alone(keys: jax.Array) -> Callable[..., Any]:
     return lambda function: functools.partial(jax.lax.map, function)
 
 
-def reaching(sampling: Sampling, history: npt.ArrayLike | None, length: int) -> Sampling:
-    """Return the sampling with a window no longer than the text.
-
-    Windows are powers of two, because each one is compiled.
-    """
-    if not isinstance(sampling, Sampling):
-        raise InvalidInputError(
-            f"sampling must be a Sampling, but is {sampling!r}; pass Sampling(temperature=0.5), say"
-        )
-    shape = np.shape(history) if history is not None else ()
-    known = shape[0] if shape else 1
-    most = 1 << int(known + length - 1).bit_length()
-    return dataclasses.replace(sampling, penalty_window=min(sampling.penalty_window, most))
-
-
 def begin(
     sampling: Sampling,
     carry: Any,
     tokens: jax.Array,
     key: jax.Array,
     history: npt.ArrayLike | None,
+    length: int,
 ) -> State:
     """Return the state of the loop before the first character."""
+    if not isinstance(sampling, Sampling):
+        raise InvalidInputError(
+            f"sampling must be a Sampling, but is {sampling!r}; pass Sampling(temperature=0.5), say"
+        )
     tokens = as_int32("tokens", tokens)
-    keys, window = _row_keys(key, tokens.shape), sampling.window
+    keys = _row_keys(key, tokens.shape)
     known = tokens[None] if history is None else _characters("history", history, tokens.shape)
+    # No longer than the text. Windows are powers of two, because each one is compiled.
+    window = min(sampling.window, 1 << int(len(known) + length - 1).bit_length())
     if not window:
         known = np.zeros((0, *tokens.shape), np.int32)
     known = known[max(0, len(known) - window) :]
@@ -352,12 +342,6 @@ def _drawn_from(numbers: Numbers, logits: jax.Array, recent: jax.Array | None) -
         best = jnp.argmax(logits, axis=-1, keepdims=True)
         return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)
     return logits
-
-
-def scores(numbers: Numbers, logits: jax.Array, state: State) -> jax.Array:
-    """Compute filtered logits, with noise unless the temperature is 0."""
-    logits = _filtered(numbers, logits, state.recent)
-    return logits if numbers.temperature is None else logits + noise(state, logits)
 
 
 def _filtered(numbers: Numbers, logits: jax.Array, recent: jax.Array | None) -> jax.Array:
