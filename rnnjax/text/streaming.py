@@ -103,7 +103,7 @@ def stream(
     return Stream(step, params, state, sampling.numbers, length, min(chunk, length), ends)
 
 
-class Stream:
+class Stream(Iterator[list[npt.NDArray[np.int32]]]):
     """An iterator over the new characters of texts, made by `stream`.
 
     Each item has one array of ids ``(n,)`` per row, the new characters since the last item. It is
@@ -133,9 +133,6 @@ class Stream:
         self._kept = np.zeros(batch, np.int64)
         self._ended = Text(begin.carry, begin.tokens)
         self._pieces = self._run()
-
-    def __iter__(self) -> Iterator[list[npt.NDArray[np.int32]]]:
-        return self
 
     def __next__(self) -> list[npt.NDArray[np.int32]]:
         return next(self._pieces)
