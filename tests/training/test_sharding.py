@@ -8,7 +8,15 @@ from jax.experimental import multihost_utils
 
 import rnnjax
 from rnnjax import InvalidInputError, RnnjaxError
-from rnnjax.training import Sharding, TrainState, minibatches, processes, start_processes, use_cores
+from rnnjax.training import (
+    Sharding,
+    StopRequest,
+    TrainState,
+    minibatches,
+    processes,
+    start_processes,
+    use_cores,
+)
 from rnnjax.training.sharding import cores_for
 from rnnjax.training.sources import divided
 
@@ -147,6 +155,20 @@ def test_only_a_message_of_collectives_tells_that_a_process_ended(monkeypatch, n
         assert (caught.type is RnnjaxError) == lost
         assert lost or caught.value is error
     assert len(left) == number - 1
+
+
+def test_by_a_signal_the_first_process_ends_last(monkeypatch):
+    done = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr("time.sleep", lambda seconds: done.append("waits"))
+    monkeypatch.setattr("signal.raise_signal", done.append)
+    for index in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        stop = StopRequest()
+        stop.raise_again()
+        stop.signal = 15
+        stop.raise_again()
+    assert done == ["waits", 15, 15]
 
 
 @pytest.mark.parametrize(
