@@ -150,7 +150,6 @@ def programs(target: Target) -> Programs:
     for backward in (False, True):
         which = "gradient" if backward else "forward"
         yield f"steps over 4 devices, {which}", functools.partial(over_steps, target, backward)
-        yield f"units over 4 devices, {which}", functools.partial(over_units, target, backward)
     yield f"artefact for cpu and tpu, {Kernel()}", artefact
 
 
@@ -259,20 +258,6 @@ def over_steps(target: Target, backward: bool) -> Compiled:
     )
     rows = whole, steps, steps
     return target.compile(function, params, xs, marks, rows=rows, devices=4)
-
-
-def over_units(target: Target, backward: bool) -> Compiled:
-    """The columns of all kernels divided over four devices; XLA divides the rest."""
-    cell = rnnjax.LSTMCell(SIZE)
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), SIZE))
-    last = {name: PartitionSpec(*[None] * (a.ndim - 1), "over") for name, a in params.items()}
-    xs = jax.ShapeDtypeStruct((16, 8, SIZE), jnp.float32)
-
-    def run(params: Any, xs: Any) -> Any:
-        return rnnjax.unroll(cell, params, xs)[1]
-
-    function = jax.grad(lambda *given: (run(*given) ** 2).sum(), (0, 1)) if backward else run
-    return target.compile(function, params, xs, rows=(last, PartitionSpec()), devices=4)
 
 
 def artefact() -> Compiled:

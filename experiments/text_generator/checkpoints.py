@@ -123,35 +123,21 @@ def require_same_text(data: Data, stored: dict[str, Any], folder: Path | None) -
 
 @contextlib.contextmanager
 def in_options(config: Train) -> Iterator[None]:
-    """What cannot be divided over devices, with the options that say how large it is."""
+    """What cannot be divided over devices, with the option that says how large it is."""
     try:
         yield
     except InvalidInputError as error:
         raise InvalidInputError(
-            f"{error}: --mesh {config.mesh or 'auto'} divides --batch-size, and what --hidden-size "
-            "and --embedding-size make"
+            f"{error}: --mesh {config.mesh or 'auto'} divides --batch-size"
         ) from error
 
 
 def sharding_of(config: Train, params: Any) -> Sharding | None:
-    """The mesh asked for; unless one is, the cores of a CPU where that is faster, or None."""
+    """Over as many devices as asked for; else over a CPU's cores where that is faster, or None."""
     if config.mesh is None and jax.process_count() == 1:
         cores = cores_for(params, config.text.batch_size)
-        return Sharding.over(cores, divide=divided_axis) if cores > 1 else None
-    sizes = [] if config.mesh in (None, "auto") else map(int, str(config.mesh).split("x"))
-    return Sharding.over(*sizes, divide=divided_axis)
-
-
-def divided_axis(names: tuple[str, ...], shape: tuple[int, ...]) -> int | None:
-    """Which axis of a parameter of the model are hidden units, or features of the characters.
-
-    In the stack the columns of all kernels, and the biases. In the softmax the rows of its kernel,
-    or its columns where that is the characters' vectors: one sum over the devices gives the logits,
-    and the number of characters, whatever it is, need not be divided.
-    """
-    if names[0] == "stack":
-        return len(shape) - 1
-    return {"kernel": 0, "embedding": 1}.get(names[0])
+        return Sharding.over(cores) if cores > 1 else None
+    return Sharding.over(None if config.mesh in (None, "auto") else int(config.mesh))
 
 
 def check_alike(config: Train, digest: str) -> None:

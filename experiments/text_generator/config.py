@@ -213,9 +213,8 @@ class Train:
     replace them; without these it resumes exactly. --corpus, --encoding and --strip-licence may
     name another file with the same text."""
     mesh: str | None = None
-    """The devices to train on: a number to split the batch (8), two to split batch and hidden units
-    (4x2), or "auto" to split the batch over all. By default all with several processes, the cores
-    of a CPU if that is faster, and else one."""
+    """The devices to train on, over which the batch is split: a number (8), or "auto" for all. By
+    default all with several processes, the cores of a CPU if that is faster, and else one."""
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
@@ -227,10 +226,10 @@ class Train:
             raise InvalidInputError(
                 "--epochs or --steps must say how long the run is, but neither does; give one"
             )
-        if self.mesh is not None and not re.fullmatch(r"auto|[1-9]\d*(x[1-9]\d*)?", self.mesh):
+        if self.mesh is not None and not re.fullmatch(r"auto|[1-9]\d*", self.mesh):
             raise InvalidInputError(
-                f'--mesh must be a number of devices (8), two of them (4x2), or "auto", but is '
-                f"{self.mesh!r}; choose one of these"
+                f'--mesh must be a number of devices (8) or "auto", but is {self.mesh!r}; choose '
+                "one of these: the rows of a batch are divided, and hidden units are not"
             )
         if self.tensorboard and not importlib.util.find_spec("tensorboardX"):
             raise InvalidInputError(

@@ -27,7 +27,7 @@ from experiments.text_generator.data import Data
 from experiments.text_generator.model import CharacterModel, bits, held_out, make_loss
 from experiments.text_generator.reading import AnyVocabulary, require_there
 from rnnjax.errors import NonFiniteError
-from rnnjax.text.drawing import State, at_temperature, draw
+from rnnjax.text import sample
 from rnnjax.training.files import read_lines, write_json, write_whole
 from rnnjax.training.fitting import Fit, fit
 from rnnjax.training.hooks import EarlyStopping, Hook, Progress, TensorBoard
@@ -71,7 +71,6 @@ def run_training(config: Train) -> int:
     if sharding is not None:
         with in_options(config):
             data = dataclasses.replace(data, rows=sharding.rows(text.batch_size))
-            sharding.of_state(begin)
 
     with contextlib.ExitStack() as stack:
         folder, step, before = open_folder(config, data, stack)
@@ -306,14 +305,16 @@ def write_sample(
     """
     first, keys = _first_draw(jax.random.key(config.seed), epoch, len(vocabulary))
     ready, laid_out = model.prepared(params, 1)
-    begin = State(ready.initial_carry(1), first, keys, np.int32(0), np.zeros((0, 1), np.int32))
-    temperature = np.float32(config.sample_temperature)
-    _, ids = draw(ready, config.sample_length, at_temperature, laid_out, begin, temperature)
-    if (ids < 0).any():
+    try:
+        _, ids = sample(
+            ready, laid_out, ready.initial_carry(1), first, key=keys,
+            length=config.sample_length, temperature=config.sample_temperature,
+        )  # fmt: skip
+    except NonFiniteError as error:
         raise NonFiniteError(
             f"the logits of epoch {epoch} must have a finite maximum, but have NaN or infinity; "
             "resume from the last checkpoint, with a smaller learning rate"
-        )
+        ) from error
     return vocabulary.decode(np.concatenate([first, ids[:, 0]]))
 
 

@@ -32,8 +32,7 @@ def windows(ids: npt.ArrayLike, seq_length: int) -> tuple[Ids, Ids]:
         ([[0, 1, 2], [3, 4, 5]], [[1, 2, 3], [4, 5, 6]])
     """
     ids = as_ids(ids)
-    starts = window_starts(len(ids), seq_length)
-    return _inputs_and_targets(ids, (len(starts), seq_length))
+    return _cut(ids, window_starts(len(ids), seq_length), seq_length)
 
 
 def window_starts(length: int, seq_length: int, stride: int | None = None) -> Ids:
@@ -128,9 +127,7 @@ def streams(ids: npt.ArrayLike, batch_size: int, seq_length: int) -> tuple[Ids, 
         [[[1, 2], [5, 6]], [[3, 4], [7, 8]]]
     """
     ids = as_ids(ids)
-    steps = len(stream_starts(len(ids), batch_size, seq_length))
-    inputs, targets = _inputs_and_targets(ids, (batch_size, steps, seq_length))
-    return inputs.swapaxes(0, 1).copy(), targets.swapaxes(0, 1).copy()
+    return _cut(ids, stream_starts(len(ids), batch_size, seq_length), seq_length)
 
 
 def stream_starts(length: int, batch_size: int, seq_length: int) -> Ids:
@@ -159,11 +156,10 @@ def stream_starts(length: int, batch_size: int, seq_length: int) -> Ids:
     return starts.reshape(batch_size, steps).T
 
 
-def _inputs_and_targets(ids: npt.NDArray[np.integer], shape: tuple[int, ...]) -> tuple[Ids, Ids]:
+def _cut(ids: npt.NDArray[np.integer], starts: Ids, seq_length: int) -> tuple[Ids, Ids]:
     # `astype` copies, so writing to a batch changes neither its targets nor the caller's text.
-    length = int(np.prod(shape))
-    inputs, targets = ids[:length].astype(np.int32), ids[1 : length + 1].astype(np.int32)
-    return inputs.reshape(shape), targets.reshape(shape)
+    found = np.lib.stride_tricks.sliding_window_view(ids, seq_length + 1)[starts]
+    return found[..., :-1].astype(np.int32), found[..., 1:].astype(np.int32)
 
 
 def require_at_least(least: int, **values: int) -> None:

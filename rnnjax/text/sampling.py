@@ -14,7 +14,31 @@ import numpy.typing as npt
 
 from rnnjax.errors import InvalidInputError, NonFiniteError
 from rnnjax.text.batches import require_at_least
-from rnnjax.text.drawing import NONE, State, StepFunction, draw, each_alone, noise
+
+StepFunction = Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
+"""``(params, carry, tokens (*batch,)) -> (carry, logits (*batch, vocabulary))``."""
+
+NONE = -1
+"""The id of no character: before the start of a text, or if nothing could be sampled."""
+
+
+class State(NamedTuple):
+    """The state of the sampling loop.
+
+    Attributes:
+        carry: the state of the model after all characters except the last.
+        tokens: ``(*batch,)``, the last characters.
+        keys: ``(*batch,)``; character ``n`` of a row is sampled with ``fold_in(its key, n)``.
+        position: the number of characters sampled so far.
+        recent: ``(window, *batch)``, the last characters, for the penalty.
+    """
+
+    carry: Any
+    tokens: Any
+    keys: jax.Array
+    position: Any
+    recent: Any
+
 
 # XLA may flush smaller numbers to 0.
 _TINY = float(np.finfo(np.float32).tiny)
@@ -190,27 +214,55 @@ def sample(
     if sampling is None:
         sampling = Sampling(1.0 if temperature is None else temperature)
     require_at_least(1, length=length)
-    sampling = reaching(sampling, history, length)
-    state = begin(sampling, carry, tokens, key, history)
-    end, drawn = draw(step, length, scores, params, state, sampling.numbers)
+    state = begin(sampling, carry, tokens, key, history, length)
+    end, drawn = draw(step, length, params, state, sampling.numbers)
     if not isinstance(drawn, jax.core.Tracer):
         check_drawn(np.asarray(drawn))
     return end.carry, drawn
 
 
-def reaching(sampling: Sampling, history: npt.ArrayLike | None, length: int) -> Sampling:
-    """Return the sampling with a window no longer than the text.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def draw(
+    step: StepFunction, length: int, params: Any, state: State, numbers: Numbers
+) -> tuple[State, jax.Array]:
+    """Sample ``length`` characters of each row; return the new state and ids ``(length, *batch)``.
 
-    Windows are powers of two, because each one is compiled.
+    ``step`` is static. ``numbers`` are not, except for which of them are in use.
     """
-    if not isinstance(sampling, Sampling):
-        raise InvalidInputError(
-            f"sampling must be a Sampling, but is {sampling!r}; pass Sampling(temperature=0.5), say"
-        )
-    shape = np.shape(history) if history is not None else ()
-    known = shape[0] if shape else 1
-    most = 1 << int(known + length - 1).bit_length()
-    return dataclasses.replace(sampling, penalty_window=min(sampling.penalty_window, most))
+
+    def one(state: State, _: None) -> tuple[State, jax.Array]:
+        carry, logits = step(params, state.carry, state.tokens)
+        # NaN, plus infinity, or only minus infinity: there is nothing to sample from.
+        drawable = jnp.isfinite(jnp.max(logits, axis=-1))
+        scores = _filtered(numbers, logits, state.recent)
+        if numbers.temperature is not None:
+            scores += noise(state, scores)
+        tokens = jnp.where(drawable, jnp.argmax(scores, axis=-1), NONE).astype(jnp.int32)
+        recent = jnp.concatenate([state.recent, tokens[None]])[1:]
+        return State(carry, tokens, state.keys, state.position + 1, recent), tokens
+
+    return jax.lax.scan(one, state, length=length)
+
+
+def noise(state: State, logits: jax.Array) -> jax.Array:
+    """Sample Gumbel noise: the argmax of logits plus noise is a sample of their softmax."""
+
+    def row(key: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(key, state.position)
+        return jax.random.gumbel(key, logits.shape[-1:], logits.dtype)
+
+    drawn = each_alone(state.keys)(row)(state.keys.reshape(-1))
+    return drawn.reshape(*state.keys.shape, *drawn.shape[1:])
+
+
+def each_alone(keys: jax.Array) -> Callable[..., Any]:
+    """Map a sampling function over rows so that no row depends on the others.
+
+    It is `jax.vmap` for threefry keys. With other kinds of keys `jax.vmap` would mix rows.
+    """
+    if jax.random.key_impl(keys) == "threefry2x32":
+        return jax.vmap
+    return lambda function: functools.partial(jax.lax.map, function)
 
 
 def begin(
@@ -219,11 +271,18 @@ def begin(
     tokens: jax.Array,
     key: jax.Array,
     history: npt.ArrayLike | None,
+    length: int,
 ) -> State:
     """Return the state of the loop before the first character."""
+    if not isinstance(sampling, Sampling):
+        raise InvalidInputError(
+            f"sampling must be a Sampling, but is {sampling!r}; pass Sampling(temperature=0.5), say"
+        )
     tokens = as_int32("tokens", tokens)
-    keys, window = _row_keys(key, tokens.shape), sampling.window
+    keys = _row_keys(key, tokens.shape)
     known = tokens[None] if history is None else _characters("history", history, tokens.shape)
+    # No longer than the text. Windows are powers of two, because each one is compiled.
+    window = min(sampling.window, 1 << int(len(known) + length - 1).bit_length())
     if not window:
         known = np.zeros((0, *tokens.shape), np.int32)
     known = known[max(0, len(known) - window) :]
@@ -283,12 +342,6 @@ def _drawn_from(numbers: Numbers, logits: jax.Array, recent: jax.Array | None) -
         best = jnp.argmax(logits, axis=-1, keepdims=True)
         return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)
     return logits
-
-
-def scores(numbers: Numbers, logits: jax.Array, state: State) -> jax.Array:
-    """Compute filtered logits, with noise unless the temperature is 0."""
-    logits = _filtered(numbers, logits, state.recent)
-    return logits if numbers.temperature is None else logits + noise(state, logits)
 
 
 def _filtered(numbers: Numbers, logits: jax.Array, recent: jax.Array | None) -> jax.Array:

@@ -11,8 +11,16 @@ import numpy.typing as npt
 
 from rnnjax.errors import InvalidInputError
 from rnnjax.text.batches import require_at_least
-from rnnjax.text.drawing import State, StepFunction, draw
-from rnnjax.text.sampling import Sampling, as_int32, begin, check_drawn, reaching, scores
+from rnnjax.text.sampling import (
+    Numbers,
+    Sampling,
+    State,
+    StepFunction,
+    as_int32,
+    begin,
+    check_drawn,
+    draw,
+)
 from rnnjax.text.vocabulary import as_ids
 
 
@@ -91,12 +99,11 @@ def stream(
         raise InvalidInputError(
             "a stop string must have at least one character, but an empty one came; leave it out"
         )
-    sampling = reaching(sampling, history, length)
-    state = begin(sampling, carry, tokens, key, history)
-    return Stream(step, params, state, sampling, length, min(chunk, length), ends)
+    state = begin(sampling, carry, tokens, key, history, length)
+    return Stream(step, params, state, sampling.numbers, length, min(chunk, length), ends)
 
 
-class Stream:
+class Stream(Iterator[list[npt.NDArray[np.int32]]]):
     """An iterator over the new characters of texts, made by `stream`.
 
     Each item has one array of ids ``(n,)`` per row, the new characters since the last item. It is
@@ -111,12 +118,12 @@ class Stream:
         step: StepFunction,
         params: Any,
         begin: State,
-        sampling: Sampling,
+        numbers: Numbers,
         length: int,
         chunk: int,
         stops: Sequence[npt.NDArray[np.integer]],
     ):
-        self._step, self._params, self._sampling = step, params, sampling
+        self._step, self._params, self._numbers = step, params, numbers
         self._length, self._chunk, self._stops = length, chunk, stops
         self._first = begin
         batch = len(begin.tokens)
@@ -126,9 +133,6 @@ class Stream:
         self._kept = np.zeros(batch, np.int64)
         self._ended = Text(begin.carry, begin.tokens)
         self._pieces = self._run()
-
-    def __iter__(self) -> Iterator[list[npt.NDArray[np.int32]]]:
-        return self
 
     def __next__(self) -> list[npt.NDArray[np.int32]]:
         return next(self._pieces)
@@ -143,9 +147,8 @@ class Stream:
 
     def _run(self) -> Iterator[list[npt.NDArray[np.int32]]]:
         state, made = self._first, 0
-        numbers = self._sampling.numbers
         while made < self._length and not self.stopped.all():
-            state, drawn = draw(self._step, self._chunk, scores, self._params, state, numbers)
+            state, drawn = draw(self._step, self._chunk, self._params, state, self._numbers)
             new = np.asarray(drawn)[: self._length - made]
             made += len(new)
             self._ids = np.concatenate([self._ids, new])

@@ -30,9 +30,6 @@ _FORMAT = 1
 _OF_PARAMS = {"leaves", "params", "files"}
 _KEYS = _OF_PARAMS | {"about", "loss", "step", "format"}
 
-_Loaded = tuple[dict[str, Any], dict[str, np.ndarray]]
-"""The contents of about.json, and the arrays by their paths."""
-
 
 class Saved:
     """A verified checkpoint in memory.
@@ -210,7 +207,7 @@ class Checkpoints:
                 f"step must be a whole number, but is {brief(step)}; take one of {self.steps()}"
             )
 
-        def load() -> _Loaded:
+        def load() -> Saved:
             if step not in (steps := self.steps()):
                 raise CheckpointError(
                     f"there is no checkpoint of step {step} in {self.directory}; there are "
@@ -218,7 +215,7 @@ class Checkpoints:
                 )
             return self._load(step)
 
-        return Saved(self.path(step), *from_first(load))
+        return from_first(load)
 
     # The methods below run only on the first process.
 
@@ -281,7 +278,7 @@ class Checkpoints:
     def _first(self, order: Callable[[], list[int]]) -> Saved | None:
         """Return the first undamaged checkpoint in an order of steps; retry if one disappears."""
 
-        def find() -> _Loaded | None:
+        def find() -> Saved | None:
             steps = order()
             for step in steps:
                 try:
@@ -296,8 +293,7 @@ class Checkpoints:
                 )
             return None
 
-        found = from_first(find)
-        return None if found is None else Saved(self.path(found[0]["step"]), *found)
+        return from_first(find)
 
     def _sealed(self, step: int) -> dict[str, Any]:
         """Return the contents of about.json, with its checksum verified."""
@@ -325,8 +321,8 @@ class Checkpoints:
             losses[step] = math.inf if loss is None else loss
         return losses
 
-    def _load(self, step: int) -> _Loaded:
-        """Return the contents of about.json and the arrays, with all checksums verified."""
+    def _load(self, step: int) -> Saved:
+        """Return a checkpoint, with all checksums verified."""
         path = self.path(step)
         try:
             sealed = self._sealed(step)
@@ -350,7 +346,8 @@ class Checkpoints:
                 "memory, or try again"
             ) from error
         pairs = zip(arrays.items(), found, strict=True)
-        return sealed, {name: x if empty.size else empty for (name, empty), x in pairs}
+        found = {name: x if empty.size else empty for (name, empty), x in pairs}
+        return Saved(path, sealed, found)
 
     def _damaged(self, step: int, reason: str) -> DamagedCheckpointError:
         if not self.path(step).exists():

@@ -376,8 +376,7 @@ class _Loop:
 
     def call_hooks(self, state: TrainState, entry: Entry) -> TrainState:
         """Call the hooks after an epoch, and return the state to continue with."""
-        # The parameters alone are whole, and a copy that a hook may keep: the next step donates the
-        # rest. The optimiser's state may not fit one device.
+        # The parameters alone are a copy that a hook may keep: the next step donates the rest.
         params = _copied(state.params, self.sharding)
         shown, ended = dataclasses.replace(state, params=params), []
 

@@ -172,7 +172,7 @@ def telling_peers() -> Iterator[None]:
                 break
             time.sleep(0.1)
         if len(left) < jax.process_count() or not all(said for _, said in left):
-            time.sleep(0 if ours else 1)  # the service, of process 0, ends last
+            _end_last()
             atexit.register(_end_at_once)
 
     def watch() -> None:
@@ -221,6 +221,12 @@ def ending_with_peers() -> Iterator[None]:
         raise RnnjaxError(
             f"{_ENDED}, and process {jax.process_index()} cannot continue without it; {_ADVICE}"
         ) from None
+
+
+def _end_last() -> None:
+    """Let the others end first: if process 0 does, which has the service, JAX aborts them."""
+    if is_first() and jax.process_count() > 1:
+        time.sleep(1)
 
 
 def _end_at_once() -> None:
@@ -321,8 +327,7 @@ class StopRequest:
     """A context in which SIGTERM, SIGHUP and SIGINT (Ctrl-C) only request a stop.
 
     The loop checks `signal` between dispatches, and saves. A second SIGINT raises KeyboardInterrupt
-    at once. Outside the main thread, where Python allows no handlers, the context does nothing. The
-    caller can raise the signal again: ``signal.raise_signal``.
+    at once. Outside the main thread, where Python allows no handlers, the context does nothing.
 
     Attributes:
         signal: the number of the signal that requested a stop, or None.
@@ -343,6 +348,12 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def raise_again(self) -> None:
+        """Raise the signal that requested a stop, outside of the context: it ends the program."""
+        if self.signal is not None:
+            _end_last()
+            signal.raise_signal(self.signal)
 
     def _request(self, number: int, _: FrameType | None) -> None:
         if self.signal == signal.SIGINT == number:

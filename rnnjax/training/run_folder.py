@@ -112,7 +112,7 @@ class RunFolder:
             number = self.stop.signal
             if number is not None and self.on_signal == "raise":
                 alert(f"{signal.Signals(number).name}: {self._stopped(failed)}")
-                signal.raise_signal(number)
+                self.stop.raise_again()
 
     def _stopped(self, failed: bool) -> str:
         if self.finished:

@@ -1,8 +1,8 @@
-"""Training on many devices: the batch is sharded, and optionally the hidden units too."""
+"""Training on many devices: the rows of the batch are sharded."""
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,10 +21,6 @@ _BYTES_PER_ROW = 2**19
 # Less work than this is done before it is dispatched: LSTM(64) with 16 rows, 64 KiB for each, gains
 # a quarter.
 _LEAST_WORK = 2**20
-
-Divide = Callable[[tuple[str, ...], tuple[int, ...]], int | None]
-"""``(names, shape) -> axis``: which axis of a parameter is sharded over the mesh axis "hidden", or
-None for a replicated parameter. ``names`` is its path in the tree."""
 
 
 def axis_of_each(name: str, axis: Any, tree: Any) -> Any:
@@ -78,15 +74,12 @@ def cores_for(params: Any, rows: int) -> int:
 class Sharding:
     """How the arrays of a training run are sharded over the devices of a mesh.
 
-    Each device along the mesh axis "data" has a part of the rows of every batch and of the carry.
-    Each device along the axis "hidden" has a part of every parameter and its optimiser state.
-    Results equal those of one device, except for the order of sums. XLA partitions the work and
-    adds the communication. `make_train_steps` takes it.
+    Each device has a part of the rows of every batch and of the carry, and all parameters with
+    their optimiser state. Results equal those of one device, except for the order of sums. XLA
+    partitions the work and adds the communication. `make_train_steps` takes it.
 
     Args:
-        mesh: a mesh with the axes "data" and "hidden"; see `over`.
-        divide: which axis of a parameter is sharded over "hidden"; by default the last: the columns
-            of kernels, which are hidden units.
+        mesh: a mesh with the one axis "data"; see `over`.
         rows_axis: the axis of rows of the leaves of batches, whose first axis is steps: 2 if time
             precedes rows. If leaves differ, a tree prefix, like ``in_axes`` of `jax.vmap`.
             (`minibatches` provides it.)
@@ -107,47 +100,52 @@ class Sharding:
     >>> train_steps = make_train_steps(loss_fn, optimizer, sharding)
     >>> state, metrics = train_steps(sharding.put_state(state), batches, 0, 5)
     >>> int(state.step), metrics["loss"].shape, dict(sharding.mesh.shape)
-    (5, (5,), {'data': 1, 'hidden': 1})
+    (5, (5,), {'data': 1})
     """
 
     mesh: Mesh
-    divide: Divide = lambda names, shape: len(shape) - 1 if shape else None
     rows_axis: Any = dataclasses.field(default=1, hash=False)  # perhaps a dict
 
     def __post_init__(self) -> None:
         names = getattr(self.mesh, "axis_names", None)
-        if names != ("data", "hidden"):
+        if names != ("data",):
             raise InvalidInputError(
-                'the mesh of a Sharding must have the axes ("data", "hidden"), but has '
-                f"{names}; make one with Sharding.over"
+                'the mesh of a Sharding must have the axes ("data",), along which rows are '
+                f"divided, but has {names}; make one with Sharding.over"
             )
 
     @classmethod
-    def over(cls, data: int | None = None, hidden: int = 1, **options: Any) -> "Sharding":
+    def over(
+        cls, data: int | None = None, hidden: None = None, *, rows_axis: Any = 1
+    ) -> "Sharding":
         """Make a sharding over the devices of all processes.
 
         Args:
-            data: the number of devices along the rows; by default as many as there are.
-            hidden: the number of devices along the hidden units, for each of those.
-            options: ``divide`` and ``rows_axis`` of the class.
+            data: the number of devices, over which rows are divided; by default all.
+            hidden: not taken: hidden units are on every device.
+            rows_axis: that of the class.
 
         Raises:
             InvalidInputError: there are too few devices, or several processes would not use all of
-                theirs.
+                theirs; or ``hidden`` is given.
         """
-        devices = jax.devices()
-        exact = data is None or jax.process_count() > 1
-        along = len(devices) // max(1, hidden) if data is None else data
-        size = along * hidden
-        if min(along, hidden) < 1 or size > len(devices) or (exact and size < len(devices)):
+        if hidden is not None:
             raise InvalidInputError(
-                f"a mesh of {along} x {hidden} must take {'all' if exact else 'some'} of the "
-                f"{len(devices)} devices, at least 1 along each axis, but takes {size}; take "
-                "another one (on a CPU JAX_NUM_CPU_DEVICES=8 simulates 8 devices)"
+                f"hidden must be left out, but is {hidden}: the rows of a batch are divided over "
+                "all devices, and hidden units over none; pass data, the number of devices"
             )
-        names, auto = ("data", "hidden"), (AxisType.Auto,) * 2
-        mesh = jax.make_mesh((along, hidden), names, axis_types=auto, devices=devices[:size])
-        return cls(mesh, **options)
+        devices = jax.devices()
+        along = len(devices) if data is None else data
+        exact = jax.process_count() > 1
+        if not (len(devices) if exact else 1) <= along <= len(devices):
+            raise InvalidInputError(
+                f"a mesh must take {'all' if exact else 'some'} of the {len(devices)} devices, "
+                f"at least 1, but takes {along}; take another number (on a CPU "
+                "JAX_NUM_CPU_DEVICES=8 simulates 8 devices)"
+            )
+        auto = (AxisType.Auto,)
+        mesh = jax.make_mesh((along,), ("data",), axis_types=auto, devices=devices[:along])
+        return cls(mesh, rows_axis)
 
     def rows(self, batch_size: int) -> np.ndarray:
         """Return the rows of a batch that this process must load: all, if it is the only one.
@@ -158,8 +156,8 @@ class Sharding:
         >>> Sharding.over(data=1).rows(3).tolist()
         [0, 1, 2]
         """
-        self._check_rows(batch_size, self.mesh.shape["data"])
-        sharding = self._named("data")
+        self._check_rows(batch_size, self.mesh.size)
+        sharding = self._named(0)
         parts = sharding.addressable_devices_indices_map((batch_size,)).values()
         return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
@@ -174,13 +172,13 @@ class Sharding:
             InvalidInputError: the rows cannot be sharded over the devices; or two processes gave
                 the same rows in the first step, which would count twice.
         """
-        along = self.mesh.local_mesh.shape["data"]
+        along = self.mesh.local_mesh.size
         first: list[np.ndarray] = []
 
         def put(leaf: Any, axis: int) -> jax.Array:
             if np.ndim(leaf) <= axis:
                 return _laid(leaf, self._named())
-            named = self._named(*[None] * axis, "data")
+            named = self._named(axis)
             if isinstance(leaf, jax.Array) and leaf.sharding == named:
                 return leaf
             self._check_rows(leaf.shape[axis], along)
@@ -194,19 +192,17 @@ class Sharding:
         return laid
 
     def _check_shares(self, first: list[np.ndarray]) -> None:
-        """Compare a checksum of the first step's rows with those of processes with other rows."""
-        process = np.vectorize(lambda device: device.process_index)(self.mesh.devices)
-        place = int(np.argwhere(process == jax.process_index())[0, 0])
+        """Compare a checksum of the first step's rows with those of the other processes."""
         checksum = zlib.crc32(b"".join(value.tobytes() for value in first))
         # Made-up data may be the same everywhere.
         constant = all(not value.size or (value == value.flat[0]).all() for value in first)
-        ours = np.array([place, checksum, constant], np.uint32)
-        seen: dict[int, tuple[int, int]] = {}
-        for index, (place, checksum, constant) in enumerate(
+        ours = np.array([checksum, constant], np.uint32)
+        seen: dict[int, int] = {}
+        for index, (checksum, constant) in enumerate(
             multihost_utils.process_allgather(ours).tolist()
         ):
-            other, its_place = seen.setdefault(checksum, (index, place))
-            if its_place != place and not constant:
+            other = seen.setdefault(checksum, index)
+            if other != index and not constant:
                 raise InvalidInputError(
                     "processes must give different rows of a batch, but those of processes "
                     f"{other} and {index} are the same; give each the rows that "
@@ -214,11 +210,7 @@ class Sharding:
                 )
 
     def put_state(self, state: TrainState) -> TrainState:
-        """Shard a state, which every process has whole, over the devices.
-
-        Raises:
-            InvalidInputError: a parameter cannot be sharded over the devices.
-        """
+        """Shard a state, which every process has whole, over the devices."""
         return jax.tree.map(_laid, state, self.of_state(state))
 
     def keep(self, state: TrainState) -> TrainState:
@@ -238,38 +230,21 @@ class Sharding:
     def of_state(self, state: TrainState) -> TrainState:
         """Return a `jax.sharding.NamedSharding` for every array of a state, in its structure.
 
-        An array of the optimiser or the carry is sharded like the parameter whose path ends its own
-        and whose shape it has. Another one of the carry has rows first, if they can be divided.
+        An array of the carry has rows first, if they can be divided. Every device has the others,
+        and one of the carry with the shape of a parameter whose path ends its own.
         """
-        laid = {}
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+        leaves = jax.tree_util.tree_leaves_with_path(state.params)
+        params = {(_names(path), leaf.shape) for path, leaf in leaves}
+
+        def of_carry(path: Any, leaf: Any) -> NamedSharding:
             names = _names(path)
-            laid[names, leaf.shape] = self._of_parameter(names, leaf.shape)
-        everywhere: Any = self._named()
+            like = any((names[i:], leaf.shape) in params for i in range(len(names) + 1))
+            divides = leaf.ndim and not leaf.shape[0] % self.mesh.size
+            return self._named(0 if divides and not like else None)
 
-        def like_parameter(path: Any, leaf: Any) -> NamedSharding:
-            part, *names = _names(path)
-            for start in range(len(names) + 1):
-                if (tuple(names[start:]), leaf.shape) in laid:
-                    return laid[tuple(names[start:]), leaf.shape]
-            divides = leaf.ndim and not leaf.shape[0] % self.mesh.shape["data"]
-            return self._named("data") if part == "carry" and divides else everywhere
-
-        parts = {name: getattr(state, name) for name in ("params", "opt_state", "carry")}
-        found = jax.tree_util.tree_map_with_path(like_parameter, parts)
-        return TrainState(step=everywhere, key=everywhere, **found)
-
-    def _of_parameter(self, names: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
-        axis, devices = self.divide(names, shape), self.mesh.shape["hidden"]
-        if axis is None:
-            return self._named()
-        if shape[axis] % devices:
-            raise InvalidInputError(
-                f"the parameter {'.'.join(names)} has {shape[axis]} along axis {axis}, which "
-                f"cannot be divided over {devices} devices; take a multiple of {devices}, or fewer "
-                "devices for the hidden units"
-            )
-        return self._named(*[None] * axis, "hidden")
+        carry = jax.tree_util.tree_map_with_path(of_carry, state.carry)
+        everywhere = jax.tree.map(lambda _: self._named(), state)
+        return dataclasses.replace(everywhere, carry=carry)
 
     def _check_rows(self, rows: int, devices: int) -> None:
         if rows % devices:
@@ -278,12 +253,11 @@ class Sharding:
                 f"of {devices} rows, or fewer devices"
             )
 
-    def _named(self, *names: str | None) -> NamedSharding:
-        # In XLA's own spelling: another one would compile once more.
-        axes = [name if name and self.mesh.shape[name] > 1 else None for name in names]
-        while axes and axes[-1] is None:
-            axes.pop()
-        return NamedSharding(self.mesh, PartitionSpec(*axes))
+    def _named(self, axis: int | None = None) -> NamedSharding:
+        """Return the sharding of arrays with rows at this axis, or without rows."""
+        # Of one device in XLA's own spelling: another one would compile once more.
+        spec = () if axis is None or self.mesh.size == 1 else (*[None] * axis, "data")
+        return NamedSharding(self.mesh, PartitionSpec(*spec))
 
 
 def _laid(leaf: Any, sharding: NamedSharding) -> jax.Array:

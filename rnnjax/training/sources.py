@@ -278,7 +278,7 @@ class Source:
 
         def ahead() -> Group | None:  # a thread has settings of its own
             with jax.enable_x64(x64), jax.default_device(device):
-                return self._put(next(groups, None))
+                return self._next(groups)
 
         with ThreadPoolExecutor(1) as pool:
             group = self._next(groups)
@@ -296,10 +296,7 @@ class Source:
 
     def _next(self, groups: Iterator[Group]) -> Group | None:
         group = together(lambda: next(groups, None))
-        require_alike({self.name: None if group is None else [group.start, group.stop]})
-        return self._put(group)
-
-    def _put(self, group: Group | None) -> Group | None:
+        require_alike({self.name: group and [group.start, group.stop]})
         put = jax.device_put if self.sharding is None else self.sharding.put_batches
         group = group and dataclasses.replace(group, batches=put(group.batches))
         if group and group.positions is None and not callable(self.given) and self._single:

@@ -17,7 +17,8 @@ from experiments.text_generator.__main__ import main
 from experiments.text_generator.config import Architecture, Text, Train
 from experiments.text_generator.model import CharacterModel
 from experiments.text_generator.trained import Trained
-from rnnjax.text import Sampling, drawing, sample, streaming
+from rnnjax.text import Sampling, sample, streaming
+from rnnjax.text.sampling import draw
 
 FOREVER = str(10**9)
 
@@ -169,9 +170,9 @@ def test_bytes_are_written_as_text(written, generate, bytes_run):
 
 def test_the_second_text_compiles_nothing(written):
     texts = {written("--prime", "ab", "--seed", "1")}
-    before = drawing.draw._cache_size(), streaming._read._cache_size()
+    before = draw._cache_size(), streaming._read._cache_size()
     assert written("--prime", "ab", "--seed", "2") not in texts
-    assert (drawing.draw._cache_size(), streaming._read._cache_size()) == before
+    assert (draw._cache_size(), streaming._read._cache_size()) == before
 
 
 def test_no_input_at_all_is_the_end_of_the_conversation(run_dir, monkeypatch):

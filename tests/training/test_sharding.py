@@ -8,33 +8,35 @@ from jax.experimental import multihost_utils
 
 import rnnjax
 from rnnjax import InvalidInputError, RnnjaxError
-from rnnjax.training import Sharding, TrainState, minibatches, processes, start_processes, use_cores
+from rnnjax.training import (
+    Sharding,
+    StopRequest,
+    TrainState,
+    minibatches,
+    processes,
+    start_processes,
+    use_cores,
+)
 from rnnjax.training.sharding import cores_for
 from rnnjax.training.sources import divided
 
 
 def test_what_does_not_fit_the_devices_is_told(monkeypatch):
-    assert dict(Sharding.over(hidden=2).mesh.shape) == {"data": 2, "hidden": 2}
-    assert dict(Sharding.over(3).mesh.shape) == {"data": 3, "hidden": 1}
+    assert [dict(Sharding.over(n).mesh.shape) for n in (None, 3)] == [{"data": 4}, {"data": 3}]
     for given, message in (
-        ({"data": 8}, "a mesh of 8 x 1 must take some of the"),
-        ({"hidden": 3}, "a mesh of 1 x 3 must take all of the"),
-        ({"data": 0}, "a mesh of 0 x 1 must take some of"),
-        ({"hidden": 0}, "a mesh of 4 x 0 must take all of"),
+        ({"data": 8}, "a mesh must take some of the 4 devices, at least 1, but takes 8; take an"),
+        ({"data": 0}, "but takes 0"),
+        ({"hidden": 2}, "hidden must be left out, but is 2: the rows of a batch are divided over"),
     ):
         with pytest.raises(InvalidInputError, match=message):
             Sharding.over(**given)
-    with pytest.raises(InvalidInputError, match=r'the axes \("data", "hidden"\), but has'):
-        Sharding(jax.make_mesh((1,), ("rows",)))
+    for names in (("rows",), ("data", "hidden")):
+        with pytest.raises(InvalidInputError, match=r'the axes \("data",\), along .*, but has \('):
+            Sharding(jax.make_mesh((1,) * len(names), names))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(InvalidInputError, match="a mesh of 2 x 1 must take all of the 4"):
+    with pytest.raises(InvalidInputError, match="a mesh must take all of the 4 devices"):
         Sharding.over(2)
-
-
-def abstract(data, hidden, **options):
-    """Over devices that are not there: shapes and errors need none."""
-    mesh = jax.sharding.AbstractMesh((data, hidden), ("data", "hidden"))
-    return Sharding(mesh, **options)
+    assert Sharding.over().mesh.size == 4
 
 
 def small_state(hidden_size):
@@ -48,37 +50,23 @@ def small_state(hidden_size):
     return TrainState.create(params, optax.adam(1e-3), key=jax.random.key(1), carry=carry)
 
 
-def test_rows_and_units_that_cannot_be_divided_are_named():
+def test_rows_that_cannot_be_divided_are_named():
     message = "a batch of 4 rows cannot be divided over 3 devices; take a multiple of 3 rows"
     with pytest.raises(InvalidInputError, match=message):
         Sharding.over(3).rows(4)
-    with pytest.raises(InvalidInputError, match=r"out\.bias has 5 along axis 0, which"):
-        abstract(1, 2).of_state(small_state(4))
 
 
 def test_a_carry_of_parameters_lies_as_these_and_one_without_rows_is_everywhere():
     """As a mean of them, though its first axes cannot be divided, or could."""
     params = {"kernel": np.ones((3, 4), np.float32), "out": np.ones((4, 6), np.float32)}
     carry = {"mean": params, "classes": np.ones(3), "rows": np.ones((8, 2)), "one": np.ones(())}
-    state = TrainState.create(params, optax.sgd(0.1), key=jax.random.key(0), carry=carry)
-    laid = abstract(4, 2).of_state(state)
+    state = TrainState.create(params, optax.adam(0.1), key=jax.random.key(0), carry=carry)
+    # Over devices that are not there: shapes need none.
+    laid = Sharding(jax.sharding.AbstractMesh((4,), ("data",))).of_state(state)
     assert laid.carry["mean"] == laid.params
+    assert {each.spec for each in jax.tree.leaves((laid.params, laid.opt_state))} == {jax.P()}
     assert [laid.carry[name].spec for name in ("classes", "rows", "one")] == [
         jax.P(), jax.P("data"), jax.P()]  # fmt: skip
-
-
-def test_the_optimiser_lies_as_its_parameters_and_rules_decide():
-    def columns(names, shape):
-        return len(shape) - 1 if names[0] == "cell" else None
-
-    laid = abstract(2, 2, divide=columns).of_state(small_state(6))
-    assert laid.params["cell"]["kernel"].spec == jax.P(None, "hidden")
-    assert laid.params["cell"]["bias"].spec == jax.P("hidden")
-    assert laid.params["out"]["bias"].spec == jax.P()
-    mean, _ = laid.opt_state
-    assert mean.mu == mean.nu == laid.params
-    assert mean.count.spec == jax.P()
-    assert laid.carry.hidden.spec == jax.P("data")
 
 
 def test_putting_and_gathering_copy_so_that_donation_takes_nobody_elses_array():
@@ -143,7 +131,7 @@ def test_jax_is_told_of_the_cores_unless_it_was_or_has_no_cpu(monkeypatch):
 
 
 def test_rows_that_both_have_are_told_unless_all_are_alike(monkeypatch):
-    more = np.array([1, 0, 0], np.uint32)  # the second process has another place, the same rows
+    more = np.array([0, 0], np.uint32)  # the second process has the same rows
     monkeypatch.setattr(
         multihost_utils, "process_allgather", lambda ours: np.stack([ours, ours + more])
     )
@@ -151,9 +139,8 @@ def test_rows_that_both_have_are_told_unless_all_are_alike(monkeypatch):
     with pytest.raises(InvalidInputError, match="those of processes 0 and 1 are the same"):
         sharding._check_shares(rows)
     sharding._check_shares([np.ones((1, 6)), np.zeros((1, 0)), np.ones((1, 1))])
-    for others in ([0, 0, 0], [1, 1, 0]):  # the same place, or other rows too
-        more[:] = others
-        sharding._check_shares(rows)
+    more[:] = 1, 0  # and now others
+    sharding._check_shares(rows)
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -168,6 +155,20 @@ def test_only_a_message_of_collectives_tells_that_a_process_ended(monkeypatch, n
         assert (caught.type is RnnjaxError) == lost
         assert lost or caught.value is error
     assert len(left) == number - 1
+
+
+def test_by_a_signal_the_first_process_ends_last(monkeypatch):
+    done = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr("time.sleep", lambda seconds: done.append("waits"))
+    monkeypatch.setattr("signal.raise_signal", done.append)
+    for index in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        stop = StopRequest()
+        stop.raise_again()
+        stop.signal = 15
+        stop.raise_again()
+    assert done == ["waits", 15, 15]
 
 
 @pytest.mark.parametrize(

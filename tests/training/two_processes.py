@@ -221,7 +221,7 @@ def main(folder, scene):
         return
     if "term" in scene:
         ways = {
-            "divided": {"sharding": Sharding.over(hidden=2)},
+            "divided": {"sharding": OVER},
             "by hand": {"sharding": OVER, "batches": by_hand},
             "whole": {},
         }
