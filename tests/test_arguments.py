@@ -366,8 +366,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: odd(Named, Firing), "^name of Odd must be compared"),
     (lambda: odd(Firing, Named), "^name of Odd must be compared"),
     *(
-        (lambda n=n: drawn(odd(raw=n)(4)), r"^raw of Odd\(4\) must have names and sizes")
-        for n in ({"gap": 0}, {"a gap": 1}, 1)
+        (lambda n=n: drawn(odd(raw=n)(4)), r"^raw of Odd\(4\) must have names other than")
+        for n in (property(lambda _: {"gap": 0}), property(lambda _: {"a gap": 1}))
     ),
     (lambda: drawn(declaring(decay=(4,))), r"^decay of Odd\(4\) must be a rnnjax\.Param .* \(4,"),
     (lambda: drawn(declaring(decay=rnnjax.Param(4))), r"^decay of Odd\(4\) must be .* a tuple"),

@@ -423,8 +423,8 @@ def test_where_raw_features_are_refused():
             call()
     one_hot = rnnjax.OneHot(jnp.zeros((7, 2), int), 3)
     for given, message in [
-        (one_hot, r"give the pair \(OneHot\(ids, size\), array\).*its gap \(1\)"),
-        ((xs[..., :2], xs), r"second part must be \(time, batch, 1\), its gap \(1\), .* has 3 f"),
+        (one_hot, r"but is a OneHot alone; give the pair \(xs, raw\), .* with its gap \(1\)"),
+        ((xs[..., :2], xs), r"a pair whose second part has 3; give the pair .* its gap \(1\)"),
         ((xs[..., :2], xs[1:, :, :1]), r"same axes before the last, .* check the order of both"),
         ((xs[..., :2], one_hot), "vectors or a OneHot, and an array of raw features"),
         ((jnp.zeros((7, 2), int), xs[..., :1]), r"ids are given as rnnjax\.OneHot\(ids, size\)"),
@@ -432,8 +432,17 @@ def test_where_raw_features_are_refused():
         with pytest.raises(InvalidInputError, match=message):
             rnnjax.unroll(cell, params, given)
     plain = rnnjax.LSTMCell(4)
-    with pytest.raises(InvalidInputError, match="second part must be left out for LSTMCell"):
+    with pytest.raises(InvalidInputError, match=r"LSTMCell\(4\) names.* give the first part alone"):
         rnnjax.unroll(plain, plain.init(jax.random.key(0), 2), (xs[..., :2], xs[..., :1]))
+    # A combination speaks of its own raw features, not of those of a layer.
+    stack = rnnjax.Stack([cell, plain])
+    for odd in (one_hot, (xs, xs)):
+        with pytest.raises(InvalidInputError, match=r"that a Stack names|Stack.* names"):
+            rnnjax.unroll(stack, stack.init(jax.random.key(0), 3), odd)
+    with pytest.raises(InvalidInputError, match=r"OwnStep.* names, .* the first part alone"):
+        rnnjax.unroll(OwnStepCell(4), {}, (xs, xs))
+    with pytest.raises(InvalidInputError, match=r"input_size of a Stack must be more than.*gap"):
+        rnnjax.Stack([plain, cell]).init(jax.random.key(0), 1)
 
     with pytest.raises(InvalidInputError, match=r"update of Forgetful.*unexpected keyword.*'gap'"):
         rnnjax.unroll(Forgetful(4), params, xs)
@@ -465,6 +474,45 @@ def test_a_cell_of_raw_features_alone(reverse, equal_to_scan):
     resets[2, 1] = resets[5] = True
     given = {"steps": 7, "features": 5, "reverse": reverse, "resets": resets}
     equal_to_scan(SumCell(4), [Fused(), Fused(2), Parallel()], (2,), **given)
+
+
+def test_a_cell_without_gates_reads_no_inputs(equal_to_scan):
+    """A kernel without columns is no sign that all inputs are raw."""
+    equal_to_scan(Gateless(4), [Fused(), Parallel()], (2,), steps=4, features=5)
+
+
+class Gateless(SumCell):
+    raw = {"gap": 1}
+    coupling = Coupling.CONTRACTING
+
+    def update(self, params, x, carry, gap):
+        more = 1 + x.sum(axis=-1, keepdims=True)
+        return rnnjax.SimpleRNNCarry(jnp.exp(-gap * gap) * carry.hidden + more)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("raw", ("gap",)), ("raw", {"x": 1}), ("raw", {"gap": 0}), ("loop", ("kernel_2",)),
+        ("loop", {"own": 1.5}), ("loop", {"own": (4, 0)}), ("loop", {"kernel": 1}), ("loop", None),
+    ],
+)  # fmt: skip
+def test_sizes_that_are_none_are_refused_where_they_are_declared(name, sizes):
+    with pytest.raises(InvalidInputError, match=rf"^{name} of Odd must have names other than"):
+        type("Odd", (DecayingCell,), {name: sizes})
+
+
+def test_a_memory_erases_or_removes_by_every_method():
+    class BothCell(rnnjax.GatedDeltaNetCell):
+        def memory(self, params, x):
+            memory = super().memory(params, x)
+            return memory._replace(removal_query=memory.key, removal_key=memory.key)
+
+    cell = BothCell(4)
+    params = cell.init(jax.random.key(0), 2)
+    for method in (Scan(), Parallel()):
+        with pytest.raises(InvalidInputError, match="removal_query and removal_key both or neit"):
+            rnnjax.unroll(cell, params, jnp.ones((3, 2, 2)), method=method)
 
 
 CODES = 5_000

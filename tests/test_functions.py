@@ -447,7 +447,7 @@ NO_MEMORY = r"must be a rnnjax\.Memory with query"
         (MEMORY._replace(beta=BY_KEY), {}, "beta must have shape"),
         (MEMORY._replace(log_beta=BY_HEAD), {}, "no log_beta"),
         (MEMORY._replace(removal_key=KEY), {}, "removal_query and removal_key both or neither"),
-        (MEMORY._replace(removal_key=KEY, removal_query=KEY), {}, "and erase in their place"),
+        (MEMORY._replace(removal_key=KEY, removal_query=KEY), {}, "and not erase with them"),
         (MEMORY._replace(value=VALUE[:, :, :1]), {}, "heads that divide those of the value"),
         *((wrong, {}, NO_MEMORY) for wrong in (MEMORY._asdict(), QUERY, MEMORY._replace(key=None))),
     ],

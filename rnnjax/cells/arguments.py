@@ -197,7 +197,7 @@ def as_inputs(xs: Any) -> Any:
 
 def is_pair(xs: Any) -> bool:
     """Whether inputs are a pair ``(xs, raw)``, and no sequence of numbers."""
-    return type(xs) is tuple and len(xs) == 2 and all(hasattr(part, "shape") for part in xs)
+    return type(xs) is tuple and len(xs) == 2 and hasattr(xs[0], "shape")
 
 
 def described_inputs(xs: Any) -> Any:
@@ -210,8 +210,8 @@ def described_inputs(xs: Any) -> Any:
         if not vectors or first.shape[:-1] != raw.shape[:-1]:
             raise InvalidInputError(
                 f"xs as a pair must be vectors or a OneHot, and an array of raw features with the "
-                f"same axes before the last, but are {brief(first)} {first.shape} and {brief(raw)} "
-                f"{raw.shape}; check the order of both"
+                f"same axes before the last, but are {type(first).__name__} {first.shape} and "
+                f"{type(raw).__name__} {raw.shape}; check the order of both"
             )
         return Beside(first, raw)
     if not hasattr(xs, "shape") or not hasattr(xs, "dtype"):
@@ -333,12 +333,8 @@ def check_names(cell: Any, input_size: int) -> None:
             input is left for the kernel.
     """
     raw = cell.raw
-    named = isinstance(raw, Mapping) and all(isinstance(n, str) and n.isidentifier() for n in raw)
-    if not named or not all(is_integer(size) and size > 0 for size in raw.values()):
-        raise InvalidInputError(
-            f"raw of {brief(cell)} must have names and sizes of the features that its update reads "
-            f"as they are, but is {raw!r}; write raw = {{'gap': 1}}"
-        )
+    for name in ("raw", "loop"):
+        check_sizes(brief(cell), name, getattr(cell, name))
     if raw and input_size < (least := cell.raw_size + bool(cell.gates)):
         raise InvalidInputError(
             f"input_size of {brief(cell)} must be at least {least}, of which {cell.raw_size} come "
@@ -357,6 +353,40 @@ def check_names(cell: Any, input_size: int) -> None:
         )
 
 
+_TAKEN = {"raw": ("self", "params", "x", "carry"), "loop": ("kernel", "bias", "recurrent_bias")}
+
+
+def check_sizes(owner: str, name: str, sizes: Any) -> None:
+    """Raise unless ``sizes``, which a cell declares as ``raw`` or ``loop``, are sizes by name."""
+
+    def fits(key: Any, size: Any) -> bool:
+        whole = size if name == "loop" and isinstance(size, tuple) else (size,)
+        named = isinstance(key, str) and key.isidentifier() and key not in _TAKEN[name]
+        return named and all(is_integer(k) and k > 0 for k in whole)
+
+    if not isinstance(sizes, Mapping) or not all(fits(*item) for item in sizes.items()):
+        raise InvalidInputError(
+            f"{name} of {owner} must have names other than {', '.join(_TAKEN[name])}, and a "
+            f"positive size of each, but is {sizes!r}; write {name} = {{'gap': 1}}"
+        )
+
+
+def check_pair(cell: Any, xs: Any) -> None:
+    """Raise unless inputs that are no single array have the raw features that a cell names."""
+    alone = isinstance(xs, OneHot) and cell.raw
+    if not alone and not (isinstance(xs, Beside) and xs.raw.shape[-1] != cell.raw_size):
+        return
+    came = "a OneHot alone" if alone else f"a pair whose second part has {xs.raw.shape[-1]}"
+    named = ", ".join(f"{name} ({size})" for name, size in cell.raw.items())
+    cure = "the first part alone, as it names none"
+    if named:
+        cure = f"the pair (xs, raw), raw of size {cell.raw_size} with its {named}"
+    raise InvalidInputError(
+        f"xs must have the {cell.raw_size} raw features that {brief(cell)} names, but is {came}; "
+        f"give {cure}"
+    )
+
+
 def check_features(cell: Any, params: Any, xs: Any) -> None:
     """Raise unless ``params`` are those of ``cell``, and ``xs (..., input_size)`` fits them.
 
@@ -365,16 +395,11 @@ def check_features(cell: Any, params: Any, xs: Any) -> None:
             `OneHot` or has too few axes for a convolution.
     """
     input_size, grid = check_params(cell, params), params["kernel"].ndim - 2
-    paired, alone = isinstance(xs, Beside), xs.xs if isinstance(xs, Beside) else xs
-    if isinstance(alone, OneHot) and (grid or (cell.raw and not paired)):
-        cure = "give jax.nn.one_hot(ids, size)"
-        if cell.raw:
-            cure = f"give the pair (OneHot(ids, size), array), of which the array is {_raw(cell)}"
-        raise InvalidInputError(f"{brief(cell)} needs vectors, but the inputs are OneHot; {cure}")
-    if paired and xs.raw.shape[-1] != cell.raw_size:
+    check_pair(cell, xs)
+    if grid and isinstance(xs.xs if isinstance(xs, Beside) else xs, OneHot):
         raise InvalidInputError(
-            f"xs is a pair, of which the second part must be {_raw(cell)} for {brief(cell)}, but "
-            f"has {xs.raw.shape[-1]} features; check the cell's raw"
+            f"{brief(cell)} needs vectors, but the inputs are OneHot; give "
+            "jax.nn.one_hot(ids, size)"
         )
     if grid and xs.ndim <= grid:
         raise InvalidInputError(
@@ -387,12 +412,6 @@ def check_features(cell: Any, params: Any, xs: Any) -> None:
             f"xs has {came}, but params were initialised for {input_size}; "
             "check the last axis of xs (time, batch, features)"
         )
-
-
-def _raw(cell: Any) -> str:
-    """Say which raw features a cell reads."""
-    sizes = [f"{name} ({size})" for name, size in cell.raw.items()]
-    return f"(time, batch, {cell.raw_size}), its {', '.join(sizes)}," if sizes else "left out"
 
 
 # ---- carries
@@ -533,9 +552,11 @@ def same_shapes(new: Any, old: Any) -> None:
     wanted: Any = jax.tree.structure(old)
     if wanted != jax.tree.structure(new) or _shapes(new) != _shapes(old):
         raise TypeError(f"it returned {brief(new)} {_shapes(new)}")
-    for leaf, begun in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True):
+    leaves = jax.tree_util.tree_leaves_with_path(new)
+    for (path, leaf), begun in zip(leaves, jax.tree.leaves(old), strict=True):
         if _kind(leaf.dtype) > _kind(begun.dtype):
-            raise TypeError(f"it returned {_shapes(new, True)} for {_shapes(old, True)}")
+            where = jax.tree_util.keystr(path)
+            raise TypeError(f"it returned {where} {leaf.dtype} for {begun.dtype}")
 
 
 def _kind(dtype: Any) -> int:
@@ -547,7 +568,7 @@ def state_type(*trees: Any) -> Any:
     """Return the type of a recurrence's state: the widest of what makes it, float32 at least.
 
     In bfloat16 a state loses changes of less than 1/256, and a decay of 0.999 is 1. A type that is
-    wider, or complex, stays. Integers and keys among the leaves do not count.
+    wider, or complex, stays. Integers among the leaves do not count.
 
     >>> state_type(jnp.ones(2, jnp.bfloat16), [1j * jnp.ones(2), jnp.arange(3)])
     dtype('complex64')

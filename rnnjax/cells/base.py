@@ -23,6 +23,8 @@ from rnnjax.cells.arguments import (
     check_fields,
     check_init,
     check_names,
+    check_pair,
+    check_sizes,
     check_step,
     check_takes_dtype,
     drawn,
@@ -264,6 +266,9 @@ class Cell(abc.ABC, Generic[CarryT]):
                 f"{cls.__name__} writes a memory, from which its update follows; write no update, "
                 "set output = None, and let recall make the outputs"
             )
+        for name in ("raw", "loop"):
+            if not hasattr(getattr(cls, name), "__get__"):  # no property
+                check_sizes(cls.__name__, name, getattr(cls, name))
         check_takes_dtype(cls, cls.initial_carry)
         fields: dict[str, Any] = {}  # those of other bases too, which may be no cells
         for base in reversed(cls.__mro__):
@@ -521,6 +526,7 @@ class Cell(abc.ABC, Generic[CarryT]):
 
     def split_raw(self, xs: Any) -> tuple[Any, dict[str, jax.Array]]:
         """Split inputs ``(..., input_size)`` into what the kernel multiplies, and raw features."""
+        check_pair(self, xs)
         if not self.raw:
             return xs, {}
         if isinstance(xs, Beside):
@@ -533,7 +539,7 @@ class Cell(abc.ABC, Generic[CarryT]):
 
     def multiplied(self, params: Params, xs: Any, dtype: DTypeLike | None) -> jax.Array:
         """``xs @ kernel``, for inputs without raw features ``(..., features)``."""
-        if not params["kernel"].size:  # all of them are raw
+        if not xs.shape[-1]:  # all of them are raw
             return xs
         return product(xs, params["kernel"], dtype)
 

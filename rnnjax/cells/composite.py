@@ -108,6 +108,16 @@ class CellGroup(CompositeCell[CarryT]):
         pairs = zip(self.cells, params, strict=True)
         return self.entries(cell.start(own, batch_shape, dtype) for cell, own in pairs)
 
+    def size_without_raw(self, input_size: int) -> int:
+        """Return how many features are not raw."""
+        size = input_size - self.raw_size
+        if size < (0 if self.cells[0].raw else 1):
+            raise InvalidInputError(
+                f"input_size of a {type(self).__name__} must be more than that of the raw features "
+                f"of its cells, {dict(self.raw)}, but is {input_size}; count both"
+            )
+        return size
+
     def check_cells(self) -> None:
         """Raise unless all are cells."""
         for cell in self.cells:

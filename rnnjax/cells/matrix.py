@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.export import register_namedtuple_serialization
 
 from rnnjax.cells.arguments import state_type
+from rnnjax.errors import InvalidInputError
 
 
 class MatrixCarry(NamedTuple):
@@ -36,9 +37,10 @@ class Memory(NamedTuple):
     k^\top) + \beta \, v k^\top`: what is removed lies at the key that is written. Everything is
     computed from the inputs alone.
 
-    Values have a memory for each of their ``heads``. Keys, and any other array, may have fewer,
-    ``key_heads``, a divisor of these: value head ``h`` then uses key head ``h // (heads /
-    key_heads)``, and the products of queries and keys are made once for all heads of a group.
+    Each of the ``heads`` of the values has a memory. Keys may have fewer, ``key_heads``, a divisor
+    of these: head ``h`` then uses key head ``h // (heads / key_heads)``. Queries and what is
+    removed may have as few. The products of queries and keys are made once for all heads of a
+    group.
 
     Attributes:
         query: :math:`q` ``(*batch, heads, key_size)``.
@@ -72,22 +74,39 @@ class Memory(NamedTuple):
         """Whether each key entry has its own decay."""
         return self.log_decay.ndim == self.key.ndim
 
-    def grouped(self) -> "Memory":
-        """Split the axis of heads into ``(key_heads, group)``; what a group shares has 1 of these.
+    @property
+    def groups(self) -> int:
+        """How many groups the axis of heads is split into, each with a key; 0 if it is not split.
 
-        The products of what it shares with what each of its heads has are then those of matrices
-        with a broadcast axis.
+        A key for each head needs no axis of groups, and one for all is an axis of size 1. Loops
+        over arrays with an axis more of that size take up to four times as long on a CPU.
+        """
+        heads, key_heads = self.value.shape[-2], self.key.shape[-2]
+        return key_heads if 1 < key_heads < heads else 0
+
+    def grouped(self) -> "Memory":
+        """Split the axis of heads into ``(groups, heads of a group)``, where there are groups.
+
+        The products of what a group shares with what each of its heads has are then those of
+        matrices with a broadcast axis.
         """
         axis = self.key.ndim - 2
-        return jax.tree.map(lambda leaf: in_groups(leaf, axis, self.key.shape[axis]), self)
+        return jax.tree.map(lambda leaf: in_groups(leaf, axis, self.groups), self)
 
     def widened(self, state: jax.Array) -> "Memory":
         """Cast all arrays to the type in which a state is computed, with finite decays."""
+        removal = self.removal_query is not None, self.removal_key is not None
+        if removal[0] != removal[1] or (removal[0] and self.erase is not None):
+            given = ", ".join(n for n, x in self._asdict().items() if x is not None)
+            raise InvalidInputError(
+                "memory must have removal_query and removal_key both or neither, and not erase "
+                f"with them, but has {given}; leave one out"
+            )
         dtype = state_type(self, state)
         memory = jax.tree.map(lambda leaf: leaf.astype(dtype), self)
-        # Zero times minus infinity is NaN, in the sums of decays over a chunk. A thousandth of the
-        # lowest number is a decay of zero too, and so are such a sum and its rounding to bfloat16.
-        decay, lowest = memory.log_decay, float(jnp.finfo(dtype).min) / 1024
+        # Zero times minus infinity is NaN, in the sums of decays over a chunk. The exponential of
+        # this number is zero too, in all types, and sums of it over any sequence are finite.
+        decay, lowest = memory.log_decay, -1e6
         real = jnp.maximum(decay.real, lowest)
         decay = jax.lax.complex(real, decay.imag) if jnp.iscomplexobj(decay) else real
         return memory._replace(log_decay=decay)
@@ -111,23 +130,27 @@ register_namedtuple_serialization(Memory, serialized_name="rnnjax.Memory")
 
 
 def in_groups(leaf: jax.Array, axis: int, groups: int) -> jax.Array:
-    """Split an axis into ``(groups, rest)``."""
+    """Split an axis into ``(groups, rest)``, if there are groups."""
     shape = leaf.shape
-    return leaf.reshape(*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :])
+    return (
+        leaf
+        if not groups
+        else leaf.reshape(*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :])
+    )
 
 
 def remembered(memory: Memory, carry: Any) -> tuple[Any, jax.Array, jax.Array | None]:
     """Return one step's new carry, read ``(*batch, heads, value_size)``, and stabilizer or None."""
-    shape, axis, key_heads = carry.memory.shape, memory.key.ndim - 2, memory.key.shape[-2]
+    shape, axis, groups = carry.memory.shape, memory.key.ndim - 2, memory.groups
     memory, stabilizer = memory.widened(carry.memory).grouped(), None
     if memory.log_beta is not None:
-        before = in_groups(carry.stabilizer, axis, key_heads)
+        before = in_groups(carry.stabilizer, axis, groups)
         stabilizer = jnp.maximum(memory.log_decay + before, memory.log_beta)
         memory = memory.stabilized(before, stabilizer)
         stabilizer = stabilizer.reshape(carry.stabilizer.shape)
     query, key = memory.query[..., None, :], memory.key[..., None, :]
     decay = memory.log_decay if memory.by_key else memory.log_decay[..., None]
-    old = in_groups(carry.memory, axis, key_heads)
+    old = in_groups(carry.memory, axis, groups)
     state = jnp.exp(decay)[..., None, :] * old
     written = memory.value if memory.beta is None else memory.beta[..., None] * memory.value
     if memory.removal_query is not None and memory.removal_key is not None:

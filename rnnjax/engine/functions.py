@@ -222,7 +222,7 @@ def matrix_memory(
 def _check_memory(given: dict[str, jax.Array]) -> None:
     """Raise unless the arrays of a memory fit each other."""
     (*rows, keys, size), values = given["key"].shape, given["value"].shape[-2:]
-    if len(values) < 2 or not keys or values[0] % keys:
+    if len(values) < 2 or not keys * size or values[0] % keys:
         raise InvalidInputError(
             f"the key must be (time, *batch, key_heads, key_size), with heads that divide those of "
             f"the value, but has {given['key'].shape}, and the value {given['value'].shape}; check "
@@ -239,12 +239,6 @@ def _check_memory(given: dict[str, jax.Array]) -> None:
                 f"{name} must have shape {' or '.join(map(str, fits[name]))}, (time, *batch, "
                 f"heads, ...) as the key and the value, but has {x.shape}; check its axes"
             )
-    removal = "removal_query" in given, "removal_key" in given
-    if removal[0] != removal[1] or (removal[0] and "erase" in given):
-        raise InvalidInputError(
-            "memory must have removal_query and removal_key both or neither, and erase in their "
-            f"place, but has {', '.join(given)}; leave one out"
-        )
 
 
 @functools.partial(jax.jit, static_argnums=0)

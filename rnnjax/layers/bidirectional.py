@@ -90,7 +90,7 @@ class Bidirectional(CellGroup[Directions]):
         """Initialise the parameters of both directions."""
         check_init(key, input_size)
         keys = jax.random.split(key)
-        pairs, own = zip(self.cells, keys, strict=True), input_size - self.raw_size
+        pairs, own = zip(self.cells, keys, strict=True), self.size_without_raw(input_size)
         return Directions(*(cell.init(k, own + cell.raw_size) for cell, k in pairs))
 
     @staticmethod

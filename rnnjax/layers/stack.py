@@ -72,7 +72,7 @@ class Stack(CellGroup[tuple[Any, ...]]):
     def init(self, key: jax.Array, input_size: int) -> tuple[Any, ...]:
         """Initialise the parameters: a tuple with one entry per layer."""
         check_init(key, input_size)
-        sizes = [input_size - self.raw_size, *(cell.output_size for cell in self.cells)]
+        sizes = [self.size_without_raw(input_size), *(cell.output_size for cell in self.cells)]
         keys = jax.random.split(key, len(self.cells))
         return tuple(
             cell.init(key, size + cell.raw_size)

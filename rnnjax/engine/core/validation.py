@@ -19,12 +19,14 @@ from rnnjax.cells.arguments import (
     check_flag,
     check_instance,
     check_lengths,
+    check_pair,
     made_carry,
     state_type,
 )
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise
 from rnnjax.cells.devices import MeshAxis
+from rnnjax.cells.onehot import Beside
 from rnnjax.engine.core.method import Method
 from rnnjax.errors import InvalidInputError
 
@@ -194,6 +196,8 @@ def checked_marks(name: str, marks: Any, xs: Any, of: str = "xs") -> jax.Array:
 def entered(cell: Cell, params: Params, xs: Any) -> tuple[Any, Mapping[str, jax.Array]]:
     """Check the inputs of a layer, and split off its raw features."""
     if cell.carry is None:  # its own step does
+        if isinstance(xs, Beside):
+            check_pair(cell, xs)
         return xs, {}
     check_features(cell, params, xs)
     return cell.split_raw(xs)

@@ -147,13 +147,13 @@ class Recurrence(Function):
         for name, d_sum in (("bias", d_projected), ("recurrent_bias", d_recurrent)):
             if name in params and is_bias(cell, name):  # elsewhere the update adds it
                 d_params[name] += d_sum.sum(axis=tuple(range(d_sum.ndim - 1)))
-        kernel = params["kernel"]
-        if not kernel.size:  # all inputs are raw
-            d_params["kernel"], d_xs = kernel, xs
+        kernel, d_xs = params["kernel"], jax.tree.map(lambda _: None, xs)
+        wanted = any(jax.tree.leaves(needs_grad[2]))  # which ids are not
+        if not kernel.size:  # all inputs are raw, or the cell has no gates
+            d_params["kernel"], d_xs = kernel, jnp.zeros_like(xs) if wanted else d_xs
         else:
             d_params["kernel"] = products.kernel_gradient(xs, d_projected, kernel)
-            d_xs = jax.tree.map(lambda _: None, xs)
-            if any(jax.tree.leaves(needs_grad[2])):  # which ids are not
+            if wanted:
                 d_xs = products.inputs_gradient(d_projected, kernel).astype(xs.dtype)
         d_params = {name: d.astype(params[name].dtype) for name, d in d_params.items()}
         nothing = jax.tree.map(lambda _: None, (steps, per_step))

@@ -59,7 +59,7 @@ class Matrices:
 
     Args:
         length: the steps of a chunk.
-        rows: the number of axes before the heads of a group, with time and the heads of the keys.
+        rows: the number of axes before the heads, with time, and with that of groups if any.
     """
 
     length: int
@@ -67,12 +67,13 @@ class Matrices:
 
     def run(self, memory: Memory, carry: Any, start: Any, valid: Any, resets: Any) -> Any:
         """Return the reads of each step, the stabilizers or None, and the last carry."""
-        num_steps, key_heads = memory.key.shape[0], memory.key.shape[-2]
-        memory, given = memory.widened(carry.memory).grouped(), carry
+        num_steps, groups, given = memory.key.shape[0], memory.groups, carry
+        memory = memory.widened(carry.memory).grouped()
         carry, start = jax.tree.map(
-            lambda leaf: in_groups(leaf, self.rows - 2, key_heads), (carry, start)
+            lambda leaf: in_groups(leaf, self.rows - 2, groups), (carry, start)
         )
-        valid, resets = (None if m is None else m[..., None] for m in (valid, resets))
+        if groups:
+            valid, resets = (None if m is None else m[..., None] for m in (valid, resets))
         stabilizers = None
         memory = memory if valid is None else _held(memory, valid)
         if memory.log_beta is not None:
@@ -388,7 +389,8 @@ def run_memory(
     valid, resets = (None if m is None else expand(m, whole) & whole for m in steps.per_step[:2])
     # Only the arguments are saved, as many numbers as the inputs. XLA may merge both passes: kept
     # separate, a gradient takes 1.2 to 1.7 times as long.
-    run = jax.checkpoint(Matrices(length, rows + 1).run, prevent_cse=False)
+    before = rows + bool(memory.groups)
+    run = jax.checkpoint(Matrices(length, before).run, prevent_cse=False)
     memory, old, spoils, lost = _finite(memory, carry, resets, rows)
     reads, stabilizers, last = run(memory, old, steps.start, valid, resets)
     reads = jnp.where(expand(lost, reads), jnp.nan, reads * expand(spoils, reads))
