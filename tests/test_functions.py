@@ -326,8 +326,8 @@ def test_a_memory_is_computed_in_the_precision_of_the_method():
         method = rnnjax.Parallel(**options)
         return str(jax.make_jaxpr(functools.partial(matrix_memory, method=method))(memory))
 
-    assert "HIGHEST" in text(precision="highest")
-    assert "HIGHEST" not in text()
+    # Sums of decays always have it: rounded to bfloat16, a rate would be another.
+    assert text(precision="highest").count("HIGHEST") > text().count("HIGHEST") > 0
 
 
 @pytest.mark.parametrize("lowest", [0.0, 1e-40])

@@ -205,18 +205,20 @@ class Matrices:
         """
         decay = self._cut(decay)
         by_key = decay.ndim > self.rows + 2
-        axis = -3 if by_key else -2
         lower = _lower(self.length)
         cut: Any = True
         if resets is not None:
             count = jnp.cumsum(self._cut(resets[..., None]).astype(jnp.int32), axis=-1)
             cut = count[..., :, None] == count[..., None, :]
-        strict = jnp.tril(lower, -1)
-        strict = strict[..., None] if by_key else strict
-        per_step = decay[..., :, None, :] if by_key else decay[..., :, None]
-        sums = jnp.cumsum(jnp.where(strict, per_step, 0), axis=axis)
+        # By products: on a CPU a cumulative sum of them takes three times as long.
+        later = jnp.tril(lower, -1).astype(decay.dtype)  # the steps after each step
         own = (lower & cut).astype(decay.dtype)
-        whole = own @ decay if by_key else (own @ decay[..., None])[..., 0]
+        until = lower.astype(decay.dtype)
+        if by_key:
+            sums = jnp.einsum("tj,js,...jk->...tsk", until, later, decay, precision="highest")
+            return sums, _product(own, decay), cut
+        sums = _product(until, later * decay[..., :, None])
+        whole = _product(own, decay[..., None])[..., 0]
         return sums, whole, cut
 
     def _begun(self, resets: jax.Array) -> jax.Array:
