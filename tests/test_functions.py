@@ -219,8 +219,23 @@ def memory_step(state, memory: Memory):
     return state, jnp.einsum("...vk,...k->...v", state, query)
 
 
-@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "in reverse"])
-@pytest.mark.parametrize("name", MEMORIES)
+# The forms of one published memory in both directions, and the others in one.
+BOTH = "gated DeltaNet (Yang et al., 2025)", "RWKV-7 (Peng et al., 2025)"
+WAYS = [(name, bool(i % 2)) for i, name in enumerate(MEMORIES)]
+WAYS += [(name, not reverse) for name, reverse in WAYS if name in BOTH]
+
+
+@pytest.mark.parametrize(
+    ("name", "reverse"),
+    [
+        *WAYS,
+        *(
+            pytest.param(name, not reverse, marks=pytest.mark.slow)
+            for name, reverse in WAYS[: len(MEMORIES)]
+            if name not in BOTH
+        ),
+    ],
+)
 def test_a_matrix_memory(name, reverse, assert_close):
     given = MEMORIES[name], drawn(8, ROWS, MEMORIES[name].value.shape[-2], VALUES, KEYS)
     methods = [rnnjax.Auto() if reverse else rnnjax.Parallel(5)]
@@ -330,7 +345,7 @@ def test_a_memory_is_computed_in_the_precision_of_the_method():
     assert text(precision="highest").count("HIGHEST") > text().count("HIGHEST") > 0
 
 
-@pytest.mark.parametrize("lowest", [0.0, 1e-40])
+@pytest.mark.parametrize("lowest", [0.0, pytest.param(1e-40, marks=pytest.mark.slow)])
 def test_rates_of_zero_in_rwkv_7(lowest):
     """Where its two steps in the place of one divided by the rates."""
     rng = np.random.default_rng(0)
