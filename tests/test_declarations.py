@@ -622,7 +622,7 @@ def test_attention_beside_a_time_gap(random_like, assert_close):
 
 @pytest.mark.parametrize("learner", [rnnjax.online.RTRL, SnAp1])
 def test_learning_online_beside_a_time_gap(learner, random_like, assert_close):
-    """Of a cell whose units do not interact both give the gradient of the whole sequence."""
+    """Both give the gradient of the whole sequence if the units of a cell do not interact."""
     cell = LinearCell(3)
     params = random_like(lambda: cell.init(jax.random.key(0), 3), 1)
     xs = random_like(jax.ShapeDtypeStruct((6, 2, 3), "f"), 2)

@@ -143,7 +143,7 @@ class Drawn:
         return last.memory, reads
 
     def loop(self, arrays: Any, marks: Any) -> Any:
-        """The same by a plain loop, whose numbers all have 64 bits."""
+        """Run a plain loop in float64 or complex128: the last state and the outputs."""
         rows = (self.steps, *self.batch)
         kinds = [
             np.dtype("complex128" if jnp.iscomplexobj(x) else "float64") for x in arrays.values()

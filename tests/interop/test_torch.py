@@ -242,8 +242,13 @@ def drawn_module(rng: np.random.Generator) -> tuple[dict[str, Any], list[str], A
     Those of a row are named by their order of use, by what they are, or by neither; encoders and
     decoders by what they are; those side by side by their sides.
     """
-    size = lambda: int(rng.integers(2, 8))  # noqa: E731  small, so that they fit by chance too
-    pick = lambda some: some[rng.integers(len(some))]  # noqa: E731
+
+    def size() -> int:  # small, so that sizes fit by chance too
+        return int(rng.integers(2, 8))
+
+    def pick(some: Any) -> Any:
+        return some[rng.integers(len(some))]
+
     kinds = [nn.LSTM, nn.GRU, nn.RNN]
     form = pick(["row", "row", "row", "coder", "sides"])
     words, width = rng.random() < 0.3, size()

@@ -359,7 +359,7 @@ def test_the_run_of_a_later_version_is_left_as_it_is(tmp_path):
 
 
 def test_files_of_somebody_else_in_a_new_folder_are_moved(tmp_path, capsys):
-    """And no attempt without a checkpoint, of which there may be several, replaces those."""
+    """A third attempt, which wrote no checkpoint, does not replace the records either."""
     (tmp_path / "steps.jsonl").write_text("mine\n")
     for _ in range(2):
         with pytest.raises(RuntimeError, match="an accident"):
