@@ -25,6 +25,10 @@ class DamagedCheckpointError(CheckpointError):
         self.reason = reason
 
 
+class PeerEndedError(RnnjaxError):
+    """Another process of the run has ended, so that this one cannot go on."""
+
+
 class NonFiniteError(RnnjaxError, ArithmeticError):
     """A loss or gradient in training, or the logits in sampling, are NaN or infinite."""
 

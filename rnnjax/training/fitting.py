@@ -527,8 +527,8 @@ def _measure(
     evaluate, sharding = divided(evaluate, sharding, None, lambda said: None)
     sources = [(1.0, Source("evaluate", evaluate, epochs, sharding))]
     if rest and isinstance(evaluate, Minibatches) and (left := evaluate.rest()).size:
-        # Fewer rows than devices, perhaps: each has all of them, by an axis that no array has.
-        whole = sharding and dataclasses.replace(sharding, rows_axis=99)
+        # They may be fewer than the devices, so each device has all of them.
+        whole = sharding and dataclasses.replace(sharding, rows_axis=None)
         source = Source("evaluate", evaluate.cut(left), epochs, whole)
         sources.append((left.size / evaluate.batch_size, source))
     eval_steps = make_eval_steps(loss_fn, sharding)

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rnnjax.errors import InvalidInputError, RnnjaxError
+from rnnjax.errors import InvalidInputError, PeerEndedError, RnnjaxError
 
 # Windows has no SIGHUP.
 _SIGNALS = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, n)]
@@ -134,7 +134,7 @@ _BYTES_AT_ONCE = 2**26
 _PEER_IS_GONE = ("Gloo", "NCCL", "coordination service", "closed by peer", "reset by peer")
 
 
-_DONE, _ENDED = "done", "another process of the run ended"
+_DONE = "done"
 _ADVICE = (
     "see what that one says, and start all of them again: a run with checkpoints resumes from the "
     "last one"
@@ -164,9 +164,9 @@ def telling_peers() -> Iterator[None]:
     client: Any = distributed.global_state.client
     ours, folder, over = jax.process_index(), f"rnnjax/left/{next(_runs)}/", threading.Event()
 
-    def tell(what: str) -> None:
+    def tell(what: str, seconds: float = _SECONDS_TO_TELL) -> None:
         client.key_value_set(f"{folder}{ours}", what)
-        until = time.monotonic() + (0 if _ENDED in what else _SECONDS_TO_TELL)
+        until = time.monotonic() + seconds
         while len(left := client.key_value_dir_get(folder)) < jax.process_count():
             if time.monotonic() > until:
                 break
@@ -194,7 +194,9 @@ def telling_peers() -> Iterator[None]:
         client.key_value_set(f"{folder}{ours}", _DONE)
     except BaseException as error:
         over.set()
-        tell(f"{type(error).__name__}: {error}".splitlines()[0][:200])
+        # Those that are gone hear nothing.
+        seconds = 0 if isinstance(error, PeerEndedError) else _SECONDS_TO_TELL
+        tell(f"{type(error).__name__}: {error}".splitlines()[0][:200], seconds)
         raise
     finally:
         over.set()
@@ -209,7 +211,7 @@ def ending_with_peers() -> Iterator[None]:
     gone, this process exits without the shutdown, with status 1.
 
     Raises:
-        RnnjaxError: a collective failed because another process of the run ended.
+        PeerEndedError: a collective failed because another process of the run ended.
     """
     try:
         yield
@@ -218,8 +220,9 @@ def ending_with_peers() -> Iterator[None]:
         if jax.process_count() == 1 or isinstance(error, RnnjaxError) or not lost:
             raise
         atexit.register(_end_at_once)
-        raise RnnjaxError(
-            f"{_ENDED}, and process {jax.process_index()} cannot continue without it; {_ADVICE}"
+        raise PeerEndedError(
+            f"another process of the run ended, and process {jax.process_index()} cannot continue "
+            f"without it; {_ADVICE}"
         ) from None
 
 

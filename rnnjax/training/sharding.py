@@ -82,7 +82,7 @@ class Sharding:
         mesh: a mesh with the one axis "data"; see `over`.
         rows_axis: the axis of rows of the leaves of batches, whose first axis is steps: 2 if time
             precedes rows. If leaves differ, a tree prefix, like ``in_axes`` of `jax.vmap`.
-            (`minibatches` provides it.)
+            (`minibatches` provides it.) With None every device has all rows.
 
     Raises:
         InvalidInputError: the mesh has other axes.
@@ -115,25 +115,17 @@ class Sharding:
             )
 
     @classmethod
-    def over(
-        cls, data: int | None = None, hidden: None = None, *, rows_axis: Any = 1
-    ) -> "Sharding":
+    def over(cls, data: int | None = None, *, rows_axis: Any = 1) -> "Sharding":
         """Make a sharding over the devices of all processes.
 
         Args:
             data: the number of devices, over which rows are divided; by default all.
-            hidden: not taken: hidden units are on every device.
             rows_axis: that of the class.
 
         Raises:
             InvalidInputError: there are too few devices, or several processes would not use all of
-                theirs; or ``hidden`` is given.
+                theirs.
         """
-        if hidden is not None:
-            raise InvalidInputError(
-                f"hidden must be left out, but is {hidden}: the rows of a batch are divided over "
-                "all devices, and hidden units over none; pass data, the number of devices"
-            )
         devices = jax.devices()
         along = len(devices) if data is None else data
         exact = jax.process_count() > 1
@@ -172,6 +164,8 @@ class Sharding:
             InvalidInputError: the rows cannot be sharded over the devices; or two processes gave
                 the same rows in the first step, which would count twice.
         """
+        if self.rows_axis is None:
+            return jax.tree.map(lambda leaf: _laid(leaf, self._named()), batches)
         along = self.mesh.local_mesh.size
         first: list[np.ndarray] = []
 

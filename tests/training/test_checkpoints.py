@@ -325,7 +325,7 @@ def test_a_later_format_has_parameters_and_no_run_to_resume(checkpoints):
 
 
 def test_a_run_of_0_1_0_is_read_from_now_on(tmp_path):
-    """Read the parameters of the first format, which had no number, and what it would resume from."""
+    """The first format had no number. Its parameters are read, and a run resumes from it."""
     params = load_params(RUN_OF_0_1_0)
     shapes = {"bias": (6,), "kernel": (1, 6), "recurrent_bias": (6,), "recurrent_kernel": (2, 6)}
     assert jax.tree.map(np.shape, params["cell"]) == shapes

@@ -102,7 +102,7 @@ def test_the_death_of_one_ends_the_other_at_once(tmp_path, start, who):
     assert left[0] != 0
     if who == 1:  # of the first one JAX's own client tells, and ends the process
         assert left[0] == 1
-        assert "RnnjaxError: another process of the run ended, and process 0 cannot" in left[2]
+        assert "PeerEndedError: another process of the run ended, and process 0 cannot" in left[2]
         assert left[2].count("Traceback") == 1
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     assert checkpoints.latest().step == 8
