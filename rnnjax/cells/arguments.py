@@ -544,7 +544,7 @@ def naming(cell: Any, function: str, advice: str, **given: Any) -> Iterator[None
         ) from error
 
 
-def same_shapes(new: Any, old: Any) -> None:
+def check_updated(old: Any, new: Any) -> None:
     """Raise unless an ``update`` returned a carry like the one that it was given.
 
     Numbers are rounded to the precision of the state, but no fraction and no imaginary part is cut.
@@ -560,6 +560,7 @@ def same_shapes(new: Any, old: Any) -> None:
 
 
 def _kind(dtype: Any) -> int:
+    # Not `np.can_cast`, by which "same_kind" lets complex64 become bfloat16, a type NumPy lacks.
     kinds = jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating
     return next(i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind))
 

@@ -27,13 +27,13 @@ from rnnjax.cells.arguments import (
     check_sizes,
     check_step,
     check_takes_dtype,
+    check_updated,
     drawn,
     floating_dtype,
     made_carry,
     naming,
     number_types,
     rounded,
-    same_shapes,
     usual_promotion,
 )
 from rnnjax.cells.devices import match_vma
@@ -627,7 +627,7 @@ class Cell(abc.ABC, Generic[CarryT]):
             new = self.update(read, x, carry, **raw)
             own = new if isinstance(new, type(carry)) else carry  # what is none is refused below
             new, y = new if self.output is None else (new, getattr(own, self.output))
-            same_shapes(new, carry)
+            check_updated(carry, new)
             new = jax.tree.map(lambda leaf, old: match_vma(leaf.astype(old.dtype), old), new, carry)
             types = number_types(new) if self.dtype is None else [self.dtype]
             return new, rounded(y, jnp.result_type(*types)) if types else y
