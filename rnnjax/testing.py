@@ -37,7 +37,7 @@ _RESULTS = "new carry", "output", *_BY
 
 
 @usual_promotion()
-def check_cell(cell: Cell, *, input_size: int = 3, online: bool = False) -> None:
+def check_cell(cell: Cell, *, input_size: int | None = None, online: bool = False) -> None:
     """Raise unless a cell satisfies what it declares; for the tests of your own cell.
 
     The methods do not verify what a cell promises, and a false promise gives wrong numbers. This
@@ -61,8 +61,8 @@ def check_cell(cell: Cell, *, input_size: int = 3, online: bool = False) -> None
 
     Args:
         cell: a small cell, for example of 4 units: it is compiled five times.
-        input_size: the number of input features. Those that ``raw`` names are sampled as gaps and
-            marks: none is below zero, and some are zero.
+        input_size: the number of input features, by default three and those that ``raw`` names.
+            The latter are sampled as gaps and marks: none is below zero, and some are zero.
         online: whether to check also what `rnnjax.online` needs: entry ``k`` of a parameter belongs
             to unit ``k % hidden_size``.
 
@@ -83,6 +83,8 @@ the new carry.hidden is not that of each row by itself; count axes from the last
 of its own
     """
     check_instance("cell", cell, Cell, "a cell such as rnnjax.LSTMCell(4)")
+    if input_size is None:
+        input_size = 3 + cell.raw_size
     check_size("input_size", input_size)
     check_flag("online", online)
     with jax.default_matmul_precision("highest"):

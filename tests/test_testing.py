@@ -311,6 +311,7 @@ def test_learners_take_gates_side_by_side() -> None:
 
 def test_other_numbers_of_features_and_types() -> None:
     check_cell(rnnjax.GRUCell(3, dtype=jnp.bfloat16), input_size=5)
+    check_cell(lie(lambda x, h: 0.5 * h + x[..., :4] * x[..., 4:], raw={"gap": 2, "marks": 2}))
 
 
 @pytest.mark.usefixtures("x64")
