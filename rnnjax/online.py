@@ -138,7 +138,8 @@ class Learner(abc.ABC):
             params: the parameters of the cell. They may change at each step; gradients then sum
                 the effects of each step's parameters.
             state: as `init` or the step before returned it.
-            x: ``(*batch, input_size)``.
+            x: ``(*batch, input_size)``, or a `rnnjax.OneHot` or a pair, as `rnnjax.unroll` takes
+                them.
             reset: booleans ``(*batch,)``, True if a row begins a new sequence at this step: its
                 carry and influence are cleared, even if NaN.
 

@@ -509,7 +509,7 @@ class Cell(abc.ABC, Generic[CarryT]):
         Args:
             params: as `init` returns them.
             carry: the state, as `initial_carry` or the step before returned it.
-            x: ``(*batch, input_size)``.
+            x: ``(*batch, input_size)``, or a `OneHot` or a pair, as `rnnjax.unroll` takes them.
 
         Returns:
             the new carry, and ``y (*batch, output_size)``.
