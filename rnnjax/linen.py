@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen import GRUCell, LSTMCell, MGUCell, OptimizedLSTMCell, RNNCellBase, SimpleCell
 
-from rnnjax import layout
+from rnnjax import flax_cells
 from rnnjax.cells import Carry
 from rnnjax.cells.base import Inputs
 from rnnjax.engine import Auto, Method
@@ -39,7 +39,7 @@ __all__ = [
     "SimpleCell",
 ]
 
-_LAYOUTS = layout.by_class("linen", nn)
+_FLAX_CELLS = flax_cells.by_class("linen", nn)
 
 
 def __getattr__(name: str) -> Any:
@@ -107,15 +107,15 @@ class RNN(nn.RNN):
     def __post_init__(self) -> None:
         """Refuse unsupported arguments at construction, not at the call."""
         super().__post_init__()
-        layout.check_cell(self.cell, RNNCellBase, "nn.LSTMCell(50)")
+        flax_cells.check_cell(self.cell, RNNCellBase, "nn.LSTMCell(50)")
         for name in ("variable_axes", "variable_broadcast", "variable_carry", "split_rngs"):
             value, default = getattr(self, name), getattr(nn.RNN, name)
             value = dict(value) if isinstance(value, Mapping) else value
-            layout.check_default(name, value, default)
+            flax_cells.check_default(name, value, default)
 
     @nn.compact
     def __call__(
-        self, inputs: Inputs, *, init_key: jax.Array | None = None, **call: Unpack[layout.Call]
+        self, inputs: Inputs, *, init_key: jax.Array | None = None, **call: Unpack[flax_cells.Call]
     ) -> Any:
         """Run over a sequence, with the arguments of ``flax.linen.RNN`` and three more.
 
@@ -140,7 +140,7 @@ class RNN(nn.RNN):
                 parameters were made for.
         """
         init_key = jax.random.key(0) if init_key is None else init_key
-        return layout.run(
+        return flax_cells.run(
             self,
             inputs,
             lambda input_size: self.param("cell", self.cell.init, input_size),
@@ -150,7 +150,7 @@ class RNN(nn.RNN):
             **call,
         )
 
-    def _flax_cell(self, start: Carry, x: jax.ShapeDtypeStruct) -> layout.Adapted:
+    def _flax_cell(self, start: Carry, x: jax.ShapeDtypeStruct) -> flax_cells.Adapted:
         """Adapt Flax's cell to inputs of a step's shape and type, with a carry like ``start``."""
         cell = self.cell
         if self.is_initializing():
@@ -162,7 +162,9 @@ class RNN(nn.RNN):
                 f"{type(cell).__name__} has variables besides its parameters, {others}, which no "
                 "step here passes on; use flax.linen.RNN"
             )
-        adapted = layout.known(_LAYOUTS, cell, nn.meta.unbox(cell.variables.get("params", {})))
+        adapted = flax_cells.known(
+            _FLAX_CELLS, cell, nn.meta.unbox(cell.variables.get("params", {}))
+        )
         if adapted is not None:
             return adapted
         # Lifted, so that it sees the parameters of all modules that it was given, wherever they
@@ -171,7 +173,7 @@ class RNN(nn.RNN):
             lambda cell, *args: cell(*args), "params", rngs=False, variables=False
         )
         module = cell.clone(parent=None, _deep_clone=True, _reset_names=True, name=None)
-        return layout.foreign(module, lambda *args: step(cell, *args), start, x)
+        return flax_cells.foreign(module, lambda *args: step(cell, *args), start, x)
 
 
 class Bidirectional(nn.Bidirectional):
@@ -193,7 +195,7 @@ class Bidirectional(nn.Bidirectional):
     """
 
     def __call__(
-        self, inputs: Inputs, *, init_key: jax.Array | None = None, **call: Unpack[layout.Call]
+        self, inputs: Inputs, *, init_key: jax.Array | None = None, **call: Unpack[flax_cells.Call]
     ) -> Any:
         """Run over a sequence in both directions, with the arguments of `RNN`.
 
@@ -208,4 +210,4 @@ class Bidirectional(nn.Bidirectional):
             InvalidInputError: as in `RNN`, or if a pair of carries is not a pair.
         """
         keys = None if init_key is None else tuple(jax.random.split(init_key))
-        return layout.both_directions(self, inputs, init_key=keys, **call)
+        return flax_cells.both_directions(self, inputs, init_key=keys, **call)

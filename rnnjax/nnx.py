@@ -11,10 +11,10 @@ import jax
 from flax import nnx
 from flax.nnx import GRUCell, LSTMCell, OptimizedLSTMCell, RNNCellBase, SimpleCell
 
-from rnnjax import layout
+from rnnjax import flax_cells
 from rnnjax.cells import Carry, Cell, Params
-from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Inputs
+from rnnjax.checks import brief
 from rnnjax.engine import Auto, Method
 from rnnjax.errors import InvalidInputError
 
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _DOT_GENERAL = nnx.Linear(1, 1, rngs=nnx.Rngs(0)).dot_general
-_LAYOUTS = layout.by_class("nnx", nnx)
+_FLAX_CELLS = flax_cells.by_class("nnx", nnx)
 
 
 def __getattr__(name: str) -> Any:
@@ -103,7 +103,7 @@ class RNN(nnx.RNN):
         method: Method = Auto(),
         **flax: Any,
     ) -> None:
-        layout.check_cell(cell, RNNCellBase, "nnx.LSTMCell(3, 50, rngs=rngs)")
+        flax_cells.check_cell(cell, RNNCellBase, "nnx.LSTMCell(3, 50, rngs=rngs)")
         own = isinstance(cell, Cell)
         made_for = getattr(cell, "in_features", in_features)
         if own and (in_features is None or not isinstance(rngs, nnx.Rngs)):
@@ -119,7 +119,7 @@ class RNN(nnx.RNN):
                 f"{in_features}; leave it out"
             )
         for name in ("state_axes", "broadcast_rngs"):
-            layout.check_default(name, flax.get(name), None)
+            flax_cells.check_default(name, flax.get(name), None)
         # A cell of rnnjax has no random carry.
         super().__init__(cell, rngs=False if own else rngs, **flax)
         self.method = method
@@ -147,7 +147,7 @@ class RNN(nnx.RNN):
         inputs: Inputs,
         *,
         rngs: nnx.Rngs | nnx.RngStream | None = None,
-        **call: Unpack[layout.Call],
+        **call: Unpack[flax_cells.Call],
     ) -> Any:
         """Run over a sequence, with the arguments of ``flax.nnx.RNN`` and three more.
 
@@ -170,7 +170,7 @@ class RNN(nnx.RNN):
         """
         cell: Any = self.cell
         stream: Any = self.rngs if rngs is None else rngs
-        return layout.run(
+        return flax_cells.run(
             self,
             inputs,
             lambda _: self.cell_params,
@@ -182,10 +182,10 @@ class RNN(nnx.RNN):
             **call,
         )
 
-    def _known(self) -> layout.Adapted | None:
+    def _known(self) -> flax_cells.Adapted | None:
         """Return the adapted cell if rnnjax's can run instead of Flax's; else None."""
         cell: Any = self.cell
-        one = _LAYOUTS.get(type(cell))
+        one = _FLAX_CELLS.get(type(cell))
         if one is None or cell.promote_dtype is not nnx.nn.dtypes.promote_dtype:
             return None
         # The blocks may have been replaced.
@@ -193,9 +193,9 @@ class RNN(nnx.RNN):
         if not all(type(b) is nnx.Linear and b.dot_general is _DOT_GENERAL for b in blocks):
             return None
         tree = nnx.to_pure_dict(nnx.state(cell, nnx.Param))
-        return layout.known(_LAYOUTS, cell, tree)
+        return flax_cells.known(_FLAX_CELLS, cell, tree)
 
-    def _flax_cell(self, start: Carry, x: jax.ShapeDtypeStruct) -> layout.Adapted:
+    def _flax_cell(self, start: Carry, x: jax.ShapeDtypeStruct) -> flax_cells.Adapted:
         """Adapt Flax's cell to inputs of a step's shape and type, with a carry like ``start``."""
         known = self._known()
         if known is not None:
@@ -213,7 +213,7 @@ class RNN(nnx.RNN):
                 )
             return result
 
-        return layout.foreign(graph, step, start, x)
+        return flax_cells.foreign(graph, step, start, x)
 
 
 class Bidirectional(nnx.Bidirectional):
@@ -233,7 +233,7 @@ class Bidirectional(nnx.Bidirectional):
         inputs: Inputs,
         *,
         rngs: nnx.Rngs | nnx.RngStream | None = None,
-        **call: Unpack[layout.Call],
+        **call: Unpack[flax_cells.Call],
     ) -> Any:
         """Run over a sequence in both directions, with the arguments of `RNN`.
 
@@ -241,7 +241,7 @@ class Bidirectional(nnx.Bidirectional):
         noise.
         """
         rngs = self.rngs if rngs is None else rngs
-        return layout.both_directions(self, inputs, rngs=rngs, **call)
+        return flax_cells.both_directions(self, inputs, rngs=rngs, **call)
 
 
 def _dropout_key(rngs: Any, draws: bool) -> jax.Array | None:

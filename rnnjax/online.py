@@ -16,20 +16,28 @@ import jax
 import jax.numpy as jnp
 from jax.export import register_namedtuple_serialization
 
-from rnnjax.cells.arguments import (
+from rnnjax.cells.base import Carry, Cell, Coupling, Inputs, Params
+from rnnjax.cells.composite import CompositeCell
+from rnnjax.cells.declarations import kernels_outside
+from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.products import product
+from rnnjax.cells.step import (
+    apply_readout,
+    apply_update,
+    loop_params,
+    multiplied,
+    update_input,
+    update_params,
+)
+from rnnjax.cells.validation import as_inputs, check_step
+from rnnjax.checks import (
     as_array,
-    as_inputs,
     brief,
     check_batch_shape,
     check_instance,
-    check_step,
     is_floating,
     usual_promotion,
 )
-from rnnjax.cells.base import Carry, Cell, Coupling, Inputs, Params
-from rnnjax.cells.composite import CompositeCell
-from rnnjax.cells.onehot import OneHot
-from rnnjax.cells.products import product
 from rnnjax.engine.core.masking import StepMarks, Steps, expand, without
 from rnnjax.engine.core.method import why_no_equation
 from rnnjax.engine.core.validation import entered
@@ -124,7 +132,7 @@ class Learner(abc.ABC):
                 jnp.zeros((*batch_shape, *_by_unit(self.cell, name, param).shape), leaf.dtype)
                 for leaf in jax.tree.leaves(carry)
             ]
-            for name, param in self.cell.loop_params(params).items()
+            for name, param in loop_params(self.cell, params).items()
         }
         return OnlineState(carry, influence)
 
@@ -276,8 +284,8 @@ def why_not_unitwise(cell: Cell) -> str | None:
     shapes = {*cell.carry_shapes.values()}
     if len(shapes) > 1 or len(min(shapes)) != 1:
         return "the leaves of its carry have not all one number for each unit"
-    for name, (shape, *_) in cell.loop_params(declared).items():
-        entries = shape[-1] if name in cell.kernels_outside else math.prod(shape)
+    for name, (shape, *_) in loop_params(cell, declared).items():
+        entries = shape[-1] if name in kernels_outside(cell) else math.prod(shape)
         if entries % _units(cell):
             return f"{name} of shape {shape} has not as many entries for each of its units"
     return None
@@ -359,7 +367,7 @@ def _units(cell: Cell) -> int:
 
 def _by_unit(cell: Cell, name: str, array: jax.Array) -> jax.Array:
     """Reshape a parameter to ``(rows, gates, units)``."""
-    rows = array.shape[0] if name in cell.kernels_outside else 1
+    rows = array.shape[0] if name in kernels_outside(cell) else 1
     return array.reshape(rows, -1, _units(cell))
 
 
@@ -367,7 +375,7 @@ def _run(cell: Cell, params: Params, carry: Carry, x: Any) -> tuple[Carry, jax.A
     """Compute the values of ``cell.step``, with the derivatives of a learner."""
     x, raw = entered(cell, params, x)
     new, emitted = _update(cell, _read(cell, params, carry, x), carry, raw)
-    return new, cell.read(params, emitted, x)
+    return new, apply_readout(cell, params, emitted, x)
 
 
 def _read(cell: Cell, params: Params, carry: Carry, x: Any) -> dict[str, jax.Array]:
@@ -375,7 +383,7 @@ def _read(cell: Cell, params: Params, carry: Carry, x: Any) -> dict[str, jax.Arr
 
     The derivative of the recurrent product by the state is only that of each unit by itself.
     """
-    read = cell.update_params(params) | {"kernel": cell.multiplied(params, x, cell.dtype)}
+    read = update_params(cell, params) | {"kernel": multiplied(cell, params, x, cell.dtype)}
     if cell.recurrent is not None:
         state = getattr(carry, cell.recurrent)
         held = jax.lax.stop_gradient(state)
@@ -395,8 +403,8 @@ def _update(
     cell: Cell, read: dict[str, jax.Array], carry: Carry, raw: Mapping[str, jax.Array]
 ) -> tuple[Carry, jax.Array]:
     """Call the cell's update with products in place of their kernels."""
-    x = cell.update_input(read, read["kernel"], carry, lambda _: read["recurrent_kernel"])
-    return cell.apply_update(read, x, carry, raw)
+    x = update_input(cell, read, read["kernel"], carry, lambda _: read["recurrent_kernel"])
+    return apply_update(cell, read, x, carry, raw)
 
 
 def _influence(cell: Cell, params: Params, state: OnlineState, x: Any) -> dict[str, Any]:
@@ -417,7 +425,7 @@ def _influence(cell: Cell, params: Params, state: OnlineState, x: Any) -> dict[s
         old = jax.tree.map(jnp.add, carry, leaves)
         return jax.tree.leaves(_update(cell, moved, old, raw)[0])
 
-    kernels = cell.kernels_outside
+    kernels = kernels_outside(cell)
     sizes = {name: _by_unit(cell, name, params[name]).shape[1] for name in read}
     gates = {name: jnp.zeros(size, read[name].dtype) for name, size in sizes.items()}
     nothing = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), carry)

@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells.arguments import (
+from rnnjax.cells.base import Carry, Cell, Coupling, Params, Role
+from rnnjax.cells.composite import CompositeCell
+from rnnjax.cells.step import apply_update, multiplied, split_raw, update_input
+from rnnjax.checks import (
     brief,
     check_flag,
     check_instance,
@@ -16,8 +19,6 @@ from rnnjax.cells.arguments import (
     is_floating,
     usual_promotion,
 )
-from rnnjax.cells.base import Carry, Cell, Coupling, Params, Role
-from rnnjax.cells.composite import CompositeCell
 from rnnjax.engine import Auto, Method, Scan, unroll
 from rnnjax.engine.parallel.linear_recurrence import affine
 from rnnjax.online import why_not_unitwise
@@ -181,11 +182,11 @@ def _coupling_holds(cell: Cell, params: Params, input_size: int) -> None:
 
     @jax.jit
     def run(params: Params, x: jax.Array, *carries: Carry) -> Any:
-        x, raw = cell.split_raw(x)
-        given = cell.update_input(params, cell.multiplied(params, x, cell.dtype), carries[0])
+        x, raw = split_raw(cell, x)
+        given = update_input(cell, params, multiplied(cell, params, x, cell.dtype), carries[0])
 
         def update(carry: Carry) -> Carry:
-            return cell.apply_update(params, given, carry, raw)[0]
+            return apply_update(cell, params, given, carry, raw)[0]
 
         zeros = jax.tree.map(jnp.zeros_like, carries[0])
         parts = affine(update, zeros) if word >= Coupling.AFFINE else (zeros, None)

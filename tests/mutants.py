@@ -25,7 +25,8 @@ from tests.faults import ROOT, Copy, Fault, run
 ROOMS = {room: [f"rnnjax/{room}"] for room in ("cells", "engine", "online", "testing", "training")}
 ROOMS |= {room: [f"rnnjax/{room}"] for room in ("text", "interop")} | {
     "layers": ["rnnjax/layers", "rnnjax/packing"],
-    "wrappers": ["rnnjax/linen", "rnnjax/nnx", "rnnjax/layout"],
+    "ground": ["rnnjax/checks", "rnnjax/meshes"],
+    "wrappers": ["rnnjax/linen", "rnnjax/nnx", "rnnjax/flax_cells"],
     "experiments": ["experiments"],
 }
 OTHER = {

@@ -10,8 +10,9 @@ import pytest
 from cell_table import CELLS, SINGLE, WAYS, OwnStepCell, grid
 
 import rnnjax
+from rnnjax.cells.step import loop_params
 from rnnjax.engine.core.masking import StepMarks, Steps
-from rnnjax.engine.fused.plan import known_platform
+from rnnjax.engine.core.method import known_platform
 from rnnjax.engine.fused.recurrence import Recurrence
 from rnnjax.engine.pallas.gpu import equations
 
@@ -86,11 +87,11 @@ def test_each_line_is_what_the_program_does(name):
     cell, steps, rows = CELLS[name], 4, (7, *grid(name))
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 2))
     xs = jax.ShapeDtypeStruct((steps, *rows, 2), jnp.float32)
-    loop_params = cell.loop_params(params)
+    own = loop_params(cell, params)
     carry = jax.eval_shape(lambda: cell.initial_carry(rows))
     text = str(rnnjax.explain(cell, params, xs, method=rnnjax.Fused(), platform="cpu"))
     run = Recurrence(cell, cell.dtype, reverse=False)
-    given = loop_params, Steps(), xs, StepMarks(), carry
+    given = own, Steps(), xs, StepMarks(), carry
     trace = jax.make_jaxpr(lambda *given: run.forward("cpu", *given), return_shape=True)
     forward, (out, kept) = trace(*given)
     needs_grad = jax.tree.map(lambda _: True, given)
@@ -112,9 +113,9 @@ def test_each_line_is_what_the_program_does(name):
     # Of each product in the update both gradients; of the inputs' kernel the inputs' too.
     assert (inside, after) == (recurrent + 2 * update_params, len(outside) + 1)
     summed = named(r"the gradient of (.*): summed in the backward loop")
-    assert {*outside, *summed, "bias", "recurrent_bias"} >= set(loop_params)
+    assert {*outside, *summed, "bias", "recurrent_bias"} >= set(own)
     after_loop = named(r"multiplies with (.*) after the loop, all steps at once")
-    assert set(after_loop) == set(params) - set(loop_params)
+    assert set(after_loop) == set(params) - set(own)
     assert all(params[parameter].shape in state for parameter in summed)
     assert all(params[parameter].shape not in state for parameter in outside)
     numbers = int(re.search(r"keeps (\d+) numbers a row of every step", text)[1])

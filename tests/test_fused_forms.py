@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 import rnnjax
 from rnnjax.cells.activations import RESIDUAL
+from rnnjax.cells.step import loop_params
 from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.fused import matmul
 from rnnjax.engine.fused.matmul import Backward, Forward, Products
@@ -234,7 +235,7 @@ def test_a_cell_that_counts_runs_on_the_scan(random_like):
 def test_a_loop_carries_the_inputs_of_a_step_where_it_reads_ahead(kind):
     cell = kind(4)
     params, xs = shapes(cell, 40, 3, 20)
-    used, carry = cell.loop_params(params), jax.eval_shape(lambda: cell.initial_carry((3,)))
+    used, carry = loop_params(cell, params), jax.eval_shape(lambda: cell.initial_carry((3,)))
     args = used, Steps(), xs, StepMarks(), carry
     width = used["kernel"].shape[-1]
     run = functools.partial(Recurrence(cell, None, False).run, "cpu")

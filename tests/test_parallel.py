@@ -16,7 +16,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
 from rnnjax import InvalidInputError, Parallel, Scan
-from rnnjax.cells.arguments import brief
+from rnnjax.checks import brief
 from rnnjax.engine.core.method import check_method
 from rnnjax.engine.parallel.linear_recurrence import AffineRecurrence
 

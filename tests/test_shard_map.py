@@ -13,7 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
 from rnnjax import Fused, Scan
-from rnnjax.cells.arguments import brief
+from rnnjax.checks import brief
 
 KEY = jax.random.key(0)
 

@@ -11,6 +11,7 @@ import numpy as np
 import rnnjax
 from experiments.text_generator.model import CharacterModel
 from rnnjax.cells.activations import activate_gates
+from rnnjax.cells.step import multiplied, update_input
 from rnnjax.errors import InvalidInputError, NonFiniteError
 from rnnjax.text.vocabulary import as_ids
 
@@ -199,7 +200,7 @@ def _gates(cell: Any, params: Any, x: Any, carry: Any) -> list[jax.Array]:
     if not names:
         return []
     letters, _ = _GATES[type(cell)]
-    given = cell.update_input(params, cell.multiplied(params, x, cell.dtype), carry)
+    given = update_input(cell, params, multiplied(cell, params, x, cell.dtype), carry)
     sums = given if cell.additive else sum(given)
     # Of a candidate that is more than the sum these are not the values, but it is no gate.
     values = activate_gates(sums, [cell.recurrent_activation] * len(letters))[0]

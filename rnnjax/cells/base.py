@@ -1,125 +1,40 @@
 """The contract of a cell: what one time step computes, apart from how it is run over time."""
 
 import abc
-import copy
-import dataclasses
-import enum
-import inspect
-import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
-from rnnjax.cells.arguments import (
-    as_inputs,
-    brief,
-    check_batch_shape,
-    check_features,
-    check_fields,
-    check_init,
-    check_names,
-    check_pair,
-    check_sizes,
-    check_step,
-    check_takes_dtype,
-    check_updated,
-    drawn,
-    floating_dtype,
-    made_carry,
-    naming,
-    number_types,
-    rounded,
-    usual_promotion,
+from rnnjax.cells.declarations import (
+    Carry,
+    CarryT,
+    Coupling,
+    Inputs,
+    Param,
+    Params,
+    ParamTree,
+    PickLast,
+    Role,
+    check_called,
+    check_class,
+    declared,
+    initialized,
 )
-from rnnjax.cells.devices import match_vma
 from rnnjax.cells.matrix import Memory, joined, remembered
-from rnnjax.cells.onehot import Beside, OneHot
-from rnnjax.cells.products import Kernel, add_bias, at_least_float32, product
+from rnnjax.cells.products import at_least_float32
+from rnnjax.cells.step import plain_step, split_raw
+from rnnjax.cells.validation import as_inputs, check_features, check_fields, check_step, made_carry
+from rnnjax.checks import brief, check_batch_shape, floating_dtype, usual_promotion
 from rnnjax.errors import InvalidInputError
 
-if TYPE_CHECKING:  # with a default, so that Cell alone stands for a cell of any carry
-    from typing_extensions import TypeVar
-
-    CarryT = TypeVar("CarryT", default=Any)
-    T = TypeVar("T", covariant=True)
-
-    class PropertyOf(Protocol[T]):
-        """A property whose value has the type ``T``."""
-
-        def __get__(self, cell: Any, kind: Any = None, /) -> T: ...
-
-    def declared(get: Callable[[Any], T]) -> T | PropertyOf[T]:
-        """Make a property that a class attribute may override, which pyright else refuses."""
-else:
-    from typing import TypeVar
-
-    CarryT = TypeVar("CarryT")
-    declared = property
-
-Params = Any
-"""A pytree of arrays; for a single cell a dict such as ``{"kernel": ..., "bias": ...}``."""
-
-ParamTree = Mapping[str, Any] | Sequence[Any]
-"""The type of parameters at their root. No array has it, so swapped arguments are a type error."""
-
-Carry = Any
-"""A pytree of arrays; for a single cell a NamedTuple such as ``LSTMCarry(hidden, cell)``."""
-
-Inputs = jax.Array | np.ndarray | OneHot | Beside | tuple[Any, Any]
-"""An array with features on its last axis, one-hot vectors given as ids, or a pair of either and an
-array of raw features."""
-
-PickLast = Callable[[jax.Array, bool], jax.Array]
-"""``(ys, against) -> y``: the output of each row's step that ran last. ``against`` says whether the
-steps ran against the direction of the sequence."""
-
-
-class Role(enum.Enum):
-    """What a parameter does in a step."""
-
-    INPUT = "multiplied with the inputs, of all steps before the loop"
-    LOOP = "multiplied with a state, in the loop"
-    OUT = "multiplied with what the loop emits, or a vector added to it, after the loop"
-    BIAS = "added to the product of the kernel of its name"
-    UNIT = "read by the update as it is: gains, peepholes, decays"
-
-
-class Coupling(enum.IntEnum):
-    """How an `update` couples the new state to the old one. Each value implies the one before it.
-
-    A unit is one index into all leaves of the carry, which then have the same shape. The promise
-    holds for all parameters, inputs and states. It is not verified when a cell runs, and a false
-    promise gives wrong numbers. `rnnjax.testing.check_cell` tests it.
-    """
-
-    ANY = 0
-    """The cell makes no promise."""
-    ELEMENTWISE = 1
-    """The new state of a unit depends only on the old state of that unit. The learners of
-    `rnnjax.online` also assume that entry ``k`` of a parameter is for unit ``k % hidden_size``."""
-    AFFINE = 2
-    """That function is affine, ``s' = A(x) s + b(x)``: `rnnjax.Parallel` runs the cell."""
-    CONTRACTING = 3
-    """No ``A(x)`` has a norm above 1: `rnnjax.Auto` may choose `rnnjax.Parallel`."""
-
-
-class Param(NamedTuple):
-    """A parameter as a cell declares it.
-
-    Attributes:
-        shape: the shape of the array.
-        init: the initialiser, by name or as ``(key, shape, dtype) -> array``.
-        role: what the parameter does in a step.
-    """
-
-    shape: tuple[int, ...]
-    init: str | Initializer = "zeros"
-    role: Role = Role.UNIT
+__all__ = [
+    "Carry", "CarryT", "Cell", "Coupling", "Inputs", "Param", "ParamTree", "Params", "PickLast",
+    "Role", "declared",
+]  # fmt: skip
 
 
 class Cell(abc.ABC, Generic[CarryT]):
@@ -156,8 +71,10 @@ class Cell(abc.ABC, Generic[CarryT]):
       each, as in ``loop = {"candidate_kernel": 1}``. Default: none.
     - ``output``: the leaf of the new carry that is the output. Default ``"hidden"``. With None the
       update returns the new carry and ``y``, whose size is `output_size`.
-    - ``coupling``: how ``update`` couples the new state to the old one. Default `Coupling.ANY`. A
-      class that writes its own ``update`` declares its own coupling and inherits none.
+    - ``coupling``: how ``update`` couples the new state to the old one. Default `Coupling.ANY`. It
+      is a promise about one ``update``. A subclass that writes another ``update`` and no coupling
+      is therefore given `Coupling.ANY` when the class is made, whatever its base promised: an
+      inherited promise could be false, and then `Parallel` would give wrong numbers in silence.
     - `readout`: a product after the loop, for all steps at once. Default: the outputs are what the
       loop emits.
     - `memory`: the writes and reads of a matrix state, instead of an ``update``. `Parallel` then
@@ -229,76 +146,20 @@ class Cell(abc.ABC, Generic[CarryT]):
         return Coupling.ANY
 
     def __init_subclass__(cls) -> None:
-        """Refuse methods of a subclass that the engine would not call."""
+        """Drop a coupling that was promised of another update, and check the declarations."""
         super().__init_subclass__()
-        # A promise is about one update, not about another that replaces it.
-        if _origin(cls, "update") < _origin(cls, "coupling"):
-            # A property, which type checkers take for a method.
+        # The class that a lookup finds first: a smaller index is nearer to `cls`, which has 0.
+        update, coupling = (
+            next(i for i, kind in enumerate(cls.__mro__) if name in vars(kind))
+            for name in ("update", "coupling")
+        )
+        if update < coupling:  # a property, which type checkers take for a method
             cls.coupling = Cell.coupling  # type: ignore[method-assign]
-        written = [name for name in _DERIVED if name in vars(cls)]
-        if cls.carry is not None and written:
-            raise InvalidInputError(
-                f"{cls.__name__} writes {', '.join(written)}, which follow from its update and "
-                f"parameters, so that no way of running it would see them; change those, or "
-                "write a cell on rnnjax.Cell without a carry declared"
-            )
-        if cls.carry is not None and not (
-            isinstance(cls.carry, type) and hasattr(cls.carry, "_make")
-        ):
-            raise InvalidInputError(
-                f"carry of {cls.__name__} must be the class of a NamedTuple, as "
-                f"rnnjax.SimpleRNNCarry, but is {brief(cls.carry)}; write one with a field for "
-                "each array of the state"
-            )
-        gates: Any = cls.gates  # perhaps a property
-        if not (isinstance(gates, tuple | list) or hasattr(gates, "__get__")):
-            raise InvalidInputError(
-                f"gates of {cls.__name__} must be a tuple of names, but is {brief(gates)}; "
-                "write gates = ('i', 'f', 'o'), and of one gate ('f',) with the comma"
-            )
-        if cls.readout is not Cell.readout and cls.output is not None:
-            raise InvalidInputError(
-                f"{cls.__name__} writes a readout, but its output is {cls.output!r}; set output = "
-                "None, and let update return the new carry and what readout reads"
-            )
-        if cls.memory is not Cell.memory and (cls.update is not Cell.update or cls.output):
-            raise InvalidInputError(
-                f"{cls.__name__} writes a memory, from which its update follows; write no update, "
-                "set output = None, and let recall make the outputs"
-            )
-        for name in ("raw", "loop"):
-            if not hasattr(getattr(cls, name), "__get__"):  # no property
-                check_sizes(cls.__name__, name, getattr(cls, name))
-        check_takes_dtype(cls, cls.initial_carry)
-        fields: dict[str, Any] = {}  # those of other bases too, which may be no cells
-        for base in reversed(cls.__mro__):
-            fields |= {**vars(base), **vars(base).get("__dataclass_fields__", {})}
-        for name, value in fields.items():
-            if isinstance(value, dataclasses.Field) and not value.compare:
-                raise InvalidInputError(
-                    f"{name} of {cls.__name__} must be compared, because equal cells share what is "
-                    "compiled, but has compare=False; leave that out, and give a value that can be "
-                    "hashed"
-                )
+        check_class(cls, Cell)
 
     def __new__(cls, *args: Any, **named: Any) -> Self:
         """Refuse positional arguments after the hidden size."""
-        if cls is Cell:
-            raise InvalidInputError("Cell is what cells are made of; take one, as LSTMCell(50)")
-        if cls.carry is not None and len(args) > 1:
-            raise InvalidInputError(
-                f"{cls.__name__} takes its hidden_size by position and the rest by name, but "
-                f"{len(args)} arguments came without one; the size of the inputs is given to init"
-            )
-        unknown = [name for name in named if name not in getattr(cls, "__dataclass_fields__", ())]
-        # A signature takes longer to find than a cell to build.
-        takes = inspect.signature(cls.__init__).parameters if unknown else {}
-        unknown = [name for name in unknown if name not in takes]
-        if unknown and all(one.kind is not one.VAR_KEYWORD for one in takes.values()):
-            raise InvalidInputError(
-                f"{cls.__name__} takes {', '.join([*takes][1:])}, but got {unknown[0]}; use one of "
-                "these names"
-            )
+        check_called(cls, Cell, args, named)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -457,23 +318,7 @@ class Cell(abc.ABC, Generic[CarryT]):
         Returns:
             a dict of the arrays that `parameters` declares, in ``param_dtype``.
         """
-        check_init(key, input_size)
-        check_names(self, input_size)
-        params = self.parameters(input_size)
-        if "kernel" not in params:
-            raise InvalidInputError(
-                f"parameters of {brief(self)} must have a kernel, which the inputs are multiplied "
-                f"with, but are {', '.join(params) or 'none'}; add yours to super().parameters"
-            )
-        first = "kernel", "recurrent_kernel", "bias"
-        keys = dict(zip(first, jax.random.split(key, 3), strict=True))
-        keys |= {n: jax.random.fold_in(key, i) for i, n in enumerate(params) if n not in first}
-        # In float32 at least, as orthogonal initialisation needs.
-        wide = at_least_float32(self.param_dtype)
-        return {
-            name: drawn(self, name, param, keys[name], wide).astype(self.param_dtype)
-            for name, param in params.items()
-        }
+        return initialized(self, key, input_size)
 
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
@@ -517,120 +362,7 @@ class Cell(abc.ABC, Generic[CarryT]):
         x = as_inputs(x)
         check_step(self, carry, x)
         check_features(self, params, x)
-        x, raw = self.split_raw(x)
-        product = self.multiplied(params, x, self.dtype)
-        carry, emitted = self.apply_update(
-            params, self.update_input(params, product, carry), carry, raw
-        )
-        return carry, self.read(params, emitted, x)
-
-    def split_raw(self, xs: Any) -> tuple[Any, dict[str, jax.Array]]:
-        """Split inputs ``(..., input_size)`` into what the kernel multiplies, and raw features."""
-        check_pair(self, xs)
-        if not self.raw:
-            return xs, {}
-        if isinstance(xs, Beside):
-            xs, rest = xs.xs, xs.raw
-        else:
-            xs, rest = xs[..., : -self.raw_size], xs[..., -self.raw_size :]
-        rest = rest.astype(at_least_float32(rest.dtype))  # time gaps are no operands of products
-        ends = list(itertools.accumulate(self.raw.values()))
-        return xs, dict(zip(self.raw, jnp.split(rest, ends[:-1], axis=-1), strict=True))
-
-    def multiplied(self, params: Params, xs: Any, dtype: DTypeLike | None) -> jax.Array:
-        """``xs @ kernel``, for inputs without raw features ``(..., features)``."""
-        if not xs.shape[-1]:  # all of them are raw
-            return xs
-        return product(xs, params["kernel"], dtype)
-
-    def update_input(
-        self,
-        params: Params,
-        projected: jax.Array,
-        carry: CarryT,
-        times: Callable[[jax.Array], jax.Array] | None = None,
-        drop: Callable[[jax.Array], jax.Array] | None = None,
-    ) -> Any:
-        """Make the argument ``x`` of `update`: the first half of a step, however it is run.
-
-        Args:
-            params: the parameters.
-            projected: the inputs' product, without its bias.
-            carry: the state before the step.
-            times: multiplies a state by ``recurrent_kernel``; by default as the cell declares it.
-            drop: what the state goes through before that, as recurrent dropout.
-        """
-        projected = self.biased(projected, params, "bias")
-        if self.recurrent is None:
-            return projected
-        state = getattr(carry, self.recurrent)
-        state = state if drop is None else drop(state)
-        if times is None:
-            recurrent = product(state, params["recurrent_kernel"], self.dtype)
-        else:
-            recurrent = times(state)
-        recurrent = self.biased(recurrent, params, "recurrent_bias")
-        if not self.additive:
-            return projected, recurrent
-        columns = projected.shape[-1], recurrent.shape[-1]
-        if columns[0] != columns[1]:
-            raise InvalidInputError(
-                f"kernel and recurrent_kernel of {brief(self)} must have the same number of "
-                f"columns, because their products are added, but have {columns[0]} and "
-                f"{columns[1]}; write additive = False, so that update is given both as a pair"
-            )
-        return projected + recurrent
-
-    def biased(self, x: jax.Array, params: Params, name: str) -> jax.Array:
-        """Add the bias of that name to a product, if the cell declares one."""
-        return add_bias(x, params, name) if is_bias(self, name) else x
-
-    @property
-    def kernels_outside(self) -> tuple[str, ...]:
-        """The names of the kernels that the engine multiplies before the update."""
-        return ("kernel",) if self.recurrent is None else ("kernel", "recurrent_kernel")
-
-    def loop_params(self, params: Params) -> Params:
-        """Return the parameters that the loop reads: all except those of `readout`."""
-        roles = roles_of(self)
-        return {name: leaf for name, leaf in params.items() if roles.get(name) is not Role.OUT}
-
-    def update_params(self, params: Params) -> Params:
-        """Return the parameters that `update` may read: all except `kernels_outside`."""
-        outside = self.kernels_outside
-        return {name: p for name, p in self.loop_params(params).items() if name not in outside}
-
-    def apply_update(
-        self,
-        params: Params,
-        x: Any,
-        carry: CarryT,
-        raw: Mapping[str, jax.Array],
-        dtype: DTypeLike | None = None,
-    ) -> tuple[CarryT, jax.Array]:
-        """Call `update` and cast its result to the types of the carry: the other half of a step.
-
-        Errors name the cell.
-
-        The state of a loop must not change its type, whatever the types of inputs and parameters.
-        ``dtype`` is the type of the operands of products in `update`, if not the cell's.
-        """
-        dtype, roles = self.dtype if dtype is None else dtype, roles_of(self)
-        read = {
-            name: Kernel(leaf, dtype) if roles.get(name) is Role.LOOP else leaf
-            for name, leaf in self.update_params(params).items()
-        }
-        advice = (
-            f"params has {sorted(read)}; check gates, additive, output, raw, and what it returns"
-        )
-        with naming(self, "update", advice, x=x, **{"the carry": carry}, **raw):
-            new = self.update(read, x, carry, **raw)
-            own = new if isinstance(new, type(carry)) else carry  # what is none is refused below
-            new, y = new if self.output is None else (new, getattr(own, self.output))
-            check_updated(carry, new)
-            new = jax.tree.map(lambda leaf, old: match_vma(leaf.astype(old.dtype), old), new, carry)
-            types = number_types(new) if self.dtype is None else [self.dtype]
-            return new, rounded(y, jnp.result_type(*types)) if types else y
+        return plain_step(self, params, carry, *split_raw(self, x))
 
     @property
     def has_memory(self) -> bool:
@@ -641,22 +373,6 @@ class Cell(abc.ABC, Generic[CarryT]):
     def has_readout(self) -> bool:
         """Whether the cell declares a `readout`."""
         return type(self).readout is not Cell.readout
-
-    def read(
-        self, params: Params, emitted: jax.Array, xs: Inputs, dtype: DTypeLike | None = None
-    ) -> jax.Array:
-        """Call `readout` for one step or for all, and cast its result to the type of the outputs.
-
-        ``dtype`` is the type of the operands of its products, if not the cell's.
-        """
-        if not self.has_readout:
-            return emitted
-        dtype, roles = self.dtype if dtype is None else dtype, roles_of(self)
-        given = {n: params[n] for n, role in roles.items() if role is Role.OUT}
-        read = {n: p if jnp.ndim(p) == 1 else Kernel(p, dtype) for n, p in given.items()}
-        advice = f"params has those of Role.OUT alone, {sorted(read)}: matrices for @, and vectors"
-        with naming(self, "readout", advice, emitted=emitted, xs=xs):
-            return self.readout(read, emitted, xs).astype(emitted.dtype)
 
     @property
     def _units(self) -> int:
@@ -682,87 +398,3 @@ class Cell(abc.ABC, Generic[CarryT]):
                 "carry = rnnjax.LSTMCarry, or write output_size, init, initial_carry and step"
             )
         return self.carry
-
-
-_DERIVED = (
-    "step", "split_raw", "multiplied", "update_input", "biased", "loop_params", "update_params",
-    "apply_update", "read",
-)  # fmt: skip
-
-
-def roles_of(cell: Cell) -> Mapping[str, Role]:
-    """Return the roles of a cell's parameters, by name.
-
-    Raises:
-        InvalidInputError: a parameter that the engine adds or multiplies is missing, or one is
-            declared that the engine would not use.
-    """
-    roles = {name: param.role for name, param in cell.parameters(1 + cell.raw_size).items()}
-    for name, role in roles.items():
-        if not isinstance(role, Role):
-            raise InvalidInputError(
-                f"{name} of {brief(cell)} must have a rnnjax.Role as its role, but has {role!r}; "
-                f"give one of {', '.join(map(str, Role))}"
-            )
-    outside = cell.kernels_outside
-    biases = ("bias", "recurrent_bias")[: len(outside)]
-    missing = [name for name in outside if name not in roles]
-    lost = [n for n, role in roles.items() if role is Role.BIAS and n not in biases]
-    if missing or lost:
-        came = f"{missing[0]} is missing" if missing else f"{lost[0]} is one too"
-        raise InvalidInputError(
-            f"parameters of {brief(cell)} must have {' and '.join(outside)}, and of the role BIAS "
-            f"only {' and '.join(biases)}, but {came}; what the update adds has the role UNIT"
-        )
-    after = [name for name, role in roles.items() if role is Role.OUT]
-    if after and not cell.has_readout:
-        raise InvalidInputError(
-            f"{after[0]} of {brief(cell)} has the role OUT, but the cell writes no readout that "
-            "would read it; write one, or let the update read it as UNIT or LOOP"
-        )
-    if cell.recurrent is not None:
-        cell._leaf_shape("recurrent", cell.recurrent)
-    if not isinstance(cell.coupling, Coupling):
-        raise InvalidInputError(
-            f"coupling of {brief(cell)} must be a rnnjax.Coupling, as Coupling.ELEMENTWISE, but is "
-            f"{cell.coupling!r}"
-        )
-    return roles
-
-
-def _origin(cls: type, name: str) -> int:
-    """Return the index in the ``__mro__`` of the class that defines a name; 0 is ``cls``."""
-    return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
-
-
-def without_initializers(cell: Any) -> Any:
-    """Return the cell with the default initialisers, which only `init` reads.
-
-    A cell is static: equal cells share a compiled program. A new initialiser object equals no
-    earlier one and would force another compilation.
-    """
-    if type(cell) is tuple:  # those of a combination
-        entries = tuple(map(without_initializers, cell))
-        return entries if any(a is not b for a, b in zip(entries, cell, strict=True)) else cell
-    changes: dict[str, Any] = {}
-    fields = dataclasses.fields(cell) if dataclasses.is_dataclass(cell) else ()
-    for field in fields if isinstance(cell, Cell) else ():  # other values are the user's
-        value = runs = getattr(cell, field.name)
-        if field.name.endswith("_init") and field.default is not dataclasses.MISSING:
-            runs = field.default
-        elif isinstance(value, Cell) or type(value) is tuple:
-            runs = without_initializers(value)
-        if runs is not value:
-            changes[field.name] = runs
-    if not changes:
-        return cell
-    # Without its constructor, which would check everything again.
-    new = copy.copy(cell)
-    for name, value in changes.items():
-        object.__setattr__(new, name, value)
-    return new
-
-
-def is_bias(cell: Cell, name: str) -> bool:
-    """Whether the engine adds the parameter of that name to a product before the update."""
-    return roles_of(cell).get(name) is Role.BIAS

@@ -1,6 +1,8 @@
 """Cells made of other cells, and the protocol by which they run each of them."""
 
 import abc
+import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -9,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, CarryT, Cell, Inputs, Params
 from rnnjax.cells.onehot import Beside
+from rnnjax.checks import brief
 from rnnjax.errors import InvalidInputError
 
 
@@ -199,3 +201,31 @@ def over_layers(single: SingleRun) -> LayerRun:
         return single(cell, params, xs, carry, noise, reverse)
 
     return run
+
+
+def without_initializers(cell: Any) -> Any:
+    """Return the cell with the default initialisers, which only `init` reads.
+
+    A cell is static: equal cells share a compiled program. A new initialiser object equals no
+    earlier one and would force another compilation.
+    """
+    if type(cell) is tuple:  # those of a combination
+        entries = tuple(map(without_initializers, cell))
+        return entries if any(a is not b for a, b in zip(entries, cell, strict=True)) else cell
+    changes: dict[str, Any] = {}
+    fields = dataclasses.fields(cell) if dataclasses.is_dataclass(cell) else ()
+    for field in fields if isinstance(cell, Cell) else ():  # other values are the user's
+        value = runs = getattr(cell, field.name)
+        if field.name.endswith("_init") and field.default is not dataclasses.MISSING:
+            runs = field.default
+        elif isinstance(value, Cell) or type(value) is tuple:
+            runs = without_initializers(value)
+        if runs is not value:
+            changes[field.name] = runs
+    if not changes:
+        return cell
+    # Without its constructor, which would check everything again.
+    new = copy.copy(cell)
+    for name, value in changes.items():
+        object.__setattr__(new, name, value)
+    return new

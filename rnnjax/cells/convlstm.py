@@ -4,9 +4,9 @@ import dataclasses
 
 import jax
 
-from rnnjax.cells.arguments import brief, is_integer
 from rnnjax.cells.base import Coupling, Param, Params
 from rnnjax.cells.lstm import LSTMCarry, LSTMRelative, lstm_update
+from rnnjax.checks import brief, is_integer
 from rnnjax.errors import InvalidInputError
 
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from rnnjax.cells.arguments import check_size
 from rnnjax.cells.base import CarryT, Cell, declared
 from rnnjax.cells.matrix import MatrixCarry
+from rnnjax.checks import check_size
 from rnnjax.errors import InvalidInputError
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.cells.activations import Initializer, get_initializer
-from rnnjax.cells.arguments import check_size
+from rnnjax.checks import check_size
 from rnnjax.errors import InvalidInputError
 
 

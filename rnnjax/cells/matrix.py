@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.export import register_namedtuple_serialization
 
-from rnnjax.cells.arguments import state_type
+from rnnjax.checks import state_type
 from rnnjax.errors import InvalidInputError
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.export import register_pytree_node_serialization
 
-from rnnjax.cells.rows import as_rows
 from rnnjax.errors import InvalidInputError
+from rnnjax.meshes import as_rows
 
 
 @jax.tree_util.register_dataclass

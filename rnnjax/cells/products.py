@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.onehot import OneHot
-from rnnjax.cells.rows import as_rows
+from rnnjax.meshes import as_rows
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype[Any]:

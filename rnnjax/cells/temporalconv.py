@@ -10,8 +10,8 @@ from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
-from rnnjax.cells.arguments import check_size
 from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.checks import check_size
 
 
 class WindowCarry(NamedTuple):

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 
-from rnnjax.cells.arguments import as_array, brief, check_instance, state_type, usual_promotion
-from rnnjax.cells.devices import match_devices
 from rnnjax.cells.matrix import MatrixCarry, Memory, remembered
 from rnnjax.cells.temporalconv import windowed
+from rnnjax.checks import as_array, brief, check_instance, state_type, usual_promotion
 from rnnjax.engine.auto import Auto
 from rnnjax.engine.core.masking import StepMarks, Steps, expand, zero_masked
 from rnnjax.engine.core.method import Method
@@ -21,6 +20,7 @@ from rnnjax.engine.parallel.chunkwise import run_memory, usual_length
 from rnnjax.engine.parallel.linear_recurrence import AffineRecurrence
 from rnnjax.engine.parallel.method import Parallel
 from rnnjax.errors import InvalidInputError
+from rnnjax.meshes import match_devices
 
 
 @usual_promotion()

@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rnnjax.cells.arguments import brief, check_flag, check_key, usual_promotion
-from rnnjax.cells.base import Carry, CarryT, Cell, Inputs, Params, ParamTree, without_initializers
-from rnnjax.cells.composite import Noise, over_layers
-from rnnjax.cells.devices import automatic, match_devices
+from rnnjax.cells.base import Carry, CarryT, Cell, Inputs, Params, ParamTree
+from rnnjax.cells.composite import Noise, over_layers, without_initializers
+from rnnjax.checks import brief, check_flag, check_key, usual_promotion
 from rnnjax.engine.auto import Auto
 from rnnjax.engine.core.custom_primitive import traced
 from rnnjax.engine.core.masking import StepMarks, Steps, zero_masked
-from rnnjax.engine.core.method import Method, check_method
+from rnnjax.engine.core.method import Method, check_method, known_platform
 from rnnjax.engine.core.validation import (
     begin,
     check_noise,
@@ -25,8 +24,8 @@ from rnnjax.engine.core.validation import (
     valid_steps,
     without_noise,
 )
-from rnnjax.engine.fused.plan import known_platform
 from rnnjax.errors import InvalidInputError
+from rnnjax.meshes import automatic, match_devices
 
 
 @usual_promotion()

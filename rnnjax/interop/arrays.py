@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells.arguments import check_features
 from rnnjax.cells.base import Cell
+from rnnjax.cells.validation import check_features
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Dense, Embedding, fits
 from rnnjax.layers import Regularized

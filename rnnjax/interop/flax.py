@@ -27,6 +27,7 @@ from flax import nnx
 from rnnjax.cells import Cell, SimpleRNNCell
 from rnnjax.cells.activations import Activation, get_activation, named
 from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.flax_cells import LAYOUTS, Form, Layout, Tree, params_of
 from rnnjax.interop.arrays import (
     as_jax,
     cell_arrays,
@@ -38,7 +39,6 @@ from rnnjax.interop.arrays import (
 from rnnjax.interop.layers import Recurrent
 from rnnjax.interop.model import Model, rows_of, with_parameters
 from rnnjax.layers import Bidirectional, Directions
-from rnnjax.layout import LAYOUTS, Form, Layout, Tree, params_of
 
 __all__ = ["from_params", "to_params"]
 

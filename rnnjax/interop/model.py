@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from rnnjax.cells.arguments import check_instance
 from rnnjax.cells.base import Cell, Params
+from rnnjax.checks import check_instance
 from rnnjax.engine import Auto, Method
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Carries, Context, Dense, Embedding, Flow, Layer, Recurrent

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params
 from rnnjax.cells.composite import WrappedCell, beside
 from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.step import split_raw
+from rnnjax.checks import brief
 from rnnjax.errors import InvalidInputError
 
 
@@ -156,7 +157,7 @@ class AttentionCell(WrappedCell[CarryT]):
 
     def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
         """Attend to the memory, and run the cell on ``x`` and the context."""
-        mixed, raw = self.split_raw(x)
+        mixed, raw = split_raw(self, x)
         if isinstance(mixed, OneHot):
             raise InvalidInputError(
                 "an AttentionCell reads arrays, but the inputs are OneHot; give rows of an "

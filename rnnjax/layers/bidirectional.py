@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.export import register_namedtuple_serialization
 
-from rnnjax.cells.arguments import check_init
 from rnnjax.cells.base import Cell, Inputs, Params, PickLast
 from rnnjax.cells.composite import CellGroup, LayerRun, beside
+from rnnjax.cells.step import split_raw
+from rnnjax.cells.validation import check_init
 from rnnjax.errors import InvalidInputError
 
 _MERGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
@@ -112,7 +113,7 @@ class Bidirectional(CellGroup[Directions]):
         self.check_entries("params", params)
         self.check_entries("carry", carry)
         keys = (None, None) if key is None else jax.random.split(key)
-        xs, raw = self.split_raw(xs)
+        xs, raw = split_raw(self, xs)
         inputs = [beside(cell, xs, raw) for cell in self.cells]
         forward, ys = run(self.cells.forward, params[0], inputs[0], carry[0], key=keys[0])
         backward, back = run(

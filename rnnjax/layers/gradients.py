@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells.arguments import as_inputs, check_instance
 from rnnjax.cells.base import Carry, CarryT, Cell, Params
+from rnnjax.cells.validation import as_inputs
+from rnnjax.checks import check_instance
 from rnnjax.errors import InvalidInputError
 
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params, PickLast
 from rnnjax.cells.composite import CompositeCell, LayerRun, WrappedCell
+from rnnjax.checks import brief
 from rnnjax.errors import InvalidInputError
 
 

@@ -10,21 +10,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.arguments import (
-    as_inputs,
-    brief,
-    check_features,
-    check_instance,
-    check_step,
-    described_inputs,
-    usual_promotion,
-)
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params
 from rnnjax.cells.composite import WrappedCell
+from rnnjax.cells.declarations import kernels_outside
 from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.step import apply_readout, apply_update, split_raw, update_input
+from rnnjax.cells.validation import as_inputs, check_features, check_step, described_inputs
+from rnnjax.checks import brief, check_instance, usual_promotion
+from rnnjax.engine.core.method import known_platform
 from rnnjax.engine.fused.matmul import Forward, Products
 from rnnjax.engine.fused.method import Fused
-from rnnjax.engine.fused.plan import known_platform
 from rnnjax.errors import InvalidInputError
 from rnnjax.layers.learned import LearnedCarry, check_learned
 from rnnjax.layers.regularized import Regularized
@@ -69,7 +64,7 @@ class Prepared(WrappedCell[CarryT]):
     def _forms(self) -> dict[str, Products]:
         """The form of the product with each kernel, by name."""
         forms = self.states if self.inputs is None else self.inputs, self.states
-        return dict(zip(self.cell.kernels_outside, forms, strict=False))
+        return dict(zip(kernels_outside(self.cell), forms, strict=False))
 
     def _as_drawn(self, params: Any) -> Any:
         """Return the shapes of the parameters before `lay_out`."""
@@ -97,10 +92,10 @@ class Prepared(WrappedCell[CarryT]):
         check_features(self.cell, self._as_drawn(params), x)
         check_step(self.cell, carry, x)
         cell, dtype = self.cell, self.states.dtype
-        x, raw = cell.split_raw(x)
+        x, raw = split_raw(cell, x)
         given = self._update_input(params, carry, x)
-        carry, emitted = cell.apply_update(params, given, carry, raw, dtype)
-        return carry, cell.read(params, emitted, x, dtype)
+        carry, emitted = apply_update(cell, params, given, carry, raw, dtype)
+        return carry, apply_readout(cell, params, emitted, x, dtype)
 
     def _update_input(self, params: Params, carry: CarryT, x: Any) -> Any:
         """Compute the products, as the argument ``x`` of the cell's update."""
@@ -110,13 +105,13 @@ class Prepared(WrappedCell[CarryT]):
             if isinstance(x, OneHot):  # though it was prepared for vectors
                 x = x.rows(jnp.eye(x.shape[-1], dtype=state.dtype))
             both = self.states.multiply(jnp.concatenate([x, state], axis=-1), params["kernel"])
-            return cell.update_input(params, both, carry, lambda _: jnp.zeros_like(both))
+            return update_input(cell, params, both, carry, lambda _: jnp.zeros_like(both))
         projected = self.inputs.multiply(x, params["kernel"])
 
         def times(state: jax.Array) -> jax.Array:
             return self.states.multiply(state, params["recurrent_kernel"])
 
-        return cell.update_input(params, projected, carry, times)
+        return update_input(cell, params, projected, carry, times)
 
 
 @usual_promotion()
@@ -197,7 +192,7 @@ def _prepare(cell: Cell, params: Any, x: Any, method: Fused, platform: str) -> t
         reason, single = "its zoneout comes between a step and the next", cell.cell
     if single.carry is not None:  # its parameters are known
         check_features(single, params, x)
-        x, _ = jax.eval_shape(single.split_raw, x)
+        x, _ = jax.eval_shape(functools.partial(split_raw, single), x)
     if reason is None:
         ready = _prepared(cell, params, x, method.product_dtype, platform)
         return ready, ready.lay_out(params)
@@ -223,7 +218,7 @@ def _prepared(
     states = Products.choose(params["recurrent_kernel"], rows, dtype, platform)
     # For kernels beyond the cache, few rows, and an update of the sum, one product from the left is
     # faster: a step of an LSTM(700) of 1 to 16 rows takes 0.7 to 0.9 of the time.
-    matrices = all(params[name].ndim == 2 for name in cell.kernels_outside)
+    matrices = all(params[name].ndim == 2 for name in kernels_outside(cell))
     few = states.forward is Forward.ROWS_TRANSPOSED
     if cell.additive and matrices and few and not isinstance(x, OneHot):
         together = dataclasses.replace(states, forward=Forward.FEATURES_FIRST)

@@ -6,10 +6,12 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
-from rnnjax.cells.arguments import brief, made_carry
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params
 from rnnjax.cells.composite import CompositeCell, LayerRun, Noise, WrappedCell, beside
 from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.step import split_raw
+from rnnjax.cells.validation import made_carry
+from rnnjax.checks import brief
 from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.errors import InvalidInputError
 from rnnjax.layers.dropout import Dropout, check_rate, factors
@@ -120,7 +122,7 @@ class Regularized(WrappedCell[CarryT], CompositeCell[CarryT]):
         return run(self.cell, params, xs, carry, noise=self._noise(keys, xs.shape[:-1]))
 
     def _drop_inputs(self, key: jax.Array, xs: Any) -> Any:
-        xs, raw = self.split_raw(xs)
+        xs, raw = split_raw(self, xs)
         if self.input_dropout and isinstance(xs, OneHot):
             raise InvalidInputError(
                 "input_dropout needs vectors, but the inputs are OneHot; set ids to -1 to drop "

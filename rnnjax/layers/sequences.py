@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 
-from rnnjax.cells.arguments import brief, check_carry, check_instance, check_lengths, is_integer
 from rnnjax.cells.base import CarryT, Cell, Params
+from rnnjax.cells.validation import check_carry
+from rnnjax.checks import brief, check_instance, check_lengths, is_integer
 from rnnjax.engine.core.masking import expand, last_valid
 from rnnjax.engine.core.validation import checked_marks
 from rnnjax.errors import InvalidInputError

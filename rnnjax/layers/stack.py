@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 
-from rnnjax.cells.arguments import as_inputs, brief, check_init
 from rnnjax.cells.base import Cell, Inputs, PickLast
 from rnnjax.cells.composite import CellGroup, LayerRun, beside
+from rnnjax.cells.step import split_raw
+from rnnjax.cells.validation import as_inputs, check_init
+from rnnjax.checks import brief
 from rnnjax.errors import InvalidInputError
 from rnnjax.layers.dropout import Dropout
 
@@ -108,7 +110,7 @@ class Stack(CellGroup[tuple[Any, ...]]):
         self.check_entries("params", params)
         self.check_entries("carry", carry)
         carries = []
-        xs, raw = self.split_raw(xs)
+        xs, raw = split_raw(self, xs)
         for i, cell in enumerate(self.cells):
             inner, between = (
                 (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rnnjax.cells.arguments import brief, check_instance, check_size, is_integer
+from rnnjax.checks import brief, check_instance, check_size, is_integer
 from rnnjax.errors import CheckpointError, DamagedCheckpointError, InvalidInputError
 from rnnjax.training.files import as_json, read_sealed, read_whole, to_disk, write_sealed
 from rnnjax.training.processes import from_first

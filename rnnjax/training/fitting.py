@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rnnjax.cells.arguments import brief, check_key, check_size
+from rnnjax.checks import brief, check_key, check_size
 from rnnjax.errors import InvalidInputError, NonFiniteError
 from rnnjax.training.hooks import Entry, Hook, Progress, Silent
 from rnnjax.training.identity import identity

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rnnjax.cells.arguments import check_size
+from rnnjax.checks import check_size
 from rnnjax.errors import InvalidInputError
 from rnnjax.training.files import write_whole, writing
 from rnnjax.training.processes import is_first

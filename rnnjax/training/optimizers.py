@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rnnjax.cells.arguments import usual_promotion
 from rnnjax.cells.products import at_least_float32
+from rnnjax.checks import usual_promotion
 from rnnjax.engine.core.masking import expand
 from rnnjax.engine.core.validation import checked_marks
 from rnnjax.errors import InvalidInputError

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from rnnjax.cells.arguments import is_integer
+from rnnjax.checks import is_integer
 from rnnjax.errors import CheckpointError, InteropError, InvalidInputError
 from rnnjax.training.checkpoints import Checkpoints, fitted, is_plain, nested
 from rnnjax.training.processes import from_first

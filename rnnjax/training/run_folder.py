@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from rnnjax.cells.arguments import check_size
+from rnnjax.checks import check_size
 from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.training.checkpoints import Checkpoints, Saved
 from rnnjax.training.files import (

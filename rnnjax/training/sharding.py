@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rnnjax.cells.arguments import brief, is_integer
+from rnnjax.checks import brief, is_integer
 from rnnjax.errors import InvalidInputError
 from rnnjax.training.state import TrainState, as_bits, as_keys
 

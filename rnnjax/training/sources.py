@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells.arguments import brief, check_instance, check_size
+from rnnjax.checks import brief, check_instance, check_size
 from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.training.identity import sums_of_steps
 from rnnjax.training.processes import require_alike, together

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rnnjax.cells.arguments import brief
 from rnnjax.cells.products import at_least_float32
+from rnnjax.checks import brief
 from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.training.sharding import Sharding
 from rnnjax.training.state import TrainState, dtype_of, is_key, optimizer_errors

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells.arguments import brief, check_instance, check_size
 from rnnjax.cells.products import at_least_float32
+from rnnjax.checks import brief, check_instance, check_size
 from rnnjax.engine.core.masking import expand
 from rnnjax.engine.core.validation import checked_marks
 from rnnjax.errors import InvalidInputError

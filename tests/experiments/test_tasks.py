@@ -11,6 +11,7 @@ from experiments.tasks import __main__ as tasks
 from experiments.tasks import data
 from experiments.tasks.__main__ import CELLS, PUBLISHED, TASKS, Config
 from rnnjax import Memory, matrix_memory
+from rnnjax.cells.step import apply_update
 
 RNG = np.random.default_rng
 
@@ -62,7 +63,7 @@ def test_several_writes_a_step_are_those_of_a_matrix_memory():
     expected, read = matrix_memory(memory)
     carry, ys = cell.initial_carry((3,)), []
     for step in x.reshape(5, 3, 56):
-        carry, y = cell.apply_update({}, step, carry, {})
+        carry, y = apply_update(cell, {}, step, carry, {})
         ys.append(y)
     np.testing.assert_allclose(carry.memory, expected.memory, rtol=1e-4, atol=1e-5)
     expected = 2 * tasks._unit(read[1::2]).reshape(5, 3, 8)

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from rnnjax.cells.arguments import usual_promotion
-from rnnjax.cells.rows import divided
+from rnnjax.checks import usual_promotion
 from rnnjax.errors import InvalidInputError
+from rnnjax.meshes import divided
 
 # ---- the static parameters of one call
 

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from rnnjax.cells.arguments import check_stepped
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise
-from rnnjax.cells.devices import match_devices
 from rnnjax.cells.onehot import Beside, OneHot
+from rnnjax.cells.step import apply_readout, plain_step
+from rnnjax.cells.validation import check_stepped
+from rnnjax.meshes import match_devices
 
 
 class StepMarks(NamedTuple):
@@ -115,14 +117,7 @@ class Steps(NamedTuple):
             y = zero_masked(y, valid)
         return new, y
 
-    def run(
-        self,
-        cell: Cell,
-        params: Params,
-        carry: Carry,
-        x: Any,
-        at: StepMarks,
-    ) -> Any:
+    def run(self, cell: Cell, params: Params, carry: Carry, x: Any, at: StepMarks) -> Any:
         """Run one step of ``cell`` with reset, noise and mask; return the new carry and output."""
         carry = self.reset(carry, at)
         if cell.carry is None:  # a step of its own
@@ -130,11 +125,32 @@ class Steps(NamedTuple):
             check_stepped(cell, carry, returned)
             new, y = returned
         else:
-            product = cell.multiplied(params, x, cell.dtype)
-            given = cell.update_input(params, product, carry, drop=self.drop_state)
-            new, emitted = cell.apply_update(params, given, carry, at.raw)
-            y = cell.read(params, emitted, x)
+            new, y = plain_step(cell, params, carry, x, at.raw, self.drop_state)
         return self.mask(carry, new, y, at, cell.output)
+
+
+def read_out(
+    cell: Cell,
+    params: Params,
+    emitted: jax.Array,
+    xs: Any,
+    per_step: StepMarks,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Compute the outputs of all steps from what the loop of a cell emits.
+
+    Args:
+        cell: a cell that declares its equation.
+        params: its parameters.
+        emitted: ``(time, *batch, size)``, zeros at masked steps.
+        xs: its inputs.
+        per_step: the marks, in the order of ``emitted``.
+        dtype: the type of the operands of products, if not the cell's.
+    """
+    if not cell.has_readout:
+        return emitted
+    ys = jax.vmap(lambda emitted, x: apply_readout(cell, params, emitted, x, dtype))(emitted, xs)
+    return zero_masked(ys, per_step.valid)
 
 
 def without_row(xs: Any, steps: Steps, carry: Carry) -> tuple[Any, Steps, Carry]:

@@ -7,12 +7,12 @@ from typing import Any, Literal, get_args
 
 import jax
 
-from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.cells.devices import LOCAL, MeshAxis
+from rnnjax.checks import brief
 from rnnjax.engine.core.custom_primitive import context_precision
 from rnnjax.engine.core.masking import Steps, held_outputs, last_valid
 from rnnjax.errors import InvalidInputError
+from rnnjax.meshes import LOCAL, MeshAxis
 
 Precision = Literal["default", "high", "highest"]
 
@@ -29,6 +29,30 @@ _ARITHMETIC = {
     "rocm": _GPU,
     "gpu": _GPU,
 }
+
+
+# The names that JAX lowers for, and the names of the devices of the second and third.
+_PLATFORMS = "cpu", "cuda", "rocm", "gpu", "tpu"
+
+
+def known_platform(platform: Any) -> str:
+    """Return ``platform``, or for None the platform of JAX's first device, JAX's default.
+
+    Raises:
+        InvalidInputError: no platform has that name.
+    """
+    if platform in _PLATFORMS:
+        return platform
+    device = jax.local_devices()[0]
+    here = device.platform  # perhaps that of a plugin
+    if here == "gpu":
+        here = "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
+    if platform is not None and platform != here:
+        raise InvalidInputError(
+            f"platform must be one of {', '.join(_PLATFORMS)}, or None for that of this machine, "
+            f"{here}, but is {brief(platform)}"
+        )
+    return here
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 
-from rnnjax.cells.arguments import is_floating
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.products import at_least_float32
+from rnnjax.checks import is_floating
 from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.core.method import Method
 

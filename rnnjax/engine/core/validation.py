@@ -10,25 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.export import is_symbolic_dim
 
-from rnnjax.cells.arguments import (
-    as_array,
-    as_inputs,
-    brief,
-    check_carry,
-    check_features,
-    check_flag,
-    check_instance,
-    check_lengths,
-    check_pair,
-    made_carry,
-    state_type,
-)
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise
-from rnnjax.cells.devices import MeshAxis
 from rnnjax.cells.onehot import Beside
+from rnnjax.cells.step import split_raw
+from rnnjax.cells.validation import as_inputs, check_carry, check_features, check_pair, made_carry
+from rnnjax.checks import as_array, brief, check_flag, check_instance, check_lengths, state_type
 from rnnjax.engine.core.method import Method
 from rnnjax.errors import InvalidInputError
+from rnnjax.meshes import MeshAxis
 
 
 def checked(
@@ -200,7 +190,7 @@ def entered(cell: Cell, params: Params, xs: Any) -> tuple[Any, Mapping[str, jax.
             check_pair(cell, xs)
         return xs, {}
     check_features(cell, params, xs)
-    return cell.split_raw(xs)
+    return split_raw(cell, xs)
 
 
 def check_noise(cell: Cell, noise: Noise) -> None:

@@ -38,7 +38,7 @@ from rnnjax.cells.products import (
     product,
     widened,
 )
-from rnnjax.cells.rows import as_rows, divided
+from rnnjax.meshes import as_rows, divided
 
 # A kernel above this size does not stay in a core's cache between two steps.
 _CACHE_BYTES = 4 * 2**20

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
-from rnnjax.cells.arguments import check_size
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.engine.core.masking import StepMarks, Steps
+from rnnjax.cells.step import loop_params
+from rnnjax.checks import check_size
+from rnnjax.engine.core.masking import StepMarks, Steps, read_out
 from rnnjax.engine.core.method import Method, why_no_equation
-from rnnjax.engine.core.readout import read_out
 from rnnjax.engine.core.scan import Scan
+from rnnjax.engine.fused.layer import Layer
 from rnnjax.engine.fused.loops import cut
-from rnnjax.engine.fused.plan import Layer, LayerPlan
+from rnnjax.engine.fused.plan import LayerPlan
 from rnnjax.engine.fused.recurrence import Recurrence
 from rnnjax.engine.fused.residuals import saved_numbers
 from rnnjax.errors import InvalidInputError
@@ -123,10 +124,10 @@ def unrolled(
         return Scan().run(cell, params, xs, carry, reverse, steps)
     params = dict(params)  # in the order that JAX gives a dict, whatever mapping came
     carry, steps = resets_early(carry, steps, reverse)
-    loop_params, rest = cell.loop_params(params), steps.shared()
+    own, rest = loop_params(cell, params), steps.shared()
 
     def run(inputs: tuple[Any, StepMarks], carry: Carry) -> tuple[Carry, jax.Array]:
-        return recurrence(loop_params, rest, *inputs, carry)
+        return recurrence(own, rest, *inputs, carry)
 
     if keep_every is not None and is_symbolic_dim(num_steps):
         raise InvalidInputError(

@@ -2,20 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
-from rnnjax.cells.arguments import brief
-from rnnjax.cells.base import Carry, Cell, Params, Role, roles_of
-from rnnjax.engine.core.masking import StepMarks, Steps
-from rnnjax.engine.fused.loops import Loop, over_time
+from rnnjax.cells.base import Cell, Params, Role
+from rnnjax.cells.declarations import kernels_outside, roles_of
 from rnnjax.engine.fused.matmul import Products
-from rnnjax.errors import InvalidInputError
 
 # The system allocates larger projections page by page, which is slow.
 _MANY_BYTES = 16 * 10**6
@@ -23,29 +18,6 @@ _MANY_BYTES = 16 * 10**6
 _FEW_FEATURES = 16
 # From this many rows and units on, products of a few steps are large enough.
 _SOME_ROWS, _SOME_UNITS = 32, 128
-
-# The names that JAX lowers for, and the names of the devices of the second and third.
-_PLATFORMS = "cpu", "cuda", "rocm", "gpu", "tpu"
-
-
-def known_platform(platform: Any) -> str:
-    """Return ``platform``, or for None the platform of JAX's first device, JAX's default.
-
-    Raises:
-        InvalidInputError: no platform has that name.
-    """
-    if platform in _PLATFORMS:
-        return platform
-    device = jax.local_devices()[0]
-    here = device.platform  # perhaps that of a plugin
-    if here == "gpu":
-        here = "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
-    if platform is not None and platform != here:
-        raise InvalidInputError(
-            f"platform must be one of {', '.join(_PLATFORMS)}, or None for that of this machine, "
-            f"{here}, but is {brief(platform)}"
-        )
-    return here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +52,7 @@ class LayerPlan:
             dtype: the type of the operands of the products.
             platform: the platform to lower for: ``"cpu"``, ``"tpu"``, ``"cuda"``, ...
         """
-        kernel = params[cell.kernels_outside[-1]]  # of the product that is made at each step
+        kernel = params[kernels_outside(cell)[-1]]  # of the product that is made at each step
         rows = math.prod(shape[1:-1])
         return cls(
             Products.choose(kernel, rows, dtype, platform),
@@ -103,7 +75,7 @@ class LayerPlan:
                 f"recurrent product at each step: {self.products.forward.value}",
                 f"its gradient at each step: {self.products.backward.value}",
             ]
-        outside = cell.kernels_outside
+        outside = kernels_outside(cell)
         inside = [
             name
             for name, role in roles_of(cell).items()
@@ -147,59 +119,3 @@ def _steps_ahead(
         return num_steps
     # A divisor of the steps: a rest would be a second loop, which takes as long to compile.
     return next((k for k in counts if num_steps % k == 0), num_steps)
-
-
-# ---- the parts of a layer and of one step
-
-
-class Layer(NamedTuple):
-    """A layer over a sequence, for one platform.
-
-    Attributes:
-        cell: a cell that declares its equation.
-        plan: how it runs.
-        reverse: whether it runs from the last step to the first.
-        params: its parameters.
-        steps: noise and start of sequence; the marks of each step come separately.
-        loop: the loop that runs its steps, forward and backward.
-    """
-
-    cell: Cell
-    plan: LayerPlan
-    reverse: bool
-    params: Params
-    steps: Steps
-    loop: Loop = over_time
-
-
-def update_input_of(layer: Layer) -> Callable[[Carry, jax.Array], Any]:
-    """Return ``(carry, projected) -> x``, the argument ``x`` of `update`."""
-    cell, plan, _, params, steps, *_ = layer
-    # Outside the loop, so that a kernel is cast or copied once and not at each step.
-    times = None if cell.recurrent is None else plan.products.times(params["recurrent_kernel"])
-
-    def update_input(carry: Carry, projected: jax.Array) -> Any:
-        return cell.update_input(params, projected, carry, times, steps.drop_state)
-
-    return update_input
-
-
-def after(
-    cell: Cell, steps: Steps, at: StepMarks, start: Carry, old: Carry, new: Carry, y: jax.Array
-) -> tuple[Carry, jax.Array]:
-    """Apply masks, noise and resets after the equation: linear in the arrays from ``start`` on."""
-    new, y = steps.mask(old, new, y, at, cell.output)
-    return steps._replace(start=start).reset(new, at), y
-
-
-def step_of(layer: Layer) -> Callable[[Carry, jax.Array, StepMarks], tuple[Carry, jax.Array]]:
-    """Return ``(carry, projected, at) -> (carry, y)``, a step without residuals."""
-    cell, steps = layer.cell, layer.steps
-    update_input, dtype = update_input_of(layer), layer.plan.products.dtype
-
-    def step(carry: Carry, projected: jax.Array, at: StepMarks) -> tuple[Carry, jax.Array]:
-        x = update_input(carry, projected)
-        new, y = cell.apply_update(layer.params, x, carry, at.raw, dtype)
-        return after(cell, steps, at, steps.start, carry, new, y)
-
-    return step

@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.arguments import brief
-from rnnjax.cells.base import Carry, Cell, Params, is_bias
+from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.products import at_least_float32
+from rnnjax.cells.step import is_bias, multiplied, update_params
+from rnnjax.checks import brief
 from rnnjax.engine.core.custom_primitive import Function
 from rnnjax.engine.core.masking import StepMarks, Steps
+from rnnjax.engine.fused.layer import Layer, after, step_of
 from rnnjax.engine.fused.loops import (
     Loop,
     LoopArgs,
@@ -28,7 +30,7 @@ from rnnjax.engine.fused.loops import (
     over_time,
     with_vectors,
 )
-from rnnjax.engine.fused.plan import Layer, LayerPlan, after, step_of
+from rnnjax.engine.fused.plan import LayerPlan
 from rnnjax.engine.fused.residuals import given_of, layout_of, saving_step_of
 
 
@@ -72,7 +74,7 @@ class Recurrence(Function):
         """Scan over the step, after the product of the inputs."""
         # For no platform: a form that is differentiated to any order has no barriers or copies.
         step = step_of(self.layer("any", "run", params, steps, xs, per_step, carry))
-        projected = self.cell.multiplied(params, xs, self.dtype)
+        projected = multiplied(self.cell, params, xs, self.dtype)
         return jax.lax.scan(
             lambda carry, at: step(carry, *at), carry, (projected, per_step), reverse=self.reverse
         )
@@ -164,7 +166,7 @@ class Recurrence(Function):
 
 def project(layer: Layer, xs: Any) -> jax.Array:
     """Multiply all inputs by the kernel; adding the bias in the loop saves a pass."""
-    return layer.cell.multiplied(layer.params, xs, layer.plan.products.dtype)
+    return multiplied(layer.cell, layer.params, xs, layer.plan.products.dtype)
 
 
 def _forward_loop(
@@ -203,7 +205,7 @@ def _backward_loop(
         before the first step.
     """
     cell, plan, _, params, steps, loop = layer
-    used, pair = cell.update_params(params), cell.recurrent is not None and not cell.additive
+    used, pair = update_params(cell, params), cell.recurrent is not None and not cell.additive
     leaf = cell.recurrent
     if leaf is not None:
         times_transposed = plan.products.times_transposed(params["recurrent_kernel"])

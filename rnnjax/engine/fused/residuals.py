@@ -21,8 +21,9 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import RESIDUAL
 from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.cells.step import apply_update, update_params
 from rnnjax.engine.core.masking import StepMarks
-from rnnjax.engine.fused.plan import Layer, after, update_input_of
+from rnnjax.engine.fused.layer import Layer, after, update_input_of
 
 Saved = tuple[jax.Array | None, list[jax.Array]]
 """The residuals of a step: those that overwrite its projected inputs, or None; and the rest."""
@@ -146,7 +147,7 @@ def layout_of(layer: Layer, carry: Carry, projected: jax.Array, raw: Any) -> Lay
 
 def _used(layer: Layer) -> Params:
     """Drop the kernels of the products outside: derivatives would hold zeros of their size."""
-    return layer.cell.update_params(layer.params)
+    return update_params(layer.cell, layer.params)
 
 
 def _traced(layer: Layer, projected: Any, *given: Any) -> Traced:
@@ -172,7 +173,7 @@ def _saving(
     """
     # In a scan XLA cannot merge a recomputation with the first computation.
     saving = jax.checkpoint(
-        functools.partial(cell.apply_update, dtype=dtype),
+        functools.partial(apply_update, cell, dtype=dtype),
         prevent_cse=False,
         policy=jax.checkpoint_policies.save_only_these_names(RESIDUAL),
     )

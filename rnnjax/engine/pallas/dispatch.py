@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.export import is_symbolic_dim
 
-from rnnjax.cells.devices import varies
 from rnnjax.engine.fused.loops import Loop, LoopArgs, LoopSpec, over_time
 from rnnjax.engine.pallas import gpu
 from rnnjax.engine.pallas.tiles import BLOCK, ROWS
 from rnnjax.engine.pallas.tpu import Traced
+from rnnjax.meshes import varies
 
 # Shares of VMEM: for the arrays of a kernel, and for all including the compiler's own.
 _FOR_ARRAYS, _FOR_ALL = 0.75, 0.95

@@ -15,11 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rnnjax.cells.devices import shaped_like
 from rnnjax.engine.pallas.interpreter import evaluated
 from rnnjax.engine.pallas.tile_rules import computed
 from rnnjax.engine.pallas.tiles import BLOCK, ROWS, Tiled, Tiles, UntiledError
 from rnnjax.engine.pallas.tpu import Form, Traced
+from rnnjax.meshes import shaped_like
 
 # Bytes of a row of a state that is multiplied. Each warp holds all of it as an operand: 64 of 255
 # registers. With twice as many a program for an H100 (jaxlib 0.10.2) spills to memory.

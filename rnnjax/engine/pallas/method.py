@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.products import at_least_float32
+from rnnjax.cells.step import loop_params, split_raw
+from rnnjax.checks import brief
 from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.core.method import Method
 from rnnjax.engine.fused.method import Fused, unrolled
@@ -107,8 +108,8 @@ class Kernel(Method):
         xs = jax.ShapeDtypeStruct((length, rows, shape[-1] + cell.raw_size), dtype)
 
         def both(params: Params, xs: Any, carry: Carry) -> None:
-            xs, raw = cell.split_raw(xs)
-            args = dict(cell.loop_params(params)), Steps(), xs, StepMarks(raw=raw), carry
+            xs, raw = split_raw(cell, xs)
+            args = dict(loop_params(cell, params)), Steps(), xs, StepMarks(raw=raw), carry
             out, saved = recurrence.forward(platform, *args)
             needs_grad = jax.tree.map(lambda _: True, args)
             recurrence.backward(platform, args, saved, out, needs_grad)

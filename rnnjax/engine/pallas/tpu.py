@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
-from rnnjax.cells.devices import shaped_like
 from rnnjax.engine.fused.loops import LoopArgs
 from rnnjax.engine.pallas.interpreter import by_entries, evaluated
+from rnnjax.meshes import shaped_like
 
 # Unrolled steps of a grid iteration. An iteration has an overhead of 165 instruction bundles on a
 # v5e; a step of LSTM(256) over 32 rows takes 225. With more bytes of weights, times steps,

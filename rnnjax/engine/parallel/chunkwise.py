@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.matrix import MatrixCarry, Memory, StabilizedCarry, in_groups
+from rnnjax.cells.step import apply_update, multiplied, update_input, update_params
 from rnnjax.engine.core.masking import Steps, expand, without, zero_masked
 from rnnjax.engine.parallel.linear_recurrence import shift
 
@@ -336,7 +337,7 @@ def chunk_length(cell: Cell, params: Params, shape: tuple[int, ...], requested: 
     width = params["kernel"].shape[-1]
     raw = {name: jax.ShapeDtypeStruct((size,), "float32") for name, size in cell.raw.items()}
     x = jax.ShapeDtypeStruct((width,), jnp.float32)
-    own = cell.update_params(params)
+    own = update_params(cell, params)
     memory = jax.eval_shape(lambda own, x, raw: cell.memory(own, x, **raw), own, x, raw)
     return usual_length(memory, shape[0], requested)
 
@@ -360,12 +361,12 @@ def chunkwise(
         steps: the marks, in running order.
         requested: the steps of a chunk, or None.
     """
-    projected = cell.update_input(params, cell.multiplied(params, xs, cell.dtype), carry)
+    projected = update_input(cell, params, multiplied(cell, params, xs, cell.dtype), carry)
     valid, raw = steps.per_step.valid, steps.per_step.raw
     first = jax.tree.map(lambda leaf: leaf[0], (projected, raw))
     # Errors in the cell's declaration are raised here.
-    step = jax.eval_shape(lambda: cell.apply_update(params, first[0], carry, first[1]))
-    own = cell.update_params(params)
+    step = jax.eval_shape(lambda: apply_update(cell, params, first[0], carry, first[1]))
+    own = update_params(cell, params)
     memory = jax.vmap(lambda x, raw: cell.memory(own, x, **raw))(projected, raw)
     length = usual_length(memory, xs.shape[0], requested)
     last, reads, stabilizers = run_memory(memory, carry, steps, length)

@@ -8,12 +8,13 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 
-from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.cells.devices import LOCAL, MeshAxis
+from rnnjax.cells.step import apply_update, multiplied, update_input
+from rnnjax.checks import brief
 from rnnjax.engine.core.custom_primitive import Function, traced
 from rnnjax.engine.core.masking import StepMarks, Steps, without, zero_masked
 from rnnjax.errors import InvalidInputError
+from rnnjax.meshes import LOCAL, MeshAxis
 
 Leaves = list[jax.Array]
 Factors = list[Leaves]
@@ -216,14 +217,14 @@ def affine_states(
     carry: Carry,
 ) -> tuple[Carry, jax.Array]:
     """Compute the last state and the outputs from the factors and constants of every step."""
-    projected = cell.update_input(params, cell.multiplied(params, xs, cell.dtype), carry)
+    projected = update_input(cell, params, multiplied(cell, params, xs, cell.dtype), carry)
     nothing = jax.tree.map(lambda s: jnp.zeros((xs.shape[0], *s.shape), s.dtype), carry)
     # `update` gets one step.
-    apply_update = jax.vmap(functools.partial(cell.apply_update, params))
+    updated = jax.vmap(functools.partial(apply_update, cell, params))
     raw = per_step.raw
 
     def new_state(old: Carry) -> Carry:
-        return apply_update(projected, old, raw)[0]
+        return updated(projected, old, raw)[0]
 
     program, results, _ = traced(lambda: affine(new_state, nothing))
     if "custom_lin" in str(program):  # JAX's own error comes where it lowers, and names no cell
@@ -249,5 +250,5 @@ def affine_states(
     else:
         before = [shift(h).at[0].set(s) for h, s in zip(states, first, strict=True)]
         reset = steps.reset(jax.tree.unflatten(tree, before), per_step)
-        ys = apply_update(projected, reset, raw)[1]
+        ys = updated(projected, reset, raw)[1]
     return jax.tree.unflatten(tree, ends), zero_masked(ys, per_step.valid)

@@ -6,16 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rnnjax.cells.arguments import check_instance, check_size
 from rnnjax.cells.base import Carry, Cell, Coupling, Params
-from rnnjax.cells.devices import MeshAxis
-from rnnjax.engine.core.masking import Steps, expand, without_row, zero_masked
+from rnnjax.checks import check_instance, check_size
+from rnnjax.engine.core.masking import Steps, expand, read_out, without_row, zero_masked
 from rnnjax.engine.core.method import Method, why_no_equation
-from rnnjax.engine.core.readout import read_out
 from rnnjax.engine.core.scan import Scan
 from rnnjax.engine.parallel.chunkwise import chunk_length, chunkwise
 from rnnjax.engine.parallel.linear_recurrence import AffineRecurrence, affine_states
 from rnnjax.errors import InvalidInputError
+from rnnjax.meshes import MeshAxis
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -26,9 +26,10 @@ from rnnjax.cells import (
     SimpleRNNCell,
 )
 from rnnjax.cells.activations import named
-from rnnjax.cells.arguments import as_array, as_inputs, brief, is_pair
 from rnnjax.cells.base import Inputs
 from rnnjax.cells.onehot import Beside
+from rnnjax.cells.validation import as_inputs, is_pair
+from rnnjax.checks import as_array, brief
 from rnnjax.engine import unroll
 from rnnjax.errors import InvalidInputError
 

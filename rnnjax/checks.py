@@ -1,0 +1,197 @@
+"""Checks of arguments that every room uses: sizes, flags, types, keys, arrays.
+
+All checks use shapes and types alone. They run while a program is traced and cost nothing when it
+runs. An error says what was expected, what came and what to do.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.export import is_symbolic_dim
+from jax.typing import DTypeLike
+
+from rnnjax.errors import InvalidInputError
+
+
+def brief(value: Any) -> str:
+    """Describe a cell, a carry or any other value in a few words, for an error message.
+
+    >>> import rnnjax
+    >>> brief(rnnjax.LSTMCell(5)), brief((1, 2)), brief(jnp.ones((3, 2)))
+    ('LSTMCell(5)', 'a tuple of 2', 'float32 (3, 2)')
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None or isinstance(value, bool | int | float | complex | str):
+        return repr(value) if len(repr(value)) < 60 else f"a {type(value).__name__}"
+    if hasattr(value, "hidden_size"):
+        return f"{type(value).__name__}({value.hidden_size})"
+    if hasattr(value, "_fields"):
+        return f"{type(value).__name__}({', '.join(value._fields)})"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with {', '.join(map(str, sorted(value, key=str)))[:80]}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer, which True and 2.0 are not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+@contextlib.contextmanager
+def usual_promotion() -> Iterator[None]:
+    """Allow NumPy's promotion of shapes and types, even if the caller's program forbids it.
+
+    A program may set ``jax_numpy_rank_promotion="raise"`` or ``jax_numpy_dtype_promotion="strict"``
+    for its own code. The library adds a bias to rows and mixes bfloat16 with float32 on purpose.
+    """
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise unless a value is True or False; a traced value is neither."""
+    if not isinstance(value, bool | np.bool_):
+        raise InvalidInputError(
+            f"{name} must be True or False, known before the program runs, but is {brief(value)}"
+        )
+
+
+def check_instance(name: str, value: Any, kind: type, expected: str) -> None:
+    """Raise unless a value is an instance of a class."""
+    if not isinstance(value, kind):
+        raise InvalidInputError(f"{name} must be {expected}, but is {brief(value)}")
+
+
+def check_size(name: str, value: Any, least: int = 1) -> None:
+    """Raise unless a size is an integer of at least ``least``, 1 or 0."""
+    if not is_integer(value) or value < least:
+        wanted = "a positive integer" if least else "an integer from 0 up"
+        raise InvalidInputError(f"{name} must be {wanted}, but is {brief(value)}")
+
+
+def is_floating(dtype: Any) -> bool:
+    """Whether a type is a real floating-point type that a cell can compute in.
+
+    JAX does not promote types of 8 bits or less, so a bias could not be added to their products.
+
+    >>> is_floating(jnp.bfloat16), is_floating(jnp.float8_e4m3fn), is_floating(int)
+    (True, False, False)
+    """
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize > 1
+
+
+def floating_dtype(name: str, value: DTypeLike) -> Any:
+    """Return the scalar type of that name in one spelling, so that equal cells hash alike.
+
+    It is not a ``numpy.dtype``: ``numpy.dtype("float64")`` equals None, which is another cell.
+
+    Raises:
+        InvalidInputError: it is not a real floating-point type of 16 bits or more.
+    """
+    try:
+        dtype = None if value is None else jnp.dtype(value)  # NumPy takes None for float64
+    except TypeError:
+        dtype = None
+    if dtype is None or not is_floating(dtype):
+        raise InvalidInputError(
+            f"{name} must be a floating-point type of 16 bits or more, such as jnp.float32 or "
+            f"jnp.bfloat16, but is {brief(value) if dtype is None else dtype}"
+        )
+    return dtype.type
+
+
+def as_array(name: str, value: Any) -> jax.Array:
+    """Return ``value`` as a JAX array.
+
+    Raises:
+        InvalidInputError: it cannot be converted.
+    """
+    if not isinstance(value, Mapping):
+        try:
+            return jnp.asarray(value)
+        except (TypeError, ValueError):
+            pass
+    raise InvalidInputError(
+        f"{name} must be an array, but is {brief(value)}; rows of several lengths are padded "
+        "to one by rnnjax.pad"
+    )
+
+
+def check_floats(name: str, dtype: Any, advice: str) -> None:
+    """Raise unless an array has a type of `is_floating`."""
+    if not is_floating(dtype):
+        raise InvalidInputError(
+            f"{name} must be floating-point of 16 bits or more, but is {dtype}; {advice}"
+        )
+
+
+def check_lengths(lengths: Any, num_steps: Any, of: str, advice: str) -> None:
+    """Raise unless known lengths lie between 0 and the number of steps, if that is known."""
+    known = np.asarray(lengths)  # inside of jit, JAX would trace even what is known
+    if not known.size:
+        return
+    least, most = int(known.min()), int(known.max())
+    if least < 0 or (not is_symbolic_dim(num_steps) and most > num_steps):
+        raise InvalidInputError(
+            f"lengths must lie between 0 and the {num_steps} steps of {of}, but go from {least} to "
+            f"{most}; {advice}"
+        )
+
+
+def check_key(key: Any) -> None:
+    """Raise unless ``key`` is a single random key."""
+    try:
+        single = jax.random.key_data(key).ndim == 1
+    except (TypeError, ValueError, AttributeError):
+        single = False
+    if not single:
+        raise InvalidInputError(
+            f"key must be a JAX random key such as jax.random.key(0), but is {brief(key)}"
+        )
+
+
+def check_batch_shape(batch_shape: Any) -> None:
+    """Raise unless ``batch_shape`` is a tuple of sizes."""
+    if not isinstance(batch_shape, tuple | list):
+        raise InvalidInputError(
+            f"batch_shape must be a tuple, but is {brief(batch_shape)}; "
+            f"write ({brief(batch_shape)},)"
+        )
+    for size in batch_shape:
+        if not is_symbolic_dim(size) and not (is_integer(size) and size >= 0):
+            raise InvalidInputError(
+                f"batch_shape must be a tuple of integers from 0 up, but holds {brief(size)}"
+            )
+
+
+def state_type(*trees: Any) -> Any:
+    """Return the type of a recurrence's state: the widest of what makes it, float32 at least.
+
+    In bfloat16 a state loses changes of less than 1/256, and a decay of 0.999 is 1. A type that is
+    wider, or complex, stays. Integers among the leaves do not count.
+
+    >>> state_type(jnp.ones(2, jnp.bfloat16), [1j * jnp.ones(2), jnp.arange(3)])
+    dtype('complex64')
+    """
+    return jnp.result_type(jnp.float32, *number_types(trees))
+
+
+def number_types(tree: Any) -> list[Any]:
+    """Return the types of the leaves that are real or complex numbers, not counters or flags."""
+    types = [leaf.dtype for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
+    return [t for t in types if is_floating(t) or jnp.issubdtype(t, jnp.complexfloating)]
+
+
+def rounded(y: jax.Array, dtype: Any) -> jax.Array:
+    """Round ``y`` to the precision of a type; real numbers stay real, and complex ones complex."""
+    real = jnp.finfo(dtype).dtype
+    return y.astype(jnp.promote_types(real, jnp.complex64) if jnp.iscomplexobj(y) else real)
