@@ -71,6 +71,13 @@ def check_instance(name: str, value: Any, kind: type, expected: str) -> None:
         raise InvalidInputError(f"{name} must be {expected}, but is {brief(value)}")
 
 
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise unless a value is one of a few words."""
+    if not isinstance(value, str) or value not in choices:
+        known = " or ".join([", ".join(f'"{word}"' for word in choices[:-1]), f'"{choices[-1]}"'])
+        raise InvalidInputError(f"{name} must be {known}, but is {brief(value)}")
+
+
 def check_size(name: str, value: Any, least: int = 1) -> None:
     """Raise unless a size is an integer of at least ``least``, 1 or 0."""
     if not is_integer(value) or value < least:

@@ -601,7 +601,7 @@ def noised(cell, xs=XS, **rates):
         (lambda: rnnjax.Dropout(0.1, per="row"), "per must be"),
         (lambda: Stack([CELL], dropout=0.1), r"must be rnnjax.Dropout\(rate\)"),
         (lambda: Bidirectional(CELL, GRUCell(3), merge="sum"), "outputs of one size"),
-        (lambda: Bidirectional(CELL, merge="cat"), "merge must be one of"),
+        (lambda: Bidirectional(CELL, merge="cat"), 'merge must be "concat"'),
         (lambda: Bidirectional(LSTMCell), "Bidirectional is made of cells"),
         (lambda: rnnjax.LearnedCarry(LSTMCell), "LearnedCarry needs a cell"),
         (lambda: rnnjax.ConvLSTMCell(3, kernel_shape=(3, 3, 3)), "one or two sizes"),

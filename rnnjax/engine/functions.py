@@ -15,7 +15,7 @@ from rnnjax.engine.auto import Auto
 from rnnjax.engine.core.masking import StepMarks, Steps, expand, zero_masked
 from rnnjax.engine.core.method import Method
 from rnnjax.engine.core.scan import Scan
-from rnnjax.engine.core.validation import check_runs, checked_marks, valid_steps
+from rnnjax.engine.core.validation import Marks, check_runs
 from rnnjax.engine.parallel.chunkwise import run_memory, usual_length
 from rnnjax.engine.parallel.linear_recurrence import AffineRecurrence
 from rnnjax.engine.parallel.method import Parallel
@@ -381,12 +381,8 @@ class _Order:
             if isinstance(method, Parallel):
                 method.check_known(xs.shape[0])
             method = Scan(precision=method.precision)
-        valid = valid_steps(xs, lengths, mask, method.along)
-        if resets is not None:
-            resets = checked_marks("resets", resets, xs)
-            if reverse:  # the border before step t is crossed after it
-                resets = jnp.concatenate([resets[1:], method.along.next(resets[:1])])
-        return cls(method, bool(reverse)), valid, resets
+        marks = Marks.of(xs, lengths, mask, resets, method.along)
+        return cls(method, bool(reverse)), *marks.crossed(reverse, method.along)
 
     def turned(self, tree: Any) -> Any:
         """Reverse arrays over time if the steps run in reverse."""

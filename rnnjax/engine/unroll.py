@@ -10,21 +10,19 @@ from jax.typing import ArrayLike
 
 from rnnjax.cells.base import Carry, CarryT, Cell, Inputs, Params, ParamTree
 from rnnjax.cells.composite import Noise, over_layers, without_initializers
-from rnnjax.checks import brief, check_flag, check_key, usual_promotion
+from rnnjax.checks import check_choice, check_flag, check_key, usual_promotion
 from rnnjax.engine.auto import Auto
 from rnnjax.engine.core.custom_primitive import traced
 from rnnjax.engine.core.masking import StepMarks, Steps, zero_masked
 from rnnjax.engine.core.method import Method, check_method, known_platform
 from rnnjax.engine.core.validation import (
+    Marks,
     begin,
     check_noise,
     checked,
-    checked_marks,
     entered,
-    valid_steps,
     without_noise,
 )
-from rnnjax.errors import InvalidInputError
 from rnnjax.meshes import automatic, match_devices
 
 
@@ -126,27 +124,21 @@ def unroll(
     (True, True)
     """
     xs, carry = checked(cell, params, xs, carry, reset_carry, method)
-    valid = valid_steps(xs, lengths, mask, method.along)
-    if resets is not None:
-        resets = checked_marks("resets", resets, xs)
+    marks = Marks.of(xs, lengths, mask, resets, method.along)
+    if marks.resets is not None:
         start = begin(cell, params, xs, reset_carry, carry)
         # Both are one tree, which a stack or a `Bidirectional` splits like a carry.
         carry = jax.tree.map(_Leaf, carry, start)
     elif reset_carry is not None:
         begin(cell, params, xs, reset_carry, carry)
-    if masked_outputs not in ("zero", "last"):
-        raise InvalidInputError(
-            f'masked_outputs must be "zero" or "last", but is {brief(masked_outputs)}'
-        )
-    if outputs not in ("all", "last"):
-        raise InvalidInputError(f'outputs must be "all" or "last", but is {brief(outputs)}')
+    check_choice("masked_outputs", masked_outputs, ("zero", "last"))
+    check_choice("outputs", outputs, ("all", "last"))
     if key is not None:
         check_key(key)
     elif cell.is_stochastic:
         params = without_noise(cell, params)
     check_flag("reverse", reverse)
-    how = _How(method, masked_outputs == "last", outputs == "last")
-    marks = _Marks(valid, resets)
+    how = _How(method, masked_outputs, outputs)
     return _unroll(without_initializers(cell), params, xs, carry, marks, key, how, bool(reverse))
 
 
@@ -157,18 +149,13 @@ class _Leaf(NamedTuple):
     start: jax.Array
 
 
-class _Marks(NamedTuple):
-    valid: jax.Array | None = None
-    resets: jax.Array | None = None
-
-
 @dataclasses.dataclass(frozen=True)
 class _How:
     """The static arguments of a call, which all layers share."""
 
     method: Method
-    last_outputs: bool  # in the place of masked ones
-    last_alone: bool
+    masked_outputs: Literal["zero", "last"]
+    outputs: Literal["all", "last"]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6, 7))
@@ -177,7 +164,7 @@ def _unroll(
     params: Params,
     xs: Any,
     carry: Carry,
-    marks: _Marks,
+    marks: Marks,
     key: jax.Array | None,
     how: _How,
     reverse: bool,
@@ -199,7 +186,7 @@ def _unroll(
         return _unroll_layer(cell, params, xs, carry, marks, noise, how, reverse)
 
     carry, ys = over_layers(single)(cell, params, xs, carry, key=key, reverse=reverse)
-    if not how.last_alone:
+    if how.outputs == "all":
         return carry, ys
     if not ys.shape[0]:
         return carry, jnp.zeros(ys.shape[1:], ys.dtype)
@@ -222,7 +209,7 @@ def _unroll_layer(
     params: Params,
     xs: Any,
     carry: Carry,
-    marks: _Marks,
+    marks: Marks,
     noise: Noise,
     how: _How,
     reverse: bool,
@@ -231,17 +218,15 @@ def _unroll_layer(
     check_method(cell, how.method)
     check_noise(cell, noise)
     params, xs, carry, marks, noise = match_devices((params, xs, carry, marks, noise))
-    valid, resets = marks
+    valid, resets = marks.crossed(reverse, how.method.along)
     start = None
     if resets is not None:
         carry, start = (_part(carry, part) for part in ("now", "start"))
-        if reverse:  # the border before step t is crossed after it
-            resets = jnp.concatenate([resets[1:], how.method.along.next(resets[:1])])
     xs, raw = entered(cell, params, xs)
     steps = Steps.of(valid, resets, start, noise, raw)
     with how.method.precisely():
         carry, ys = how.method.run(cell, params, xs, carry, reverse, steps)
-    if how.last_outputs and valid is not None:
+    if how.masked_outputs == "last" and valid is not None:
         ys = how.method.held(ys, valid, resets, reverse)
     return carry, ys
 

@@ -12,6 +12,7 @@ from rnnjax.cells.base import Cell, Inputs, Params, PickLast
 from rnnjax.cells.composite import CellGroup, LayerRun, beside
 from rnnjax.cells.step import split_raw
 from rnnjax.cells.validation import check_init
+from rnnjax.checks import check_choice
 from rnnjax.errors import InvalidInputError
 
 _MERGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
@@ -64,10 +65,7 @@ class Bidirectional(CellGroup[Directions]):
     merge: Literal["concat", "sum", "mul", "average"] = "concat"
 
     def __post_init__(self) -> None:
-        if self.merge not in _MERGES:
-            raise InvalidInputError(
-                f"merge must be one of {', '.join(_MERGES)}, but is {self.merge!r}"
-            )
+        check_choice("merge", self.merge, tuple(_MERGES))
         self.check_cells()
         sizes = [cell.output_size for cell in self.cells]
         if self.merge != "concat" and sizes[0] != sizes[1]:

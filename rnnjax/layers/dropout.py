@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from rnnjax.checks import check_choice
 from rnnjax.errors import InvalidInputError
 
 
@@ -32,8 +33,7 @@ class Dropout:
 
     def __post_init__(self) -> None:
         check_rate("rate", self.rate)
-        if self.per not in ("step", "sequence"):
-            raise InvalidInputError(f'per must be "step" or "sequence", but is {self.per!r}')
+        check_choice("per", self.per, ("step", "sequence"))
 
     def apply(self, key: jax.Array | None, xs: jax.Array) -> jax.Array:
         """Drop features of ``xs (time, *batch, features)``; without a key, return ``xs``."""

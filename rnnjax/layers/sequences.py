@@ -8,7 +8,7 @@ from jax.export import is_symbolic_dim
 
 from rnnjax.cells.base import CarryT, Cell, Params
 from rnnjax.cells.validation import check_carry
-from rnnjax.checks import brief, check_instance, check_lengths, is_integer
+from rnnjax.checks import brief, check_choice, check_instance, check_lengths, is_integer
 from rnnjax.engine.core.masking import expand, last_valid
 from rnnjax.engine.core.validation import checked_marks
 from rnnjax.errors import InvalidInputError
@@ -69,8 +69,7 @@ def pool(ys: jax.Array, how: Pooling, valid: jax.Array | None = None) -> jax.Arr
     >>> [pool(ys, how, valid)[:, 0].tolist() for how in ("last", "mean", "max")]
     [[3.0, 5.0], [2.0, 5.0], [3.0, 5.0]]
     """
-    if how not in ("last", "mean", "max"):
-        raise InvalidInputError(f'how must be "last", "mean" or "max", but is {how!r}')
+    check_choice("how", how, ("last", "mean", "max"))
     ys = jnp.asarray(ys)
     valid = jnp.ones(ys.shape[:-1], bool) if valid is None else valid
     valid = checked_marks("valid", valid, ys, of="ys")

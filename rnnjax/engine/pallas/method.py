@@ -6,14 +6,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.products import at_least_float32
 from rnnjax.cells.step import loop_params, split_raw
 from rnnjax.checks import brief
 from rnnjax.engine.core.masking import StepMarks, Steps
-from rnnjax.engine.core.method import Method
 from rnnjax.engine.fused.method import Fused, unrolled
 from rnnjax.engine.fused.recurrence import Recurrence
 from rnnjax.engine.pallas.dispatch import KernelLoops
@@ -21,7 +19,7 @@ from rnnjax.errors import InvalidInputError
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Kernel(Method):
+class Kernel(Fused):
     """Run all steps of a layer as one kernel on a TPU or a GPU, forward and backward.
 
     It computes the same step as `Fused`. Instead of many small programs of XLA, the step is the
@@ -57,8 +55,6 @@ class Kernel(Method):
     (10, 8, 5)
     """
 
-    keep_every: int | None = None
-    product_dtype: DTypeLike | None = None
     interpret: bool | Literal["cuda"] = False
 
     def __post_init__(self) -> None:
@@ -67,15 +63,10 @@ class Kernel(Method):
             raise InvalidInputError(
                 f'interpret must be True or False, or "cuda", but is {brief(self.interpret)}'
             )
-        object.__setattr__(self, "product_dtype", self._fused.product_dtype)
-
-    @property
-    def _fused(self) -> Fused:
-        return Fused(self.keep_every, self.product_dtype)
 
     def refusal(self, cell: Cell) -> str | None:
         """Refuse what `Fused` refuses, and convolutions."""
-        reason = self._fused.refusal(cell)
+        reason = super().refusal(cell)
         if reason is None and len(cell.parameters(1 + cell.raw_size)["kernel"].shape) > 2:
             return "its products are convolutions, which no kernel computes"
         return reason
@@ -85,7 +76,7 @@ class Kernel(Method):
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` over ``xs (time, *batch, features)``, with the batch as one axis of rows."""
         batch, loops = xs.shape[1:-1], KernelLoops(self.interpret)
-        recurrence = Recurrence(cell, self._fused.dtype_of(cell), reverse, loops)
+        recurrence = Recurrence(cell, self.dtype_of(cell), reverse, loops)
         steps = steps._replace(per_step=_for_all(steps.per_step, xs.shape[:-1]))
         if len(batch) == 1:
             return unrolled(recurrence, self.keep_every, params, xs, carry, steps)
@@ -99,10 +90,10 @@ class Kernel(Method):
     ) -> list[str]:
         """Say whether each of the two loops is a kernel, what it holds, and how the rest runs."""
         if shape[0] == 0:  # of no step there is no loop
-            return self._fused.explain(cell, params, shape, platform)
+            return super().explain(cell, params, shape, platform)
         notes: list[str] = []
         loops = KernelLoops(self.interpret, notes=notes)
-        recurrence = Recurrence(cell, self._fused.dtype_of(cell), False, loops)
+        recurrence = Recurrence(cell, self.dtype_of(cell), False, loops)
         length, rows = min(self.keep_every or shape[0], shape[0]), math.prod(shape[1:-1])
         dtype = at_least_float32(params["kernel"].dtype)
         xs = jax.ShapeDtypeStruct((length, rows, shape[-1] + cell.raw_size), dtype)
@@ -119,7 +110,7 @@ class Kernel(Method):
             f"{which} loop: {note}"
             for which, note in zip(("the forward", "the backward"), notes, strict=True)
         ]
-        return [*lines, *self._fused.explain(cell, params, shape, platform)]
+        return [*lines, *super().explain(cell, params, shape, platform)]
 
 
 def _for_all(per_step: StepMarks, rows: tuple[int, ...]) -> StepMarks:
