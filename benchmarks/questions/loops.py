@@ -35,7 +35,7 @@ class Settings:
 QUICK = Settings(("GRUCell",), ((8, 2, 5),))
 
 
-def _loop(ahead: bool) -> Callable[[dict[str, Any]], Call]:
+def _loop(prefetch: bool) -> Callable[[dict[str, Any]], Call]:
     """A layer in a process of its own, in which all loops read ahead, or none."""
 
     def build(settings: dict[str, Any]) -> Call:
@@ -44,7 +44,7 @@ def _loop(ahead: bool) -> Callable[[dict[str, Any]], Call]:
         of = plan.LayerPlan.of
 
         def planned(*args: Any) -> plan.LayerPlan:
-            return dataclasses.replace(of(*args), reads_ahead=ahead)
+            return dataclasses.replace(of(*args), prefetch=prefetch)
 
         mock.patch.object(plan.LayerPlan, "of", planned).start()  # for the rest of this process
         return cells.layer("Fused")(settings)

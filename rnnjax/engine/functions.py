@@ -86,8 +86,8 @@ def linear_recurrence(
             f"{carry.shape}; check which axis is time"
         )
     dtype = state_type(decay, drive, carry)
-    turning = jnp.issubdtype(dtype, jnp.complexfloating)
-    if turning and groups:
+    is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
+    if is_complex and groups:
         raise InvalidInputError(
             f"decay, drive and carry must be real where decay is matrices, but one is {dtype}; "
             "write a complex number as a matrix of two rows"
@@ -108,8 +108,8 @@ def _linear(
     order: "_Order", decay: jax.Array, drive: jax.Array, carry: jax.Array, valid: Any, resets: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Run the recurrence over arrays of one type, under ``jit`` as `unroll` does."""
-    groups, turning = decay.ndim > drive.ndim, jnp.issubdtype(drive.dtype, jnp.complexfloating)
-    size = drive.shape[-1] if groups else 1 + turning
+    groups, is_complex = decay.ndim > drive.ndim, jnp.issubdtype(drive.dtype, jnp.complexfloating)
+    size = drive.shape[-1] if groups else 1 + is_complex
     identity: Any = jnp.eye(size, dtype=drive.dtype) if groups else 1
     if valid is not None:
         decay = jnp.where(expand(valid, decay), decay, identity)
@@ -119,14 +119,14 @@ def _linear(
         """Split into arrays with one number per feature."""
         if groups:
             return [x[..., i] for i in range(size)]
-        return [x.real, x.imag] if turning else [x]
+        return [x.real, x.imag] if is_complex else [x]
 
     factors = [split(decay[..., i, :]) for i in range(size)] if groups else [[decay]]
-    if turning:
+    if is_complex:
         real, imag = split(decay)
         factors = [[real, -imag], [imag, real]]
-    factors, drives = order.turned((factors, split(drive)))
-    given = match_devices((drives, factors, split(carry), order.turned(resets)))
+    factors, drives = order.running((factors, split(drive)))
+    given = match_devices((drives, factors, split(carry), order.running(resets)))
     run = AffineRecurrence(order.method.along, order.reverse)
     if drive.shape[0]:
         states, _, last = run.plain(*given) if isinstance(order.method, Scan) else run(*given)
@@ -134,11 +134,11 @@ def _linear(
         states, last = drives, given[2]
 
     def whole(parts: list[jax.Array]) -> jax.Array:
-        if turning:
+        if is_complex:
             return jax.lax.complex(*parts)
         return jnp.stack(parts, axis=-1) if groups else parts[0]
 
-    return whole(last), zero_masked(whole(order.turned(states)), valid)
+    return whole(last), zero_masked(whole(order.running(states)), valid)
 
 
 @usual_promotion()
@@ -248,17 +248,20 @@ def _memory(
     """Run the memory over all steps, under ``jit`` as `unroll` does."""
     masked, num_steps, method = valid, memory.key.shape[0], order.method
     memory = jax.tree.map(lambda x: zero_masked(x, masked), memory)
-    steps = Steps(StepMarks(*order.turned((valid, resets))), MatrixCarry(jnp.zeros_like(state)))
-    memory, steps, begin = match_devices((order.turned(memory), steps, MatrixCarry(state)))
+    steps = Steps(StepMarks(*order.running((valid, resets))), MatrixCarry(jnp.zeros_like(state)))
+    memory, steps, first = match_devices((order.running(memory), steps, MatrixCarry(state)))
     with method.precisely():
         if isinstance(method, Scan) or num_steps == 0:
             last, reads = jax.lax.scan(
-                lambda carry, at: _memory_step(steps, carry, *at), begin, (memory, steps.per_step)
+                lambda carry, at: _memory_step(steps, carry, *at),
+                first,
+                (memory, steps.per_step),
+                unroll=num_steps == 1,
             )
         else:
             length = usual_length(memory, num_steps, getattr(method, "chunk", None))
-            last, reads, _ = run_memory(memory, begin, steps, length)
-    return last, zero_masked(order.turned(reads), masked)
+            last, reads, _ = run_memory(memory, first, steps, length)
+    return last, zero_masked(order.running(reads), masked)
 
 
 def _memory_step(steps: Steps, carry: Any, memory: Memory, at: StepMarks) -> Any:
@@ -344,11 +347,11 @@ def _convolution(
     )
     if not xs.shape[0]:
         return given[0], xs
-    turned = order.turned((zero_masked(xs, valid), valid, resets))
-    turned, taps, given = match_devices((turned, taps, given))
-    window, ys = windowed(turned[0], taps, given[0], *turned[1:])
+    running = order.running((zero_masked(xs, valid), valid, resets))
+    running, taps, given = match_devices((running, taps, given))
+    window, ys = windowed(running[0], taps, given[0], *running[1:])
     ys = ys if len(given) == 1 else ys + given[1]
-    return window, zero_masked(order.turned(ys), valid)
+    return window, zero_masked(order.running(ys), valid)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -377,13 +380,15 @@ class _Order:
                 f"method must be Auto(), Parallel() or Scan(), which is all that runs arrays, but "
                 f"is {method}; leave it out"
             )
-        if is_symbolic_dim(xs.shape[0]):  # as in a program exported for any number of steps
-            if isinstance(method, Parallel):
-                method.check_known(xs.shape[0])
+        # A program exported for any number of steps knows none to split, and a single step, as of
+        # a text that is written, has none: as a chunk it would be padded products of matrices.
+        if isinstance(method, Parallel):
+            method.check_known(xs.shape[0])
+        elif is_symbolic_dim(xs.shape[0]) or xs.shape[0] == 1:
             method = Scan(precision=method.precision)
         marks = Marks.of(xs, lengths, mask, resets, method.along)
         return cls(method, bool(reverse)), *marks.crossed(reverse, method.along)
 
-    def turned(self, tree: Any) -> Any:
-        """Reverse arrays over time if the steps run in reverse."""
+    def running(self, tree: Any) -> Any:
+        """Return arrays over time in running order: reversed if the steps run in reverse."""
         return jax.tree.map(lambda leaf: leaf[::-1], tree) if self.reverse else tree

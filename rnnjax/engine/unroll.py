@@ -17,10 +17,10 @@ from rnnjax.engine.core.masking import StepMarks, Steps, zero_masked
 from rnnjax.engine.core.method import Method, check_method, known_platform
 from rnnjax.engine.core.validation import (
     Marks,
-    begin,
     check_noise,
     checked,
     entered,
+    start_of,
     without_noise,
 )
 from rnnjax.meshes import automatic, match_devices
@@ -126,11 +126,11 @@ def unroll(
     xs, carry = checked(cell, params, xs, carry, reset_carry, method)
     marks = Marks.of(xs, lengths, mask, resets, method.along)
     if marks.resets is not None:
-        start = begin(cell, params, xs, reset_carry, carry)
+        start = start_of(cell, params, xs, reset_carry, carry)
         # Both are one tree, which a stack or a `Bidirectional` splits like a carry.
         carry = jax.tree.map(_Leaf, carry, start)
     elif reset_carry is not None:
-        begin(cell, params, xs, reset_carry, carry)
+        start_of(cell, params, xs, reset_carry, carry)
     check_choice("masked_outputs", masked_outputs, ("zero", "last"))
     check_choice("outputs", outputs, ("all", "last"))
     if key is not None:

@@ -77,7 +77,7 @@ class Call:
         with jax.default_matmul_precision(self.precision):
             return execute(*flat)
 
-    def of_wanted(self, leaves: Sequence[Any]) -> list[Any]:
+    def differentiated(self, leaves: Sequence[Any]) -> list[Any]:
         """Return the leaves of the arguments whose gradients are needed, in their order."""
         return list(itertools.compress(leaves, self.needs_grad))
 
@@ -108,7 +108,7 @@ def _single(call: Call, platform: str | None, *flat: Any) -> Any:
         return function.plain(*args) if platform is None else function.run(platform, *args)
     if call.kind == "forward":
         return function.forward(platform or "any", *args)
-    chosen = call.of_wanted(leaves)
+    chosen = call.differentiated(leaves)
 
     def of_chosen(*chosen: Any) -> Any:
         some = iter(chosen)
@@ -125,7 +125,7 @@ def _single(call: Call, platform: str | None, *flat: Any) -> Any:
     needs_grad = jax.tree.unflatten(call.tree, call.needs_grad)
     d = jax.tree.unflatten(call.result, last)
     d_args = function.backward(platform, args, jax.tree.unflatten(call.saved, saved), d, needs_grad)
-    return call.of_wanted(call.tree.flatten_up_to(d_args))
+    return call.differentiated(call.tree.flatten_up_to(d_args))
 
 
 class Function(abc.ABC):
@@ -265,8 +265,8 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: Call, avals: 
                 flat[i] = leaf
             return jax.tree.leaves(call.execute(None, *flat))
 
-        own, along = [primals[i] for i in chosen], [tangents[i] for i in chosen]
-        return _p.bind(*primals, call=call, avals=avals), jax.jvp(of_chosen, own, along)[1]
+        own, tangents_in = [primals[i] for i in chosen], [tangents[i] for i in chosen]
+        return _p.bind(*primals, call=call, avals=avals), jax.jvp(of_chosen, own, tangents_in)[1]
     forward = dataclasses.replace(call, kind="forward")
     out, saved = _bind(forward, primals)
     saved, tree = jax.tree.flatten(saved)
@@ -277,13 +277,14 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: Call, avals: 
         call, kind="tangent", needs_grad=needs_grad, result=result, saved=tree, levels=()
     )
     levels = tuple(
-        Level((*axes, *[True] * len(saved), *linear.of_wanted(axes))) for axes, _ in call.levels
+        Level((*axes, *[True] * len(saved), *linear.differentiated(axes)))
+        for axes, _ in call.levels
     )
     linear = dataclasses.replace(linear, levels=levels)
     # Their types follow from those of the results. Tracing the plain form for them took 6 % of the
     # tracing time of the tests.
     types = tuple(aval.to_tangent_aval() for aval in avals[: len(outs)])
-    d_out = _p.bind(*primals, *saved, *linear.of_wanted(tangents), call=linear, avals=types)
+    d_out = _p.bind(*primals, *saved, *linear.differentiated(tangents), call=linear, avals=types)
     if call.kind == "forward":  # nothing but `backward` reads what was saved
         outs, d_out = [*outs, *saved], [*d_out, *map(jnp.zeros_like, saved)]
     return outs, d_out
@@ -293,7 +294,7 @@ ad.primitive_jvps[_p] = _jvp
 
 
 def _transposed(cts: Sequence[Any], *flat: Any, call: Call, avals: Any) -> Any:
-    args, saved, along = call.parts(flat)
+    args, saved, tangents_in = call.parts(flat)
     # A loss that reads the outputs alone has no cotangent of the final carry.
     cts = [ad.instantiate_zeros(ct) for ct in cts]
     fixed = len(args) + len(saved)
@@ -306,7 +307,7 @@ def _transposed(cts: Sequence[Any], *flat: Any, call: Call, avals: Any) -> Any:
     transposed = dataclasses.replace(call, kind=other, levels=levels)
     ds = jax.tree.leaves(_bind(transposed, [*args, *saved, *cts]))
     return [None] * fixed + [
-        d if ad.is_undefined_primal(t) else None for t, d in zip(along, ds, strict=True)
+        d if ad.is_undefined_primal(t) else None for t, d in zip(tangents_in, ds, strict=True)
     ]
 
 

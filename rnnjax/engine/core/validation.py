@@ -52,7 +52,7 @@ def checked(
         inputs = xs if cell.dtype is None else None  # which are rounded to it
         carry = cell.start(params, xs.shape[1:-1], state_type(params, inputs, reset_carry))
         if reset_carry is not None:
-            carry = begin(cell, params, xs, reset_carry, carry)
+            carry = start_of(cell, params, xs, reset_carry, carry)
     else:
         carry = jax.tree.map(functools.partial(as_array, "carry"), carry)
         check_carry("carry", cell, carry, xs.shape[1:-1])
@@ -82,7 +82,7 @@ def _not_a_cell(value: Any) -> str:
     return f"{brief(value)}; call unroll(cell, params, xs), with a cell that has its hidden size"
 
 
-def begin(cell: Cell, params: Params, xs: Any, reset_carry: Carry | None, like: Carry) -> Carry:
+def start_of(cell: Cell, params: Params, xs: Any, reset_carry: Carry | None, like: Carry) -> Carry:
     """Return the carry at the start of a sequence, in the shapes and types of ``like``."""
     batch = xs.shape[1:-1]
     if reset_carry is None:
@@ -184,8 +184,8 @@ def _valid_steps(xs: Any, lengths: Any, mask: Any, along: MeshAxis) -> jax.Array
         check_lengths(known, num_steps, "xs", advice)
     # By NumPy outside jit, where JAX would compile three programs for each new shape. Not inside,
     # where the marks of all steps would become a constant of the program.
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(xs))
-    outside = known is not None and not traced and not is_symbolic_dim(num_steps)
+    inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(xs))
+    outside = known is not None and not inside and not is_symbolic_dim(num_steps)
     module, lengths = (np, np.asarray(known)) if outside else (jnp, lengths)
     times = module.arange(xs.shape[0]) + first
     valid: Any = times.reshape(-1, *[1] * lengths.ndim) < lengths

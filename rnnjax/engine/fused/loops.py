@@ -23,7 +23,7 @@ class LoopArgs(NamedTuple):
         first: an array over time, whose entries a step may replace.
         others: a tree of arrays over time.
         reverse: whether to begin with the last entry.
-        ahead: whether XLA's loop prefetches a step's entries in the step before, see `over_time`.
+        prefetch: whether XLA's loop reads a step's entries in the step before, see `over_time`.
     """
 
     step: Step
@@ -31,7 +31,7 @@ class LoopArgs(NamedTuple):
     first: jax.Array
     others: Any
     reverse: bool
-    ahead: bool
+    prefetch: bool
 
 
 Loop = Callable[[LoopArgs], tuple[Any, jax.Array, Any]]
@@ -87,15 +87,15 @@ def with_vectors(loop: Loop) -> Loop:
 def over_time(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
     """Scan over ``first`` and ``others``, and replace entries of ``first``: a `Loop`.
 
-    With ``ahead``, each step's entries are prefetched at the end of the step before. XLA otherwise
+    With ``prefetch``, each step's entries are read at the end of the step before. XLA otherwise
     slices them out of the whole arrays in each fusion of a step, which is slow if there are
     several. They are read after the write: nothing needs the old array, and XLA does not copy it.
     """
-    step, state, first, others, reverse, ahead = args
+    step, state, first, others, reverse, prefetch = args
     last = first.shape[0] - 1  # of a program that is exported perhaps not known
 
     def read(first: jax.Array, t: jax.Array) -> Any:
-        t = jnp.clip(t, 0, last)  # one ahead of the last step there is nothing to read
+        t = jnp.clip(t, 0, last)  # after the last step there is nothing to read
         return jax.tree.map(
             lambda leaf: jax.lax.dynamic_index_in_dim(leaf, t, keepdims=False), (first, others)
         )
@@ -110,22 +110,22 @@ def over_time(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
         state, entry, output = step(state, *read(first, t))
         return (state, write(first, entry, t)), output
 
-    def one_ahead(loop: Any, t: jax.Array) -> tuple[Any, Any]:
+    def prefetching(loop: Any, t: jax.Array) -> tuple[Any, Any]:
         (state, first), at = loop
         state, entry, output = step(state, *at)
         first = write(first, entry, t)
         return ((state, first), read(first, t - 1 if reverse else t + 1)), output
 
     times = jnp.arange(last + 1)
-    if ahead:
-        begin = (state, first), read(first, jnp.asarray(last if reverse else 0, jnp.int32))
-        ((state, first), _), outputs = jax.lax.scan(one_ahead, begin, times, reverse=reverse)
+    if prefetch:
+        entering = (state, first), read(first, jnp.asarray(last if reverse else 0, jnp.int32))
+        ((state, first), _), outputs = jax.lax.scan(prefetching, entering, times, reverse=reverse)
     else:
         (state, first), outputs = jax.lax.scan(now, (state, first), times, reverse=reverse)
     return state, first, outputs
 
 
-def cut(inputs: Any, length: int) -> Any:
+def split_time(inputs: Any, length: int) -> Any:
     """Split each array over time into segments of ``length`` steps, even an empty array."""
     return jax.tree.map(
         lambda leaf: leaf.reshape(len(leaf) // length, length, *leaf.shape[1:]), inputs

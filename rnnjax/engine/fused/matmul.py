@@ -112,7 +112,7 @@ class Products:
         return kernel.T if self.forward is Forward.FEATURES_FIRST else kernel
 
     def as_drawn(self, laid_out: Any) -> Any:
-        """Return a kernel of `lay_out` in its original shape, for display only."""
+        """Return the shape that a kernel of `lay_out` had, by which `prepare` checks parameters."""
         if self.forward is Forward.FEATURES_FIRST and hasattr(laid_out, "shape"):
             return jax.ShapeDtypeStruct(laid_out.shape[::-1], laid_out.dtype)
         return laid_out
@@ -120,8 +120,8 @@ class Products:
     def multiply(self, x: Any, laid_out: jax.Array) -> jax.Array:
         """Compute ``x @ kernel`` with a kernel of `lay_out`."""
         if _looked_up(x):
-            turned = self.forward is Forward.FEATURES_FIRST
-            return product(x, laid_out.T if turned else laid_out, self.dtype)
+            features_first = self.forward is Forward.FEATURES_FIRST
+            return product(x, laid_out.T if features_first else laid_out, self.dtype)
         if self.forward is Forward.FEATURES_FIRST:
             return _from_the_left(laid_out, x, self.dtype)
         if self.forward is Forward.ROWS_TRANSPOSED:

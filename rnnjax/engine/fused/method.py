@@ -16,7 +16,7 @@ from rnnjax.engine.core.masking import StepMarks, Steps, read_out
 from rnnjax.engine.core.method import Method, why_no_equation
 from rnnjax.engine.core.scan import Scan
 from rnnjax.engine.fused.layer import Layer
-from rnnjax.engine.fused.loops import cut
+from rnnjax.engine.fused.loops import split_time
 from rnnjax.engine.fused.plan import LayerPlan
 from rnnjax.engine.fused.recurrence import Recurrence
 from rnnjax.engine.fused.residuals import saved_numbers
@@ -170,7 +170,7 @@ def _in_segments(
     whole = num_steps // length * length
 
     def segments(carry: Carry) -> tuple[Carry, jax.Array]:
-        pieces = cut(jax.tree.map(lambda leaf: leaf[:whole], inputs), length)
+        pieces = split_time(jax.tree.map(lambda leaf: leaf[:whole], inputs), length)
         # In a scan XLA cannot merge a recomputation with the first computation.
         again = jax.checkpoint(run, prevent_cse=False)
         carry, ys = jax.lax.scan(

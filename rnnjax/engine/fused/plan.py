@@ -26,13 +26,13 @@ class LayerPlan:
 
     Attributes:
         products: the forms of the products.
-        ahead: how many steps' inputs are projected at a time if no gradient is taken.
-        reads_ahead: whether the loop without a backward pass prefetches, see `over_time`.
+        block: how many steps' inputs are projected at a time if no gradient is taken.
+        prefetch: whether the loop without a backward pass prefetches, see `over_time`.
     """
 
     products: Products
-    ahead: int
-    reads_ahead: bool
+    block: int
+    prefetch: bool
 
     @classmethod
     def of(
@@ -56,7 +56,7 @@ class LayerPlan:
         rows = math.prod(shape[1:-1])
         return cls(
             Products.choose(kernel, rows, dtype, platform),
-            _steps_ahead(cell, params["kernel"].shape, rows, shape[0], platform),
+            _block_of_steps(cell, params["kernel"].shape, rows, shape[0], platform),
             # If several gates are functions of slices, XLA's loop on a CPU is slow without it:
             # ``python -m benchmarks.sequences loops``.
             platform == "cpu" and len(cell.gates) > 1,
@@ -65,8 +65,8 @@ class LayerPlan:
     def phrases(self, cell: Cell, num_steps: int) -> list[str]:
         """Describe in short phrases how this many steps run."""
         ahead = f"the inputs of {num_steps} steps"
-        if self.ahead < num_steps:
-            ahead += f", or of {self.ahead} where no gradient is taken,"
+        if self.block < num_steps:
+            ahead += f", or of {self.block} where no gradient is taken,"
         given = self.products.dtype
         operands = "in their own type" if given is None else jnp.dtype(given).name
         lines = [f"projects {ahead} in one product, operands {operands}"]
@@ -98,7 +98,7 @@ class LayerPlan:
         return lines
 
 
-def _steps_ahead(
+def _block_of_steps(
     cell: Cell, kernel: tuple[int, ...], rows: Any, num_steps: Any, platform: str
 ) -> Any:
     """Return how many steps to project at a time if there is no backward pass."""

@@ -26,12 +26,12 @@ from rnnjax.engine.fused.loops import (
     LoopArgs,
     LoopBackend,
     LoopSpec,
-    cut,
     over_time,
+    split_time,
     with_vectors,
 )
 from rnnjax.engine.fused.plan import LayerPlan
-from rnnjax.engine.fused.residuals import given_of, layout_of, saving_step_of
+from rnnjax.engine.fused.residuals import given_of, residual_map_of, saving_step_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Recurrence(Function):
             xs, per_step = inputs
             return _forward_loop(layer, project(layer, xs), per_step, carry)
 
-        num_steps, length = xs.shape[0], layer.plan.ahead
+        num_steps, length = xs.shape[0], layer.plan.block
         if length == 1:
             step = step_of(layer)
             return jax.lax.scan(
@@ -104,7 +104,9 @@ class Recurrence(Function):
             )
         if length == num_steps:
             return at_once(carry, (xs, per_step))
-        carry, ys = jax.lax.scan(at_once, carry, cut((xs, per_step), length), reverse=self.reverse)
+        carry, ys = jax.lax.scan(
+            at_once, carry, split_time((xs, per_step), length), reverse=self.reverse
+        )
         return carry, ys.reshape(num_steps, *ys.shape[2:])
 
     def forward(
@@ -122,9 +124,9 @@ class Recurrence(Function):
             new, y, (entry, rest) = step(carry, projected, at)
             return new, entry, (y, rest, carry)
 
-        # Read ahead, as XLA may otherwise copy the array that is written over at each step.
+        # Prefetched, as XLA may otherwise copy the array that is written over at each step.
         carry, first, (ys, rest, carries) = layer.loop(
-            LoopArgs(keep, carry, project(layer, xs), per_step, self.reverse, ahead=True)
+            LoopArgs(keep, carry, project(layer, xs), per_step, self.reverse, prefetch=True)
         )
         return (carry, ys), (first, rest, carries)
 
@@ -179,8 +181,8 @@ def _forward_loop(
         new, y = step(carry, projected, at)
         return new, None, y
 
-    ahead = layer.plan.reads_ahead
-    carry, _, ys = layer.loop(LoopArgs(body, carry, projected, per_step, layer.reverse, ahead))
+    prefetch = layer.plan.prefetch
+    carry, _, ys = layer.loop(LoopArgs(body, carry, projected, per_step, layer.reverse, prefetch))
     return carry, ys
 
 
@@ -214,12 +216,12 @@ def _backward_loop(
         d_carry, d_so_far = state
         rest, d_y, carry, at = others
         # Traced and not run: the program contains the uses of the arrays, not their computation.
-        layout = layout_of(layer, carry, first, at.raw)
+        residual_map = residual_map_of(layer, carry, first, at.raw)
         # The derivative of a linear function does not ask where.
         zeros = jax.tree.map(jnp.zeros_like, (steps.start, carry, carry, d_y))
         _, vjp_fn = jax.vjp(functools.partial(after, cell, steps, at), *zeros)
         d_start, d_old, d_new, d_y = vjp_fn((d_carry, d_y))
-        vjp_fn = layout.vjp_fn((first, rest), given_of(used, carry, at.raw))
+        vjp_fn = residual_map.vjp_fn((first, rest), given_of(used, carry, at.raw))
         d_used, d_x, d_carry, d_raw = vjp_fn((d_new, d_y))
         if leaf is not None:
             # The barrier makes XLA compute it once, though the product and the outputs read it.

@@ -31,7 +31,7 @@ Saved = tuple[jax.Array | None, list[jax.Array]]
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False)
-class Layout:
+class ResidualMap:
     """The place of each array that the derivative of a step needs.
 
     Attributes:
@@ -51,8 +51,8 @@ class Layout:
     @classmethod
     def of(
         cls, vjp_fn: Any, given: "Given", projected: jax.ShapeDtypeStruct
-    ) -> tuple["Layout", list[jax.Array]]:
-        """Return the layout of a derivative ``vjp_fn``, and the arrays to save."""
+    ) -> tuple["ResidualMap", list[jax.Array]]:
+        """Return the residual map of a derivative ``vjp_fn``, and the arrays to save."""
         leaves, tree = jax.tree.flatten(vjp_fn)
         shared = [(name, i, leaf) for name, own in given.items() for i, leaf in enumerate(own)]
         places: list[tuple[str, Any]] = []
@@ -124,25 +124,27 @@ def saving_step_of(layer: Layer) -> SavingStep:
 
     def step(carry: Carry, projected: jax.Array, at: StepMarks) -> tuple[Carry, jax.Array, Saved]:
         given = _used(layer), update_input(carry, projected), carry, at.raw
-        traced = _traced(layer, projected, *given)
-        leaves = eval_jaxpr(traced.jaxpr.jaxpr, traced.jaxpr.consts, *jax.tree.leaves(given))
-        (new, y), saved, layout = jax.tree.unflatten(jax.tree.structure(traced.out_info), leaves)
+        trace = _trace_of(layer, projected, *given)
+        leaves = eval_jaxpr(trace.jaxpr.jaxpr, trace.jaxpr.consts, *jax.tree.leaves(given))
+        (new, y), saved, residual_map = jax.tree.unflatten(
+            jax.tree.structure(trace.out_info), leaves
+        )
         new, y = after(cell, steps, at, steps.start, carry, new, y)
-        return new, y, layout.split(saved)
+        return new, y, residual_map.split(saved)
 
     return step
 
 
-def layout_of(layer: Layer, carry: Carry, projected: jax.Array, raw: Any) -> Layout:
-    """Trace a forward step for its layout, without running it."""
-    layouts: list[Layout] = []
+def residual_map_of(layer: Layer, carry: Carry, projected: jax.Array, raw: Any) -> ResidualMap:
+    """Trace a forward step for its residual map, without running it."""
+    maps: list[ResidualMap] = []
 
     def run(carry: Carry, projected: jax.Array, raw: Any) -> None:
         given = _used(layer), update_input_of(layer)(carry, projected), carry, raw
-        layouts.append(_traced(layer, projected, *given).out_info[2])
+        maps.append(_trace_of(layer, projected, *given).out_info[2])
 
     jax.eval_shape(run, carry, projected, raw)
-    return layouts[0]
+    return maps[0]
 
 
 def _used(layer: Layer) -> Params:
@@ -150,7 +152,7 @@ def _used(layer: Layer) -> Params:
     return update_params(layer.cell, layer.params)
 
 
-def _traced(layer: Layer, projected: Any, *given: Any) -> Traced:
+def _trace_of(layer: Layer, projected: Any, *given: Any) -> Traced:
     """Call `_saving` on arrays, or on their shapes."""
     entry = jax.ShapeDtypeStruct(projected.shape, projected.dtype)
     return _saving.trace(layer.cell, layer.plan.products.dtype, entry, *given)
@@ -165,8 +167,8 @@ def _saving(
     x: Any,
     carry: Carry,
     raw: Any,
-) -> tuple[tuple[Carry, jax.Array], list[jax.Array], Layout]:
-    """Return the result of `update`, the residuals of its derivative, and their layout.
+) -> tuple[tuple[Carry, jax.Array], list[jax.Array], ResidualMap]:
+    """Return the result of `update`, the residuals of its derivative, and their map.
 
     Under ``jit`` JAX traces it once for the forward and backward loop, equal layers and other
     programs. Otherwise it would be a third of all tracing.
@@ -178,8 +180,8 @@ def _saving(
         policy=jax.checkpoint_policies.save_only_these_names(RESIDUAL),
     )
     out, vjp_fn = jax.vjp(saving, used, x, carry, raw)
-    layout, saved = Layout.of(vjp_fn, given_of(used, carry, raw), projected)
-    return out, saved, layout
+    residual_map, saved = ResidualMap.of(vjp_fn, given_of(used, carry, raw), projected)
+    return out, saved, residual_map
 
 
 def saved_numbers(layer: Layer, batch: tuple[int, ...]) -> int:

@@ -36,7 +36,7 @@ class _Chunk(NamedTuple):
         key: ``(writes, key_size)``.
         until: ``(writes, 1)``, the decay of the written values to the end of the chunk, or 1.
         keeps: ``(1 or key_size)``, the decay of that memory over the chunk.
-        begun: ``(steps,)``, whether a reset lies between the start of the chunk and the step.
+        restarted: ``(steps,)``, whether a reset lies between the start of the chunk and the step.
     """
 
     reads: jax.Array
@@ -47,7 +47,7 @@ class _Chunk(NamedTuple):
     key: jax.Array
     until: Any
     keeps: jax.Array
-    begun: jax.Array
+    restarted: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,24 +76,24 @@ class Matrices:
         if groups:
             valid, resets = (None if m is None else m[..., None] for m in (valid, resets))
         stabilizers = None
-        memory = memory if valid is None else _held(memory, valid)
+        memory = memory if valid is None else _with_masked_idle(memory, valid)
         if memory.log_beta is not None:
             stabilizers = self._stabilizers(memory, carry, start, resets)
             before = shift(stabilizers).at[0].set(carry.stabilizer)
             if resets is not None:
                 before = jnp.where(resets[..., None], start.stabilizer, before)
             memory = memory.stabilized(before, stabilizers)
-        begin = None if resets is None else start.memory
-        chunk = self._chunk(memory, begin, resets)
+        fresh = None if resets is None else start.memory
+        chunk = self._chunk(memory, fresh, resets)
         state, starts = jax.lax.scan(
-            functools.partial(self._over, begin=begin), carry.memory, _ends(chunk)
+            functools.partial(self._over, fresh=fresh), carry.memory, _ends(chunk)
         )
         value = chunk.value
         if chunk.erased is not None:
             value = value - chunk.erased @ starts.mT
         found = chunk.query @ starts.mT
-        if begin is not None:
-            found = jnp.where(chunk.begun[..., None], chunk.query @ begin.mT, found)
+        if fresh is not None:
+            found = jnp.where(chunk.restarted[..., None], chunk.query @ fresh.mT, found)
         reads = self._joined(chunk.reads @ value + chunk.since * found)[:num_steps]
         reads = reads.reshape(num_steps, *given.memory.shape[:-1])
         last = state.reshape(given.memory.shape)
@@ -102,12 +102,12 @@ class Matrices:
         stabilizers = stabilizers.reshape(num_steps, *given.stabilizer.shape)
         return reads, stabilizers, StabilizedCarry(last, stabilizers[-1])
 
-    def _over(self, state: jax.Array, at: Any, begin: Any) -> tuple[jax.Array, jax.Array]:
+    def _over(self, state: jax.Array, at: Any, fresh: Any) -> tuple[jax.Array, jax.Array]:
         """Return the memory after a chunk, and the memory before it."""
-        keeps, written, erased, begun = at
+        keeps, written, erased, restarted = at
         new = state
-        if begin is not None:
-            new = jnp.where(begun[..., None, None], begin, new)
+        if fresh is not None:
+            new = jnp.where(restarted[..., None, None], fresh, new)
         new = keeps[..., None, :] * new + written
         if erased is not None:
             new = new - state @ erased
@@ -121,15 +121,15 @@ class Matrices:
             added = jnp.where(
                 resets[..., None], jnp.maximum(decay + start.stabilizer, added), added
             )
-        sums, whole, cut = self._sums(decay, resets)
-        added = self._cut(added, -jnp.inf)
-        own = jnp.where(_lower(self.length) & cut, sums + added[..., None, :], -jnp.inf)
+        sums, whole, linked = self._sums(decay, resets)
+        added = self._in_chunks(added, -jnp.inf)
+        own = jnp.where(_lower(self.length) & linked, sums + added[..., None, :], -jnp.inf)
         # By its place: the slope of `jnp.max` asks which entries equal the result, and where XLA
         # rounds one differently when it computes it again, for a gradient, it is another one.
         largest = own.argmax(-1, keepdims=True) == jnp.arange(self.length)
         own = jnp.where(largest, own, 0).sum(-1)
-        begun = jnp.zeros_like(own, bool) if resets is None else self._begun(resets)
-        whole = jnp.where(begun, -jnp.inf, whole)
+        restarted = jnp.zeros_like(own, bool) if resets is None else self._restarted(resets)
+        whole = jnp.where(restarted, -jnp.inf, whole)
 
         def over(state: jax.Array, at: Any) -> tuple[jax.Array, jax.Array]:
             whole, own = at
@@ -140,14 +140,17 @@ class Matrices:
         found = jnp.where(before > own, before, own)
         return self._joined(found[..., None])[: decay.shape[0], ..., 0]
 
-    def _chunk(self, memory: Memory, begin: Any, resets: Any) -> _Chunk:
+    def _chunk(self, memory: Memory, fresh: Any, resets: Any) -> _Chunk:
         """Compute the matrices of all chunks at once."""
-        query, key, value = (self._cut(x) for x in (memory.query, memory.key, memory.value))
-        value = value if memory.beta is None else self._cut(memory.beta)[..., None] * value
+        query, key, value = (self._in_chunks(x) for x in (memory.query, memory.key, memory.value))
+        value = value if memory.beta is None else self._in_chunks(memory.beta)[..., None] * value
         by_key, log_decay = memory.by_key, memory.log_decay
-        sums, whole, cut = self._sums(log_decay, resets)
-        cut = _lower(self.length) & cut
-        decays, keeps = _decays(sums, cut, by_key), jnp.exp(whole if by_key else whole[..., None])
+        sums, whole, linked = self._sums(log_decay, resets)
+        linked = _lower(self.length) & linked
+        decays, keeps = (
+            _decays(sums, linked, by_key),
+            jnp.exp(whole if by_key else whole[..., None]),
+        )
 
         def across(one: jax.Array, key: jax.Array, decays: jax.Array) -> jax.Array:
             """Multiply each step's vectors with the decayed keys of earlier steps."""
@@ -155,14 +158,14 @@ class Matrices:
                 return jnp.einsum("...td,...sd,...tsd->...ts", one, key, decays)
             return (one @ key.mT) * decays
 
-        begun = jnp.zeros(key.shape[:-1], bool) if resets is None else self._begun(resets)
+        restarted = jnp.zeros(key.shape[:-1], bool) if resets is None else self._restarted(resets)
         reads, erased, away = across(query, key, decays), None, None
         end = decays[..., -1, :, :] if by_key else decays[..., -1, :, None]
         if memory.erase is not None or memory.removal_key is not None:
             if memory.erase is not None:
                 # What a step erases and what it writes lie at one key. So they are one value, and
                 # it is read after the decay of the step.
-                part = self._cut(memory.erase)
+                part = self._in_chunks(memory.erase)
                 if memory.erase.ndim == memory.key.ndim:
                     below = across(part * key, key, decays)
                 else:
@@ -174,15 +177,18 @@ class Matrices:
                 # is read before the decay of the step: sums and products up to the step before.
                 assert memory.removal_query is not None
                 assert memory.removal_key is not None
-                at, away = self._cut(memory.removal_query), self._cut(memory.removal_key)
-                strict, decay = jnp.tril(cut, -1), self._cut(log_decay)
+                at, away = (
+                    self._in_chunks(memory.removal_query),
+                    self._in_chunks(memory.removal_key),
+                )
+                strict, decay = jnp.tril(linked, -1), self._in_chunks(log_decay)
                 before = strict.astype(decay.dtype) @ (decay if by_key else decay[..., None])
                 earlier = _decays(jnp.roll(sums, 1, -3 if by_key else -2), strict, by_key)
                 below, seen = across(at, away, earlier), jnp.exp(before) * at
                 target = -across(at, key, earlier) @ value
-            if begin is not None:
-                target = target - jnp.where(begun[..., None], seen @ begin.mT, 0)
-                seen = jnp.where(begun[..., None], 0, seen)
+            if fresh is not None:
+                target = target - jnp.where(restarted[..., None], seen @ fresh.mT, 0)
+                seen = jnp.where(restarted[..., None], 0, seen)
             solved = unit_lower_solve(below, jnp.concatenate([target, seen], axis=-1))
             target, erased = jnp.split(solved, [target.shape[-1]], axis=-1)
             if away is None:
@@ -196,7 +202,7 @@ class Matrices:
         since, until = (1, 1) if by_key else (keeps, end)
         if by_key:
             query, key = keeps * query, end * key
-        return _Chunk(reads, query, since, value, erased, key, until, keeps[..., -1, :], begun)
+        return _Chunk(reads, query, since, value, erased, key, until, keeps[..., -1, :], restarted)
 
     def _sums(self, decay: jax.Array, resets: Any) -> tuple[jax.Array, jax.Array, Any]:
         """Sum log decays between each two steps of a chunk, and from its start to each step.
@@ -204,29 +210,29 @@ class Matrices:
         The sums are added up, not differences of cumulative sums: a small one would be lost next to
         a large one. The last result says for each two steps whether no reset lies between them.
         """
-        decay = self._cut(decay)
+        decay = self._in_chunks(decay)
         by_key = decay.ndim > self.rows + 2
         lower = _lower(self.length)
-        cut: Any = True
+        linked: Any = True
         if resets is not None:
-            count = jnp.cumsum(self._cut(resets[..., None]).astype(jnp.int32), axis=-1)
-            cut = count[..., :, None] == count[..., None, :]
+            count = jnp.cumsum(self._in_chunks(resets[..., None]).astype(jnp.int32), axis=-1)
+            linked = count[..., :, None] == count[..., None, :]
         # By products: on a CPU a cumulative sum of them takes three times as long.
         later = jnp.tril(lower, -1).astype(decay.dtype)  # the steps after each step
-        own = (lower & cut).astype(decay.dtype)
+        own = (lower & linked).astype(decay.dtype)
         until = lower.astype(decay.dtype)
         if by_key:
             sums = jnp.einsum("tj,js,...jk->...tsk", until, later, decay, precision="highest")
-            return sums, _product(own, decay), cut
+            return sums, _product(own, decay), linked
         sums = _product(until, later * decay[..., :, None])
         whole = _product(own, decay[..., None])[..., 0]
-        return sums, whole, cut
+        return sums, whole, linked
 
-    def _begun(self, resets: jax.Array) -> jax.Array:
+    def _restarted(self, resets: jax.Array) -> jax.Array:
         """Return whether a reset lies between the start of the chunk and each step."""
-        return jnp.cumsum(self._cut(resets[..., None]).astype(jnp.int32), axis=-1) > 0
+        return jnp.cumsum(self._in_chunks(resets[..., None]).astype(jnp.int32), axis=-1) > 0
 
-    def _cut(self, leaf: jax.Array, fill: Any = 0) -> jax.Array:
+    def _in_chunks(self, leaf: jax.Array, fill: Any = 0) -> jax.Array:
         """Reshape ``(time, *rows, heads, ...)`` to ``(chunks, *rows, heads, steps, ...)``."""
         spare = -leaf.shape[0] % self.length
         if spare:
@@ -236,7 +242,7 @@ class Matrices:
         return jnp.moveaxis(leaf, 1, self.rows + 1)
 
     def _joined(self, leaf: jax.Array) -> jax.Array:
-        """Undo the reshape of `_cut` and drop its padding."""
+        """Undo the reshape of `_in_chunks` and drop its padding."""
         leaf = jnp.moveaxis(leaf, self.rows + 1, 1)
         return leaf.reshape(leaf.shape[0] * self.length, *leaf.shape[2:])
 
@@ -245,10 +251,10 @@ def _ends(chunk: _Chunk) -> Any:
     """Return the arrays that the recurrence between chunks reads."""
     written = (chunk.until * chunk.value).mT @ chunk.key
     erased = None if chunk.erased is None else (chunk.until * chunk.erased).mT @ chunk.key
-    return chunk.keeps, written, erased, chunk.begun[..., -1]
+    return chunk.keeps, written, erased, chunk.restarted[..., -1]
 
 
-def _held(memory: Memory, valid: jax.Array) -> Memory:
+def _with_masked_idle(memory: Memory, valid: jax.Array) -> Memory:
     """Replace masked steps by steps that do not change the memory."""
 
     def held(leaf: Any, otherwise: float) -> Any:
@@ -426,10 +432,10 @@ def _finite(
     steps, before = non_finite(written, rows), non_finite(carry, rows - 1)
     lost = non_finite(memory.query, rows)
     times = jnp.arange(steps.shape[0], dtype=jnp.int32).reshape(-1, *[1] * (rows - 1))
-    begun: Any = -1
+    last_reset: Any = -1
     if resets is not None:
-        begun = jax.lax.cummax(jnp.where(resets, times, -1))
+        last_reset = jax.lax.cummax(jnp.where(resets, times, -1))
     last = jax.lax.cummax(jnp.where(steps, times, jnp.where(before, -1, -2)))
-    spoils = jnp.where(last >= begun, jnp.nan, 1)
+    spoils = jnp.where(last >= last_reset, jnp.nan, 1)
     memory = memory._replace(query=without(lost, memory.query))
     return without(steps, memory), without(before, carry), spoils, lost

@@ -60,8 +60,8 @@ def compose(one: Element, other: Element) -> Element:
     # Drop before the product: an infinite factor times zero would be NaN.
     first, constants = without(other[2], one[:2])
     factors = transposed([times(other[0], column) for column in transposed(first)])
-    cut, resets = one[2], other[2]
-    both = None if cut is None or resets is None else cut | resets
+    earlier, resets = one[2], other[2]
+    both = None if earlier is None or resets is None else earlier | resets
     return factors, apply((other[0], other[1], None), constants), both
 
 
@@ -170,10 +170,10 @@ class AffineRecurrence(Function):
         (_, factors, _, resets), (states, before), (d_states, d_before, d_last) = args, saved, d
         entering, d_start = d_last, None
         if self.along.name is not None:
-            back, constants, cut = back_element(factors, d_states, resets)
+            back, constants, dropped = back_element(factors, d_states, resets)
             # On each device the state before its steps has its own cotangent.
             constants = [c.at[0].add(b) for c, b in zip(constants, d_before, strict=True)]
-            element = back, constants, cut
+            element = back, constants, dropped
             entering, d_start = self._over_devices(element, d_last, not self.reverse, True)
         totals, left = cotangents_of(platform, factors, d_states, resets, entering)
         if d_start is None:
