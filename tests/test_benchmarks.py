@@ -190,8 +190,8 @@ QUESTIONS: dict[str, Any] = {
     "writing": writing.Settings(**BOOK, batch_size=3, length=6),
     "writing, one": writing.Settings(**BOOK, batch_size=1, length=6),
     **dict.fromkeys(
-        ("steps", "features", "loops", "packing", "online", "keyword", "parallel", "recurrences",
-         "resets", "time_cells", "lengths", "alphabet", "generation")
+        ("steps", "features", "loops", "products", "packing", "online", "keyword", "parallel",
+         "recurrences", "resets", "time_cells", "lengths", "alphabet", "generation")
     ),
 }  # fmt: skip
 # One of each kind: layers, steps, methods, a model that learns and one that writes.

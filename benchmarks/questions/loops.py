@@ -35,18 +35,15 @@ class Settings:
 QUICK = Settings(("GRUCell",), ((8, 2, 5),))
 
 
-def _loop(prefetch: bool) -> Callable[[dict[str, Any]], Call]:
-    """A layer in a process of its own, in which all loops read ahead, or none."""
+def planned(change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], Call]:
+    """A layer in a process of its own, in which all plans are changed."""
 
     def build(settings: dict[str, Any]) -> Call:
         from rnnjax.engine.fused import plan
 
         of = plan.LayerPlan.of
-
-        def planned(*args: Any) -> plan.LayerPlan:
-            return dataclasses.replace(of(*args), prefetch=prefetch)
-
-        mock.patch.object(plan.LayerPlan, "of", planned).start()  # for the rest of this process
+        changed = mock.patch.object(plan.LayerPlan, "of", lambda *args: change(of(*args)))
+        changed.start()  # for the rest of this process
         return cells.layer("Fused")(settings)
 
     return build
@@ -72,7 +69,11 @@ def question(settings: Settings) -> Question:
         "loops",
         "The outputs of a layer at several (H, batch, steps); a repetition is as many calls as "
         "take 0.1 s.",
-        {"as it runs": cells.layer("Fused"), "ahead": _loop(True), "not ahead": _loop(False)},
+        {
+            "as it runs": cells.layer("Fused"),
+            "ahead": planned(lambda plan: dataclasses.replace(plan, prefetch=True)),
+            "not ahead": planned(lambda plan: dataclasses.replace(plan, prefetch=False)),
+        },
         points,
     )
 

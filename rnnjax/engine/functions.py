@@ -112,6 +112,7 @@ def _linear(
     size = drive.shape[-1] if groups else 1 + is_complex
     identity: Any = jnp.eye(size, dtype=drive.dtype) if groups else 1
     if valid is not None:
+        # A masked step multiplies by the identity and adds zero: its state is the one before.
         decay = jnp.where(expand(valid, decay), decay, identity)
     drive = zero_masked(drive, valid)
 
@@ -123,6 +124,7 @@ def _linear(
 
     factors = [split(decay[..., i, :]) for i in range(size)] if groups else [[decay]]
     if is_complex:
+        # (a + ib)(x + iy) as the real matrix [[a, -b], [b, a]] applied to (x, y).
         real, imag = split(decay)
         factors = [[real, -imag], [imag, real]]
     factors, drives = order.running((factors, split(drive)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -217,11 +218,14 @@ def _unroll_layer(
     # Checked per layer: only its composite knows which cells and noise it runs with.
     check_method(cell, how.method)
     check_noise(cell, noise)
+    # Inside `jax.shard_map` a loop's state must vary over the mesh axes that its results vary over.
+    # Made so here, once, for every method.
     params, xs, carry, marks, noise = match_devices((params, xs, carry, marks, noise))
     valid, resets = marks.crossed(reverse, how.method.along)
     start = None
     if resets is not None:
-        carry, start = (_part(carry, part) for part in ("now", "start"))
+        both = functools.partial(jax.tree.map, is_leaf=lambda node: isinstance(node, _Leaf))
+        carry, start = (both(operator.itemgetter(part), carry) for part in (0, 1))
     xs, raw = entered(cell, params, xs)
     steps = Steps.of(valid, resets, start, noise, raw)
     with how.method.precisely():
@@ -229,12 +233,6 @@ def _unroll_layer(
     if how.masked_outputs == "last" and valid is not None:
         ys = how.method.held(ys, valid, resets, reverse)
     return carry, ys
-
-
-def _part(carry: Carry, name: str) -> Carry:
-    return jax.tree.map(
-        lambda leaf: getattr(leaf, name), carry, is_leaf=lambda node: isinstance(node, _Leaf)
-    )
 
 
 # ---- explain

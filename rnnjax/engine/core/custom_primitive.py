@@ -95,6 +95,8 @@ class Level(NamedTuple):
 def _summed(execute: Callable[..., Any], own: tuple[bool, ...]) -> Callable[..., Any]:
     def run(*flat: Any) -> Any:
         ds, tree = jax.tree.flatten(execute(*flat))
+        # An argument without the axis of the vmap is shared: of sum_i f(a, x_i) its cotangent is
+        # the sum of df(a, x_i)/da over i. One with the axis has a cotangent for each i.
         ds = [d if o else d.sum(axis=0) for d, o in zip(ds, own, strict=True)]
         return jax.tree.unflatten(tree, ds)
 
@@ -108,6 +110,8 @@ def _single(call: Call, platform: str | None, *flat: Any) -> Any:
         return function.plain(*args) if platform is None else function.run(platform, *args)
     if call.kind == "forward":
         return function.forward(platform or "any", *args)
+    # Only the leaves that have tangents are arguments of what is differentiated. The others are
+    # closed over as constants, so that no derivative of data is computed.
     chosen = call.differentiated(leaves)
 
     def of_chosen(*chosen: Any) -> Any:
@@ -188,14 +192,10 @@ def traced(run: Callable[..., Any], *args: Any) -> tuple[Any, Any, bool]:
     It does if a cell's function closes over a value that the caller's loss computes, which no cell
     can declare. A primitive would silently lose the gradient of that value.
     """
-    with _mesh():
+    # Lowering treats an empty mesh as none, and would trace again (JAX 0.8.2 to 0.10.2).
+    with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
         program, results = jax.make_jaxpr(run, return_shape=True)(*args)
     return program, results, any(isinstance(c, jax.core.Tracer) for c in program.consts)
-
-
-def _mesh() -> Any:
-    # Lowering treats an empty mesh as none, and would trace again (JAX 0.8.2 to 0.10.2).
-    return jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh())
 
 
 def _bind(call: Call, flat: Sequence[Any]) -> Any:
@@ -221,6 +221,7 @@ def _check_effect(function: Function, effect: Any) -> None:
         raise InvalidInputError(function.refused(what))
 
 
+# The types of the results are an argument, since to find them means to trace the function.
 _p.def_abstract_eval(lambda *_, call, avals: avals)
 # Under ``jax.disable_jit``; otherwise a program is compiled.
 _p.def_impl(lambda *flat, call, avals: jax.tree.leaves(call.execute("any", *flat)))
@@ -273,6 +274,8 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: Call, avals: 
     outs, result = jax.tree.flatten(out)
     # An argument without a tangent, such as data in training, costs no gradient.
     needs_grad = _not_zero(tangents)
+    # The tangent is linear in the tangents, so that JAX transposes it for a gradient. The residuals
+    # are its operands, as only then do both passes share one forward loop.
     linear = dataclasses.replace(
         call, kind="tangent", needs_grad=needs_grad, result=result, saved=tree, levels=()
     )
@@ -285,6 +288,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: Call, avals: 
     # tracing time of the tests.
     types = tuple(aval.to_tangent_aval() for aval in avals[: len(outs)])
     d_out = _p.bind(*primals, *saved, *linear.differentiated(tangents), call=linear, avals=types)
+    # A forward pass is differentiated again for a Hessian, say.
     if call.kind == "forward":  # nothing but `backward` reads what was saved
         outs, d_out = [*outs, *saved], [*d_out, *map(jnp.zeros_like, saved)]
     return outs, d_out
@@ -317,6 +321,7 @@ ad.primitive_transposes[_p] = _transposed
 def _batched(flat: Sequence[Any], dims: Sequence[Any], *, call: Call, avals: Any) -> Any:
     axes = tuple(dim is not None for dim in dims)
     flat = [jnp.moveaxis(a, d, 0) if b else a for a, d, b in zip(flat, dims, axes, strict=True)]
+    # The new vmap is the outermost: `execute` applies each level around those before.
     around = dataclasses.replace(call, levels=(*call.levels, Level(axes)))
     outs = jax.tree.leaves(_bind(around, flat))
     return outs, [0] * len(outs)

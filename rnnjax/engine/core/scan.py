@@ -58,4 +58,6 @@ def _widened(leaf: Any) -> Any:
 
 
 def _as_before(wide: Any, leaf: Any) -> Any:
+    # The cast inside of the step rounds nothing: the value came from the narrow type. But its
+    # transpose widens each step's gradient before the loop adds it up.
     return wide if wide is leaf else wide.astype(leaf.dtype)

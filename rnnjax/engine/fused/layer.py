@@ -49,6 +49,8 @@ def after(
 ) -> tuple[Carry, jax.Array]:
     """Apply masks, noise and resets after the equation: linear in the arrays from ``start`` on."""
     new, y = steps.mask(old, new, y, at, cell.output)
+    # Masks select, leaks scale, resets select: each result is a sum of its arguments times what the
+    # arguments do not enter. So the transpose of this function is the same at any point.
     return steps._replace(start=start).reset(new, at), y
 
 

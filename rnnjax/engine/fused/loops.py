@@ -116,6 +116,8 @@ def over_time(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
         first = write(first, entry, t)
         return ((state, first), read(first, t - 1 if reverse else t + 1)), output
 
+    # The indices are the only array that the scan slices. It would slice `first` as well, but a
+    # scan's inputs cannot be written, and an output of the same size would be a second array.
     times = jnp.arange(last + 1)
     if prefetch:
         entering = (state, first), read(first, jnp.asarray(last if reverse else 0, jnp.int32))

@@ -1,22 +1,9 @@
 """The matrix products of a recurrent layer, each in the form that is fast for its shape.
 
 All forms give the same numbers. On accelerators the plain form is always best. On a CPU the best
-form depends on how the kernel fits the caches. GF/s of the recurrent products inside a loop of 100
-steps, LSTM, float32 (two cores of an AMD EPYC with 1 MiB of cache each and 32 MiB shared, jaxlib
-0.10.2; large products reach 205):
-
-    H, batch    kernel   rows  rows transposed  features first   copy  direct  kernel first
-    512, 16      4 MiB    190        195             153          154    107       139
-    512, 128     4 MiB    191        165             200          196    189       203
-    700, 1     7.5 MiB     68         70              52           40     73        74
-    700, 12    7.5 MiB    166        190             134          149    112       127
-    700, 32    7.5 MiB    185        153             189          160    140       180
-    700, 64    7.5 MiB    165        164             203          153    158       183
-    1024, 16    16 MiB    134        159             179          123     89       194
-    1024, 32    16 MiB    140        139             188          138    114       193
-
-In bfloat16 plain rows and the direct contraction are within 10 % of the best everywhere, with 240
-and 226 at H = 700, batch 12. Smaller kernels are best as rows and with a transposed copy.
+form depends on how the kernel fits the caches: ``python -m benchmarks.sequences products`` times
+them, and docs/benchmarks.md has the table. In bfloat16 and for small kernels plain rows are within
+10 % of the best, backwards with a transposed copy.
 """
 
 import dataclasses
@@ -141,6 +128,7 @@ class Products:
         """Compute ``d @ kernel.T`` for all steps at once."""
         if divided() and kernel.ndim == 2:
             return contract(self._cast(d), self._cast(kernel), (d.ndim - 1, 1))
+        # dx = d W^T, with no dependence between steps: one product for all of them.
         return self._transposed(self.inputs_backward, self._cast(kernel))(d)
 
     def _transposed(self, form: Backward, kernel: jax.Array) -> Product:
@@ -148,6 +136,8 @@ class Products:
             back = convolved_back(kernel.astype(at_least_float32(kernel.dtype)))
             return lambda d: back(self._wide(d, kernel))
         if form is Backward.COPY:  # and here the barrier does too
+            # Contracting with the second axis of a kernel is slower than multiplying by its
+            # transpose. The copy pays if many steps share it; without the barrier XLA undoes it.
             transposed = jax.lax.optimization_barrier(kernel.T)
             return lambda d: product(d, transposed, self.dtype)
         if form is Backward.KERNEL_FIRST:
@@ -166,6 +156,8 @@ class Products:
             wide = self._wide(kernel, d)
             return convolution_kernel_gradient(self._wide(xs, d), self._wide(d, xs), wide)
         left, right = (self._cast(as_rows(a)) for a in (xs, d))
+        # y = x W has dW = sum over steps and rows of x^T d: with time and batch as one axis of
+        # rows, a single product X^T D, which contracts the axis along which both are contiguous.
         rows = tuple(range(left.ndim - 1))
         return contract(left, right, (rows, rows))
 

@@ -150,6 +150,9 @@ def resets_early(carry: Carry, steps: Steps, reverse: bool) -> tuple[Carry, Step
     resets = steps.per_step.resets
     if resets is None:
         return carry, steps
+    # A selection before step t is the same at the end of step t - 1. So the marks move one step
+    # towards the start, and that of the first step acts on the carry that comes in. The step that
+    # runs last prepares a state for no other.
     none = jnp.zeros_like(resets[:1])
     if reverse:
         first, then = resets[-1], jnp.concatenate([none, resets[:-1]])
@@ -172,6 +175,8 @@ def _in_segments(
     def segments(carry: Carry) -> tuple[Carry, jax.Array]:
         pieces = split_time(jax.tree.map(lambda leaf: leaf[:whole], inputs), length)
         # In a scan XLA cannot merge a recomputation with the first computation.
+        # What is saved is the carry at each border: time / k states, and then the residuals of k
+        # steps while one segment is differentiated. time / k + k is least at k = sqrt(time).
         again = jax.checkpoint(run, prevent_cse=False)
         carry, ys = jax.lax.scan(
             lambda carry, inputs: again(inputs, carry), carry, pieces, reverse=reverse

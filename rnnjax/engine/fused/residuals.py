@@ -53,6 +53,8 @@ class ResidualMap:
         cls, vjp_fn: Any, given: "Given", projected: jax.ShapeDtypeStruct
     ) -> tuple["ResidualMap", list[jax.Array]]:
         """Return the residual map of a derivative ``vjp_fn``, and the arrays to save."""
+        # `jax.vjp` returns a function that is a pytree. Its leaves are all that it reads, and its
+        # tree is the program, without values: any arrays of the same shapes make it a derivative.
         leaves, tree = jax.tree.flatten(vjp_fn)
         shared = [(name, i, leaf) for name, own in given.items() for i, leaf in enumerate(own)]
         places: list[tuple[str, Any]] = []
@@ -68,6 +70,8 @@ class ResidualMap:
             places.append(place)
         # An LSTM saves four gates, as wide as its projected inputs; a GRU three and one product.
         # Largest first, those that fit overwrite the inputs.
+        # The projected inputs of a step are not read again once its gates are known. So an entry of
+        # that array may hold the gates, and the largest array of a layer is allocated once.
         written, room = [], projected.shape[-1]
         for i in sorted(
             range(len(saved)), key=lambda i: -saved[i].shape[-1] if saved[i].ndim else 0
@@ -124,6 +128,9 @@ def saving_step_of(layer: Layer) -> SavingStep:
 
     def step(carry: Carry, projected: jax.Array, at: StepMarks) -> tuple[Carry, jax.Array, Saved]:
         given = _used(layer), update_input(carry, projected), carry, at.raw
+        # Traced and evaluated, not called: a residual is recognised as an argument by being the
+        # same tracer, and under `jax.disable_jit` a call of a jitted function has arrays and no
+        # tracers.
         trace = _trace_of(layer, projected, *given)
         leaves = eval_jaxpr(trace.jaxpr.jaxpr, trace.jaxpr.consts, *jax.tree.leaves(given))
         (new, y), saved, residual_map = jax.tree.unflatten(
@@ -137,14 +144,12 @@ def saving_step_of(layer: Layer) -> SavingStep:
 
 def residual_map_of(layer: Layer, carry: Carry, projected: jax.Array, raw: Any) -> ResidualMap:
     """Trace a forward step for its residual map, without running it."""
-    maps: list[ResidualMap] = []
 
-    def run(carry: Carry, projected: jax.Array, raw: Any) -> None:
+    def run(carry: Carry, projected: jax.Array, raw: Any) -> ResidualMap:
         given = _used(layer), update_input_of(layer)(carry, projected), carry, raw
-        maps.append(_trace_of(layer, projected, *given).out_info[2])
+        return _trace_of(layer, projected, *given).out_info[2]
 
-    jax.eval_shape(run, carry, projected, raw)
-    return maps[0]
+    return jax.eval_shape(run, carry, projected, raw)  # a pytree without arrays
 
 
 def _used(layer: Layer) -> Params:
@@ -177,6 +182,8 @@ def _saving(
     saving = jax.checkpoint(
         functools.partial(apply_update, cell, dtype=dtype),
         prevent_cse=False,
+        # Without it JAX would save each intermediate of `update`. The named ones are the activated
+        # gates, from which their derivatives follow: s (1 - s) of a sigmoid, 1 - g^2 of a tanh.
         policy=jax.checkpoint_policies.save_only_these_names(RESIDUAL),
     )
     out, vjp_fn = jax.vjp(saving, used, x, carry, raw)

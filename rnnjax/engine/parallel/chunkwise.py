@@ -76,9 +76,13 @@ class Matrices:
         if groups:
             valid, resets = (None if m is None else m[..., None] for m in (valid, resets))
         stabilizers = None
+        # A masked step writes nothing and decays by 1, so that the products below need no mask.
         memory = memory if valid is None else _with_masked_idle(memory, valid)
         if memory.log_beta is not None:
             stabilizers = self._stabilizers(memory, carry, start, resets)
+            # S is stored as S exp(-m). A step multiplies the old one by exp(log A + m - m') and the
+            # new value by exp(log beta - m'). As m' is the larger of log A + m and log beta, both
+            # are at most 1. One of them is 1, beside which it does not matter if the other is 0.
             before = shift(stabilizers).at[0].set(carry.stabilizer)
             if resets is not None:
                 before = jnp.where(resets[..., None], start.stabilizer, before)
@@ -88,6 +92,8 @@ class Matrices:
         state, starts = jax.lax.scan(
             functools.partial(self._over, fresh=fresh), carry.memory, _ends(chunk)
         )
+        # y_t = D_t S_0 q_t + sum_(s<=t) (k_s D_(s..t) q_t) v_s, with S_0 the memory before the
+        # chunk and D the decays between: `reads` has the brackets, `query` is D_t q_t.
         value = chunk.value
         if chunk.erased is not None:
             value = value - chunk.erased @ starts.mT
@@ -108,6 +114,8 @@ class Matrices:
         new = state
         if fresh is not None:
             new = jnp.where(restarted[..., None, None], fresh, new)
+        # S_L = S_0 D_L + sum_s u_s (D_(s..L) k_s)^T, where u_s = v_s - S_0 e_s if steps erase. The
+        # part of u that does not depend on S_0 is in `written`, the other is S_0 times `erased`.
         new = keeps[..., None, :] * new + written
         if erased is not None:
             new = new - state @ erased
@@ -123,6 +131,8 @@ class Matrices:
             )
         sums, whole, linked = self._sums(decay, resets)
         added = self._in_chunks(added, -jnp.inf)
+        # Unrolled, m_t is the largest of m_0 + d_1 + .. + d_t and of all b_s + d_(s+1) + .. + d_t,
+        # s <= t: a linear recurrence with max for plus and + for times, which distribute alike.
         own = jnp.where(_lower(self.length) & linked, sums + added[..., None, :], -jnp.inf)
         # By its place: the slope of `jnp.max` asks which entries equal the result, and where XLA
         # rounds one differently when it computes it again, for a gradient, it is another one.
@@ -165,6 +175,10 @@ class Matrices:
             if memory.erase is not None:
                 # What a step erases and what it writes lie at one key. So they are one value, and
                 # it is read after the decay of the step.
+                # u_t = v_t - S_(t-1) A_t (e_t k_t), and S_(t-1) A_t = D_t S_0 + sum_(s<t) u_s
+                # (D_(s..t) k_s)^T. So u_t + sum_(s<t) (e_t k_t D_(s..t) k_s) u_s = v_t - S_0 D_t
+                # (e_t k_t): the matrix of the u is the identity plus `below`, which has s < t
+                # alone, and is therefore unit lower triangular.
                 part = self._in_chunks(memory.erase)
                 if memory.erase.ndim == memory.key.ndim:
                     below = across(part * key, key, decays)
@@ -184,6 +198,8 @@ class Matrices:
                 strict, decay = jnp.tril(linked, -1), self._in_chunks(log_decay)
                 before = strict.astype(decay.dtype) @ (decay if by_key else decay[..., None])
                 earlier = _decays(jnp.roll(sums, 1, -3 if by_key else -2), strict, by_key)
+                # x_t = -S_(t-1) r_t is written at w_t. The sums over s < t end before the decay of
+                # step t, so the decays are those to t - 1: rows of `sums`, one further down.
                 below, seen = across(at, away, earlier), jnp.exp(before) * at
                 target = -across(at, key, earlier) @ value
             if fresh is not None:
@@ -224,6 +240,7 @@ class Matrices:
         if by_key:
             sums = jnp.einsum("tj,js,...jk->...tsk", until, later, decay, precision="highest")
             return sums, _product(own, decay), linked
+        # sums[t, s] = sum_j [j <= t] [j > s] d_j.
         sums = _product(until, later * decay[..., :, None])
         whole = _product(own, decay[..., None])[..., 0]
         return sums, whole, linked
@@ -299,6 +316,8 @@ def unit_lower_solve(below: jax.Array, right: jax.Array) -> jax.Array:
         rows = blocks[block][1] - blocks[block][0]
         return inverses[..., block, :rows, :rows]
 
+    # Block row i: x_i = (I + L_ii)^-1 (b_i - sum_(j<i) L_ij x_j), from the first. Transposed, the
+    # last comes first.
     def forward(_: Any, right: jax.Array) -> jax.Array:
         x = right[..., :0, :]
         for block, (start, end) in enumerate(blocks):
@@ -324,6 +343,8 @@ def _unit_lower_inverse(below: jax.Array) -> jax.Array:
     size = below.shape[-1]
 
     def eliminate(j: Any, inverse: jax.Array) -> jax.Array:
+        # I + L is the product of I + l_j e_j^T over the columns l_j, and the inverse of each factor
+        # is I - l_j e_j^T, as e_j^T l_j = 0: entries on and above the diagonal are zero.
         column, row = below[..., :, j, None], inverse[..., j, None, :]
         return inverse - column * row
 
@@ -435,6 +456,7 @@ def _finite(
     last_reset: Any = -1
     if resets is not None:
         last_reset = jax.lax.cummax(jnp.where(resets, times, -1))
+    # The place of the last step so far that was not finite; -1 for the carry, -2 for none.
     last = jax.lax.cummax(jnp.where(steps, times, jnp.where(before, -1, -2)))
     spoils = jnp.where(last >= last_reset, jnp.nan, 1)
     memory = memory._replace(query=without(lost, memory.query))

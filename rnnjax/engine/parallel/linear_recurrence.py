@@ -58,6 +58,9 @@ def apply(element: Element, state: Leaves) -> Leaves:
 def compose(one: Element, other: Element) -> Element:
     """Compose two elements, in running order, to one."""
     # Drop before the product: an infinite factor times zero would be NaN.
+    # A2 (A1 s + b1) + b2 = (A2 A1) s + (A2 b1 + b2): affine maps are closed under composition, and
+    # composition is associative, which is all that a prefix sum asks for. A reset in the second
+    # part sets A1 and b1 to zero, as nothing of the state before it is left.
     first, constants = without(other[2], one[:2])
     factors = transposed([times(other[0], column) for column in transposed(first)])
     earlier, resets = one[2], other[2]
@@ -105,6 +108,8 @@ def cotangents_of(
         element = transposed(factors), d_states, resets
         left, totals = jax.lax.scan(step, d_last, element, reverse=True)
         return totals, left
+    # With e_t the cotangent that arrives from later steps, the total is g_t = e_t + d_t, and
+    # e_(t-1) = A_t^T g_t. It is the same recurrence, transposed and from the end.
     left = states_of(platform, back_element(factors, d_states, resets), d_last, reverse=True)
     entering = [jnp.concatenate([h[1:], e[None]]) for h, e in zip(left, d_last, strict=True)]
     return plus(entering, d_states), [h[0] for h in left]
@@ -122,6 +127,8 @@ def affine(step: Any, at: Any) -> tuple[Leaves, Factors]:
     columns: list[Leaves] = []
     new = at
     for j in range(len(leaves)):
+        # A unit sees its own state alone, so one tangent of ones in leaf j has, for all units at
+        # once, the derivative with respect to their own leaf j: column j of each unit's matrix.
         ones = [jnp.full_like(leaf, float(i == j)) for i, leaf in enumerate(leaves)]
         new, column = jax.jvp(step, (at,), (jax.tree.unflatten(tree, ones),))
         columns.append(jax.tree.leaves(column))
@@ -173,6 +180,8 @@ class AffineRecurrence(Function):
             back, constants, dropped = back_element(factors, d_states, resets)
             # On each device the state before its steps has its own cotangent.
             constants = [c.at[0].add(b) for c, b in zip(constants, d_before, strict=True)]
+            # The cotangent of the state before this device's steps enters at its first step, as a
+            # constant of the transposed recurrence.
             element = back, constants, dropped
             entering, d_start = self._over_devices(element, d_last, not self.reverse, True)
         totals, left = cotangents_of(platform, factors, d_states, resets, entering)
@@ -180,6 +189,7 @@ class AffineRecurrence(Function):
             d_start = plus(left, d_before)
         else:
             d_start = self.along.only_first(d_start, self.reverse)
+        # g_t is the gradient of b_t, and the outer product of g_t and s_(t-1) that of A_t.
         before = [shift(h).at[0].set(s) for h, s in zip(states, before, strict=True)]
         d_factors = [[(g * h).astype(a.dtype)
                       for h, a in zip(without(resets, before), row, strict=True)]
@@ -203,6 +213,7 @@ class AffineRecurrence(Function):
         def step(state: Leaves, at: Element) -> tuple[Leaves, Leaves]:
             return apply(at, state), state
 
+        # Each device runs this short loop over all devices: no state goes from one to the next.
         last, befores = jax.lax.scan(step, first, every, reverse=reverse)
         return self.along.here(befores), last
 
@@ -217,6 +228,8 @@ def affine_states(
     carry: Carry,
 ) -> tuple[Carry, jax.Array]:
     """Compute the last state and the outputs from the factors and constants of every step."""
+    # At a state of zeros: the products of the inputs are those of any state, as an affine cell
+    # multiplies no state before its update (`why_not_affine`).
     projected = update_input(cell, params, multiplied(cell, params, xs, cell.dtype), carry)
     nothing = jax.tree.map(lambda s: jnp.zeros((xs.shape[0], *s.shape), s.dtype), carry)
     # `update` gets one step.

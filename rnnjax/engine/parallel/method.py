@@ -128,6 +128,8 @@ class Parallel(Method):
         """Hold the last valid output, possibly of another device, as an affine recurrence."""
         if self.axis_name is None or ys.shape[0] == 0:
             return super().held(ys, valid, resets, reverse)
+        # held_t = where(valid_t, y_t, held_(t-1)): a recurrence with a factor of 1 that restarts at
+        # each valid step from y_t, and at each reset from zero.
         begins = valid if resets is None else expand(valid, resets) | expand(resets, valid)
         given = zero_masked(ys, valid), begins
         ys, begins = jax.tree.map(lambda leaf: leaf[::-1], given) if reverse else given
@@ -161,6 +163,7 @@ class Parallel(Method):
 
 def why_not_affine(cell: Cell) -> str | None:
     """Return why a cell is not declared affine and elementwise in its state; else None."""
+    # S' = S A + v k^T is affine in S, though its units share a key.
     if cell.has_memory:  # its memory is affine, and its update follows from that
         return None
     if reason := why_no_equation(cell):
