@@ -22,7 +22,7 @@ from rnnjax.errors import InvalidInputError
 
 CellName = Literal[
     "lstm", "gru", "gru_reset_before", "simple", "layernorm_lstm", "layernorm_gru", "peephole_lstm",
-    "mgu", "mgu_reset_before", "mingru", "minlstm",
+    "mgu", "mgu_reset_before", "mingru", "minlstm", "mamba2", "gated_delta",
 ]  # fmt: skip
 ProductType = Literal["float32", "bfloat16"]
 Share = Annotated[float, (0.0, 1.0)]
@@ -87,7 +87,7 @@ class Architecture:
     """The model, and its noise in training."""
 
     cell: CellName = "lstm"
-    """The recurrent cell of every layer."""
+    """The recurrent cell of every layer; "mamba2" and "gated_delta" are residual blocks with it."""
     layers: Positive = 3
     """The number of recurrent layers."""
     hidden_size: Positive = 700
@@ -110,6 +110,19 @@ class Architecture:
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
         check_ranges(self)
+        block = self.cell in ("mamba2", "gated_delta")
+        if block and (self.embedding_size != self.hidden_size or self.hidden_size % 32):
+            raise InvalidInputError(
+                f"--cell {self.cell} adds its outputs to its inputs, so that --embedding-size and "
+                "--hidden-size must be one number, a multiple of 32, but are "
+                f"{self.embedding_size} and {self.hidden_size}; make them equal"
+            )
+        noise = self.recurrent_dropout or self.weight_drop
+        if block and (noise or self.products != "float32"):
+            raise InvalidInputError(
+                f"--cell {self.cell} has no recurrent product that --recurrent-dropout, "
+                "--weight-drop or --products could change; leave them out"
+            )
         if not self.embedding_size and (self.tied or self.embedding_dropout):
             raise InvalidInputError(
                 "--tied and --embedding-dropout need learned vectors of the characters, but "

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 import rnnjax.cells as cells
+from experiments.text_generator import blocks
 from experiments.text_generator.config import Architecture, CellName, ProductType
 from rnnjax.engine import Auto, Fused, Method, unroll
 from rnnjax.errors import InvalidInputError
@@ -32,6 +33,8 @@ CELLS: dict[CellName, Any] = {
     "mgu_reset_before": lambda hidden_size: cells.MGUCell(hidden_size, reset_after=False),
     "mingru": cells.MinGRUCell,
     "minlstm": cells.MinLSTMCell,
+    "mamba2": blocks.mamba2,
+    "gated_delta": blocks.gated_delta,
 }
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnnjax
+from experiments.text_generator.blocks import Block
 from experiments.text_generator.model import CharacterModel
 from rnnjax.cells.activations import activate_gates
 from rnnjax.cells.step import multiplied, update_input
@@ -121,6 +122,11 @@ def record(model: CharacterModel, params: Any, ids: np.ndarray) -> Recording:
     if len(ids) < 2:
         raise InvalidInputError(
             f"a text to look into needs at least 2 characters, but has {len(ids)}"
+        )
+    if any(isinstance(cell, Block) for cell in model.stack.cells):
+        raise InvalidInputError(
+            "what is looked into must have vectors of units as its state, but this model's blocks "
+            "have matrices; take one of another --cell"
         )
     piece = min(_PIECE, len(ids))
     # Filled up to whole pieces, so that the loop is compiled once.

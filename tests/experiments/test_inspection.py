@@ -18,6 +18,7 @@ from rnnjax import InvalidInputError
 from rnnjax.errors import NonFiniteError
 
 SIZE = 11
+BLOCKS = "mamba2", "gated_delta"  # whose states are matrices
 
 
 def model_of(random_like, cell="lstm", **options):
@@ -43,7 +44,7 @@ def by_hand(model, params, ids):
         ("lstm", {}),
         ("gru", {"recurrent_dropout": 0.3, "weight_drop": 0.2, "dropout": 0.5}),
         ("mgu", {"embedding_size": 4, "tied": True}),
-        *(pytest.param(cell, {}, marks=pytest.mark.slow) for cell in CELLS),
+        *(pytest.param(cell, {}, marks=pytest.mark.slow) for cell in CELLS if cell not in BLOCKS),
     ],
 )
 def test_the_recording_is_what_stepping_by_hand_gives(random_like, cell, options):
@@ -108,6 +109,9 @@ def test_too_short_a_text_and_a_broken_model_are_refused(random_like):
     model, params = model_of(random_like)
     with pytest.raises(InvalidInputError, match="needs at least 2 characters, but has 1"):
         record(model, params, np.array([1]))
+    blocks, own = model_of(random_like, "mamba2", embedding_size=4)
+    with pytest.raises(InvalidInputError, match="must have vectors of units as its state"):
+        record(blocks, own, np.array([1, 2, 3]))
     broken = params | {"bias": np.full_like(params["bias"], np.nan)}
     with pytest.raises(NonFiniteError, match="choose another checkpoint by --step"):
         record(model, broken, np.array([1, 2, 3]))

@@ -1,6 +1,7 @@
 """What the options of `train` mean, alone and together."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -18,11 +19,11 @@ from experiments.text_generator.__main__ import settled
 from experiments.text_generator.checkpoints import check_alike, require_unchanged, write_about
 from experiments.text_generator.config import Architecture, Optimization, Text, Train, flat
 from experiments.text_generator.data import Data
-from experiments.text_generator.model import surprise
+from experiments.text_generator.model import CharacterModel, surprise
 from experiments.text_generator.presets import load_preset
 from experiments.text_generator.train import changed_schedule, learning_rate, make_optimizer
 from experiments.text_generator.trained import Trained, existing
-from rnnjax import InvalidInputError
+from rnnjax import InvalidInputError, unroll
 
 
 def rates(options, epochs, steps_per_epoch):
@@ -382,3 +383,35 @@ def test_an_option_that_a_run_did_not_know_was_as_by_default() -> None:
     changed = {**ours, "text": {**ours["text"], "stride": 3}}
     with pytest.raises(InvalidInputError, match=r"--stride 3 cannot .* the run has None"):
         require_unchanged(changed, stored)
+
+
+@pytest.mark.parametrize("cell", ["mamba2", "gated_delta"])
+def test_blocks_step_as_they_unroll_and_begin_anew_at_a_reset(cell, random_like, assert_close):
+    options = Architecture(cell=cell, layers=2, hidden_size=32, embedding_size=32)
+    options.check()
+    model = CharacterModel.build(options, 7)
+    params = random_like(jax.eval_shape(model.init, jax.random.key(0)), seed=1)
+    ids = np.random.default_rng(0).integers(0, 7, (9, 2))
+    carry, logits = jax.jit(model.unroll)(params, ids, model.initial_carry(2))
+    stepped, ys = jax.jit(functools.partial(jax.lax.scan, functools.partial(model.step, params)))(
+        model.initial_carry(2), ids
+    )
+    assert_close((stepped, ys), (carry, logits), 1e-5)
+    xs, resets = model.embed(params, ids), np.zeros((9, 2), bool)
+    resets[4] = True
+    run = jax.jit(functools.partial(unroll, model.stack))
+    assert_close(run(params["stack"], xs, resets=resets)[0], run(params["stack"], xs[4:])[0], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "--embedding-size and --hidden-size must be one number, .* but are 0 and 32; make"),
+        ({"embedding_size": 16}, "must be one number, a multiple of 32, but are 16 and 32"),
+        ({"embedding_size": 32, "weight_drop": 0.1}, "--cell mamba2 has no recurrent product"),
+        ({"embedding_size": 32, "products": "bfloat16"}, "--cell mamba2 has no recurrent product"),
+    ],
+)
+def test_what_a_block_cannot_be_is_refused(options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        Architecture(cell="mamba2", layers=1, hidden_size=32, **options).check()
