@@ -101,6 +101,7 @@ class WithGates:
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         """Return the bias; ``shape`` is ``(gates * hidden_size,)``."""
+        # Sampled whole, so that the other gates begin as they would without any constant.
         drawn = jnp.split(get_initializer(self.initializer)(key, shape, dtype), len(self.values))
         parts = zip(drawn, self.values, strict=True)
         return jnp.concatenate([p if v is None else jnp.full_like(p, v) for p, v in parts])
@@ -127,6 +128,7 @@ these values and its carry, such as a GRU, names the rest in its `update`. Value
 are recomputed in the backward pass.
 """
 
+# With it LSTMCell(5, activation=jnp.tanh) equals LSTMCell(5), and both share one compiled program.
 _BY_FUNCTION: dict[Any, str] = {function: name for name, function in ACTIVATIONS.items()}
 
 
@@ -161,6 +163,10 @@ def activate_gates(gates: jax.Array, activations: Sequence[str | Activation]) ->
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _one_tanh(gates: jax.Array, names: tuple[str, ...]) -> jax.Array:
+    # sigmoid(x) = e^(x/2) / (e^(x/2) + e^(-x/2)) = (1 + tanh(x/2)) / 2, where nothing overflows.
+    # The sum cancels for negative x: its error is 1e-7 in float32, however small the gate, and
+    # below about -16 the gate is 0 instead of e^x. Cells that need the logarithm of a gate, or a
+    # quotient of gates, therefore take jax.nn.log_sigmoid of its argument.
     half = _per_gate(names, gates, sigmoid=0.5, tanh=1.0)
     shift = _per_gate(names, gates, sigmoid=0.5, tanh=0.0)
     # The barrier keeps the tanh of all gates in one piece.
@@ -181,6 +187,8 @@ def gate_slopes(activated: jax.Array, activations: Sequence[str | Activation]) -
     >>> print(gate_slopes(jnp.array([0.5, 0.0]), ["sigmoid", "tanh"]))
     [0.25 1.  ]
     """
+    # A sigmoid s has the slope s (1 - s), a tanh t the slope 1 - t^2 = (t + 1) (1 - t): both are
+    # the distance from the lower bound times the distance to the upper bound, 1.
     floor = _per_gate(activations, activated, sigmoid=0.0, tanh=-1.0)
     return (activated - floor) * (1 - activated)
 

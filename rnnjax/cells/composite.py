@@ -112,6 +112,7 @@ class CellGroup(CompositeCell[CarryT]):
 
     def size_without_raw(self, input_size: int) -> int:
         """Return how many features are not raw."""
+        # A first cell that names raw features may read these alone, with a kernel of no rows.
         size = input_size - self.raw_size
         if size < (0 if self.cells[0].raw else 1):
             raise InvalidInputError(

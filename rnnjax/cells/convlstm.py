@@ -49,6 +49,7 @@ class ConvLSTMCell(LSTMRelative):
     _: dataclasses.KW_ONLY
     kernel_shape: tuple[int, ...] = (3, 3)
 
+    # The engine convolves the state before the update, which then sees each point by itself.
     coupling = Coupling.ELEMENTWISE
 
     def __post_init__(self) -> None:
@@ -63,6 +64,7 @@ class ConvLSTMCell(LSTMRelative):
             raise InvalidInputError(
                 f"the sizes of kernel_shape must be positive integers, but are {shape!r}"
             )
+        # A list has no hash, and a cell is a static argument of jit.
         object.__setattr__(self, "kernel_shape", tuple(shape))
 
     def parameters(self, input_size: int) -> dict[str, Param]:

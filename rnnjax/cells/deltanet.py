@@ -83,7 +83,13 @@ class GatedDeltaNetCell(MatrixCell[MatrixCarry]):
         q, k, v, _, a, beta = self.parts(x)
         q, k, v = (in_heads(jax.nn.silu(part), self.heads) for part in (q, k, v))
         step = jax.nn.softplus(a + params["step_bias"].astype(x.dtype))
+        # Minus a product of two positive numbers, so alpha < 1 for all parameters. It stays a
+        # logarithm: the decay between two steps is the exponential of a sum, where a quotient of
+        # products of alpha would be 0 / 0 as soon as these underflow.
         log_decay = -jnp.exp(params["log_decay"].astype(x.dtype)) * step
+        # With s the sum of squares of silu(k), |k|^2 = s / (s + epsilon) < 1. So I - beta k k^T has
+        # the eigenvalue 1 - beta |k|^2 along k, which lies between 0 and 1, or between -1 and 1 for
+        # a beta up to 2, and the eigenvalue 1 across k: erasing never makes a memory grow.
         beta = (1 + self.negative_eigenvalues) * jax.nn.sigmoid(beta)
         return Memory(self._unit(q), self._unit(k), v, log_decay, beta=beta, erase=beta)
 
@@ -93,4 +99,5 @@ class GatedDeltaNetCell(MatrixCell[MatrixCarry]):
         return jax.nn.silu(self.parts(x)[3]) * joined(norm * params["gain"].astype(x.dtype))
 
     def _unit(self, x: jax.Array) -> jax.Array:
+        # Epsilon stands inside the root: x / |x| has no value at 0, and a NaN for its gradient.
         return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + self.epsilon)

@@ -49,6 +49,7 @@ class DiagonalLSTMCell(LSTMRelative):
 
     def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
         """Compute the new state by the equations of the class."""
+        # (..., 4, hidden_size) in row-major order is the four gates side by side, as in x.
         own = params["recurrent_kernel"].astype(x.dtype) * carry.hidden[..., None, :]
         sums = x + own.reshape(x.shape)
         return lstm_update(sums, carry, self.recurrent_activation, self.activation)

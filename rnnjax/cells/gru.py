@@ -110,9 +110,11 @@ class GRUCell(Cell[GRUCarry]):
             h_rz = h @ kernel_rz
         x_rz, x_n = jnp.split(projected, at, axis=-1)
         r, z = jnp.split(activate_gates(x_rz + h_rz, [self.recurrent_activation] * 2), 2, axis=-1)
-        # The derivative of r needs h_n.
+        # n = tanh(x_n + r h_n), so dn/dr = (1 - n^2) h_n. The values of r and n are saved as gates;
+        # h_n has a name too, or the whole product of the state would be saved for it.
         h_n = r * checkpoint_name(h_n, RESIDUAL) if self.reset_after else (r * h) @ kernel_n
         n = activate_gates(x_n + h_n, [self.activation])
+        # Two products, not n + z (h - n), which differs from h by a rounding where z = 1.
         return GRUCarry((1 - z) * n + z * h)
 
 

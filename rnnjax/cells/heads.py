@@ -70,4 +70,5 @@ class MatrixCell(Cell[CarryT]):
 
 def in_heads(x: jax.Array, heads: int) -> jax.Array:
     """``(..., heads * size)`` as ``(..., heads, size)``."""
+    # The last size is spelled out, because JAX infers no -1 for a batch of no rows.
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)

@@ -55,6 +55,9 @@ class Chrono:
                 "Chrono needs a cell that says which gates remember, such as rnnjax.LSTMCell or "
                 "rnnjax.GRUCell; give another bias_init, or signs, as in Chrono(100, (-1, 1, 0))"
             )
+        # f = sigmoid(log u) = u / (1 + u) gives the time constant 1 / (1 - f) = 1 + u steps,
+        # uniform between 2 and T. And i = sigmoid(-log u) = 1 - f: where the products are 0, the
+        # new state is a weighted mean of the old one and the candidate.
         units = shape[-1] // len(self.signs)
         length = jax.random.uniform(key, (units,), dtype, 1, self.longest - 1)
         return jnp.concatenate([sign * jnp.log(length) for sign in self.signs])
@@ -85,6 +88,7 @@ class PerHead:
 
 def remembering(params: dict[str, Any], signs: tuple[int, ...]) -> dict[str, Any]:
     """Tell a bias that `Chrono` initialises which gates it has; return the parameters."""
+    # The two biases of a gate are added, so the second one begins at 0.
     for name, own in (("bias", signs), ("recurrent_bias", (0,) * len(signs))):
         if name in params and isinstance(params[name].init, Chrono):
             init = dataclasses.replace(params[name].init, signs=own)
@@ -128,10 +132,14 @@ class Ring:
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         """Sample the ring; ``shape`` is ``(3, state_size)``."""
+        # The area within a radius grows with its square: |lambda|^2 is uniform, not |lambda|.
         radius, phase = jax.random.uniform(key, (2, *shape[1:]), dtype)
         square = radius * (self.r_max**2 - self.r_min**2) + self.r_min**2
         square = jnp.clip(square, 1e-6, 1 - 1e-6)  # whose logarithms are finite
         phase = jnp.maximum(phase * self.max_phase, 1e-6)
+        # |lambda| = exp(-e^nu) gives nu = log(-log |lambda|). With white inputs of variance 1 the
+        # state has the variance gamma^2 (1 + |lambda|^2 + |lambda|^4 + ...) = gamma^2 /
+        # (1 - |lambda|^2), which is to be 1. log1p, because 1 - |lambda|^2 rounds a small |lambda|.
         nu, log_gamma = jnp.log(-0.5 * jnp.log(square)), 0.5 * jnp.log1p(-square)
         return jnp.stack([nu, jnp.log(phase), log_gamma])
 
@@ -166,10 +174,14 @@ class LegS:
             raise InvalidInputError(
                 f"blocks of LegS must divide the {shape[-1]} states, but are {self.blocks}"
             )
+        # LegS is A[n, k] = -2 r[n] r[k] below the diagonal, with r[n] = sqrt(n + 1/2), and -(n + 1)
+        # on it. Adding the outer product of r with itself leaves -r[n] r[k] below, -1/2 on the
+        # diagonal and r[n] r[k] above: -1/2 plus an antisymmetric matrix, whose eigenvalues are
+        # +- i w. Times i it is Hermitian with the eigenvalues w, sorted: the upper half is above 0.
         root = np.sqrt(np.arange(2 * states) + 0.5)
         above = np.triu(np.outer(root, root), 1)
-        turning = np.linalg.eigvalsh(1j * (above - above.T))[states:]
-        imag = jnp.asarray(np.tile(turning, self.blocks), dtype)
+        frequencies = np.linalg.eigvalsh(1j * (above - above.T))[states:]
+        imag = jnp.asarray(np.tile(frequencies, self.blocks), dtype)
         return jnp.stack([jnp.full_like(imag, math.log(0.5)), imag])
 
 
@@ -185,5 +197,7 @@ def softplus_steps(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Ar
     >>> bool(steps.min() > 0.0009), bool(steps.max() < 0.11)
     (True, True)
     """
+    # log(1 + e^x) = s has the solution x = log(e^s - 1) = s + log(1 - e^-s). The second form does
+    # not overflow for a large s, and expm1 keeps the digits of a small one.
     steps = jnp.exp(log_steps(key, shape, dtype))
     return steps + jnp.log(-jnp.expm1(-steps))

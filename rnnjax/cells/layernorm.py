@@ -130,6 +130,7 @@ class LayerNormGRUCell(Cell[GRUCarry]):
 
 def _gained(params: dict[str, Param]) -> dict[str, Param]:
     """Add a gain for each of the two products; the update adds the bias after them."""
+    # The engine adds a BIAS to the product, before the norm, which would subtract its mean again.
     if "bias" in params:
         params["bias"] = params["bias"]._replace(role=Role.UNIT)
     gain = Param(params["kernel"].shape[-1:], "ones")
@@ -146,6 +147,8 @@ def _both_normalized(params: Params, x: Any, epsilon: float) -> tuple[jax.Array,
 
 def _normalized(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     """Compute ``LN(x) * scale`` over the last axis."""
+    # Centred first: the mean of squares less the square of the mean cancels for rows far from 0,
+    # and can be negative. Without epsilon a constant row would be 0 / 0.
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = (centred * centred).mean(axis=-1, keepdims=True)
     return centred * jax.lax.rsqrt(variance + epsilon) * scale.astype(x.dtype)

@@ -13,7 +13,8 @@ from rnnjax.cells.activations import Initializer
 from rnnjax.cells.base import Cell, Coupling, Param, Params, Role, declared
 from rnnjax.cells.initializers import Ring
 
-# The initialiser of both parts of a complex kernel, whose variances add up.
+# The initialiser of both parts of a complex kernel: E|B|^2 is the sum of their variances, so each
+# has half of the usual 1 / input_size.
 HALF_NORMAL = jax.nn.initializers.variance_scaling(0.5, "fan_in", "normal")
 WHOLE_RING = Ring()
 
@@ -28,7 +29,7 @@ class ComplexCarry(NamedTuple):
 register_namedtuple_serialization(ComplexCarry, serialized_name="rnnjax.ComplexCarry")
 
 
-def turned(carry: ComplexCarry, real: Any, imag: Any, x: tuple[Any, Any]) -> ComplexCarry:
+def multiply_add(carry: ComplexCarry, real: Any, imag: Any, x: tuple[Any, Any]) -> ComplexCarry:
     """Compute ``(real + i imag) carry + x`` with real arrays: complex ones compile slowly."""
     return ComplexCarry(
         real * carry.real - imag * carry.imag + x[0], imag * carry.real + real * carry.imag + x[1]
@@ -89,6 +90,7 @@ class ComplexCell(Cell[ComplexCarry]):
 
     def readout(self, params: Params, emitted: Any, xs: Any) -> jax.Array:
         """Add the products of the state and of the inputs, each with its kernel."""
+        # Re(s C) = Re s Re C - Im s Im C: one real product of (Re s, Im s) with Re C above -Im C.
         return emitted @ params["output_kernel"] + xs @ params["skip_kernel"]
 
 
@@ -130,6 +132,7 @@ class LRUCell(ComplexCell):
 
     _: dataclasses.KW_ONLY
     ring_init: str | Initializer = WHOLE_RING
+    # Its variance is 2 / (2 n) for n complex states, so that of Re(s C) is the mean of |s|^2.
     output_kernel_init: str | Initializer = "he_normal"
 
     coupling = Coupling.CONTRACTING
@@ -144,10 +147,12 @@ class LRUCell(ComplexCell):
     ) -> tuple[ComplexCarry, jax.Array]:
         """Compute the new state by the second equation of the class."""
         nu, theta, log_gamma = params["ring"].astype(x.dtype)
+        # |lambda| = exp(-e^nu) < 1 for every nu, so no training makes the state grow. A power of
+        # lambda multiplies both parts of its logarithm.
         gamma = jnp.exp(log_gamma)
         decay, angle = -interval * jnp.exp(nu), interval * jnp.exp(theta)
         size = jnp.exp(decay)
         real, imag = jnp.split(x, 2, axis=-1)
         lets_in = gamma * real, gamma * imag
-        new = turned(carry, size * jnp.cos(angle), size * jnp.sin(angle), lets_in)
+        new = multiply_add(carry, size * jnp.cos(angle), size * jnp.sin(angle), lets_in)
         return new, jnp.concatenate(new, axis=-1)

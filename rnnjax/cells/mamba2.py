@@ -16,6 +16,7 @@ from rnnjax.cells.matrix import MatrixCarry, Memory, joined
 
 def spread_decays(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Sample the logarithms of numbers uniform between 1 and 16 (Dao & Gu, 2024)."""
+    # With the usual steps of 0.001 to 0.1, states decay within 0.6 to 1,000 steps.
     return jnp.log(jax.random.uniform(key, shape, dtype, 1, 16))
 
 
@@ -89,6 +90,8 @@ class Mamba2Cell(MatrixCell[MatrixCarry]):
         """Compute the step by the first two equations of the class."""
         delta, u, b, c = self.parts(x)
         delta = jax.nn.softplus(delta + params["step_bias"].astype(x.dtype))
+        # Delta > 0 and e^a > 0, so no state grows. All heads share B and C, as keys and queries
+        # with one head, so their products are made once.
         log_decay = -delta * jnp.exp(params["log_decay"].astype(x.dtype))
         u = in_heads(u, self.heads)
         return Memory(c[..., None, :], b[..., None, :], u, log_decay, beta=delta)

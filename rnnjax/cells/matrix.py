@@ -115,6 +115,10 @@ class Memory(NamedTuple):
         """Rescale the step for a memory divided by the exponentials of these stabilizers."""
         log_beta = self.log_beta
         assert log_beta is not None
+        # With S = e^m M for the stored M, S' = A S + beta v k^T becomes
+        #     M' = A e^(m - m') M + beta e^(-m') v k^T.
+        # Both factors are at most 1, as m' = max(log A + m, log beta), and one of them is 1. What
+        # is removed was read from S too: its factor e^(m - m') may exceed 1, up to 1 / A.
         beta, removal_key = jnp.exp(log_beta - after), self.removal_key
         if removal_key is not None:
             removal_key = jnp.exp(before - after)[..., None] * removal_key
@@ -149,14 +153,18 @@ def remembered(memory: Memory, carry: Any) -> tuple[Any, jax.Array, jax.Array | 
         memory = memory.stabilized(before, stabilizer)
         stabilizer = stabilizer.reshape(carry.stabilizer.shape)
     query, key = memory.query[..., None, :], memory.key[..., None, :]
+    # A multiplies from the right, and so scales the last axis, over which S k and S q are sums.
     decay = memory.log_decay if memory.by_key else memory.log_decay[..., None]
     old = in_groups(carry.memory, axis, groups)
     state = jnp.exp(decay)[..., None, :] * old
     written = memory.value if memory.beta is None else memory.beta[..., None] * memory.value
     if memory.removal_query is not None and memory.removal_key is not None:
+        # Read from the state before its decay: S (A - r w^T) = S A - (S r) w^T.
         removed = (old * memory.removal_query[..., None, :]).sum(-1, keepdims=True)
         state = state - removed * memory.removal_key[..., None, :]
     if memory.erase is not None:
+        # Read after the decay: S A (I - (e k) k^T) + beta v k^T = S A + (beta v - S A (e k)) k^T,
+        # so that what is erased joins what is written.
         erase = memory.erase
         if erase.ndim == memory.key.ndim:
             written = written - (state * (erase[..., None, :] * key)).sum(-1)
@@ -170,4 +178,5 @@ def remembered(memory: Memory, carry: Any) -> tuple[Any, jax.Array, jax.Array | 
 
 def joined(read: jax.Array) -> jax.Array:
     """Reshape ``(..., heads, size)`` to ``(..., heads * size)``, also without rows."""
+    # JAX infers no -1 for an array of no numbers.
     return read.reshape(*read.shape[:-2], read.shape[-2] * read.shape[-1])

@@ -96,7 +96,7 @@ class MGUCell(Cell[GRUCarry]):
             h_f = h @ kernel_f
         x_f, x_n = jnp.split(projected, 2, axis=-1)
         f = activate_gates(x_f + h_f, [self.recurrent_activation])
-        # The derivative of f needs h_n.
+        # n = tanh(x_n + f h_n), so dn/df = (1 - n^2) h_n: see `GRUCell.update`.
         h_n = f * checkpoint_name(h_n, RESIDUAL) if self.reset_after else (f * h) @ kernel_n
         n = activate_gates(x_n + h_n, [self.activation])
         return GRUCarry((1 - f) * n + f * h)

@@ -46,6 +46,7 @@ class MinGRUCell(Cell[SimpleRNNCarry]):
 
     carry = SimpleRNNCarry
     gates = "z", "n"
+    # The factor 1 - z of the old state is between 0 and 1, and depends on the inputs alone.
     coupling = Coupling.CONTRACTING
     recurrent = None
 
@@ -96,7 +97,8 @@ class MinLSTMCell(Cell[SimpleRNNCarry]):
     def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
         """Compute the new state, with i / (f + i) as one sigmoid of a difference of logs."""
         i, f, g = jnp.split(x, 3, axis=-1)
-        # i / (f + i) without a quotient of two numbers that may both be tiny.
+        # i / (f + i) = 1 / (1 + f / i) = sigmoid(log i - log f), and f / (f + i) is the rest to 1.
+        # In float32 both gates are 0 for arguments below about -100, and their quotient NaN.
         share = jax.nn.sigmoid(jax.nn.log_sigmoid(i) - jax.nn.log_sigmoid(f))
         g = get_activation(self.activation)(g)
         return SimpleRNNCarry((1 - share) * carry.hidden + share * g)

@@ -79,6 +79,7 @@ class MLSTMCell(MatrixCell[StabilizedCarry]):
         return params
 
     def _forgets_little(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        # 1 / (1 - sigmoid(3)) = 21 and 1 / (1 - sigmoid(6)) = 400: heads forget within these steps.
         drawn = get_initializer(self.bias_init)(key, shape, dtype)
         return drawn.at[-self.heads :].set(jnp.linspace(3, 6, self.heads, dtype=dtype))
 
@@ -87,15 +88,18 @@ class MLSTMCell(MatrixCell[StabilizedCarry]):
         q, k, v, _, i, f = self.parts(x)
         q, k, v = (in_heads(part, self.heads) for part in (q, k, v))
         ones = jnp.ones_like(v[..., :1])
+        # log sigmoid(f) itself: the logarithm of a sigmoid that rounds to 0 would be -inf.
         f = f if self.exponential_forget else jax.nn.log_sigmoid(f)
         value = jnp.concatenate([v, ones], axis=-1)
         return Memory(q, k / math.sqrt(self.keys), value, log_decay=f, log_beta=i)
 
     def recall(self, params: Params, x: jax.Array, read: jax.Array, stabilizer: Any) -> jax.Array:
         """Compute the output by the fourth equation of the class."""
-        # Both sides times the exponential of the stabilizer's negative part: none overflows.
+        # What is stored lacks the factor e^m: C q = e^m r and n q = e^m s, so
+        #     C q / max(|n q|, 1) = r / max(|s|, e^-m).
+        # Both sides times e^min(m, 0) make e^-m to e^-max(m, 0), which cannot overflow.
         read = read * jnp.exp(jnp.minimum(stabilizer, 0))[..., None]
-        # Never divide zero by zero.
+        # For a large m that rounds to 0, and s may be 0 too.
         least = jnp.exp(-jnp.maximum(stabilizer, 0))
         least = jnp.maximum(least, jnp.finfo(read.dtype).tiny)
         found = read[..., :-1] / jnp.maximum(jnp.abs(read[..., -1]), least)[..., None]

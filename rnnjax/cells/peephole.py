@@ -40,6 +40,7 @@ class PeepholeLSTMCell(LSTMRelative):
     _: dataclasses.KW_ONLY
     peephole_init: str | Initializer = "zeros"
 
+    # A peephole is a vector, not a matrix: a gate sees the cell state of its own unit alone.
     coupling = Coupling.ELEMENTWISE
 
     def parameters(self, input_size: int) -> dict[str, Param]:
@@ -52,6 +53,7 @@ class PeepholeLSTMCell(LSTMRelative):
         gate, tanh = self.recurrent_activation, get_activation(self.activation)
         p_i, p_f, p_o = params["peephole"].astype(carry.cell.dtype)
         i, f, g, o = jnp.split(x, 4, axis=-1)
+        # Three gates at once, as one tanh. The output gate has to wait: it sees the new cell state.
         early = jnp.concatenate([i + p_i * carry.cell, f + p_f * carry.cell, g], axis=-1)
         i, f, g = jnp.split(activate_gates(early, (gate, gate, self.activation)), 3, axis=-1)
         cell = f * carry.cell + i * g

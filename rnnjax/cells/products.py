@@ -14,6 +14,7 @@ from rnnjax.meshes import as_rows
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype[Any]:
     """Return the type, or float32 if it is narrower: the type of sums and states."""
+    # bfloat16 has 8 bits of precision: 256 + 1 is 256, where a sum of ones would stop.
     return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -32,6 +33,7 @@ def product(x: Any, kernel: jax.Array, dtype: DTypeLike | None) -> jax.Array:
     if kernel.ndim > 2:
         return convolved(widened(x, dtype), widened(kernel, dtype))
     # Two axes, not three: the gradient is then two plain products, without transposed copies.
+    # A product of two 16-bit numbers has at most 22 significant bits, and is exact in float32.
     rows = as_rows(x).astype(dtype)
     out = jnp.matmul(rows, kernel.astype(dtype), preferred_element_type=at_least_float32(dtype))
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
@@ -58,6 +60,7 @@ def convolved(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _same(kernel: jax.Array) -> list[tuple[int, int]]:
     """Return the zero padding of each axis that preserves the shape of the grid."""
+    # size - 1 zeros in all, and for an even size the odd one at the end, as in Keras.
     return [((size - 1) // 2, size // 2) for size in kernel.shape[:-2]]
 
 
@@ -96,6 +99,8 @@ def neighbours(x: jax.Array, window: tuple[int, ...]) -> jax.Array:
      [1. 2. 3.]
      [2. 3. 0.]]
     """
+    # Each pass puts its axis of the window before the features collected so far. The last axis goes
+    # first, so that they come in the order of a reshaped kernel: (*window, features).
     for i, size in reversed(list(enumerate(window))):
         axis, before = x.ndim - 1 - len(window) + i, (size - 1) // 2
         pads, length = [(0, 0)] * x.ndim, x.shape[axis]
@@ -111,10 +116,13 @@ def convolved_back(kernel: jax.Array) -> Callable[[jax.Array], jax.Array]:
 
     XLA flips it at each step of a loop, and a layer's gradient takes 1.6 times as long.
     """
-    turned = jnp.flip(kernel, range(kernel.ndim - 2)).swapaxes(-1, -2)
-    turned = jax.lax.optimization_barrier(turned)
+    # y[t] = sum_k x[t + k - b] W[k], with b zeros before, gives dx[s] = sum_k d[s - k + b] W[k]^T.
+    # With k = K - 1 - j this is sum_j d[s + j - (K - 1 - b)] W[K - 1 - j]^T: a correlation with the
+    # kernel flipped and transposed, and with the K - 1 - b zeros of the end before the start.
+    flipped = jnp.flip(kernel, range(kernel.ndim - 2)).swapaxes(-1, -2)
+    flipped = jax.lax.optimization_barrier(flipped)  # or XLA would move the flip into the loop
     padding = [(after, before) for before, after in _same(kernel)]
-    return lambda d: correlated(d, turned, padding)
+    return lambda d: correlated(d, flipped, padding)
 
 
 def convolution_kernel_gradient(xs: jax.Array, d: jax.Array, kernel: jax.Array) -> jax.Array:

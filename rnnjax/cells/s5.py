@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from rnnjax.cells.activations import Initializer
 from rnnjax.cells.base import Coupling, Param, Params
 from rnnjax.cells.initializers import LegS, log_steps
-from rnnjax.cells.lru import ComplexCarry, ComplexCell, turned
+from rnnjax.cells.lru import ComplexCarry, ComplexCell, multiply_add
 
 LEGS = LegS()
 
@@ -68,20 +68,25 @@ class S5Cell(ComplexCell):
         self, params: Params, x: jax.Array, carry: ComplexCarry, interval: Any = 1
     ) -> tuple[ComplexCarry, jax.Array]:
         """Compute the new state by the second equation of the class."""
-        log_decay, turn = params["eigenvalue"].astype(x.dtype)
+        log_decay, frequency = params["eigenvalue"].astype(x.dtype)
         step, decay = interval * jnp.exp(params["log_step"].astype(x.dtype)), jnp.exp(log_decay)
-        size, angle = jnp.exp(-decay * step), turn * step
+        size, angle = jnp.exp(-decay * step), frequency * step
         real, imag = size * jnp.cos(angle), size * jnp.sin(angle)
-        # (real + i imag - 1) / (-decay + i turn), where steps are so short that real is nearly 1.
+        # An input that is constant over the step has the gain (e^(step lambda) - 1) / lambda. Over
+        # short steps the exponential is nearly 1, and 1 - real would lose its digits, so
+        #     less = 1 - size cos(angle) = (1 - cos(angle)) - (size - 1) cos(angle)
+        # with 1 - cos(angle) = 2 sin(angle / 2)^2. The quotient (-less + i imag) / (-decay +
+        # i frequency) is then expanded by the conjugate of its denominator.
         less = 2 * jnp.sin(angle / 2) ** 2 - jnp.expm1(-decay * step) * jnp.cos(angle)
-        square = decay * decay + turn * turn
-        held = (less * decay + imag * turn) / square
-        held_imag = (less * turn - imag * decay) / square
+        square = decay * decay + frequency * frequency
+        gain = (less * decay + imag * frequency) / square
+        gain_imag = (less * frequency - imag * decay) / square
         x_real, x_imag = jnp.split(x, 2, axis=-1)
-        lets_in = held * x_real - held_imag * x_imag, held * x_imag + held_imag * x_real
-        new = turned(carry, real, imag, lets_in)
+        lets_in = gain * x_real - gain_imag * x_imag, gain * x_imag + gain_imag * x_real
+        new = multiply_add(carry, real, imag, lets_in)
         return new, jnp.concatenate(new, axis=-1)
 
     def readout(self, params: Params, emitted: Any, xs: Any) -> jax.Array:
         """Compute the outputs by the third equation of the class."""
+        # s C plus its conjugate is 2 Re(s C): only one state of each conjugate pair is stored.
         return super().readout(params, 2 * emitted, xs)

@@ -103,6 +103,7 @@ class LeakyRNNCell(SimpleRNNCell):
     _: dataclasses.KW_ONLY
     leak: float
 
+    # Declared again: a class that writes its own update inherits no promise about another one.
     coupling = Coupling.ELEMENTWISE
 
     def __post_init__(self) -> None:

@@ -107,6 +107,8 @@ class SLSTMCell(Cell[SLSTMCarry]):
         width = 4 * self.hidden_size // self.heads
         kernels = params["recurrent_kernel"].split(*range(width, 4 * self.hidden_size, width))
         heads = zip(jnp.split(h, self.heads, axis=-1), kernels, strict=True)
+        # Each head's sums are (4 gates, its units); stacked before the units they are (4, heads,
+        # units of a head), which in row-major order are the gates side by side, as in x.
         blocks = [(own @ u).reshape(*h.shape[:-1], 4, width // 4) for own, u in heads]
         sums = x + jnp.stack(blocks, axis=-2).reshape(x.shape)
         exponents, zo = jnp.split(sums, 2, axis=-1)
@@ -114,9 +116,14 @@ class SLSTMCell(Cell[SLSTMCarry]):
         i, f = jnp.split(checkpoint_name(exponents, RESIDUAL), 2, axis=-1)
         z, o = jnp.split(activate_gates(zo, (self.activation, "sigmoid")), 2, axis=-1)
         f = f if self.exponential_forget else jax.nn.log_sigmoid(f)
-        # At the start of a sequence the old stabilizer is meaningless, and may be far from i.
+        # At the start of a sequence m is 0, and not the size of anything: for i below -100 the new
+        # weight e^(i - m') would be 0, and c / n NaN.
         kept = jnp.where(n == 0, i, f + m)
         stabilizer = jnp.maximum(kept, i)
+        # m' = max(f + m, i), so e^(f + m - m') <= 1 and e^(i - m') <= 1, and one of them is 1.
+        # Either i - m' = 0, and n' >= 1, or f + m - m' = 0, and n' >= n. So n >= 1 after the first
+        # step, and |c / n| <= 1 for |z| <= 1, as c is the sum of the same weights times z. What m
+        # does not bound is n itself, which may grow by 1 in each step.
         keeps, lets_in = jnp.exp(kept - stabilizer), jnp.exp(i - stabilizer)
         c, n = keeps * c + lets_in * z, keeps * n + lets_in
         return SLSTMCarry(o * c / n, c, n, stabilizer)

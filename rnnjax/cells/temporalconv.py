@@ -64,8 +64,12 @@ def windowed(
     ys = functools.reduce(jnp.add, [tap * at(i, begun, num_steps) for i, tap in enumerate(taps)])
     if valid is None or order is None:
         return jnp.moveaxis(at(num_steps, now, lags), 0, -2), ys
+    # The output of a valid step stands at its rank, the number of valid steps before it. A step
+    # that is not valid gets that of the last valid one, which the caller masks.
     rank = jnp.maximum(jnp.cumsum(valid, axis=0) - 1, 0)
     ys = jnp.take_along_axis(ys, rank[..., None], axis=0)
+    # The old window stands in front of the n valid steps, so the last `lags` of both together begin
+    # at n. Where n is 0 that is the old window.
     last = valid.sum(axis=0) + jnp.arange(lags).reshape(-1, *[1] * (rows.ndim - 1))
     kept = jnp.take_along_axis(xs, last[..., None], axis=0)
     own = jnp.take_along_axis(owner, last, axis=0) == now
