@@ -381,18 +381,19 @@ def _run(cell: Cell, params: Params, carry: Carry, x: Any) -> tuple[Carry, jax.A
 def _read(cell: Cell, params: Params, carry: Carry, x: Any) -> dict[str, jax.Array]:
     """Return what the update reads besides the carry, with products in place of their kernels.
 
-    The derivative of the recurrent product by the state is only that of each unit by itself.
+    The derivative of the recurrent product by the state is only that of each unit by itself: the
+    product of the state less itself with the diagonal is 0, but has this derivative.
     """
     read = update_params(cell, params) | {"kernel": multiplied(cell, params, x, cell.dtype)}
     if cell.recurrent is not None:
         state = getattr(carry, cell.recurrent)
-        held = jax.lax.stop_gradient(state)
-        recurrent = product(held, params["recurrent_kernel"], cell.dtype)
-        read["recurrent_kernel"] = recurrent + _to_itself(cell, params, state - held)
+        constant = jax.lax.stop_gradient(state)
+        recurrent = product(constant, params["recurrent_kernel"], cell.dtype)
+        read["recurrent_kernel"] = recurrent + _diagonal_product(cell, params, state - constant)
     return read
 
 
-def _to_itself(cell: Cell, params: Params, state: jax.Array) -> jax.Array:
+def _diagonal_product(cell: Cell, params: Params, state: jax.Array) -> jax.Array:
     """Multiply a state ``(..., units)`` by the diagonal of each gate's recurrent kernel."""
     kernel = _by_unit(cell, "recurrent_kernel", params["recurrent_kernel"])
     diagonal = jax.lax.stop_gradient(jnp.diagonal(kernel, axis1=0, axis2=2))
@@ -421,7 +422,7 @@ def _influence(cell: Cell, params: Params, state: OnlineState, x: Any) -> dict[s
             moved[name] = array + own.reshape(array.shape[-1:] if name in kernels else array.shape)
         if cell.recurrent is not None:
             shift = jnp.broadcast_to(getattr(leaves, cell.recurrent), (units,))
-            moved["recurrent_kernel"] += _to_itself(cell, params, shift)
+            moved["recurrent_kernel"] += _diagonal_product(cell, params, shift)
         old = jax.tree.map(jnp.add, carry, leaves)
         return jax.tree.leaves(_update(cell, moved, old, raw)[0])
 

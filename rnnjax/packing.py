@@ -57,7 +57,7 @@ class Packed(NamedTuple):
         Raises:
             InvalidInputError: ``ys`` has another number of steps or rows.
         """
-        _check_laid_out(self, ys)
+        _check_steps_and_rows(self, ys)
         return ys[self.starts + self.lengths - 1, self.rows]
 
 
@@ -132,14 +132,14 @@ def unpack(packed: Packed, ys: Any) -> list[Any]:
             the lengths are unknown, so leave the outputs packed.
     """
     _check_known(packed.lengths, "lengths")
-    _check_laid_out(packed, ys)
+    _check_steps_and_rows(packed, ys)
     return [
         ys[start : start + length, row]
         for row, start, length in zip(packed.rows, packed.starts, packed.lengths, strict=True)
     ]
 
 
-def _check_laid_out(packed: Packed, ys: Any) -> None:
+def _check_steps_and_rows(packed: Packed, ys: Any) -> None:
     """Raise unless ``ys`` have the steps and rows of the packed sequences."""
     if ys.shape[:2] != packed.resets.shape:
         raise InvalidInputError(

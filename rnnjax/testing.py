@@ -277,7 +277,8 @@ def _masks_hold(cell: Cell, params: Params, input_size: int) -> None:
 def _begins_well(cell: Cell, params: Params, gradient: Any) -> None:
     """Check that no gradient is 0, whatever comes in, where a number begins but not elsewhere.
 
-    It may be 0 everywhere, as of what is held, and until others learn, as behind a factor of 0.
+    A gradient may be 0 everywhere, as behind a ``stop_gradient``, or until another parameter has
+    moved, as behind a factor that begins at 0.
     """
     rng, (paths, tree) = np.random.default_rng(4), jax.tree_util.tree_flatten_with_path(params)
 

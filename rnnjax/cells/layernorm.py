@@ -60,9 +60,9 @@ class LayerNormLSTMCell(LSTMRelative):
         gates = activate_gates(projected + recurrent, (gate, gate, self.activation, gate))
         i, f, g, o = jnp.split(gates, 4, axis=-1)
         cell = f * carry.cell + i * g
-        shown = _normalized(cell, params["cell_scale"], self.epsilon)
-        shown = add_bias(shown, params, "cell_bias")
-        return LSTMCarry(o * get_activation(self.activation)(shown), cell)
+        normalized = _normalized(cell, params["cell_scale"], self.epsilon)
+        normalized = add_bias(normalized, params, "cell_bias")
+        return LSTMCarry(o * get_activation(self.activation)(normalized), cell)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,5 +58,5 @@ class ProjectionLSTMCell(LSTMRelative):
     def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
         """Compute the new state by the equations of the class, from the second on."""
         # The projection cannot wait until after the loop: the next step multiplies its result by U.
-        shown, cell = lstm_update(x, carry, self.recurrent_activation, self.activation)
-        return LSTMCarry(shown @ params["projection_kernel"], cell)
+        hidden, cell = lstm_update(x, carry, self.recurrent_activation, self.activation)
+        return LSTMCarry(hidden @ params["projection_kernel"], cell)

@@ -94,6 +94,6 @@ class S6Cell(Cell[SimpleRNNCarry]):
         # Matrix products: on a CPU a step takes 0.6 to 0.7 of the time. On a GPU and a TPU, XLA
         # makes the same of multiplications and sums. In full precision: a TPU would round the
         # operands to bfloat16, the state among them.
-        joined = functools.partial(jnp.einsum, precision="highest")
-        state = keeps * carry.hidden + joined("...k,...n->...kn", delta * u, b)
-        return SimpleRNNCarry(state), joined("...kn,...n->...k", state, c) + own["skip"] * u
+        einsum = functools.partial(jnp.einsum, precision="highest")
+        state = keeps * carry.hidden + einsum("...k,...n->...kn", delta * u, b)
+        return SimpleRNNCarry(state), einsum("...kn,...n->...k", state, c) + own["skip"] * u

@@ -41,29 +41,31 @@ def windowed(
     """
     num_steps, lags = xs.shape[0], len(taps) - 1
     rows = jnp.zeros(xs.shape[:-1], jnp.int32)
-    # How many sequences have begun: steps of two of them are in no common window.
-    begun = rows if resets is None else rows + jnp.cumsum(resets, axis=0, dtype=jnp.int32)
-    now, order = begun[-1:], None
+    # The number of resets up to a step: steps of different segments are in no common window.
+    segments = rows if resets is None else rows + jnp.cumsum(resets, axis=0, dtype=jnp.int32)
+    last_segment, order = segments[-1:], None
     if valid is not None:
         # The valid steps of each row are put together first, so that the window of each lies right
         # before it, whatever steps were left out between. A sort that keeps their order does that.
         order = jnp.argsort(~valid, axis=0, stable=True)
-        begun = jnp.take_along_axis(begun, order, axis=0)
+        segments = jnp.take_along_axis(segments, order, axis=0)
         xs = jnp.take_along_axis(xs, order[..., None], axis=0)
     xs = jnp.concatenate([jnp.moveaxis(window, -2, 0), xs])
-    owner = jnp.concatenate([jnp.zeros_like(begun, shape=(lags, *rows.shape[1:])), begun])
+    # The old window continues with the first segment, number 0, unless a reset comes first.
+    extended = jnp.zeros_like(segments, shape=(lags, *rows.shape[1:]))
+    extended = jnp.concatenate([extended, segments])
 
-    def at(start: int, sequence: jax.Array, num: Any) -> jax.Array:
-        """Return steps from a place on; those of other sequences are zeros."""
+    def at(start: int, segment: jax.Array, num: Any) -> jax.Array:
+        """Return steps from a place on; those of other segments are zeros."""
         part = jax.lax.slice_in_dim(xs, start, start + num)
         if resets is None:
             return part
-        own = jax.lax.slice_in_dim(owner, start, start + num) == sequence
+        own = jax.lax.slice_in_dim(extended, start, start + num) == segment
         return jnp.where(own[..., None], part, 0)
 
-    ys = functools.reduce(jnp.add, [tap * at(i, begun, num_steps) for i, tap in enumerate(taps)])
+    ys = functools.reduce(jnp.add, [tap * at(i, segments, num_steps) for i, tap in enumerate(taps)])
     if valid is None or order is None:
-        return jnp.moveaxis(at(num_steps, now, lags), 0, -2), ys
+        return jnp.moveaxis(at(num_steps, last_segment, lags), 0, -2), ys
     # The output of a valid step stands at its rank, the number of valid steps before it. A step
     # that is not valid gets that of the last valid one, which the caller masks.
     rank = jnp.maximum(jnp.cumsum(valid, axis=0) - 1, 0)
@@ -72,7 +74,7 @@ def windowed(
     # at n. Where n is 0 that is the old window.
     last = valid.sum(axis=0) + jnp.arange(lags).reshape(-1, *[1] * (rows.ndim - 1))
     kept = jnp.take_along_axis(xs, last[..., None], axis=0)
-    own = jnp.take_along_axis(owner, last, axis=0) == now
+    own = jnp.take_along_axis(extended, last, axis=0) == last_segment
     return jnp.moveaxis(jnp.where(own[..., None], kept, 0), 0, -2), ys
 
 

@@ -39,8 +39,8 @@ class Bidirectional(CellGroup[Directions]):
 
     It can be a layer of a `Stack`, and its cells can be stacks. Parameters and carry are
     `Directions(forward, backward)`. With ``lengths`` the backward direction begins at each row's
-    last valid step. A reset cuts both directions at the same place. The final carry of the backward
-    direction is the one after step 0.
+    last valid step. A reset separates two sequences for both directions, at the same place. The
+    final carry of the backward direction is the one after step 0.
 
     Args:
         forward: the cell that reads from the first step to the last.

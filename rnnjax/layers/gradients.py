@@ -55,17 +55,18 @@ def state_gradients(
     xs = as_inputs(xs)
     if carry is None:
         carry = cell.start(params, xs.shape[1:-1])
-    nudges = jax.tree.map(lambda leaf: jnp.zeros((xs.shape[0], *leaf.shape), leaf.dtype), carry)
+    # Zeros added to the state after each step: the derivative by them is that by the state.
+    zeros = jax.tree.map(lambda leaf: jnp.zeros((xs.shape[0], *leaf.shape), leaf.dtype), carry)
 
-    def nudged(nudges: Carry) -> jax.Array:
+    def perturbed(perturbations: Carry) -> jax.Array:
         def step(carry: Carry, at: Any) -> tuple[Carry, jax.Array]:
-            x, nudge = at
+            x, added = at
             new, y = cell.step(params, carry, x)
             if cell.carry is not None and cell.output is not None:
-                y = y + getattr(nudge, cell.output)  # the output is a leaf of the state
-            return jax.tree.map(jnp.add, new, nudge), y
+                y = y + getattr(added, cell.output)  # the output is a leaf of the state
+            return jax.tree.map(jnp.add, new, added), y
 
-        value = loss(*jax.lax.scan(step, carry, (xs, nudges)))
+        value = loss(*jax.lax.scan(step, carry, (xs, perturbations)))
         if np.shape(value):
             raise InvalidInputError(
                 f"loss must return a scalar, but returned one of shape {np.shape(value)}; take "
@@ -73,4 +74,4 @@ def state_gradients(
             )
         return value
 
-    return jax.value_and_grad(nudged)(nudges)
+    return jax.value_and_grad(perturbed)(zeros)

@@ -66,7 +66,7 @@ class Prepared(WrappedCell[CarryT]):
         forms = self.states if self.inputs is None else self.inputs, self.states
         return dict(zip(kernels_outside(self.cell), forms, strict=False))
 
-    def _as_drawn(self, params: Any) -> Any:
+    def _initial_shapes(self, params: Any) -> Any:
         """Return the shapes of the parameters before `lay_out`."""
         if not isinstance(params, Mapping):
             return params
@@ -75,21 +75,21 @@ class Prepared(WrappedCell[CarryT]):
                 f"params are those of {brief(self.cell)} as init returns them, but a prepared cell "
                 "takes those that prepare returned; convert these by lay_out(params)"
             )
-        drawn = {
+        shapes = {
             n: self._forms[n].as_drawn(p) if n in self._forms else p for n, p in params.items()
         }
-        if self.inputs is None and "kernel" in drawn and jnp.ndim(drawn["kernel"]) == 2:
-            (rows, width), dtype = drawn["kernel"].shape, drawn["kernel"].dtype
+        if self.inputs is None and "kernel" in shapes and jnp.ndim(shapes["kernel"]) == 2:
+            (rows, width), dtype = shapes["kernel"].shape, shapes["kernel"].dtype
             states = self.cell.carry_shapes[self.cell.recurrent or ""][-1]
-            drawn["kernel"] = jax.ShapeDtypeStruct((rows - states, width), dtype)
-            drawn["recurrent_kernel"] = jax.ShapeDtypeStruct((states, width), dtype)
-        return drawn
+            shapes["kernel"] = jax.ShapeDtypeStruct((rows - states, width), dtype)
+            shapes["recurrent_kernel"] = jax.ShapeDtypeStruct((states, width), dtype)
+        return shapes
 
     @usual_promotion()
     def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
         """Run one step of the cell."""
         x = as_inputs(x)
-        check_features(self.cell, self._as_drawn(params), x)
+        check_features(self.cell, self._initial_shapes(params), x)
         check_step(self.cell, carry, x)
         cell, dtype = self.cell, self.states.dtype
         x, raw = split_raw(cell, x)
@@ -100,7 +100,7 @@ class Prepared(WrappedCell[CarryT]):
     def _update_input(self, params: Params, carry: CarryT, x: Any) -> Any:
         """Compute the products, as the argument ``x`` of the cell's update."""
         cell = self.cell
-        if self.inputs is None:  # one product of both, beside which that of the state is nothing
+        if self.inputs is None:  # one product of both, to which that of the state adds zeros
             state = getattr(carry, cell.recurrent or "")
             if isinstance(x, OneHot):  # though it was prepared for vectors
                 x = x.rows(jnp.eye(x.shape[-1], dtype=state.dtype))

@@ -125,10 +125,10 @@ def restart(cell: Cell[CarryT], params: Params, carry: CarryT, where: jax.Array)
             )
     check_carry("carry", cell, carry, where.shape)
 
-    def begin(new: jax.Array, old: jax.Array) -> jax.Array:
+    def select(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(expand(where, old), new.astype(old.dtype), old)
 
-    return jax.tree.map(begin, cell.start(params, where.shape), carry)
+    return jax.tree.map(select, cell.start(params, where.shape), carry)
 
 
 def split_key(key: jax.Array | None, num: int) -> Any:
