@@ -484,7 +484,7 @@ TABLE = (
     "earlier = _decays({{jnp.roll(sums, 1, -3 if by_key else -2) => sums}}, strict, by_key)",
     "rnnjax/cells/matrix.py tests/test_functions.py",
     "heads that share a key take each other's",
-    "{{groups, shape[axis] // groups => shape[axis] // groups, groups}}, *shape[axis + 1 :])",
+    "leaf.reshape(*before, {{groups, size // groups => size // groups, groups}}, *after)",
     "rnnjax/engine/parallel/linear_recurrence.py",
     "devices that divide the steps take each other's ends forward, in reverse too",
     "last, befores = jax.lax.scan(step, first, every{{, reverse=reverse => }})",

@@ -78,18 +78,14 @@ class CellGroup(CompositeCell[CarryT]):
 
     cells: Any
 
-    @staticmethod
-    @abc.abstractmethod
-    def entries(made: Iterable[Any]) -> CarryT:
-        """Return the tuple of these entries."""
+    def entries(self, made: Iterable[Any]) -> Any:
+        """Return the tuple of these entries, of the type in which the cells are."""
+        return getattr(type(self.cells), "_make", tuple)(made)
 
     @property
     def raw(self) -> Mapping[str, int]:
         """The raw features of all cells: each is given those that it names."""
-        found: dict[str, int] = {}
-        for cell in self.cells:
-            found = {**found, **cell.raw}
-        return found
+        return {name: size for cell in self.cells for name, size in cell.raw.items()}
 
     @property
     def is_stochastic(self) -> bool:

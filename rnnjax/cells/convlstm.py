@@ -55,14 +55,11 @@ class ConvLSTMCell(LSTMRelative):
     def __post_init__(self) -> None:
         super().__post_init__()
         shape = self.kernel_shape
-        if not isinstance(shape, tuple | list) or len(shape) not in (1, 2):
+        listed = isinstance(shape, tuple | list) and len(shape) in (1, 2)
+        if not listed or not all(is_integer(size) and size > 0 for size in shape):
             raise InvalidInputError(
-                "kernel_shape must be a tuple of one or two sizes, such as (3, 3), but is "
-                f"{brief(shape)}"
-            )
-        if not all(is_integer(size) and size > 0 for size in shape):
-            raise InvalidInputError(
-                f"the sizes of kernel_shape must be positive integers, but are {shape!r}"
+                "kernel_shape must be a tuple of one or two sizes, positive integers such as "
+                f"(3, 3), but is {shape if listed else brief(shape)}"
             )
         # A list has no hash, and a cell is a static argument of jit.
         object.__setattr__(self, "kernel_shape", tuple(shape))

@@ -120,11 +120,11 @@ class GRUCell(Cell[GRUCarry]):
 
 def two_products(cell: Any, params: dict[str, Param]) -> dict[str, Param]:
     """Return the parameters of a cell with both forms; ``reset_after`` adds a second bias."""
-    width = params["kernel"].shape[-1:]
-    if cell.reset_after and cell.use_bias:
-        params["recurrent_bias"] = Param(width, cell.bias_init, Role.BIAS)
+    width = params["kernel"].shape[-1]
     if not cell.reset_after:
-        shape, init = (cell.hidden_size, *width), cell.recurrent_kernel_init
-        recurrent = Param(shape, init, Role.LOOP)
-        params = {"kernel": params.pop("kernel"), "recurrent_kernel": recurrent, **params}
+        recurrent = Param((cell.hidden_size, width), cell.recurrent_kernel_init, Role.LOOP)
+        # In the order of the other form, by which files of Keras list their arrays.
+        return {"kernel": params.pop("kernel"), "recurrent_kernel": recurrent, **params}
+    if cell.use_bias:
+        params["recurrent_bias"] = Param((width,), cell.bias_init, Role.BIAS)
     return params

@@ -122,12 +122,8 @@ class Memory(NamedTuple):
         beta, removal_key = jnp.exp(log_beta - after), self.removal_key
         if removal_key is not None:
             removal_key = jnp.exp(before - after)[..., None] * removal_key
-        return self._replace(
-            log_decay=self.log_decay + before - after,
-            beta=beta,
-            log_beta=None,
-            removal_key=removal_key,
-        )
+        log_decay = self.log_decay + before - after
+        return self._replace(log_decay=log_decay, beta=beta, log_beta=None, removal_key=removal_key)
 
 
 register_namedtuple_serialization(Memory, serialized_name="rnnjax.Memory")
@@ -135,12 +131,10 @@ register_namedtuple_serialization(Memory, serialized_name="rnnjax.Memory")
 
 def in_groups(leaf: jax.Array, axis: int, groups: int) -> jax.Array:
     """Split an axis into ``(groups, rest)``, if there are groups."""
-    shape = leaf.shape
-    return (
-        leaf
-        if not groups
-        else leaf.reshape(*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :])
-    )
+    if not groups:
+        return leaf
+    before, size, after = leaf.shape[:axis], leaf.shape[axis], leaf.shape[axis + 1 :]
+    return leaf.reshape(*before, groups, size // groups, *after)
 
 
 def remembered(memory: Memory, carry: Any) -> tuple[Any, jax.Array, jax.Array | None]:

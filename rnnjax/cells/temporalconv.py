@@ -43,7 +43,7 @@ def windowed(
     rows = jnp.zeros(xs.shape[:-1], jnp.int32)
     # The number of resets up to a step: steps of different segments are in no common window.
     segments = rows if resets is None else rows + jnp.cumsum(resets, axis=0, dtype=jnp.int32)
-    last_segment, order = segments[-1:], None
+    last_segment = segments[-1:]
     if valid is not None:
         # The valid steps of each row are put together first, so that the window of each lies right
         # before it, whatever steps were left out between. A sort that keeps their order does that.
@@ -64,7 +64,7 @@ def windowed(
         return jnp.where(own[..., None], part, 0)
 
     ys = functools.reduce(jnp.add, [tap * at(i, segments, num_steps) for i, tap in enumerate(taps)])
-    if valid is None or order is None:
+    if valid is None:
         return jnp.moveaxis(at(num_steps, last_segment, lags), 0, -2), ys
     # The output of a valid step stands at its rank, the number of valid steps before it. A step
     # that is not valid gets that of the last valid one, which the caller masks.
@@ -133,11 +133,6 @@ class TemporalConvCell(Cell[WindowCarry]):
     def carry_shapes(self) -> dict[str, tuple[int, ...]]:
         """Declare ``window (taps - 1, hidden_size)``."""
         return {"window": (self.taps - 1, self.hidden_size)}
-
-    @property
-    def output_size(self) -> int:
-        """The number of channels."""
-        return self.hidden_size
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """Declare ``kernel`` and ``taps``; with ``use_bias`` also ``bias`` and ``taps_bias``."""

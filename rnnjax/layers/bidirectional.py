@@ -1,7 +1,8 @@
 """Two cells that read a sequence in opposite directions."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import jax
@@ -92,11 +93,6 @@ class Bidirectional(CellGroup[Directions]):
         pairs, own = zip(self.cells, keys, strict=True), self.size_without_raw(input_size)
         return Directions(*(cell.init(k, own + cell.raw_size) for cell, k in pairs))
 
-    @staticmethod
-    def entries(made: Iterable[Any]) -> Directions:
-        """Return the entries of both directions."""
-        return Directions(*made)
-
     def step(self, params: Params, carry: Directions, x: Inputs) -> NoReturn:
         """Raise: the backward direction needs the end of the sequence first."""
         raise InvalidInputError(
@@ -126,20 +122,18 @@ class Bidirectional(CellGroup[Directions]):
         if self.merge == "concat":
             parts = jnp.split(ys, [self.cells.forward.output_size], axis=-1)
 
-        def pick_of(direction: bool) -> PickLast:
-            def pick_own(ys: jax.Array, against: bool) -> jax.Array:
-                if self.merge != "concat":
-                    raise InvalidInputError(
-                        f"outputs of both directions that are merged by {self.merge!r} cannot be "
-                        'parted to find the last of each; take merge="concat", or all outputs'
-                    )
-                return pick(ys, against != direction)
+        def pick_own(reverse: bool, ys: jax.Array, against: bool) -> jax.Array:
+            if self.merge != "concat":
+                raise InvalidInputError(
+                    f"outputs of both directions that are merged by {self.merge!r} cannot be "
+                    'parted to find the last of each; take merge="concat", or all outputs'
+                )
+            return pick(ys, against != reverse)
 
-            return pick_own
-
+        picks = [functools.partial(pick_own, reverse) for reverse in (False, True)]
         return self.merge_outputs(
-            self.cells.forward.last_output(carries[0], parts[0], pick_of(False)),
-            self.cells.backward.last_output(carries[1], parts[-1], pick_of(True)),
+            self.cells.forward.last_output(carries[0], parts[0], picks[0]),
+            self.cells.backward.last_output(carries[1], parts[-1], picks[1]),
         )
 
     def merge_outputs(self, forward: jax.Array, backward: jax.Array) -> jax.Array:

@@ -81,11 +81,6 @@ class Stack(CellGroup[tuple[Any, ...]]):
             for cell, key, size in zip(self.cells, keys, sizes, strict=False)
         )
 
-    @staticmethod
-    def entries(made: Iterable[Any]) -> tuple[Any, ...]:
-        """Return a tuple with one entry per layer."""
-        return tuple(made)
-
     def step(
         self, params: tuple[Any, ...], carry: tuple[Any, ...], x: Inputs
     ) -> tuple[tuple[Any, ...], jax.Array]:
