@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -15,14 +16,12 @@ from jax.typing import DTypeLike
 from rnnjax.cells import (
     Carry,
     Cell,
-    GRUCarry,
     GRUCell,
     LSTMCarry,
     LSTMCell,
     MGUCell,
     OneHot,
     Params,
-    SimpleRNNCarry,
     SimpleRNNCell,
 )
 from rnnjax.cells.activations import named
@@ -46,7 +45,6 @@ class Layout:
         form: Flax Linen or NNX.
         names: the names of the classes with this layout; they compute the same.
         cell: the cell of rnnjax.
-        gates: the number of gates.
         inputs: the names of the input kernels, in the order of rnnjax's gates: one each, or one for
             all.
         hiddens: the names of the recurrent kernels.
@@ -57,7 +55,6 @@ class Layout:
     form: Form
     names: tuple[str, ...]
     cell: type[SimpleRNNCell] | type[LSTMCell] | type[GRUCell] | type[MGUCell]
-    gates: int
     inputs: tuple[str, ...]
     hiddens: tuple[str, ...]
     input_bias: bool
@@ -71,18 +68,14 @@ _OF_INPUT, _OF_HIDDEN = ("ii", "if", "ig", "io"), ("hi", "hf", "hg", "ho")
 _LSTMS = ("LSTMCell", "OptimizedLSTMCell")
 
 LAYOUTS = (
-    Layout("linen", _LSTMS, LSTMCell, 4, _OF_INPUT, _OF_HIDDEN, False, _LSTM_BIAS),
-    Layout(
-        "linen", ("GRUCell",), GRUCell, 3, ("ir", "iz", "in"), ("hr", "hz", "hn"), True, _GRU_BIAS
-    ),
-    Layout("linen", ("MGUCell",), MGUCell, 2, ("if", "in"), ("hf", "hn"), True, (False, True)),
-    Layout("linen", ("SimpleCell",), SimpleRNNCell, 1, ("i",), ("h",), True, (False,)),
-    Layout(
-        "nnx", _LSTMS[:1], LSTMCell, 4, ("ii", "if_", "ig", "io"), _OF_HIDDEN, False, _LSTM_BIAS
-    ),
-    Layout("nnx", _LSTMS[1:], LSTMCell, 4, *_DENSE, False, _LSTM_BIAS),
-    Layout("nnx", ("GRUCell",), GRUCell, 3, *_DENSE, True, (False,) * 3),
-    Layout("nnx", ("SimpleCell",), SimpleRNNCell, 1, *_DENSE, True, (False,)),
+    Layout("linen", _LSTMS, LSTMCell, _OF_INPUT, _OF_HIDDEN, False, _LSTM_BIAS),
+    Layout("linen", ("GRUCell",), GRUCell, ("ir", "iz", "in"), ("hr", "hz", "hn"), True, _GRU_BIAS),
+    Layout("linen", ("MGUCell",), MGUCell, ("if", "in"), ("hf", "hn"), True, (False, True)),
+    Layout("linen", ("SimpleCell",), SimpleRNNCell, ("i",), ("h",), True, (False,)),
+    Layout("nnx", _LSTMS[:1], LSTMCell, ("ii", "if_", "ig", "io"), _OF_HIDDEN, False, _LSTM_BIAS),
+    Layout("nnx", _LSTMS[1:], LSTMCell, *_DENSE, False, _LSTM_BIAS),
+    Layout("nnx", ("GRUCell",), GRUCell, *_DENSE, True, (False,) * 3),
+    Layout("nnx", ("SimpleCell",), SimpleRNNCell, *_DENSE, True, (False,)),
 )
 
 
@@ -196,39 +189,30 @@ def known(layouts: Mapping[type, Layout], module: Any, tree: Tree) -> Adapted | 
         options["recurrent_activation"] = module.gate_fn
     size = len(params["recurrent_kernel"])
     cell = layout.cell(size, param_dtype=module.param_dtype, **options)
-    into, out_of = _CARRIES[layout.cell]
 
-    def back(carry: Any, ys: jax.Array) -> tuple[Any, jax.Array]:
+    def out_of(carry: Any, ys: jax.Array) -> tuple[Any, jax.Array]:
         # Flax's outputs are its hidden states, in their type, also where ``dtype`` is narrower.
-        return out_of(carry), ys.astype(carry.hidden.dtype)
+        returned = (carry.cell, carry.hidden) if layout.cell is LSTMCell else carry.hidden
+        return returned, ys.astype(carry.hidden.dtype)
 
-    return Adapted(cell, params, into, back, promotes=True)
-
-
-def _from_pair(carry: Any) -> LSTMCarry:
-    if type(carry) not in (tuple, list) or len(carry) != 2:
-        raise InvalidInputError(
-            f"the carry of Flax's LSTM must be the pair (c, h), but is {brief(carry)}; start from "
-            "the cell's initialize_carry"
-        )
-    return LSTMCarry(carry[1], carry[0])
+    return Adapted(cell, params, functools.partial(_from_flax, cell), out_of, promotes=True)
 
 
-def _array(carry: Any) -> Any:
+def _from_flax(cell: Any, carry: Any) -> Carry:
+    """Convert a carry of Flax, the pair (c, h) of an LSTM or an array, to that of the cell."""
+    if isinstance(cell, LSTMCell):
+        if type(carry) not in (tuple, list) or len(carry) != 2:
+            raise InvalidInputError(
+                f"the carry of Flax's LSTM must be the pair (c, h), but is {brief(carry)}; start "
+                "from the cell's initialize_carry"
+            )
+        return LSTMCarry(carry[1], carry[0])
     if isinstance(carry, tuple | list | Mapping):
         raise InvalidInputError(
             f"the carry of this cell of Flax's must be an array, its hidden state, but is "
             f"{brief(carry)}; start from the cell's initialize_carry"
         )
-    return carry
-
-
-_CARRIES: Mapping[type[Cell], tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    LSTMCell: (_from_pair, lambda carry: (carry.cell, carry.hidden)),
-    GRUCell: (lambda h: GRUCarry(_array(h)), lambda carry: carry.hidden),
-    MGUCell: (lambda h: GRUCarry(_array(h)), lambda carry: carry.hidden),
-    SimpleRNNCell: (lambda h: SimpleRNNCarry(_array(h)), lambda carry: carry.hidden),
-}
+    return cell.carry(carry)
 
 
 def _exact(module: Any) -> bool:

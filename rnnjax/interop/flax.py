@@ -240,7 +240,7 @@ def _find_layout(where: str, tree: Tree) -> Layout | None:
     if len(named) == 1:
         return named[0]
     hidden, width = np.shape(tree["dense_h"]["kernel"])
-    return next((each for each in named if each.gates * hidden == width), None)
+    return next((each for each in named if len(each.cell.gates) * hidden == width), None)
 
 
 def _read_cell(
@@ -297,10 +297,10 @@ def _fold(
     where: str, layout: Layout, first: np.ndarray, second: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Move second biases that the layout has no place for into the first, where they add up."""
-    kept = np.repeat(layout.hidden_bias, len(first) // layout.gates)
+    kept = np.repeat(layout.hidden_bias, len(first) // len(layout.cell.gates))
     none = np.zeros_like(second)
     lost = np.where(kept, none, second)
-    candidate = np.arange(len(first)) >= len(first) - len(first) // layout.gates
+    candidate = np.arange(len(first)) >= len(first) - len(first) // len(layout.cell.gates)
     if np.any(candidate & (lost != 0)):
         raise InteropError(
             f"{where} has a recurrent_bias of its candidate that is not zero, but a {layout.form} "
