@@ -162,15 +162,15 @@ def foreign(
             f"{x.dtype}; write inputs.astype(jnp.float32), and look up ids before the RNN"
         )
     leaves, tree = jax.tree.flatten(start)
-    traced, result = jax.make_jaxpr(step, return_shape=True)(start, x)
+    closed, result = jax.make_jaxpr(step, return_shape=True)(start, x)
     try:
         hash(module)
     except TypeError:
         module = object()  # equal to nothing else, so it is compiled for each call outside of jit
     own = tuple((leaf.shape[len(x.shape) - 1 :], leaf.dtype) for leaf in leaves)
-    program = _Program(str(traced.jaxpr), traced.jaxpr)
+    program = _Program(str(closed.jaxpr), closed.jaxpr)
     cell = ForeignCell(module, tree, own, program, jax.tree.structure(result))
-    return Adapted(cell, traced.consts)
+    return Adapted(cell, closed.consts)
 
 
 def known(layouts: Mapping[type, Layout], module: Any, tree: Tree) -> Adapted | None:
@@ -271,7 +271,7 @@ def _joined(tree: Tree, names: tuple[str, ...], leaf: str) -> jax.Array:
     return jnp.concatenate(parts, axis=-1)
 
 
-def check_cell(cell: Any, base: type, example: str) -> None:
+def check_is_cell(cell: Any, base: type, example: str) -> None:
     """Raise unless a cell is one of rnnjax, or of Flax with the class ``base``."""
     if not isinstance(cell, Cell | base):
         raise InvalidInputError(
@@ -307,7 +307,7 @@ def run(
     rnn: Any,
     inputs: Inputs,
     draw: Callable[[int], Params],
-    begin: Callable[[tuple[int, ...]], Carry],
+    initial: Callable[[tuple[int, ...]], Carry],
     adapt: Callable[[Carry, jax.ShapeDtypeStruct], Adapted],
     key: jax.Array | None,
     *,
@@ -324,7 +324,7 @@ def run(
     """Run a call of Flax's ``RNN`` by `rnnjax.unroll`; keyword arguments are those of the call.
 
     The module ``rnn`` has a ``cell``, a ``method`` and the flags that a call may override. ``draw``
-    returns the parameters of a cell of rnnjax for a number of features. ``begin`` returns the
+    returns the parameters of a cell of rnnjax for a number of features. ``initial`` returns the
     initial carry of a cell of Flax for the shape of a step's inputs; it may use random numbers, so
     it is called only if no carry is given. ``adapt`` converts that cell to one of rnnjax. ``key``
     is for noise in training, or None.
@@ -335,7 +335,7 @@ def run(
     return_carry = rnn.return_carry if return_carry is None else return_carry
     time_major = bool(rnn.time_major if time_major is None else time_major)
     keep_order = rnn.keep_order if keep_order is None else keep_order
-    turned: bool = rnn.reverse if reverse is None else reverse
+    backwards: bool = rnn.reverse if reverse is None else reverse
     with _in_words_of_the_caller(time_major):
         grid = _grid_axes(rnn.cell)
         xs = _checked(inputs, time_major, grid)
@@ -345,7 +345,7 @@ def run(
         else:
             shape = (*xs.shape[:time], *xs.shape[time + 1 :])
             lacks_reset = resets is not None and reset_carry is None
-            start = begin(shape) if initial_carry is None or lacks_reset else None
+            start = initial(shape) if initial_carry is None or lacks_reset else None
             initial_carry = start if initial_carry is None else initial_carry
             reset_carry = start if lacks_reset else reset_carry
             shapes = [np.shape(leaf) for leaf in jax.tree.leaves(initial_carry)]
@@ -369,11 +369,11 @@ def run(
             mask=_time_first("mask", mask, steps, time_major),
             resets=_time_first("resets", resets, steps, time_major),
             reset_carry=None if reset_carry is None else into(reset_carry),
-            reverse=turned,
+            reverse=backwards,
             key=key,
             method=rnn.method,
         )
-    if turned and not keep_order:
+    if backwards and not keep_order:
         ys = jax.tree.map(lambda leaf: _in_order_of_computation(leaf, seq_lengths), ys)
     # After the batch axes: an output may have other axes than an input.
     ys = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, time), ys)
@@ -413,13 +413,13 @@ def both_directions(
                 f"a {type(pair).__name__}; give (carry, None) for a single one"
             )
         forward[name], backward[name] = pair
-    ahead, outputs = module.forward_rnn(inputs, return_carry=True, reverse=False, **forward)
-    back, more = module.backward_rnn(
+    forward_carry, outputs = module.forward_rnn(inputs, return_carry=True, reverse=False, **forward)
+    backward_carry, more = module.backward_rnn(
         inputs, return_carry=True, reverse=True, keep_order=True, **backward
     )
     outputs = jax.tree.map(module.merge_fn, outputs, more)
     return_carry = module.return_carry if return_carry is None else return_carry
-    return ((ahead, back), outputs) if return_carry else outputs
+    return ((forward_carry, backward_carry), outputs) if return_carry else outputs
 
 
 @contextlib.contextmanager

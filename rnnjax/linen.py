@@ -107,7 +107,7 @@ class RNN(nn.RNN):
     def __post_init__(self) -> None:
         """Refuse unsupported arguments at construction, not at the call."""
         super().__post_init__()
-        flax_cells.check_cell(self.cell, RNNCellBase, "nn.LSTMCell(50)")
+        flax_cells.check_is_cell(self.cell, RNNCellBase, "nn.LSTMCell(50)")
         for name in ("variable_axes", "variable_broadcast", "variable_carry", "split_rngs"):
             value, default = getattr(self, name), getattr(nn.RNN, name)
             value = dict(value) if isinstance(value, Mapping) else value

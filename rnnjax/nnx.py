@@ -103,7 +103,7 @@ class RNN(nnx.RNN):
         method: Method = Auto(),
         **flax: Any,
     ) -> None:
-        flax_cells.check_cell(cell, RNNCellBase, "nnx.LSTMCell(3, 50, rngs=rngs)")
+        flax_cells.check_is_cell(cell, RNNCellBase, "nnx.LSTMCell(3, 50, rngs=rngs)")
         own = isinstance(cell, Cell)
         made_for = getattr(cell, "in_features", in_features)
         if own and (in_features is None or not isinstance(rngs, nnx.Rngs)):

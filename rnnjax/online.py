@@ -160,7 +160,7 @@ class Learner(abc.ABC):
         """
         given = as_inputs(x)
         check_step(self.cell, state.carry, given)
-        return _stepped(self.cell, params, state, given, _marks(reset, given.shape[:-1]))
+        return _stepped(self.cell, params, state, given, _checked_reset(reset, given.shape[:-1]))
 
 
 class RTRL(Learner):
@@ -341,7 +341,7 @@ def _start(cell: Cell, params: Params, batch_shape: tuple[int, ...]) -> Carry:
     return cell.start(params, batch_shape, jnp.result_type(jnp.float32, *given))
 
 
-def _marks(reset: Any, batch: tuple[int, ...]) -> jax.Array | None:
+def _checked_reset(reset: Any, batch: tuple[int, ...]) -> jax.Array | None:
     """Return the resets of all rows, or None."""
     if reset is None:
         return None

@@ -245,7 +245,7 @@ def _entries_belong_to_units(cell: Cell, params: Params, input_size: int) -> Non
 
 
 def _masks_hold(cell: Cell, params: Params, input_size: int) -> None:
-    """Check masks, with zero biases as initialised: a masked step may divide by its inputs."""
+    """Check masks where biases are still zero, so that a masked step may divide by zero inputs."""
     _, _, xs = _drawn(cell, params, input_size, (12, 8))
     mask = np.ones((12, 8), bool)
     mask[1, 0] = mask[4:, 1] = mask[:2, 2] = False

@@ -650,7 +650,7 @@ TABLE = (
     "jax.random.fold_in(key, {{i => 0}})",
     "rnnjax/flax_cells.py tests/test_flax_wrappers.py::test_bidirectional_equals_flax",
     "the wrappers return the carries of both directions in the wrong order",
-    "return (({{ahead, back => back, ahead}}), outputs) if return_carry",
+    "return (({{forward_carry, backward_carry => backward_carry, forward_carry}}), outputs) if",
     "tests/test_flax_wrappers.py::test_equals_flax",
     "outputs in the order of computation begin behind the last valid step",
     "jnp.where(times < lengths, lengths - {{1 -  => }}times, times)",
