@@ -1,72 +1,45 @@
 """Cells: what one time step of a recurrent network computes."""
 
-from rnnjax.cells.base import Carry, Cell, Coupling, Param, Params, Role
-from rnnjax.cells.composite import CompositeCell, Noise
-from rnnjax.cells.convlstm import ConvLSTMCell
-from rnnjax.cells.deltanet import GatedDeltaNetCell
-from rnnjax.cells.diagonal import DiagonalLSTMCell
-from rnnjax.cells.gru import GRUCarry, GRUCell
-from rnnjax.cells.initializers import Chrono, LegS, Ring
-from rnnjax.cells.layernorm import LayerNormGRUCell, LayerNormLSTMCell
-from rnnjax.cells.lru import ComplexCarry, LRUCell
-from rnnjax.cells.lstm import LSTMCarry, LSTMCell
-from rnnjax.cells.mamba2 import Mamba2Cell
-from rnnjax.cells.matrix import MatrixCarry, Memory, StabilizedCarry
-from rnnjax.cells.mgu import MGUCell
-from rnnjax.cells.minimal import MinGRUCell, MinLSTMCell
-from rnnjax.cells.mlstm import MLSTMCell
-from rnnjax.cells.onehot import OneHot
-from rnnjax.cells.peephole import PeepholeLSTMCell
-from rnnjax.cells.projection import ProjectionLSTMCell
-from rnnjax.cells.rglru import RGLRUCell
-from rnnjax.cells.s5 import S5Cell
-from rnnjax.cells.s6 import S6Cell
-from rnnjax.cells.simple import LeakyRNNCell, SimpleRNNCarry, SimpleRNNCell
-from rnnjax.cells.slstm import SLSTMCarry, SLSTMCell
-from rnnjax.cells.temporalconv import TemporalConvCell, WindowCarry
-
-__all__ = [
-    "Carry",
-    "Cell",
-    "Chrono",
-    "ComplexCarry",
-    "CompositeCell",
-    "ConvLSTMCell",
-    "Coupling",
-    "DiagonalLSTMCell",
-    "GRUCarry",
-    "GRUCell",
-    "GatedDeltaNetCell",
-    "LRUCell",
-    "LSTMCarry",
-    "LSTMCell",
-    "LayerNormGRUCell",
-    "LayerNormLSTMCell",
-    "LeakyRNNCell",
-    "LegS",
-    "MGUCell",
-    "MLSTMCell",
-    "Mamba2Cell",
-    "MatrixCarry",
-    "Memory",
-    "MinGRUCell",
-    "MinLSTMCell",
-    "Noise",
-    "OneHot",
-    "Param",
-    "Params",
-    "PeepholeLSTMCell",
-    "ProjectionLSTMCell",
-    "RGLRUCell",
-    "Ring",
-    "Role",
-    "S5Cell",
-    "S6Cell",
-    "SLSTMCarry",
-    "SLSTMCell",
-    "SimpleRNNCarry",
-    "SimpleRNNCell",
-    "StabilizedCarry",
-    "TemporalConvCell",
-    "WindowCarry",
-]
+from rnnjax.cells.base import Carry as Carry
+from rnnjax.cells.base import Cell as Cell
+from rnnjax.cells.base import Coupling as Coupling
+from rnnjax.cells.base import Param as Param
+from rnnjax.cells.base import Params as Params
+from rnnjax.cells.base import Role as Role
+from rnnjax.cells.composite import CompositeCell as CompositeCell
+from rnnjax.cells.composite import Noise as Noise
+from rnnjax.cells.convlstm import ConvLSTMCell as ConvLSTMCell
+from rnnjax.cells.deltanet import GatedDeltaNetCell as GatedDeltaNetCell
+from rnnjax.cells.diagonal import DiagonalLSTMCell as DiagonalLSTMCell
+from rnnjax.cells.gru import GRUCarry as GRUCarry
+from rnnjax.cells.gru import GRUCell as GRUCell
+from rnnjax.cells.initializers import Chrono as Chrono
+from rnnjax.cells.initializers import LegS as LegS
+from rnnjax.cells.initializers import Ring as Ring
+from rnnjax.cells.layernorm import LayerNormGRUCell as LayerNormGRUCell
+from rnnjax.cells.layernorm import LayerNormLSTMCell as LayerNormLSTMCell
+from rnnjax.cells.lru import ComplexCarry as ComplexCarry
+from rnnjax.cells.lru import LRUCell as LRUCell
+from rnnjax.cells.lstm import LSTMCarry as LSTMCarry
+from rnnjax.cells.lstm import LSTMCell as LSTMCell
+from rnnjax.cells.mamba2 import Mamba2Cell as Mamba2Cell
+from rnnjax.cells.matrix import MatrixCarry as MatrixCarry
+from rnnjax.cells.matrix import Memory as Memory
+from rnnjax.cells.matrix import StabilizedCarry as StabilizedCarry
+from rnnjax.cells.mgu import MGUCell as MGUCell
+from rnnjax.cells.minimal import MinGRUCell as MinGRUCell
+from rnnjax.cells.minimal import MinLSTMCell as MinLSTMCell
+from rnnjax.cells.mlstm import MLSTMCell as MLSTMCell
+from rnnjax.cells.onehot import OneHot as OneHot
+from rnnjax.cells.peephole import PeepholeLSTMCell as PeepholeLSTMCell
+from rnnjax.cells.projection import ProjectionLSTMCell as ProjectionLSTMCell
+from rnnjax.cells.rglru import RGLRUCell as RGLRUCell
+from rnnjax.cells.s5 import S5Cell as S5Cell
+from rnnjax.cells.s6 import S6Cell as S6Cell
+from rnnjax.cells.simple import LeakyRNNCell as LeakyRNNCell
+from rnnjax.cells.simple import SimpleRNNCarry as SimpleRNNCarry
+from rnnjax.cells.simple import SimpleRNNCell as SimpleRNNCell
+from rnnjax.cells.slstm import SLSTMCarry as SLSTMCarry
+from rnnjax.cells.slstm import SLSTMCell as SLSTMCell
+from rnnjax.cells.temporalconv import TemporalConvCell as TemporalConvCell
+from rnnjax.cells.temporalconv import WindowCarry as WindowCarry
