@@ -87,6 +87,10 @@ def looked(x):
             lambda: rnnjax.AttentionCell(rnnjax.MLSTMCell(3), **SIZES),
             "a carry whose leaves are vectors",
         ),
+        (
+            lambda: rnnjax.AttentionCell(rnnjax.Regularized(GRU, zoneout_hidden=0.1), **SIZES),
+            r"draw no noise, but .* has some; take the cell without",
+        ),
         (lambda: rnnjax.restart(drawn(2), GRU, GRU.initial_carry(), FOUR), "^cell must be a Cell"),
         (lambda: restarted(2), "^where must be booleans, .* but are int32"),
         (lambda: restarted(FOUR * 1.0), "^where must be booleans, .* but are float"),
@@ -114,6 +118,21 @@ def test_attention_by_products_against_its_definition(assert_close):
     assert_close(weights, expected, 1e-5)
     assert_close(contexts, np.einsum("tkr,kri->tri", expected, values), 1e-5)
     assert not np.asarray(weights)[:, 2:, 1].any()
+
+
+def test_a_cell_that_looks_back_begins_with_what_its_cell_has_learned():
+    cell = rnnjax.AttentionCell(rnnjax.LearnedCarry(GRU), **SIZES)
+    params = cell.init(KEY, 2)
+    params["cell"]["initial_carry"] = rnnjax.GRUCarry(jnp.array([0.1, 0.2, 0.3]))
+    xs = normal(3, 2, 2, 2)
+
+    def outputs(params, carry=None):
+        return rnnjax.unroll(cell, cell.over(params, ONES), xs, carry)[1]
+
+    carry = rnnjax.GRUCarry(jnp.broadcast_to(jnp.array([0.1, 0.2, 0.3]), (2, 3)))
+    assert (outputs(params) == outputs(params, carry)).all()
+    slopes = jax.grad(lambda params: outputs(params).sum())(params)
+    assert (slopes["cell"]["initial_carry"].hidden != 0).all()
 
 
 def test_a_cell_that_looks_back_against_its_definition(draw):

@@ -146,6 +146,18 @@ def test_all_layers_of_a_stack_are_prepared(form, random_like, assert_close):
     assert_close(*both(laid_out, params, carry, x), 1e-5)
 
 
+def test_a_prepared_cell_begins_as_the_cell_does():
+    class BeginningCell(rnnjax.GRUCell):
+        def start(self, params, batch_shape=(), dtype=None):
+            own = params["bias"][: self.hidden_size].astype(dtype)
+            return rnnjax.GRUCarry(jnp.broadcast_to(own, (*batch_shape, self.hidden_size)))
+
+    cell = BeginningCell(HIDDEN, bias_init="ones")
+    params = cell.init(jax.random.key(0), FEATURES)
+    ready, laid_out = rnnjax.prepare(cell, params, jnp.ones((2, FEATURES)))
+    assert (ready.start(laid_out, (2,)).hidden == 1).all()
+
+
 def test_a_prepared_cell_is_a_cell(form, random_like, assert_close):
     cell = rnnjax.LSTMCell(HIDDEN)
     params, carry, _ = make(cell, (3,), random_like)

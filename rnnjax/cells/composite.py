@@ -151,7 +151,7 @@ def beside(cell: Cell, xs: Any, raw: Mapping[str, jax.Array]) -> Any:
 
 
 class WrappedCell(Cell[CarryT]):
-    """A cell around another one, with the same outputs and carry by default."""
+    """A cell around another one, with the same outputs, carry and parameters by default."""
 
     cell: Cell[CarryT]
 
@@ -170,6 +170,12 @@ class WrappedCell(Cell[CarryT]):
     ) -> CarryT:
         """Return the wrapped cell's initial carry, which does not depend on parameters."""
         return self.cell.initial_carry(batch_shape, dtype)
+
+    def start(
+        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> CarryT:
+        """Return the wrapped cell's state at the start of a sequence."""
+        return self.cell.start(params, batch_shape, dtype)
 
 
 SingleRun = Callable[[Cell, Params, Any, Carry, Noise, bool], tuple[Carry, jax.Array]]

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params
 from rnnjax.cells.composite import WrappedCell, beside
@@ -80,6 +81,9 @@ class AttentionCell(WrappedCell[CarryT]):
         memory_size: the number of features of the memory.
         attention_size: the number of hidden units of the attention.
 
+    Raises:
+        InvalidInputError: a leaf of the cell's carry is not a vector, or the cell draws noise.
+
     >>> import rnnjax
     >>> cell = AttentionCell(rnnjax.GRUCell(5), memory_size=4, attention_size=6)
     >>> params = cell.init(jax.random.key(0), input_size=3)
@@ -96,6 +100,11 @@ class AttentionCell(WrappedCell[CarryT]):
 
     def __post_init__(self) -> None:
         self._state_size()
+        if self.cell.is_stochastic:  # in unroll_layers, which a step does not call
+            raise InvalidInputError(
+                f"an AttentionCell runs the steps of its cell, which draw no noise, but "
+                f"{brief(self.cell)} has some; take the cell without, and drop inputs before"
+            )
 
     def _state_size(self) -> int:
         """Return the size of a carry, whose leaves must be one vector per row."""
@@ -122,6 +131,12 @@ class AttentionCell(WrappedCell[CarryT]):
             "memory_kernel": draw(keys[1], (self.memory_size, size)),
             "score_kernel": draw(keys[2], (size, 1))[:, 0],
         }
+
+    def start(
+        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> CarryT:
+        """Return the wrapped cell's state at the start of a sequence, perhaps a learned one."""
+        return self.cell.start(params["cell"], batch_shape, dtype)
 
     def over(self, params: Params, memory: jax.Array, valid: jax.Array | None = None) -> Params:
         """Return the parameters with a memory to attend to, for `rnnjax.unroll` or `step`.

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import jax
-from jax.typing import DTypeLike
 
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params
 from rnnjax.cells.composite import CompositeCell, LayerRun, Noise, WrappedCell, beside
@@ -98,12 +97,6 @@ class Regularized(WrappedCell[CarryT], CompositeCell[CarryT]):
     def init(self, key: jax.Array, input_size: int) -> Params:
         """Initialise the parameters of the wrapped cell."""
         return self.cell.init(key, input_size)
-
-    def start(
-        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> CarryT:
-        """Return the wrapped cell's state at the start of a sequence."""
-        return self.cell.start(params, batch_shape, dtype)
 
     def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
         """Run one step as in prediction: with the expectation of zoneout, and no other noise."""
