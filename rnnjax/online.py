@@ -326,6 +326,8 @@ def _pulled(pull: Pull, dy: jax.Array) -> Params:
         )
     gradients, d_carry = back(dy.astype(y.dtype))
     batch = math.prod(y.shape[:-1])
+    # dL/ds J, where the number (r, g, u) of a parameter reaches unit u alone: no sum over units,
+    # but one over the rows of the batch and the leaves of the carry.
     for name, leaves in pull.state.influence.items():
         before = sum(
             jnp.einsum("bu,brgu->rgu", *(a.reshape(batch, *a.shape[y.ndim - 1 :]) for a in both))
@@ -396,6 +398,7 @@ def _read(cell: Cell, params: Params, carry: Carry, x: Any) -> dict[str, jax.Arr
 def _diagonal_product(cell: Cell, params: Params, state: jax.Array) -> jax.Array:
     """Multiply a state ``(..., units)`` by the diagonal of each gate's recurrent kernel."""
     kernel = _by_unit(cell, "recurrent_kernel", params["recurrent_kernel"])
+    # Constant, as the derivative by the kernel is that of the whole product.
     diagonal = jax.lax.stop_gradient(jnp.diagonal(kernel, axis1=0, axis2=2))
     return (diagonal * state[..., None, :]).reshape(*state.shape[:-1], diagonal.size)
 

@@ -57,6 +57,7 @@ def _softmax(scores: jax.Array, valid: jax.Array | None, axis: int) -> jax.Array
                 f"valid must be booleans (source time, *batch), {scores.shape[axis:]}, but has "
                 f"shape {valid.shape}; make it by valid_steps(lengths, num_steps)"
             )
+        # Not -inf, of which a row without a valid step would be NaN: here all its scores are equal.
         scores = jnp.where(valid, scores, jnp.finfo(scores.dtype).min)
     return jax.nn.softmax(scores, axis=axis)
 

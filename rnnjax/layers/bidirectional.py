@@ -128,6 +128,7 @@ class Bidirectional(CellGroup[Directions]):
                     f"outputs of both directions that are merged by {self.merge!r} cannot be "
                     'parted to find the last of each; take merge="concat", or all outputs'
                 )
+            # Two reversals cancel: inside a backward direction, the backward cell runs forward.
             return pick(ys, against != reverse)
 
         picks = [functools.partial(pick_own, reverse) for reverse in (False, True)]

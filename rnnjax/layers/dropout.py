@@ -45,6 +45,7 @@ class Dropout:
 
 def factors(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
     """Sample factors: 0 with probability ``rate``, else ``1 / (1 - rate)``."""
+    # Their mean is (1 - rate) / (1 - rate) = 1, so that nothing has to be scaled in prediction.
     return jnp.where(jax.random.bernoulli(key, 1 - rate, shape), 1 / (1 - rate), 0.0)
 
 
