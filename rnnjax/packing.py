@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rnnjax.checks import check_size, is_integer
 from rnnjax.errors import InvalidInputError
 
 
@@ -93,8 +94,7 @@ def pack(sequences: Sequence[Any], row_length: int, *, num_rows: int | None = No
     [[10, 20], [30, 40, 50], [60]]
     """
     arrays = _as_arrays(sequences)
-    if not _is_size(row_length):
-        raise InvalidInputError(f"row_length must be a positive integer, but is {row_length!r}")
+    check_size("row_length", row_length)
     lengths = np.array([len(array) for array in arrays])
     for i, length in enumerate(lengths):
         if not 1 <= length <= row_length:
@@ -105,8 +105,7 @@ def pack(sequences: Sequence[Any], row_length: int, *, num_rows: int | None = No
     rows, starts, needed = _places(lengths, row_length)
     if num_rows is None:
         num_rows = needed
-    if not _is_size(num_rows):
-        raise InvalidInputError(f"num_rows must be a positive integer, but is {num_rows!r}")
+    check_size("num_rows", num_rows)
     if num_rows < needed:
         raise InvalidInputError(
             f"the sequences need {needed} rows of {row_length} steps, but num_rows is {num_rows}; "
@@ -189,7 +188,7 @@ def pad(sequences: Sequence[Any], *, sizes: Sequence[int] | None = None) -> Padd
     longest = int(lengths.max())
     sizes = (max(8, 1 << (longest - 1).bit_length()),) if sizes is None else sizes
     sizes = list(sizes) if isinstance(sizes, Iterable) else sizes
-    if not isinstance(sizes, list) or not all(map(_is_size, sizes)):
+    if not isinstance(sizes, list) or not all(is_integer(k) and k >= 1 for k in sizes):
         raise InvalidInputError(
             f"sizes must be several positive integers, as in (16, 64), but are {sizes!r}"
         )
@@ -206,10 +205,6 @@ def pad(sequences: Sequence[Any], *, sizes: Sequence[int] | None = None) -> Padd
         xs[: len(array), row] = array
     # device_put, because jnp.asarray would compile a copy for each shape.
     return Padded(jax.device_put(xs), lengths)
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _check_known(values: Any, name: str) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.export import register_pytree_node_serialization
 
+from rnnjax.checks import check_size
 from rnnjax.errors import InvalidInputError
 from rnnjax.meshes import as_rows
 
@@ -49,11 +50,7 @@ class OneHot:
             raise InvalidInputError(
                 f"ids of OneHot must be integers, but are {dtype}; vectors are given as they are"
             )
-        number = isinstance(self.size, int | np.integer) and not isinstance(self.size, bool)
-        if not number or self.size < 1:
-            raise InvalidInputError(
-                f"size of OneHot must be a positive integer, but is {self.size!r}"
-            )
+        check_size("size of OneHot", self.size)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -139,10 +139,10 @@ def add_bias(x: jax.Array, params: Mapping[str, Any], name: str) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Kernel:
+class Operand:
     """A kernel in a cell's ``update``; `product` computes ``state @ kernel``.
 
-    >>> print(jnp.ones((1, 2)) @ Kernel(jnp.ones((2, 3)), None))
+    >>> print(jnp.ones((1, 2)) @ Operand(jnp.ones((2, 3)), None))
     [[2. 2. 2.]]
     """
 
@@ -154,7 +154,7 @@ class Kernel:
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
         return product(x, self.array, self.dtype)
 
-    def split(self, *at: int) -> list["Kernel"]:
+    def split(self, *at: int) -> list["Operand"]:
         """Split the columns at these indices into kernels, like ``jnp.split``."""
         parts = jnp.split(self.array, at, axis=-1)
         return [dataclasses.replace(self, array=part) for part in parts]

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.declarations import Carry, Inputs, Params, Role, kernels_outside, roles_of
 from rnnjax.cells.onehot import Beside
-from rnnjax.cells.products import Kernel, add_bias, at_least_float32, product
+from rnnjax.cells.products import Operand, add_bias, at_least_float32, product
 from rnnjax.cells.validation import check_pair, check_updated, naming
 from rnnjax.checks import brief, number_types, rounded
 from rnnjax.errors import InvalidInputError
@@ -121,7 +121,7 @@ def apply_update(
     """
     dtype, roles = cell.dtype if dtype is None else dtype, roles_of(cell)
     read = {
-        name: Kernel(leaf, dtype) if roles.get(name) is Role.LOOP else leaf
+        name: Operand(leaf, dtype) if roles.get(name) is Role.LOOP else leaf
         for name, leaf in update_params(cell, params).items()
     }
     advice = f"params has {sorted(read)}; check gates, additive, output, raw, and what it returns"
@@ -146,7 +146,7 @@ def apply_readout(
         return emitted
     dtype, roles = cell.dtype if dtype is None else dtype, roles_of(cell)
     given = {n: params[n] for n, role in roles.items() if role is Role.OUT}
-    read = {n: p if jnp.ndim(p) == 1 else Kernel(p, dtype) for n, p in given.items()}
+    read = {n: p if jnp.ndim(p) == 1 else Operand(p, dtype) for n, p in given.items()}
     advice = f"params has those of Role.OUT alone, {sorted(read)}: matrices for @, and vectors"
     with naming(cell, "readout", advice, emitted=emitted, xs=xs):
         return cell.readout(read, emitted, xs).astype(emitted.dtype)

@@ -17,7 +17,7 @@ import numpy as np
 
 from rnnjax.cells.activations import get_activation, get_initializer, named
 from rnnjax.cells.onehot import Beside, OneHot
-from rnnjax.cells.products import Kernel
+from rnnjax.cells.products import Operand
 from rnnjax.checks import (
     as_array,
     brief,
@@ -356,7 +356,7 @@ def naming(cell: Any, function: str, advice: str, **given: Any) -> Iterator[None
         raise
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:100]
-        if function == "update" and Kernel.__name__ in str(error):
+        if function == "update" and Operand.__name__ in str(error):
             advice = "a parameter of Role.LOOP knows only state @ params[name]; leave its role out"
         came = " and ".join(f"{name} {_shapes(tree)}" for name, tree in given.items())
         raise InvalidInputError(
