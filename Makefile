@@ -95,11 +95,12 @@ bench: $(VENV)/test.stamp
 
 # Compiles for a TPU, or a GPU, on a machine that has neither, and fails where a program got worse than in
 # the committed table. The compilers are wheels of 0.2 and 1.6 GB, each in an environment of its own.
+# OPTIONS="--only MGUCell --keep" writes the rows of that cell into the table.
 accelerators: $(VENV)-tpu/stamp
-	JAX_PLATFORMS=cpu $(VENV)-tpu/bin/python -m benchmarks.accelerators --target v5e
+	JAX_PLATFORMS=cpu $(VENV)-tpu/bin/python -m benchmarks.accelerators --target v5e $(OPTIONS)
 
 accelerators-gpu: $(VENV)-cuda13/stamp
-	JAX_PLATFORMS=cpu $(VENV)-cuda13/bin/python -m benchmarks.accelerators --target h100
+	JAX_PLATFORMS=cpu $(VENV)-cuda13/bin/python -m benchmarks.accelerators --target h100 $(OPTIONS)
 
 $(VENV)-%/stamp: pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(@D)

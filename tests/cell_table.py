@@ -242,6 +242,16 @@ def make_cells() -> dict[str, rnnjax.Cell]:
 
 
 CELLS = make_cells()
+# The library's own, but those that are made of others: each has a row above and an equation in
+# tests/reference.py.
+PUBLIC = [
+    kind
+    for kind in map(vars(rnnjax).get, rnnjax.__all__)
+    if isinstance(kind, type)
+    and issubclass(kind, rnnjax.Cell)
+    and not issubclass(kind, CompositeCell | rnnjax.AttentionCell)
+    and kind is not rnnjax.Cell
+]
 SINGLE = [name for name, cell in CELLS.items() if not isinstance(cell, CompositeCell)]
 # One for each way through the engine (gates kept or not, a sum or two halves, products and
 # parameters in the update, a step of its own), for the laws whose check is slow to compile.

@@ -541,7 +541,7 @@ def unroll(
         start if reset_carry is None else reset_carry,
         zeros,
     )
-    steps = _Steps(valid, borders, masked_outputs == "last")
+    steps = _Steps(valid, borders, masked_outputs)
     return steps.run(node, params, xs, begin if carry is None else carry, begin, reverse)
 
 
@@ -553,11 +553,11 @@ def _start(node: Any, params: Tree, zeros: Tree) -> Tree:
 
 
 class _Steps(NamedTuple):
-    """What is the same for every layer: ``(time, *batch)``, and whether masked outputs are held."""
+    """What is the same for every layer: marks ``(time, *batch)``, and what masked outputs are."""
 
     valid: Array
     borders: Array
-    last: bool
+    masked_outputs: str
 
     def run(
         self, node: Any, params: Tree, xs: Array, carry: Tree, begin: Tree, reverse: bool
@@ -581,8 +581,9 @@ class _Steps(NamedTuple):
             carry, last = _where(border, begin, carry), _where(border, np.zeros_like(last), last)
             new, y = node.step(params, carry, xs[t])
             carry = _where(self.valid[t], new, carry)
-            ys[t] = _where(self.valid[t], y, last)
-            last = ys[t] if self.last else last
+            masked = {"zero": np.zeros_like(last), "last": last}[self.masked_outputs]
+            ys[t] = _where(self.valid[t], y, masked)
+            last = _where(self.valid[t], y, last)
         return carry, ys
 
 

@@ -1,12 +1,12 @@
 """Compositions drawn at random, against the reference in plain NumPy of tests/reference.py.
 
 Outputs, final carries and the derivative along a drawn direction of all arguments at once. The
-other laws compare with the cell's own step, so that an error in a step would pass them.
+other laws compare with the cell's own step, so that an error in a step would pass them. Each cell
+has a draw that bears its name: ``pytest tests/test_reference.py -k MGUCell``.
 """
 
 import dataclasses
 import functools
-import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from cell_table import CELLS, PARALLEL, bent
+from cell_table import CELLS, PARALLEL, PUBLIC, bent
 from jax.sharding import Mesh, PartitionSpec
-from reference import Bidirectional, Layer, LearnedCarry, Stack
+from reference import Bidirectional, Layer, LearnedCarry, Options, Stack
 
 import rnnjax
 from rnnjax import Auto, Fused, Parallel, Scan
@@ -29,9 +29,10 @@ ORDINARY, SLOW, CHUNK = 40, 1000, 50
 SEED = 4  # of which the ordinary draws reach most; see the test of that
 TOLERANCE = 1e-10  # of the scale of each array, in float64
 
-KINDS = list(reference.EQUATIONS)
+KINDS = [kind for kind in reference.EQUATIONS if kind in CELLS]
+# Alone in a draw: in a stack each layer takes the raw features that it names from the inputs.
+RAW = {kind: CELLS[kind].raw_size for kind in KINDS if CELLS[kind].raw}
 GRIDS = {"convlstm-1d": 1, "convlstm-2d": 2}
-SCAN_ALONE = {"gru-reset-before", "mgu-reset-before", *GRIDS}
 WITHOUT_BOUNDS = {"relu", "elu", "selu", "gelu", "silu", "softplus", "linear"}
 CONTEXTS = ["jit", "known marks", "eager", "checkpoint", "vmap", "shard_map"]
 OVER_TIME = {"xs", "ids", "mask", "resets"}
@@ -72,7 +73,9 @@ def draw(number: int) -> Draw:
     rng = np.random.default_rng([SEED, number])
     large, usual = number >= ORDINARY, number < len(KINDS)
     count = rng.choice([1, 2, 3], p=[0.4, 0.35, 0.25] if large else [0.9, 0.1, 0.0])
-    kinds = [KINDS[number % len(KINDS)], *map(str, rng.choice(KINDS, count - 1))]
+    kinds = [KINDS[number % len(KINDS)]]
+    others = rng.choice([kind for kind in KINDS if kind not in RAW], count - 1)
+    kinds += [] if kinds[0] in RAW else map(str, others)
     if usual or large:
         node = drawn_node(rng, kinds, 6 if large else 4, usual)
     else:
@@ -88,14 +91,17 @@ def draw(number: int) -> Draw:
     context = str(rng.choice(CONTEXTS, p=[0.3, 0.1, 0.06, 0.28, 0.16, 0.1]))
     if not (rows and rows[0]) and context in ("vmap", "shard_map"):
         context = "jit"
-    features = int(rng.integers(1, 4))
+    raw = RAW.get(kinds[0], 0)
+    features = int(rng.integers(1, 4)) + raw
     shape = (time, *rows, *map(int, grid))
     static = {
         "reverse": bool(rng.integers(2)),
         "masked_outputs": str(rng.choice(["zero", "last"])),
         "method": drawn_method(rng, used, usual),
     }
-    arrays = drawn_arrays(rng, build(node), features, shape, context, not grid.size)
+    arrays = drawn_arrays(rng, build(node), features, shape, context, not grid.size and not raw)
+    if raw:  # such as gaps and marks, which are not below zero
+        np.abs(arrays[0]["xs"][..., -raw:], out=arrays[0]["xs"][..., -raw:])
     if usual and "ids" in arrays[1]:
         arrays[1]["ids"] %= features  # those outside of the range are zeros, and show no product
     return Draw(number, node, features, context, static, *arrays)
@@ -140,7 +146,6 @@ def drawn_layer(rng: np.random.Generator, kind: str, largest: int, usual: bool) 
         "state_size": int(rng.integers(1, largest + 1)),
         "key_size": int(rng.integers(1, largest + 1)),
         "exponential_forget": bool(rng.random() < 0.5),
-        "leak": 0.3,
     }
     # With one unit a factor before a product with a kernel is one behind it.
     size = int(rng.integers(2 if usual else 1, largest + 1))
@@ -148,17 +153,18 @@ def drawn_layer(rng: np.random.Generator, kind: str, largest: int, usual: bool) 
     options["heads"] = int(rng.choice([n for n in (1, 2, 3) if size % n == 0]))
     fields = () if kind.startswith("user") else dataclasses.fields(CELLS[kind])
     taken = {field.name for field in fields}
-    # Without a key only zoneout does anything. It needs a step in pieces, and fields of its names.
-    rates = {"input_dropout": 0.5}
-    if kind not in SCAN_ALONE | reference.COMPLEX | reference.MATRICES | {"temporal-conv"}:
+    # What is not drawn is as in the table.
+    as_is = {name: getattr(CELLS[kind], name) for name in Options._fields if name in taken}
+    # Without a key only zoneout does anything. It needs fields of its names.
+    rates, carry = {"input_dropout": 0.5}, CELLS[kind].carry
+    if "hidden" in carry._fields:
         rates["zoneout_hidden"] = 0.3
-        dependent = hasattr(CELLS[kind].carry, "free")
-        if kind in reference.WITH_CELL - {"user-peephole"} and not dependent:
+        if "cell" in carry._fields and not hasattr(carry, "free"):
             rates["zoneout_cell"] = 0.6
     return Layer(
         kind,
         size,
-        {name: value for name, value in options.items() if name in taken},
+        as_is | {name: value for name, value in options.items() if name in taken},
         rates if rng.random() < 0.25 else {},
     )
 
@@ -172,7 +178,7 @@ def drawn_method(rng: np.random.Generator, used: set[str], usual: bool) -> rnnja
         methods.append(Parallel(chunk if used <= reference.MATRICES else None))
     if usual and parallel:
         methods = methods[2:]
-    elif not used & SCAN_ALONE:
+    else:
         methods = [*(methods[2:] if usual else methods), Fused(), Fused(every)]
         if not any(kind.startswith("layernorm") for kind in used):
             methods.append(Fused(product_dtype="float64"))
@@ -316,7 +322,11 @@ def solve(number: int) -> Solution:
 @pytest.mark.parametrize(
     "number",
     [
-        *range(ORDINARY),
+        *(
+            pytest.param(n, id=f"{n}-{kind}-{type(CELLS[kind]).__name__}")
+            for n, kind in enumerate(KINDS)
+        ),
+        *range(len(KINDS), ORDINARY),
         *(pytest.param(n, marks=pytest.mark.slow) for n in range(ORDINARY, ORDINARY + SLOW)),
     ],
 )
@@ -346,23 +356,26 @@ def test_a_drawn_composition_equals_the_reference(number: int, assert_close: Any
 
 
 def test_the_ordinary_draws_reach_everything() -> None:
-    """Results depend on the arguments, except for a few draws without steps or rows."""
+    """Results depend on the arguments, except for a few draws without steps or rows.
+
+    A new cell changes what is drawn: if something is no longer reached, take another `SEED`.
+    """
     draws = [draw(number) for number in range(ORDINARY)]
     live = [one for one in draws if one.shape[0] > 1 and solve(one.number).scale > 0.1]
     assert len(live) > 0.6 * ORDINARY
-    assert {layer.kind for one in live for layer in layers(one.node)} == set(KINDS)
-    assert {one.context for one in live} == set(CONTEXTS)
-    assert {type(one.static["method"]) for one in live} == {Scan, Fused, Auto, Parallel}
     written = " ".join(map(str, live))
-    for word in ("LearnedCarry", "Stack", "zoneout_cell", "keep_every", "float64"):
-        assert word in written
-    assert all(f"merge='{merge}'" in written for merge in reference.MERGES)
+    words = ["LearnedCarry", "Stack", "zoneout_cell", "keep_every", "float64"]
+    words += [f"merge='{merge}'" for merge in reference.MERGES]
+    missing = {word for word in words if word not in written}
+    missing |= {*KINDS} - {layer.kind for one in live for layer in layers(one.node)}
+    missing |= {*CONTEXTS} - {one.context for one in live}
+    missing |= {Scan, Fused, Auto, Parallel} - {type(one.static["method"]) for one in live}
     for reverse in (False, True):
-        names = [
-            n for one in live if one.static["reverse"] == reverse for n in one.smooth | one.rest
-        ]
-        for name in ("mask", "resets", "lengths", "carry", "reset_carry"):
-            assert names.count(name) > 1
+        ones = [one for one in live if one.static["reverse"] == reverse]
+        given = [name for one in ones for name in one.smooth | one.rest]
+        marks = ("mask", "resets", "lengths", "carry", "reset_carry")
+        missing |= {f"{name}, reverse={reverse}" for name in marks if given.count(name) < 2}
+    assert not missing, f"no ordinary draw has {missing}; try another SEED in {__file__}"
 
 
 @pytest.mark.usefixtures("x64")
@@ -382,10 +395,19 @@ def test_a_window_of_even_size_ends_behind_its_point() -> None:
     np.testing.assert_array_equal(convolved(x, kernel)[:, 0], [21, 32, 43, 4])
 
 
-def test_every_cell_has_a_reference() -> None:
-    every = [c for c in vars(rnnjax).values() if inspect.isclass(c) and issubclass(c, rnnjax.Cell)]
-    cells = {c for c in every if not inspect.isabstract(c)} - {rnnjax.Cell, rnnjax.layers.Prepared}
-    # A cell around any other has a test of its own (test_between_networks).
-    around = {rnnjax.AttentionCell}
-    single = {c for c in cells if not issubclass(c, rnnjax.cells.CompositeCell)} - around
-    assert single <= {type(CELLS[kind]) for kind in KINDS}
+@pytest.mark.parametrize("kind", PUBLIC, ids=lambda kind: kind.__name__)
+def test_every_cell_has_a_reference(kind: type[rnnjax.Cell]) -> None:
+    rows = [name for name, cell in CELLS.items() if type(cell) is kind]
+    assert rows, f"add a row of {kind.__name__} to make_cells() in tests/cell_table.py"
+    assert {*rows} & {*KINDS}, (
+        f"write the equation of {kind.__name__} from its paper into tests/reference.py, and add it "
+        f"to EQUATIONS there by a name of its rows in tests/cell_table.py: {', '.join(rows)}"
+    )
+
+
+def test_every_equation_has_a_row() -> None:
+    without = sorted(reference.EQUATIONS.keys() - CELLS.keys())
+    assert not without, (
+        f"{', '.join(without)} of EQUATIONS in tests/reference.py must be the name of a row of "
+        "make_cells() in tests/cell_table.py, with hyphens for underscores"
+    )
