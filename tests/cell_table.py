@@ -297,9 +297,11 @@ def methods(name: str) -> list[rnnjax.Method]:
 # A fault in an equation is caught by tests/test_reference.py, where every cell runs by one method
 # against NumPy. A method looks at few things of a cell: so the laws take all methods of `BY_ALL`
 # (gates that are kept, an update that reads parameters, a state that runs in parallel), and of
-# those that differ in what a method can see, `FEW` and `WAYS`, the last method, which is the one
-# that runs the fewest cells; of each one direction, and the other one with masks and resets.
-# `make test-slow` takes all cells by all methods in both directions.
+# those that differ in what a method can see, `FEW` and `WAYS`, the method of `USUAL` that runs the
+# fewest cells; of each one direction, and the other one with masks and resets. A new method so runs
+# the cells of `BY_ALL`. `make test-slow` takes all cells by all methods in both directions.
+
+USUAL = Auto(), Parallel(), Fused(), Scan()
 
 # Where what is held against the loop or the scan does not depend on the equation: those ways, and
 # the steps that read more axes than their last, a second product, none, one behind the loop, and
@@ -320,9 +322,10 @@ def table(
     rows = []
     for name in names:
         taken = [method for method in methods(name) if not isinstance(method, skip)]
+        usual = next(method for method in USUAL if method in taken)
         for method in taken:
-            usual = name in by_all or (name in ordinary and method == taken[-1])
-            marks = [] if usual else pytest.mark.slow
+            runs = name in by_all or (name in ordinary and method == usual)
+            marks = [] if runs else pytest.mark.slow
             rows.append(pytest.param(name, method, id=f"{name}-{method}", marks=marks))
     return rows
 
