@@ -68,6 +68,7 @@ CANNOT: list[tuple[str, Any, str]] = [
     ("keras", Stack([BOTH]), "'rnn' is made of Bidirectional"),
     ("keras", LSTMCell(4, activation="legacy_hard_sigmoid"), "'legacy_hard_sigmoid'"),
     ("keras", [Recurrent("rnn", BOTH, masked_outputs="last")], "masked_outputs of layer 'rnn' is"),
+    ("keras", [Recurrent("rnn", LSTM, masked_outputs="a third")], "masked_outputs .* is 'a third'"),
     ("keras", [IDS], "nothing to write"),
     ("keras", [Masking("m"), IDS], "'ids' is a OneHotIds"),
     ("onnx", GRUCell(4, activation="silu"), "have not all activations of .*silu"),

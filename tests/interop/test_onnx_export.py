@@ -142,7 +142,7 @@ def test_every_option(name: str, check: Any) -> None:
     model = made(Recurrent("rnn", cell, **options))
     check(model, lengths=name != "repeated")
     if name == "repeated":
-        with pytest.raises(InteropError, match=r"layer 'rnn' .* lengths"):
+        with pytest.raises(InteropError, match=r"'rnn' has masked_outputs 'last', .* lengths"):
             to_proto(model, lengths=True)
 
 

@@ -489,7 +489,10 @@ def _layer(layer: Layer) -> dict[str, Any]:
 
 
 def _recurrent(layer: Recurrent, where: str) -> tuple[str, dict[str, Any]]:
-    zero = layer.masked_outputs == "zero"
+    both, outputs = isinstance(layer.cell, Bidirectional), layer.masked_outputs
+    if outputs != "zero" and (both or outputs != "last"):
+        has = "Keras's Bidirectional has 'zero'" if both else "Keras has 'zero' and 'last'"
+        raise InteropError(f"masked_outputs of {where} is {outputs!r}, but {has}; set that")
     if layer.reverse and layer.keep_order and layer.return_sequences:
         raise InteropError(
             f"{where} runs in reverse and keeps the order of the inputs, which Keras does not; set "
@@ -498,15 +501,11 @@ def _recurrent(layer: Recurrent, where: str) -> tuple[str, dict[str, Any]]:
     common = {
         "return_sequences": layer.return_sequences,
         "go_backwards": layer.reverse,
-        "zero_output_for_mask": zero and layer.return_sequences,
+        "zero_output_for_mask": outputs == "zero" and layer.return_sequences,
     }
     if not isinstance(layer.cell, Bidirectional):
         kind, options = _direction(layer.cell, where)
         return kind, common | options
-    if not zero:
-        raise InteropError(
-            f"masked_outputs of {where} is 'last', but Keras's Bidirectional has 'zero'; set that"
-        )
     ways = []
     for way, cell in zip(("forward", "backward"), layer.cell.cells, strict=True):
         kind, options = _direction(cell, where)

@@ -289,10 +289,10 @@ class _Writer:
         )
 
     def _recurrent(self, layer: Recurrent, params: Any, x: str) -> str:
-        if self.lengths and layer.return_sequences and layer.masked_outputs == "last":
+        if self.lengths and layer.return_sequences and layer.masked_outputs != "zero":
             raise InteropError(
-                f"layer {layer.name!r} has masked_outputs 'last', but ONNX gives zeros after the "
-                "lengths; leave masked_outputs or lengths out"
+                f"layer {layer.name!r} has masked_outputs {layer.masked_outputs!r}, but ONNX gives "
+                "zeros after the lengths; leave masked_outputs or lengths out"
             )
         ys, end = self._cell(layer.name, layer.cell, params, layer.reverse, x)
         if not layer.return_sequences:
