@@ -25,6 +25,7 @@ import jax
 import matplotlib as mpl
 import numpy as np
 import pytest
+from cell_table import CELLS, PUBLIC
 
 import rnnjax
 from experiments import runs
@@ -303,20 +304,19 @@ def test_every_member_that_a_page_names_exists() -> None:
         assert hasattr(owners[name], member) or member in fields, f"{page}: {name}.{member}"
 
 
-def test_cells_run_where_the_reference_says() -> None:
-    table = TEXTS["docs/reference/cells.md"].partition("## Where each runs")[2]
-    rows = re.findall(r"^\| (`\w+Cell`.*?) \|.*\| (`.*) \|$", table, re.MULTILINE)
-    assert len(rows) > 12
-    for names, where in rows:
-        for name in re.findall(r"`(\w+Cell)`", names):
-            more = {"ProjectionLSTMCell": {"proj_size": 2}, "LeakyRNNCell": {"leak": 0.5}}
-            whole = getattr(rnnjax, name)(4, **more.get(name, {}))
-            for cell in getattr(whole, "cells", (whole,)):
-                chosen = rnnjax.Parallel() if where.startswith("`Parallel`") else rnnjax.Fused()
-                assert rnnjax.Auto().choose(cell) == chosen, name
-                if ";" not in where:  # else for some of the row
-                    refused = rnnjax.Parallel().refusal(cell) is not None
-                    assert refused == ("`Parallel`" not in where), name
+@pytest.mark.parametrize("kind", PUBLIC, ids=lambda kind: kind.__name__)
+def test_a_cell_runs_where_the_reference_says(kind: type[rnnjax.Cell]) -> None:
+    page, name = TEXTS["docs/reference/cells.md"], f"`{kind.__name__}`"
+    rows = re.findall(r"^\| (.*`\w+Cell`.*?) \|.*\| (`.*) \|$", page, re.MULTILINE)
+    where = next((where for names, where in rows if name in names), None)
+    assert where, f"add {name} to the table of docs/reference/cells.md"
+    (without_kernel,) = re.findall("also runs on `Kernel`, except (.*)\\. Which", page)
+    for cell in [cell for cell in CELLS.values() if type(cell) is kind]:
+        chosen = rnnjax.Parallel() if where.startswith("`Parallel`") else rnnjax.Fused()
+        assert rnnjax.Auto().choose(cell) == chosen
+        if ";" not in where:  # else something stands in its place
+            assert (rnnjax.Parallel().refusal(cell) is None) == ("`Parallel`" in where)
+        assert (rnnjax.Kernel().refusal(cell) is None) == (name not in without_kernel)
 
 
 def test_every_program_of_the_cookbook_has_its_card() -> None:
