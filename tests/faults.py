@@ -56,7 +56,8 @@ def planted(fault: Fault, text: str) -> str:
     """
     if text.count(fault.old) != 1 or fault.old == fault.new:
         raise StaleFaultError(
-            f"fault {fault.name!r}: its text no longer stands once in {fault.path}; adapt it"
+            f"fault {fault.name!r}: its text no longer stands once in {fault.path}; adapt it in "
+            f"TABLE of tests/faults.py, and run `python -m tests.faults {fault.room}`"
         )
     return text.replace(fault.old, fault.new)
 

@@ -526,7 +526,7 @@ def test_units_begin_apart_unless_there_is_a_reason() -> None:
         for cell, params in begins(page).items()
         for name in alike(params)
     }
-    assert found == {*ALIKE}
+    assert found == {*ALIKE}, f"say in ALIKE of {__file__} why all units may begin alike"
 
 
 def test_clocks_and_speeds_begin_as_their_authors_have_them() -> None:

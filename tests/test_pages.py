@@ -246,7 +246,7 @@ def test_every_page_is_in_the_navigation_and_every_entry_is_a_page() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2].partition("\ntheme:")[0]
     listed = re.findall(r"[\w/-]+\.md", navigation)
     there = [str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")]
-    assert sorted(listed) == sorted(there)
+    assert sorted(listed) == sorted(there), "each page is once in nav of mkdocs.yml"
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_every_program_of_the_cookbook_has_its_card() -> None:
     """With a picture, a table and something to try next."""
     card = r"^## (\w+)\n(.*?)(?=^## |\Z)"
     cards = dict(re.findall(card, TEXTS["docs/learn/cookbook.md"], re.MULTILINE | re.DOTALL))
-    assert set(cards) == {*COOKBOOK, "t_maze"}
+    assert set(cards) == {*COOKBOOK, "t_maze"}, "a program is a heading of docs/learn/cookbook.md"
     for name, text in cards.items():
         assert re.search(r"^!\[.+\]\(\S+\.(png|svg)\)", text, re.MULTILINE), name
         assert len(re.findall(r"^\|.*\|$", text, re.MULTILINE)) > 3, name

@@ -380,7 +380,7 @@ def test_the_ordinary_draws_reach_everything() -> None:
 
 @pytest.mark.usefixtures("x64")
 def test_every_activation_and_its_slope_equal_the_reference() -> None:
-    assert reference.ACTIVATIONS.keys() == {*ACTIVATIONS, "bent"}
+    assert reference.ACTIVATIONS.keys() == {*ACTIVATIONS, "bent"}, "write it in tests/reference.py"
     x = np.linspace(-4.0, 4.0, 40)
     functions = {**ACTIVATIONS, "bent": bent}
     run = jax.jit(lambda x: {k: jax.jvp(f, (x,), (jnp.ones(40),)) for k, f in functions.items()})

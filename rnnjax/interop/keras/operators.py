@@ -322,6 +322,8 @@ def _row(run: Callable[..., Any], **options: Any) -> Operator:
 _ARITHMETIC = ("add", "divide", "logical_and", "logical_or", "matmul", "multiply", "not_equal",
                "subtract", "true_divide")  # fmt: skip
 
+# Left out on purpose, for no recurrent model was seen to have them: AdditiveAttention, Cropping1D,
+# Maximum, Minimum, Subtract, UpSampling1D, ZeroPadding1D, and pools of images but MaxPooling2D.
 OPERATORS: Mapping[str, Operator] = {
     "Add": Operator(_add, mask=_any_mask, arrays=SEVERAL),
     "Multiply": Operator(_multiply, mask=_any_mask, arrays=SEVERAL),
