@@ -35,6 +35,7 @@ RAW = {kind: CELLS[kind].raw_size for kind in KINDS if CELLS[kind].raw}
 GRIDS = {"convlstm-1d": 1, "convlstm-2d": 2}
 WITHOUT_BOUNDS = {"relu", "elu", "selu", "gelu", "silu", "softplus", "linear"}
 CONTEXTS = ["jit", "known marks", "eager", "checkpoint", "vmap", "shard_map"]
+MASKED = ["zero", "last"]
 OVER_TIME = {"xs", "ids", "mask", "resets"}
 
 
@@ -96,7 +97,7 @@ def draw(number: int) -> Draw:
     shape = (time, *rows, *map(int, grid))
     static = {
         "reverse": bool(rng.integers(2)),
-        "masked_outputs": str(rng.choice(["zero", "last"])),
+        "masked_outputs": str(rng.choice(MASKED)),
         "method": drawn_method(rng, used, usual),
     }
     arrays = drawn_arrays(rng, build(node), features, shape, context, not grid.size and not raw)
@@ -369,6 +370,7 @@ def test_the_ordinary_draws_reach_everything() -> None:
     missing = {word for word in words if word not in written}
     missing |= {*KINDS} - {layer.kind for one in live for layer in layers(one.node)}
     missing |= {*CONTEXTS} - {one.context for one in live}
+    missing |= {*MASKED} - {one.static["masked_outputs"] for one in live if "mask" in one.rest}
     missing |= {Scan, Fused, Auto, Parallel} - {type(one.static["method"]) for one in live}
     for reverse in (False, True):
         ones = [one for one in live if one.static["reverse"] == reverse]
