@@ -85,13 +85,15 @@ def test_auto_takes_products_for_a_matrix_memory():
 def test_each_line_is_what_the_program_does(name):
     """The products in the loops and outside of them, what is kept, and where gradients are made."""
     cell, steps, rows = CELLS[name], 4, (7, *grid(name))
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 2))
-    xs = jax.ShapeDtypeStruct((steps, *rows, 2), jnp.float32)
+    sizes = {"xs": 2, **cell.raw}  # raw features come last
+    each = {n: jax.ShapeDtypeStruct((steps, *rows, size), "f") for n, size in sizes.items()}
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), sum(sizes.values())))
+    xs = jax.ShapeDtypeStruct((steps, *rows, sum(sizes.values())), jnp.float32)
     own = loop_params(cell, params)
     carry = jax.eval_shape(lambda: cell.initial_carry(rows))
     text = str(rnnjax.explain(cell, params, xs, method=rnnjax.Fused(), platform="cpu"))
     run = Recurrence(cell, cell.dtype, reverse=False)
-    given = own, Steps(), xs, StepMarks(), carry
+    given = own, Steps(), each.pop("xs"), StepMarks(raw=each), carry
     trace = jax.make_jaxpr(lambda *given: run.forward("cpu", *given), return_shape=True)
     forward, (out, kept) = trace(*given)
     needs_grad = jax.tree.map(lambda _: True, given)
