@@ -87,6 +87,29 @@ class GainCell(rnnjax.Cell):
 
 
 @dataclasses.dataclass(frozen=True)
+class GapCell(rnnjax.Cell):
+    """A user's cell with a raw feature: its units forget with the time since the last step."""
+
+    hidden_size: int
+    dtype: Any = None
+
+    carry: ClassVar[type[rnnjax.SimpleRNNCarry]] = rnnjax.SimpleRNNCarry
+    gates = ("h",)
+    raw: ClassVar[dict[str, int]] = {"gap": 1}
+    coupling = rnnjax.Coupling.ELEMENTWISE
+
+    def parameters(self, input_size: int) -> dict[str, rnnjax.Param]:
+        speed = rnnjax.Param((self.hidden_size,), "unit_uniform")
+        return super().parameters(input_size) | {"speed": speed}
+
+    def update(
+        self, params: Any, x: jax.Array, carry: rnnjax.SimpleRNNCarry, gap: jax.Array
+    ) -> rnnjax.SimpleRNNCarry:
+        keeps = jnp.exp(-jax.nn.softplus(params["speed"]) * gap)
+        return rnnjax.SimpleRNNCarry(keeps * carry.hidden + (1 - keeps) * jnp.tanh(x))
+
+
+@dataclasses.dataclass(frozen=True)
 class SubLSTMCell(rnnjax.Cell):
     """A user's cell whose gates subtract (Costa et al., 2017)."""
 
@@ -227,6 +250,7 @@ def make_cells() -> dict[str, rnnjax.Cell]:
         "convlstm-2d": rnnjax.ConvLSTMCell(2, kernel_shape=(2, 3)),
         "user-peephole": PeepholeCell(5),
         "user-gain": GainCell(5),
+        "user-gap": GapCell(5),
         "user-sub": SubLSTMCell(5),
         "user-scrn": SCRNCell(5, context_size=3),
         "user-step": OwnStepCell(5),

@@ -415,12 +415,21 @@ def user_gain(p: Any, x: Array, o: Options, h: Array) -> Any:
     return h, sigmoid(z) * h
 
 
+def user_gap(p: Any, x: Array, o: Options, h: Array) -> Any:
+    """GapCell of tests/cell_table.py: ``h' = k h + (1 - k) tanh(x W + h U + b)``, and
+
+    k = exp(-softplus(v) gap), where the gap is the last feature.
+    """
+    keeps = np.exp(-softplus(p["speed"]) * x[..., -1:])
+    return keeps * h + (1 - keeps) * np.tanh(sums(p, x[..., :-1], h, 1)[0])
+
+
 EQUATIONS: dict[str, Callable[..., Any]] = {
     equation.__name__.replace("_", "-"): equation
     for equation in (
         simple, gru, gru_reset_before, layernorm_gru, mgu, mgu_reset_before, mingru, minlstm,
-        user_gain, lstm, peephole, projection, layernorm_lstm, user_peephole, diagonal_lstm, lru,
-        s5, rglru, temporal_conv, s6, slstm, mlstm, mamba2, deltanet,
+        user_gain, user_gap, lstm, peephole, projection, layernorm_lstm, user_peephole,
+        diagonal_lstm, lru, s5, rglru, temporal_conv, s6, slstm, mlstm, mamba2, deltanet,
     )
 }  # fmt: skip
 EQUATIONS |= {"convlstm-1d": convlstm, "convlstm-2d": convlstm, "leaky": leaky}
