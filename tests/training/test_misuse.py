@@ -99,7 +99,7 @@ MISUSES = {
     "a number of skipped steps": lambda: train(skip_nonfinite=True),
     "a sharding by its number": lambda: train(sharding=2),
     "a sharding over no device": lambda: Sharding.over(0),
-    "hidden units over devices": lambda: Sharding.over(2, 2),
+    "a sharding by two numbers": lambda: Sharding.over(2, 2),
     "a mesh of nothing": lambda: Sharding(None),
     "rows_axis by a name": lambda: train(sharding=Sharding.over(1, rows_axis="rows")),
     "a file for a run": lambda: train(run_dir=__file__),
