@@ -342,7 +342,7 @@ TABLE = (
     "tests/test_laws.py::test_law_13_every_number_can_learn_from_where_it_begins",
     "layer normalisation begins with gains of 0, so that nothing before them learns",
     'gain = Param(params["kernel"].shape[-1:], "{{ones => zeros}}")\n',
-    "rnnjax/cells/lru.py",
+    "rnnjax/cells/lru.py tests/test_reference.py",
     "an LRU takes its inputs in whole, however long it remembers",
     "lets_in = {{gamma * real, gamma * => real,}} imag",
     "tests/test_declarations.py::test_intervals_of_a_state_space",

@@ -21,7 +21,6 @@ for package, extra in {"onnx": "onnx", "h5py": "keras-files", "safetensors": "sa
     pytest.importorskip(package, reason=f"{package} is in the extra `{extra}`")
 
 VOCABULARY = Vocabulary("abcé\n🙂")
-SUFFIXES = [".onnx", ".keras", ".weights.h5", ".safetensors"]
 TIME = 5
 
 
