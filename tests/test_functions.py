@@ -457,6 +457,7 @@ NO_MEMORY = r"must be a rnnjax\.Memory with query"
         ((*REAL[:2], REAL[2][:-1]), {}, r"carry must have shape.*check which axis is time"),
         ((MATRICES[0] * 1j, MATRICES[1]), {}, "must be real where decay is matrices"),
         (REAL, {"method": rnnjax.Fused()}, r"method must be Auto\(\), Parallel\(\) or Scan\(\)"),
+        (REAL, {"method": type("Own", (rnnjax.Scan,), {})()}, "method must be .*, but is Own"),
         (REAL, {"method": rnnjax.Parallel(4)}, "chunk must be None"),
         (MEMORY._replace(value=VALUE[:-1]), {}, "value must have shape .* check its axes"),
         (MEMORY._replace(beta=BY_KEY), {}, "beta must have shape"),
@@ -466,7 +467,7 @@ NO_MEMORY = r"must be a rnnjax\.Memory with query"
         (MEMORY._replace(value=VALUE[:, :, :1]), {}, "heads that divide those of the value"),
         *((wrong, {}, NO_MEMORY) for wrong in (MEMORY._asdict(), QUERY, MEMORY._replace(key=None))),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_what_is_refused(given, options, message):
     with pytest.raises(InvalidInputError, match=message):

@@ -377,7 +377,7 @@ class _Order:
         Also return the valid steps and the resets, in running order.
         """
         check_runs(method, reverse)
-        if not isinstance(method, Auto | Scan | Parallel):
+        if type(method) not in (Auto, Scan, Parallel):  # what a subclass adds would not run
             raise InvalidInputError(
                 f"method must be Auto(), Parallel() or Scan(), which is all that runs arrays, but "
                 f"is {method}; leave it out"
