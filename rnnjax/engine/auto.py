@@ -77,7 +77,7 @@ class Auto(Method):
             return Scan(), "a single step has nothing to take out of a loop"
         known = isinstance(num_steps, int)
         # A loop over a memory reads and writes value_size x key_size numbers at each step. A chunk
-        # of L steps does so once, beside products of L x L weights: less for all L above a few.
+        # of L steps does so once, and makes L x L weights: fewer numbers for an L well below that.
         if known and cell.has_memory:
             return Parallel(), "the cell declares a memory, for which it makes products"
         if known and _stores_little(cell, num_steps, rows):
@@ -97,6 +97,6 @@ def _stores_little(cell: Cell, num_steps: int, rows: Any) -> bool:
     sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))]
     columns = cell.parameters(1 + cell.raw_size)["kernel"].shape[-1] + cell.raw_size
     little = isinstance(rows, int) and num_steps * rows * columns <= _FEW_NUMBERS
-    # A unit with n leaves stores n x n factors and n constants a step: n (n + 1) numbers, here as
-    # sum(sizes) (n + 1), beside the columns of the product that `Fused` stores.
+    # Each unit has n x n factors and n constants a step, for n leaves: n + 1 times as many numbers
+    # as the carry.
     return little and sum(sizes) * (len(sizes) + 1) <= columns

@@ -382,8 +382,8 @@ class _Order:
                 f"method must be Auto(), Parallel() or Scan(), which is all that runs arrays, but "
                 f"is {method}; leave it out"
             )
-        # A program exported for any number of steps knows none to split, and a single step, as of
-        # a text that is written, has none: as a chunk it would be padded products of matrices.
+        # A program exported for any number of steps cannot split them into chunks. A chunk of one
+        # step, as where a text is written, computes the step with more operations.
         if isinstance(method, Parallel):
             method.check_known(xs.shape[0])
         elif is_symbolic_dim(xs.shape[0]) or xs.shape[0] == 1:

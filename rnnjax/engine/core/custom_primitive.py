@@ -95,8 +95,8 @@ class Level(NamedTuple):
 def _summed(execute: Callable[..., Any], own: tuple[bool, ...]) -> Callable[..., Any]:
     def run(*flat: Any) -> Any:
         ds, tree = jax.tree.flatten(execute(*flat))
-        # An argument without the axis of the vmap is shared: of sum_i f(a, x_i) its cotangent is
-        # the sum of df(a, x_i)/da over i. One with the axis has a cotangent for each i.
+        # An argument a without the axis of the vmap is shared by all f(a, x_i): its cotangent is
+        # the sum of theirs over i. An argument with the axis has a cotangent for each i.
         ds = [d if o else d.sum(axis=0) for d, o in zip(ds, own, strict=True)]
         return jax.tree.unflatten(tree, ds)
 
@@ -221,7 +221,7 @@ def _check_effect(function: Function, effect: Any) -> None:
         raise InvalidInputError(function.refused(what))
 
 
-# The types of the results are an argument, since to find them means to trace the function.
+# The types of the results are a parameter: to find them here would trace the function again.
 _p.def_abstract_eval(lambda *_, call, avals: avals)
 # Under ``jax.disable_jit``; otherwise a program is compiled.
 _p.def_impl(lambda *flat, call, avals: jax.tree.leaves(call.execute("any", *flat)))
@@ -274,8 +274,8 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: Call, avals: 
     outs, result = jax.tree.flatten(out)
     # An argument without a tangent, such as data in training, costs no gradient.
     needs_grad = _not_zero(tangents)
-    # The tangent is linear in the tangents, so that JAX transposes it for a gradient. The residuals
-    # are its operands, as only then do both passes share one forward loop.
+    # The derivative is linear in the tangents, so that JAX transposes it for a gradient. With the
+    # residuals among its operands, the backward pass need not run the forward loop again.
     linear = dataclasses.replace(
         call, kind="tangent", needs_grad=needs_grad, result=result, saved=tree, levels=()
     )
@@ -288,8 +288,9 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: Call, avals: 
     # tracing time of the tests.
     types = tuple(aval.to_tangent_aval() for aval in avals[: len(outs)])
     d_out = _p.bind(*primals, *saved, *linear.differentiated(tangents), call=linear, avals=types)
-    # A forward pass is differentiated again for a Hessian, say.
-    if call.kind == "forward":  # nothing but `backward` reads what was saved
+    # A second derivative, as for a Hessian, differentiates the forward pass. Of what it saved the
+    # tangents may be zeros: nothing but `backward` reads it, whose own derivative ignores them.
+    if call.kind == "forward":
         outs, d_out = [*outs, *saved], [*d_out, *map(jnp.zeros_like, saved)]
     return outs, d_out
 

@@ -199,9 +199,9 @@ def last_valid(ys: jax.Array, valid: jax.Array | None, reverse: bool = False) ->
     if valid is None:
         return ys[0 if reverse else -1]
     steps = jnp.arange(ys.shape[0]).reshape(-1, *[1] * (valid.ndim - 1))
-    # The last step that ran is the maximum of t over valid steps. In reverse it is the least t,
-    # -max(-t), so that one maximum and one absolute value serve both directions. Rows without a
-    # valid step get an index out of range, which is clipped here and replaced below.
+    # The valid step that ran last is max t, in reverse min t = -max(-t): with t or -t, one maximum
+    # and its absolute value serve both directions. Rows without a valid step get some index, which
+    # is clipped to the range of indices, and whose output is replaced below.
     ran = jnp.where(valid, -steps if reverse else steps, -ys.shape[0] if reverse else -1)
     last = jnp.abs(ran.max(axis=0, initial=-ys.shape[0]))
     any_valid = expand(valid.any(axis=0), ys[0])

@@ -105,7 +105,7 @@ def start_of(cell: Cell, params: Params, xs: Any, reset_carry: Carry | None, lik
                 f"reset_carry must have the types of the carry, whose place it takes, but has "
                 f"{odd[0]}, and would be rounded; cast one of them by astype"
             )
-    # A state without batch axes broadcasts, whose transpose sums its gradient over the rows.
+    # A state without batch axes is broadcast, and the transpose sums its gradient over the rows.
     return jax.tree.map(
         lambda leaf, now: jnp.broadcast_to(leaf, now.shape).astype(now.dtype), reset_carry, like
     )
@@ -192,7 +192,7 @@ def _valid_steps(xs: Any, lengths: Any, mask: Any, along: MeshAxis) -> jax.Array
     valid: Any = times.reshape(-1, *[1] * lengths.ndim) < lengths
     if mask is None:
         return valid
-    # Either may leave out trailing batch axes. Axes of size 1 at the end broadcast as it says.
+    # Either may leave out trailing batch axes: axes of size 1 in their place apply to all rows.
     axes = max(valid.ndim, mask.ndim)
     valid, mask = (m.reshape(*m.shape, *[1] * (axes - m.ndim)) for m in (valid, mask))
     return valid & mask

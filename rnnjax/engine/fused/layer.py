@@ -1,4 +1,4 @@
-"""A layer over a sequence, and one step of it, with and without its residuals' names."""
+"""A layer over a sequence, and one step of it without residuals."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -49,8 +49,8 @@ def after(
 ) -> tuple[Carry, jax.Array]:
     """Apply masks, noise and resets after the equation: linear in the arrays from ``start`` on."""
     new, y = steps.mask(old, new, y, at, cell.output)
-    # Masks select, leaks scale, resets select: each result is a sum of its arguments times what the
-    # arguments do not enter. So the transpose of this function is the same at any point.
+    # Masks, zoneout and resets select, and leaks scale: each result is a sum of the arguments, each
+    # times a factor that depends on none of them. So the derivative is the same at every point.
     return steps._replace(start=start).reset(new, at), y
 
 

@@ -128,16 +128,16 @@ class Products:
         """Compute ``d @ kernel.T`` for all steps at once."""
         if divided() and kernel.ndim == 2:
             return contract(self._cast(d), self._cast(kernel), (d.ndim - 1, 1))
-        # dx = d W^T, with no dependence between steps: one product for all of them.
+        # y = x W gives dx = dy W^T, and no step waits for another: one product for all of them.
         return self._transposed(self.inputs_backward, self._cast(kernel))(d)
 
     def _transposed(self, form: Backward, kernel: jax.Array) -> Product:
         if kernel.ndim > 2:  # the forms are those of matrices
             back = convolved_back(kernel.astype(at_least_float32(kernel.dtype)))
             return lambda d: back(self._wide(d, kernel))
-        if form is Backward.COPY:  # and here the barrier does too
-            # Contracting with the second axis of a kernel is slower than multiplying by its
-            # transpose. The copy pays if many steps share it; without the barrier XLA undoes it.
+        if form is Backward.COPY:
+            # With several rows, contracting the second axis of a kernel is slower than a product
+            # with a transposed copy, which all steps share. Without the barrier XLA undoes it.
             transposed = jax.lax.optimization_barrier(kernel.T)
             return lambda d: product(d, transposed, self.dtype)
         if form is Backward.KERNEL_FIRST:
@@ -156,8 +156,8 @@ class Products:
             wide = self._wide(kernel, d)
             return convolution_kernel_gradient(self._wide(xs, d), self._wide(d, xs), wide)
         left, right = (self._cast(as_rows(a)) for a in (xs, d))
-        # y = x W has dW = sum over steps and rows of x^T d: with time and batch as one axis of
-        # rows, a single product X^T D, which contracts the axis along which both are contiguous.
+        # y = x W gives dW = sum of x^T dy over steps and rows: with these as the rows of X and D, a
+        # single product X^T D. On several devices they stay separate axes, contracted together.
         rows = tuple(range(left.ndim - 1))
         return contract(left, right, (rows, rows))
 

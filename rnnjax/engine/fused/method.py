@@ -150,9 +150,9 @@ def resets_early(carry: Carry, steps: Steps, reverse: bool) -> tuple[Carry, Step
     resets = steps.per_step.resets
     if resets is None:
         return carry, steps
-    # A selection before step t is the same at the end of step t - 1. So the marks move one step
-    # towards the start, and that of the first step acts on the carry that comes in. The step that
-    # runs last prepares a state for no other.
+    # To replace the state before a step is to replace it after the step that ran before. So each
+    # mark moves to that step, and the mark of the step that runs first acts on the carry that comes
+    # in. The step that runs last gets none, as it prepares the state of no other.
     none = jnp.zeros_like(resets[:1])
     if reverse:
         first, then = resets[-1], jnp.concatenate([none, resets[:-1]])
@@ -174,9 +174,9 @@ def _in_segments(
 
     def segments(carry: Carry) -> tuple[Carry, jax.Array]:
         pieces = split_time(jax.tree.map(lambda leaf: leaf[:whole], inputs), length)
-        # In a scan XLA cannot merge a recomputation with the first computation.
-        # What is saved is the carry at each border: time / k states, and then the residuals of k
-        # steps while one segment is differentiated. time / k + k is least at k = sqrt(time).
+        # Saved are T / k carries of s numbers each, and of one segment at a time the residuals of k
+        # steps, r numbers each: s T / k + r k is least at k = sqrt(T s / r). In a scan XLA cannot
+        # merge the second computation of a segment with the first.
         again = jax.checkpoint(run, prevent_cse=False)
         carry, ys = jax.lax.scan(
             lambda carry, inputs: again(inputs, carry), carry, pieces, reverse=reverse

@@ -73,7 +73,6 @@ class Recurrence(Function):
     ) -> Any:
         """Scan over the step, after the product of the inputs."""
         # For no platform: a form that is differentiated to any order has no barriers or copies.
-        # JAX differentiates this form again and again: `jvp`, Hessians, the gradient of a gradient.
         step = step_of(self.layer("any", "run", params, steps, xs, per_step, carry))
         projected = multiplied(self.cell, params, xs, self.dtype)
         return jax.lax.scan(
@@ -145,8 +144,7 @@ class Recurrence(Function):
         d_params, products = dict(d_used), layer.plan.products
         if cell.recurrent is not None:
             # z_t = x_t W + h_(t-1) U + b gives dW = sum_t x_t^T dz_t and dU = sum_t h_(t-1)^T dz_t.
-            # With dz of all steps known, each sum over time and rows is one product of two
-            # matrices.
+            # With dz of all steps known, each sum over time and rows is one product of matrices.
             entering = steps.drop_state(getattr(carries, cell.recurrent))
             d_params["recurrent_kernel"] = products.kernel_gradient(
                 entering, d_recurrent, params["recurrent_kernel"]
@@ -220,8 +218,8 @@ def _backward_loop(
         d_carry, d_so_far = state
         rest, d_y, carry, at = others
         # Traced and not run: the program contains the uses of the arrays, not their computation.
-        # Which array is which follows from the forward step, and is traced again instead of handed
-        # over, since the primitive's operands are arrays alone.
+        # Which array is which follows from a trace of the forward step, which ``jit`` has in its
+        # cache: see `_saving`.
         residual_map = residual_map_of(layer, carry, first, at.raw)
         # The derivative of a linear function does not ask where.
         zeros = jax.tree.map(jnp.zeros_like, (steps.start, carry, carry, d_y))
@@ -233,13 +231,12 @@ def _backward_loop(
             # The barrier makes XLA compute it once, though the product and the outputs read it.
             d_x = jax.lax.optimization_barrier(d_x)
         d_projected, d_recurrent = d_x if pair else (d_x, d_x)
-        # The state before the step reaches what follows by two ways, the update and the mask that
-        # holds it. The cotangent is the sum of both.
+        # The state before a step reaches the one after it through the update, and through masks and
+        # zoneout, which hold it. Its cotangent is the sum of both.
         d_carry = jax.tree.map(jnp.add, d_carry, d_old)
         if leaf is not None:
             d_state = getattr(d_carry, leaf)
-            # The third way: z = drop(h) U, so dh = drop(dz U^T), as dropout multiplies by a
-            # constant.
+            # The third way: z = drop(h) U gives dh = drop(dz U^T), as dropout scales each unit.
             d_state += steps.drop_state(times_transposed(d_recurrent).astype(d_state.dtype))
             d_carry = d_carry._replace(**{leaf: d_state})
         state = d_carry, jax.tree.map(jnp.add, d_so_far, (d_used, d_start))

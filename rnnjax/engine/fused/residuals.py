@@ -53,8 +53,8 @@ class ResidualMap:
         cls, vjp_fn: Any, given: "Given", projected: jax.ShapeDtypeStruct
     ) -> tuple["ResidualMap", list[jax.Array]]:
         """Return the residual map of a derivative ``vjp_fn``, and the arrays to save."""
-        # `jax.vjp` returns a function that is a pytree. Its leaves are all that it reads, and its
-        # tree is the program, without values: any arrays of the same shapes make it a derivative.
+        # `jax.vjp` returns a function that is a pytree. Its leaves are the arrays that it reads and
+        # its tree is the program. With leaves of another step it is the derivative of that step.
         leaves, tree = jax.tree.flatten(vjp_fn)
         shared = [(name, i, leaf) for name, own in given.items() for i, leaf in enumerate(own)]
         places: list[tuple[str, Any]] = []
@@ -68,10 +68,10 @@ class ResidualMap:
                 place = "saved", len(saved)
                 saved.append(leaf)
             places.append(place)
-        # An LSTM saves four gates, as wide as its projected inputs; a GRU three and one product.
-        # Largest first, those that fit overwrite the inputs.
-        # The projected inputs of a step are not read again once its gates are known. So an entry of
-        # that array may hold the gates, and the largest array of a layer is allocated once.
+        # Nothing reads the projected inputs of a step once its gates are computed. So gates may
+        # overwrite them, and the largest array of a layer is allocated once. An LSTM saves four
+        # gates, as wide as its projected inputs; a GRU three and one product. Largest first, those
+        # that fit are written.
         written, room = [], projected.shape[-1]
         for i in sorted(
             range(len(saved)), key=lambda i: -saved[i].shape[-1] if saved[i].ndim else 0
@@ -128,9 +128,9 @@ def saving_step_of(layer: Layer) -> SavingStep:
 
     def step(carry: Carry, projected: jax.Array, at: StepMarks) -> tuple[Carry, jax.Array, Saved]:
         given = _used(layer), update_input(carry, projected), carry, at.raw
-        # Traced and evaluated, not called: a residual is recognised as an argument by being the
-        # same tracer, and under `jax.disable_jit` a call of a jitted function has arrays and no
-        # tracers.
+        # Traced and evaluated, not called: a residual that is a tracer is saved, or an argument if
+        # it is the same tracer. Under `jax.disable_jit` a call would have arrays in their place,
+        # which would be taken for constants.
         trace = _trace_of(layer, projected, *given)
         leaves = eval_jaxpr(trace.jaxpr.jaxpr, trace.jaxpr.consts, *jax.tree.leaves(given))
         (new, y), saved, residual_map = jax.tree.unflatten(
@@ -178,12 +178,12 @@ def _saving(
     Under ``jit`` JAX traces it once for the forward and backward loop, equal layers and other
     programs. Otherwise it would be a third of all tracing.
     """
-    # In a scan XLA cannot merge a recomputation with the first computation.
+    # Without a checkpoint JAX would save whatever its rules of derivatives read, with one but
+    # without a policy nothing. Named are gates s = sigmoid(z) and g = tanh(z), from which follow
+    # their derivatives s (1 - s) and 1 - g^2, and what a cell names besides.
     saving = jax.checkpoint(
         functools.partial(apply_update, cell, dtype=dtype),
-        prevent_cse=False,
-        # Without it JAX would save each intermediate of `update`. The named ones are the activated
-        # gates, from which their derivatives follow: s (1 - s) of a sigmoid, 1 - g^2 of a tanh.
+        prevent_cse=False,  # in a scan XLA cannot merge a recomputation with the first computation
         policy=jax.checkpoint_policies.save_only_these_names(RESIDUAL),
     )
     out, vjp_fn = jax.vjp(saving, used, x, carry, raw)

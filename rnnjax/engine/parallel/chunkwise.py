@@ -81,8 +81,8 @@ class Matrices:
         if memory.log_beta is not None:
             stabilizers = self._stabilizers(memory, carry, start, resets)
             # S is stored as S exp(-m). A step multiplies the old one by exp(log A + m - m') and the
-            # new value by exp(log beta - m'). As m' is the larger of log A + m and log beta, both
-            # are at most 1. One of them is 1, beside which it does not matter if the other is 0.
+            # new value by exp(log beta - m'). As m' is the larger of log A + m and log beta, one of
+            # both factors is 1. The other is below it, and may underflow to 0 without harm.
             before = shift(stabilizers).at[0].set(carry.stabilizer)
             if resets is not None:
                 before = jnp.where(resets[..., None], start.stabilizer, before)
@@ -92,8 +92,10 @@ class Matrices:
         state, starts = jax.lax.scan(
             functools.partial(self._over, fresh=fresh), carry.memory, _ends(chunk)
         )
-        # y_t = D_t S_0 q_t + sum_(s<=t) (k_s D_(s..t) q_t) v_s, with S_0 the memory before the
-        # chunk and D the decays between: `reads` has the brackets, `query` is D_t q_t.
+        # With S_0 the memory before the chunk, D_t the product of the decays of its steps up to t,
+        # D_(s..t) that of the steps s + 1 to t, and u_s the value that step s writes, the read is
+        # y_t = S_0 D_t q_t + sum_(s<=t) (k_s^T D_(s..t) q_t) u_s. `reads` has the brackets;
+        # `since` and `query` are D_t and q_t, or 1 and D_t q_t with a decay per key entry.
         value = chunk.value
         if chunk.erased is not None:
             value = value - chunk.erased @ starts.mT
@@ -114,8 +116,9 @@ class Matrices:
         new = state
         if fresh is not None:
             new = jnp.where(restarted[..., None, None], fresh, new)
-        # S_L = S_0 D_L + sum_s u_s (D_(s..L) k_s)^T, where u_s = v_s - S_0 e_s if steps erase. The
-        # part of u that does not depend on S_0 is in `written`, the other is S_0 times `erased`.
+        # S_L = S_0 D_L + sum_s u_s k_s^T D_(s..L). If steps erase, u_s = a_s - S_0 b_s, where a_s
+        # and b_s are the rows of `_Chunk.value` and `_Chunk.erased`. With a_s in place of u_s the
+        # sum is `written`, and with b_s it is `erased`.
         new = keeps[..., None, :] * new + written
         if erased is not None:
             new = new - state @ erased
@@ -132,7 +135,7 @@ class Matrices:
         sums, whole, linked = self._sums(decay, resets)
         added = self._in_chunks(added, -jnp.inf)
         # Unrolled, m_t is the largest of m_0 + d_1 + .. + d_t and of all b_s + d_(s+1) + .. + d_t,
-        # s <= t: a linear recurrence with max for plus and + for times, which distribute alike.
+        # s <= t: a linear recurrence with max for plus and + for times, which distributes over it.
         own = jnp.where(_lower(self.length) & linked, sums + added[..., None, :], -jnp.inf)
         # By its place: the slope of `jnp.max` asks which entries equal the result, and where XLA
         # rounds one differently when it computes it again, for a gradient, it is another one.
@@ -157,10 +160,8 @@ class Matrices:
         by_key, log_decay = memory.by_key, memory.log_decay
         sums, whole, linked = self._sums(log_decay, resets)
         linked = _lower(self.length) & linked
-        decays, keeps = (
-            _decays(sums, linked, by_key),
-            jnp.exp(whole if by_key else whole[..., None]),
-        )
+        decays = _decays(sums, linked, by_key)
+        keeps = jnp.exp(whole if by_key else whole[..., None])
 
         def across(one: jax.Array, key: jax.Array, decays: jax.Array) -> jax.Array:
             """Multiply each step's vectors with the decayed keys of earlier steps."""
@@ -173,12 +174,12 @@ class Matrices:
         end = decays[..., -1, :, :] if by_key else decays[..., -1, :, None]
         if memory.erase is not None or memory.removal_key is not None:
             if memory.erase is not None:
-                # What a step erases and what it writes lie at one key. So they are one value, and
-                # it is read after the decay of the step.
-                # u_t = v_t - S_(t-1) A_t (e_t k_t), and S_(t-1) A_t = D_t S_0 + sum_(s<t) u_s
-                # (D_(s..t) k_s)^T. So u_t + sum_(s<t) (e_t k_t D_(s..t) k_s) u_s = v_t - S_0 D_t
-                # (e_t k_t): the matrix of the u is the identity plus `below`, which has s < t
-                # alone, and is therefore unit lower triangular.
+                # What a step erases and what it writes lie at one key, and so are one value u_t.
+                # The memory is read after the decay of the step, at x_t = e_t k_t:
+                #   u_t = v_t - S_(t-1) A_t x_t
+                #   S_(t-1) A_t = S_0 D_t + sum_(s<t) u_s k_s^T D_(s..t)
+                # Hence u_t + sum_(s<t) (x_t^T D_(s..t) k_s) u_s = v_t - S_0 D_t x_t, a system for
+                # all u whose matrix is I + `below`, unit lower triangular.
                 part = self._in_chunks(memory.erase)
                 if memory.erase.ndim == memory.key.ndim:
                     below = across(part * key, key, decays)
@@ -187,19 +188,17 @@ class Matrices:
                     below = part * across(key, key, decays)
                 below, seen, target = jnp.tril(below, -1), part * keeps * key, value
             else:
-                # What is removed is a second, negative value of the step, at a key of its own. It
-                # is read before the decay of the step: sums and products up to the step before.
+                # What is removed is a second, negative value of the step, x_t = -S_(t-1) r_t, at a
+                # key of its own, w_t. It is read before the decay of the step, from
+                #   S_(t-1) = S_0 D_(t-1) + sum_(s<t) (v_s k_s^T + x_s w_s^T) D_(s..t-1)
+                # again a unit lower system. D_(s..t-1) comes from `sums`, moved down by a row.
                 assert memory.removal_query is not None
                 assert memory.removal_key is not None
-                at, away = (
-                    self._in_chunks(memory.removal_query),
-                    self._in_chunks(memory.removal_key),
-                )
+                at = self._in_chunks(memory.removal_query)
+                away = self._in_chunks(memory.removal_key)
                 strict, decay = jnp.tril(linked, -1), self._in_chunks(log_decay)
                 before = strict.astype(decay.dtype) @ (decay if by_key else decay[..., None])
                 earlier = _decays(jnp.roll(sums, 1, -3 if by_key else -2), strict, by_key)
-                # x_t = -S_(t-1) r_t is written at w_t. The sums over s < t end before the decay of
-                # step t, so the decays are those to t - 1: rows of `sums`, one further down.
                 below, seen = across(at, away, earlier), jnp.exp(before) * at
                 target = -across(at, key, earlier) @ value
             if fresh is not None:
@@ -233,14 +232,14 @@ class Matrices:
         if resets is not None:
             count = jnp.cumsum(self._in_chunks(resets[..., None]).astype(jnp.int32), axis=-1)
             linked = count[..., :, None] == count[..., None, :]
-        # By products: on a CPU a cumulative sum of them takes three times as long.
+        # sums[t, s] = sum_j [j <= t] [j > s] d_j, by products: on a CPU a cumulative sum of them
+        # takes three times as long.
         later = jnp.tril(lower, -1).astype(decay.dtype)  # the steps after each step
         own = (lower & linked).astype(decay.dtype)
         until = lower.astype(decay.dtype)
         if by_key:
             sums = jnp.einsum("tj,js,...jk->...tsk", until, later, decay, precision="highest")
             return sums, _product(own, decay), linked
-        # sums[t, s] = sum_j [j <= t] [j > s] d_j.
         sums = _product(until, later * decay[..., :, None])
         whole = _product(own, decay[..., None])[..., 0]
         return sums, whole, linked
@@ -316,8 +315,8 @@ def unit_lower_solve(below: jax.Array, right: jax.Array) -> jax.Array:
         rows = blocks[block][1] - blocks[block][0]
         return inverses[..., block, :rows, :rows]
 
-    # Block row i: x_i = (I + L_ii)^-1 (b_i - sum_(j<i) L_ij x_j), from the first. Transposed, the
-    # last comes first.
+    # Block row i: x_i = (I + L_ii)^-1 (b_i - sum_(j<i) L_ij x_j), from the first to the last. Of
+    # the transpose: x_i = (I + L_ii)^-T (b_i - sum_(j>i) L_ji^T x_j), from the last to the first.
     def forward(_: Any, right: jax.Array) -> jax.Array:
         x = right[..., :0, :]
         for block, (start, end) in enumerate(blocks):
@@ -343,8 +342,8 @@ def _unit_lower_inverse(below: jax.Array) -> jax.Array:
     size = below.shape[-1]
 
     def eliminate(j: Any, inverse: jax.Array) -> jax.Array:
-        # I + L is the product of I + l_j e_j^T over the columns l_j, and the inverse of each factor
-        # is I - l_j e_j^T, as e_j^T l_j = 0: entries on and above the diagonal are zero.
+        # I + L is the product of I + l_j e_j^T over the columns l_j, from left to right, as
+        # e_i^T l_j = 0 for i <= j. Their inverses I - l_j e_j^T are applied from the first on.
         column, row = below[..., :, j, None], inverse[..., j, None, :]
         return inverse - column * row
 
@@ -456,7 +455,7 @@ def _finite(
     last_reset: Any = -1
     if resets is not None:
         last_reset = jax.lax.cummax(jnp.where(resets, times, -1))
-    # The place of the last step so far that was not finite; -1 for the carry, -2 for none.
+    # The last step so far that was not finite; -1 for the carry, -2 for none.
     last = jax.lax.cummax(jnp.where(steps, times, jnp.where(before, -1, -2)))
     spoils = jnp.where(last >= last_reset, jnp.nan, 1)
     memory = memory._replace(query=without(lost, memory.query))

@@ -57,10 +57,10 @@ def apply(element: Element, state: Leaves) -> Leaves:
 
 def compose(one: Element, other: Element) -> Element:
     """Compose two elements, in running order, to one."""
-    # Drop before the product: an infinite factor times zero would be NaN.
     # A2 (A1 s + b1) + b2 = (A2 A1) s + (A2 b1 + b2): affine maps are closed under composition, and
     # composition is associative, which is all that a prefix sum asks for. A reset in the second
-    # part sets A1 and b1 to zero, as nothing of the state before it is left.
+    # part sets A1 and b1 to zero, as nothing of the state before it is left: before the product,
+    # since an infinite factor times zero would be NaN.
     first, constants = without(other[2], one[:2])
     factors = transposed([times(other[0], column) for column in transposed(first)])
     earlier, resets = one[2], other[2]
@@ -108,8 +108,8 @@ def cotangents_of(
         element = transposed(factors), d_states, resets
         left, totals = jax.lax.scan(step, d_last, element, reverse=True)
         return totals, left
-    # With e_t the cotangent that arrives from later steps, the total is g_t = e_t + d_t, and
-    # e_(t-1) = A_t^T g_t. It is the same recurrence, transposed and from the end.
+    # With e_t the cotangent of state t from later steps, the total is g_t = e_t + d_t. `left` is
+    # e_(t-1) = A_t^T g_t = A_t^T e_t + A_t^T d_t, an affine recurrence from the end.
     left = states_of(platform, back_element(factors, d_states, resets), d_last, reverse=True)
     entering = [jnp.concatenate([h[1:], e[None]]) for h, e in zip(left, d_last, strict=True)]
     return plus(entering, d_states), [h[0] for h in left]
@@ -178,10 +178,9 @@ class AffineRecurrence(Function):
         entering, d_start = d_last, None
         if self.along.name is not None:
             back, constants, dropped = back_element(factors, d_states, resets)
-            # On each device the state before its steps has its own cotangent.
+            # The state before this device's steps is a result too. Its cotangent is added to what
+            # leaves the first of them backwards, as a constant of that step.
             constants = [c.at[0].add(b) for c, b in zip(constants, d_before, strict=True)]
-            # The cotangent of the state before this device's steps enters at its first step, as a
-            # constant of the transposed recurrence.
             element = back, constants, dropped
             entering, d_start = self._over_devices(element, d_last, not self.reverse, True)
         totals, left = cotangents_of(platform, factors, d_states, resets, entering)
@@ -189,7 +188,7 @@ class AffineRecurrence(Function):
             d_start = plus(left, d_before)
         else:
             d_start = self.along.only_first(d_start, self.reverse)
-        # g_t is the gradient of b_t, and the outer product of g_t and s_(t-1) that of A_t.
+        # g_t is the gradient of b_t, and for each unit the outer product g_t s_(t-1)^T that of A_t.
         before = [shift(h).at[0].set(s) for h, s in zip(states, before, strict=True)]
         d_factors = [[(g * h).astype(a.dtype)
                       for h, a in zip(without(resets, before), row, strict=True)]
@@ -228,9 +227,9 @@ def affine_states(
     carry: Carry,
 ) -> tuple[Carry, jax.Array]:
     """Compute the last state and the outputs from the factors and constants of every step."""
-    # At a state of zeros: the products of the inputs are those of any state, as an affine cell
-    # multiplies no state before its update (`why_not_affine`).
+    # The carry is not read: an affine cell has no product of the state (`why_not_affine`).
     projected = update_input(cell, params, multiplied(cell, params, xs, cell.dtype), carry)
+    # The constants are the states that follow a state of zeros.
     nothing = jax.tree.map(lambda s: jnp.zeros((xs.shape[0], *s.shape), s.dtype), carry)
     # `update` gets one step.
     updated = jax.vmap(functools.partial(apply_update, cell, params))

@@ -163,8 +163,8 @@ class Parallel(Method):
 
 def why_not_affine(cell: Cell) -> str | None:
     """Return why a cell is not declared affine and elementwise in its state; else None."""
-    # S' = S A + v k^T is affine in S, though its units share a key.
-    if cell.has_memory:  # its memory is affine, and its update follows from that
+    # S' = S (A - r w^T) + beta v k^T is affine in S, and the update follows from the memory.
+    if cell.has_memory:
         return None
     if reason := why_no_equation(cell):
         return reason
