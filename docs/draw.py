@@ -251,8 +251,8 @@ def norms(cell: rnnjax.Cell, name: str) -> np.ndarray:
 
 
 ENGINE = ["engine", *(f"engine.{room}" for room in ("core", "fused", "parallel", "pallas"))]
-ROOMS = ["errors", "cells", "packing", "text", *ENGINE, "layers", "layout", "linen", "nnx"]
-ROOMS += ["online", "training", "testing", "interop"]
+ROOMS = ["errors", "checks", "meshes", "cells", "packing", "text", *ENGINE, "layers", "flax_cells"]
+ROOMS += ["linen", "nnx", "online", "training", "testing", "interop"]
 
 
 def room_of(name: str) -> str | None:
@@ -286,8 +286,9 @@ def house() -> Any:
     def floor(room: str) -> int:
         return max((1 + floor(other) for other in imports[room]), default=0)
 
-    ax, places = canvas(15, 13.5), {}
-    for height in range(1 + max(map(floor, ROOMS))):
+    floors = 1 + max(map(floor, ROOMS))
+    ax, places = canvas(15, 1.7 * floors - 0.1), {}
+    for height in range(floors):
         level = [room for room in ROOMS if floor(room) == height]
         for i, room in enumerate(level):
             places[room] = 15 * (i + 0.5) / len(level), 0.75 + 1.7 * height
