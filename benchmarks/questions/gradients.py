@@ -1,4 +1,4 @@
-"""Gradients of JAX functions, timed; `features`, `cells` and `packing` share it."""
+"""Gradients of JAX functions, timed: what several questions share."""
 
 import math
 from collections.abc import Callable, Iterator

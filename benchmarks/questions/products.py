@@ -14,7 +14,7 @@ __all__ = ["QUICK", "Settings", "question", "remarks", "tables"]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Every (H, batch, steps) is a point, forward and with a gradient."""
+    """Every (H, batch, steps) is a point."""
 
     shapes: tuple[tuple[int, int, int], ...] = (
         (256, 16, 100),

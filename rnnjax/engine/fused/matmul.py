@@ -2,8 +2,8 @@
 
 All forms give the same numbers. On accelerators the plain form is always best. On a CPU the best
 form depends on how the kernel fits the caches: ``python -m benchmarks.sequences products`` times
-them, and docs/benchmarks.md has the table. In bfloat16 and for small kernels plain rows are within
-10 % of the best, backwards with a transposed copy.
+them, and docs/benchmarks.md has the table ("Forms of a product"). In bfloat16 the plain forms are
+within 10 % of the best. For small kernels rows are best, and backwards a transposed copy.
 """
 
 import dataclasses
