@@ -1,4 +1,4 @@
-"""Helpers for loops over arrays that are sharded over several devices."""
+"""Arrays that are sharded over several devices: in loops, in products, and along a sequence."""
 
 import dataclasses
 from collections.abc import Callable

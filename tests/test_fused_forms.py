@@ -232,7 +232,7 @@ def test_a_cell_that_counts_runs_on_the_scan(random_like):
 
 
 @pytest.mark.parametrize("kind", [rnnjax.MinGRUCell, rnnjax.LSTMCell, *KINDS])
-def test_a_loop_carries_the_inputs_of_a_step_where_it_reads_ahead(kind):
+def test_a_loop_carries_the_inputs_of_a_step_where_it_prefetches(kind):
     cell = kind(4)
     params, xs = shapes(cell, 40, 3, 20)
     used, carry = loop_params(cell, params), jax.eval_shape(lambda: cell.initial_carry((3,)))

@@ -1,9 +1,10 @@
 """The one place that puts a step of a cell together, for every way of running it.
 
 A step is two calls. `update_input` makes the argument ``x`` of `Cell.update` from the products of
-the inputs and of the state. `apply_update` calls it and casts its result. They are functions, so
-that a subclass cannot replace half of a step, which a method that calls the other half would not
-see.
+the inputs and of the state. `apply_update` calls it and casts its result. Before them stands
+`multiplied` and after them `apply_readout`, both of which a method may call for all steps at once.
+All are functions, so that a subclass cannot replace a part of a step, which a method that calls
+the other parts would not see.
 """
 
 import itertools

@@ -64,12 +64,12 @@ class LayerPlan:
 
     def phrases(self, cell: Cell, num_steps: int) -> list[str]:
         """Describe in short phrases how this many steps run."""
-        ahead = f"the inputs of {num_steps} steps"
+        inputs = f"the inputs of {num_steps} steps"
         if self.block < num_steps:
-            ahead += f", or of {self.block} where no gradient is taken,"
+            inputs += f", or of {self.block} where no gradient is taken,"
         given = self.products.dtype
         operands = "in their own type" if given is None else jnp.dtype(given).name
-        lines = [f"projects {ahead} in one product, operands {operands}"]
+        lines = [f"projects {inputs} in one product, operands {operands}"]
         if cell.recurrent is not None:
             lines += [
                 f"recurrent product at each step: {self.products.forward.value}",
