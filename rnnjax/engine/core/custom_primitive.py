@@ -96,7 +96,7 @@ def _summed(execute: Callable[..., Any], own: tuple[bool, ...]) -> Callable[...,
     def run(*flat: Any) -> Any:
         ds, tree = jax.tree.flatten(execute(*flat))
         # An argument a without the axis of the vmap is shared by all f(a, x_i): its cotangent is
-        # the sum of theirs over i. An argument with the axis has a cotangent for each i.
+        # the sum over i of what each gives it. An argument with the axis has one for each i.
         ds = [d if o else d.sum(axis=0) for d, o in zip(ds, own, strict=True)]
         return jax.tree.unflatten(tree, ds)
 
@@ -288,8 +288,8 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: Call, avals: 
     # tracing time of the tests.
     types = tuple(aval.to_tangent_aval() for aval in avals[: len(outs)])
     d_out = _p.bind(*primals, *saved, *linear.differentiated(tangents), call=linear, avals=types)
-    # A second derivative, as for a Hessian, differentiates the forward pass. Of what it saved the
-    # tangents may be zeros: nothing but `backward` reads it, whose own derivative ignores them.
+    # A second derivative, as for a Hessian, differentiates the forward pass. What it saved may have
+    # zeros for tangents: only `backward` reads it, and its derivative ignores them.
     if call.kind == "forward":
         outs, d_out = [*outs, *saved], [*d_out, *map(jnp.zeros_like, saved)]
     return outs, d_out

@@ -136,8 +136,8 @@ class Products:
             back = convolved_back(kernel.astype(at_least_float32(kernel.dtype)))
             return lambda d: back(self._wide(d, kernel))
         if form is Backward.COPY:
-            # With several rows, contracting the second axis of a kernel is slower than a product
-            # with a transposed copy, which all steps share. Without the barrier XLA undoes it.
+            # With several rows, contracting the second axis of a kernel is mostly slower than a
+            # product with a copy, transposed once for all steps. Without the barrier XLA undoes it.
             transposed = jax.lax.optimization_barrier(kernel.T)
             return lambda d: product(d, transposed, self.dtype)
         if form is Backward.KERNEL_FIRST:

@@ -112,8 +112,8 @@ def _block_of_steps(
         return 1
     units = max(size for shape in cell.carry_shapes.values() for size in shape[-1:])
     if rows >= _SOME_ROWS and units >= _SOME_UNITS:
-        # A product of 320 rows, ten steps of 32, is near the speed of a large one. Of few steps the
-        # loop may read what it writes from the cache.
+        # A product of 320 rows, ten steps of 32, is near the speed of a large one. What it writes
+        # for few steps may still be in the cache when the loop reads it.
         counts = range(10, 20)
     elif 4 * num_steps * rows * width > _MANY_BYTES:
         counts = range(100, 49, -1)

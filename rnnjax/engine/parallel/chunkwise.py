@@ -315,7 +315,7 @@ def unit_lower_solve(below: jax.Array, right: jax.Array) -> jax.Array:
         rows = blocks[block][1] - blocks[block][0]
         return inverses[..., block, :rows, :rows]
 
-    # Block row i: x_i = (I + L_ii)^-1 (b_i - sum_(j<i) L_ij x_j), from the first to the last. Of
+    # Block row i: x_i = (I + L_ii)^-1 (b_i - sum_(j<i) L_ij x_j), from the first to the last. For
     # the transpose: x_i = (I + L_ii)^-T (b_i - sum_(j>i) L_ji^T x_j), from the last to the first.
     def forward(_: Any, right: jax.Array) -> jax.Array:
         x = right[..., :0, :]
