@@ -34,7 +34,7 @@ from safetensors.numpy import save as safetensors_of
 from rnnjax import InteropError, InvalidInputError
 from rnnjax.interop import Model, convert, keras
 from rnnjax.interop import flax as from_flax
-from rnnjax.interop.torch import from_state_dict, load, save, to_state_dict
+from rnnjax.interop.torch import from_state_dict, load, load_state_dict, save, to_state_dict
 from rnnjax.interop.torch.files import read_arrays
 from rnnjax.interop.torch.modules import find_state
 from rnnjax.interop.torch.saved import _Unpickler, read_saved
@@ -669,6 +669,89 @@ def test_hostile_files_are_refused_in_a_sentence(name: str, tmp_path: pathlib.Pa
     (said,) = check_damaged(path, [content], load)
     assert said.startswith(f"{path} cannot be loaded: ")
     assert re.search(match, said)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_hostile_files_of_any_module_are_refused_in_a_sentence(
+    name: str, tmp_path: pathlib.Path
+) -> None:
+    """Or hold arrays by name, which the reader of recurrent modules may refuse all the same."""
+    path, (content, _) = tmp_path / "a.pt", FILES[name]
+    for said in check_damaged(path, [content], lambda path: loaded_any(path)):
+        assert said.startswith(f"{path} cannot be loaded: ")
+
+
+def loaded_any(path: pathlib.Path) -> Model:
+    state = load_state_dict(path)
+    assert all(isinstance(x, np.ndarray) and isinstance(key, str) for key, x in state.items())
+    sum(int(x.view(np.uint8).sum()) if x.ndim and x.size else 0 for x in state.values())
+    return object.__new__(Model)
+
+
+# ---- an index of several files
+
+ARRAYS = {name: np.full((2, 3), i, np.float32) for i, name in enumerate(["a.w", "b", "c"])}
+
+
+def shards(folder: pathlib.Path, weight_map: Any = None) -> pathlib.Path:
+    """Two files and their index, which may be another one."""
+    (folder / "1.safetensors").write_bytes(safetensors_of({"a.w": ARRAYS["a.w"], "x": np.ones(1)}))
+    (folder / "2.bin").write_bytes(saved({"b": ARRAYS["b"], "c": ARRAYS["c"]}, "zip"))
+    named = (
+        {"a.w": "1.safetensors", "b": "2.bin", "c": "2.bin"} if weight_map is None else weight_map
+    )
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"metadata": {"total_size": 72}, "weight_map": named}))
+    return path
+
+
+def test_an_index_names_files_of_either_format(tmp_path: pathlib.Path) -> None:
+    """Of an array that it does not name, a file may have more."""
+    state = load_state_dict(shards(tmp_path))
+    assert state.keys() == ARRAYS.keys()
+    for name, wanted in ARRAYS.items():
+        np.testing.assert_array_equal(state[name], wanted)
+
+
+INDEXES = {
+    "above": ({"a.w": "../1.safetensors"}, "own folder"),
+    "absolute": ({"a.w": "/etc/passwd"}, "own folder"),
+    "of windows": ({"a.w": "C:\\1.safetensors"}, "own folder"),
+    "itself": ({"a.w": "model.safetensors.index.json"}, "own folder"),
+    "the folder": ({"a.w": "."}, "own folder"),
+    "nothing": ({"a.w": ""}, "own folder"),
+    "not there": ({"a.w": "3.safetensors"}, "3.safetensors cannot be read: No such file"),
+    "another array": ({"a.w": "1.safetensors", "b": "1.safetensors"}, "'b' is in 1.safetensors"),
+    "a list": (["a.w"], "no index"),
+    "a number": ({"a.w": 3}, "3 cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_an_index_that_does_not_fit_is_refused_in_a_sentence(
+    name: str, tmp_path: pathlib.Path
+) -> None:
+    weight_map, match = INDEXES[name]
+    path = shards(tmp_path, weight_map)
+    with pytest.raises(InteropError, match=match):
+        load_state_dict(path)
+    for content in (b"", b"[1]", b"{}", b"\xff", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(InteropError, match="it is no index"):
+            load_state_dict(path)
+
+
+def test_arrays_of_safetensors_are_views_of_the_file(tmp_path: pathlib.Path) -> None:
+    """Of which no byte is read before it is used: they are larger than the memory here."""
+    path, size = tmp_path / "large.safetensors", 2**37
+    header = json.dumps({"a": entry([size], 0, size, "U8"), "b": entry([], size, size + 4)})
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header.encode())
+        file.truncate(8 + len(header) + size + 4)
+    state = load_state_dict(path)
+    assert state["a"].shape == (size,)
+    assert not state["a"].flags.writeable
+    assert state["a"][-1] == state["b"] == 0
 
 
 # ---- damaged files

@@ -3,16 +3,18 @@
 `from_state_dict` takes ``module.state_dict()``, and `load` reads one from a file of ``torch.save``
 or safetensors. `to_state_dict` and `save` are the inverses. A state dict does not contain what is
 only in a module's code: the functions between its modules, dropout, and which outputs are used.
-Give these as layers between the names of ``modules``; the inverses omit them.
+Give these as layers between the names of ``modules``; the inverses omit them. `load_state_dict`
+reads the arrays of any module, also from several files.
 
 Sequences are time-major, as in PyTorch without ``batch_first``, unless ``time_first=False``. The
 carry of a layer is `rnnjax.LSTMCarry` or the like, a tuple of them for several layers, and
 `rnnjax.Directions` for both directions.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from rnnjax.interop.arrays import layer_arrays
 from rnnjax.interop.files import opened
 from rnnjax.interop.layers import Layer, Recurrent
 from rnnjax.interop.model import Model, Sequential, with_axes, with_parameters
-from rnnjax.interop.torch.files import read_arrays, write_arrays
+from rnnjax.interop.torch.files import map_arrays, read_arrays, read_index, write_arrays
 from rnnjax.interop.torch.modules import (
     find_modules,
     find_state,
@@ -34,7 +36,7 @@ from rnnjax.interop.torch.saved import is_saved_by_torch, read_saved
 
 _MOST_REPEATED = 4  # times that what a file holds may be in its state dict: averages, tied weights
 
-__all__ = ["from_state_dict", "load", "save", "to_state_dict"]
+__all__ = ["from_state_dict", "load", "load_state_dict", "save", "to_state_dict"]
 
 Nonlinearity = Literal["tanh", "relu"]
 
@@ -124,23 +126,65 @@ def load(
     ...     load(path).layers["rnn"].cell == cell
     True
     """
-    with opened(path) as file:
-        try:
-            saved = is_saved_by_torch(file.read(32))
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            tree, unread = read_saved(file) if saved else (read_arrays(file.read()), "")
-            state = find_state(tree, at, unread)
-            named = sum(value.nbytes for value in state.values() if isinstance(value, np.ndarray))
-            if named > _MOST_REPEATED * size + 2**20:
-                raise InteropError(
-                    f"its tensors are views of few numbers: they would have {named:,} bytes, where "
-                    f"the file has {size:,}; save copies of them"
-                )
-            model = _read(state, modules, nonlinearity)
-        except (InteropError, OSError) as error:
-            raise InteropError(f"{path} cannot be loaded: {error}") from error
+    with opened(path) as file, _loading(path):
+        saved = is_saved_by_torch(file.read(32))
+        file.seek(0)
+        state = _saved_state(file, at) if saved else find_state(read_arrays(file.read()), at)
+        model = _read(state, modules, nonlinearity)
     return with_axes(model, time_first)
+
+
+def load_state_dict(
+    path: str | os.PathLike[str], *, at: str | None = None
+) -> dict[str, np.ndarray]:
+    """Read the arrays of any module, by name, from a file or from an index of several.
+
+    It reads what ``torch.save(module.state_dict(), path)`` and safetensors write, as `load` does;
+    and ``model.safetensors.index.json``, whose ``weight_map`` names the file of each array, which
+    must lie beside it. Arrays of a ``.safetensors`` file are read-only views of the mapped file:
+    bytes are read where they are used, so several files may be larger than the memory. Those of
+    bfloat16 have the type ``jax.numpy.bfloat16``.
+
+    Args:
+        path: a file, or an index, whose name ends in ``.json``.
+        at: the path of the state dict in a file of ``torch.save``, as in `from_state_dict`.
+
+    Raises:
+        InteropError: a file is missing, damaged, or holds no arrays; an index names a file outside
+            of its folder, or an array that its file does not have; or the package safetensors is
+            missing.
+        InvalidInputError: ``at`` names what is not there.
+
+    >>> import pathlib, tempfile, jax, rnnjax
+    >>> cell = rnnjax.GRUCell(5)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "gru.safetensors")
+    ...     save(Model.of(cell, cell.init(jax.random.key(0), 3)), path)
+    ...     {name: x.shape for name, x in load_state_dict(path).items() if "bias" not in name}
+    {'weight_hh_l0': (15, 5), 'weight_ih_l0': (15, 3)}
+    """
+    index = {}
+    with opened(path) as file, _loading(path):
+        if str(path).endswith(".json"):
+            index = read_index(path)
+        elif not is_saved_by_torch(file.read(32)):
+            return map_arrays(file)
+        else:
+            state = _saved_state(file, at)
+            arrays = {str(key): x for key, x in state.items() if isinstance(x, np.ndarray)}
+            if not arrays:
+                raise InteropError("it holds no arrays by name; say in at where they are")
+            return arrays
+    arrays = {}
+    for beside, names in index.items():
+        held = load_state_dict(beside, at=at)
+        if absent := [name for name in names if name not in held]:
+            raise InteropError(
+                f"{path} says that {absent[0][:80]!r} is in {beside.name}, but it is not; get both "
+                "again"
+            )
+        arrays |= {name: held[name] for name in names}
+    return arrays
 
 
 def to_state_dict(model: Model) -> dict[str, np.ndarray]:
@@ -203,6 +247,29 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
 'model.pt'; rename it
     """
     write_arrays(path, to_state_dict(model))
+
+
+@contextlib.contextmanager
+def _loading(path: Any) -> Iterator[None]:
+    """Name the file in the errors about it."""
+    try:
+        yield
+    except (InteropError, OSError) as error:
+        raise InteropError(f"{path} cannot be loaded: {error}") from error
+
+
+def _saved_state(file: BinaryIO, at: str | None) -> Mapping[Any, Any]:
+    """The state dict in a file of torch.save; its arrays take little more memory than the file."""
+    size = file.seek(0, os.SEEK_END)
+    tree, unread = read_saved(file)
+    state = find_state(tree, at, unread)
+    named = sum(value.nbytes for value in state.values() if isinstance(value, np.ndarray))
+    if named > _MOST_REPEATED * size + 2**20:
+        raise InteropError(
+            f"its tensors are views of few numbers: they would have {named:,} bytes, where "
+            f"the file has {size:,}; save copies of them"
+        )
+    return state
 
 
 def _read(

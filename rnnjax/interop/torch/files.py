@@ -1,10 +1,13 @@
-"""Named arrays in a ``.safetensors`` file."""
+"""Named arrays in ``.safetensors`` files, and the index of several files."""
 
+import contextlib
 import json
+import mmap
 import os
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
 from operator import itemgetter
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,19 +31,65 @@ def read_arrays(content: bytes) -> dict[str, np.ndarray]:
     states is compared with that.
     """
     deserialize = package("safetensors", "files in .safetensors", "safetensors").deserialize
-    _check_header(content)
-    try:
+    _check_header(content, len(content))
+    with _as_damaged():
         entries = deserialize(content)
-    except Exception as error:  # the package's own error, which is no class of Python's
-        raise InteropError(f"it is damaged ({in_a_line(error)}); get it again") from error
+    return _arrays((name, entry, entry["data"]) for name, entry in entries)
+
+
+def map_arrays(file: BinaryIO) -> dict[str, np.ndarray]:
+    """The arrays of a ``.safetensors`` file, as views of the file, of which nothing is read yet."""
+    safe_open = package("safetensors", "files in .safetensors", "safetensors").safe_open
+    file.seek(0)
+    start, length = file.read(16), file.seek(0, os.SEEK_END)
+    _check_header(start, length)
+    begin = 8 + int.from_bytes(start[:8], "little")
+    content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with _as_damaged(), safe_open(file.name, "numpy"):  # which compares all that the header says
+        header = json.loads(content[8:begin])
+    header.pop("__metadata__", None)
+    data = memoryview(content)[begin:]
+    named = ((name, entry, data[slice(*entry["data_offsets"])]) for name, entry in header.items())
+    return _arrays(named)
+
+
+def read_index(path: str | os.PathLike[str]) -> dict[pathlib.Path, list[str]]:
+    """The files that an index names, which lie beside it, with the names of their arrays."""
+    path = pathlib.Path(path)
+    try:
+        files = json.loads(path.read_bytes())["weight_map"]
+        named = [(str(name), str(file)) for name, file in files.items()]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InteropError(
+            f"it is no index: it should be JSON with a weight_map from names to files "
+            f"({in_a_line(error)}); get it again"
+        ) from error
+    found: dict[pathlib.Path, list[str]] = {}
+    for name, file in named:
+        if (
+            not file
+            or pathlib.PurePath(file).name != file
+            or set(file) & set("\\:\0")
+            or ".json" in file
+        ):
+            raise InteropError(
+                f"it names {file[:80]!r}, but should name files of arrays in its own folder; get "
+                "it again"
+            )
+        found.setdefault(path.parent / file, []).append(name)
+    return found
+
+
+def _arrays(entries: Iterable[tuple[str, Any, Any]]) -> dict[str, np.ndarray]:
+    """The arrays of names, what a header says of each, and its bytes."""
     arrays = {}
-    for name, entry in sorted(entries, key=itemgetter(0)):  # the package's is another each time
+    for name, entry, data in sorted(entries, key=itemgetter(0)):  # another order each time
         if entry["dtype"] not in DTYPES:
             raise InteropError(
                 f"{name[:80]!r} is of type {entry['dtype']}, but should be one of "
                 f"{', '.join(DTYPES)}; convert it before it is saved"
             )
-        flat = np.frombuffer(entry["data"], np.dtype(DTYPES[entry["dtype"]]))
+        flat = np.frombuffer(data, np.dtype(DTYPES[entry["dtype"]]))
         try:
             arrays[name] = flat.reshape(entry["shape"])
         except ValueError as error:  # more axes, or longer ones, than NumPy has
@@ -48,6 +97,14 @@ def read_arrays(content: bytes) -> dict[str, np.ndarray]:
                 f"{name[:80]!r} has a shape that no array has ({in_a_line(error)}); get it again"
             ) from error
     return arrays
+
+
+@contextlib.contextmanager
+def _as_damaged() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the package's own error, which is no class of Python's
+        raise InteropError(f"it is damaged ({in_a_line(error)}); get it again") from error
 
 
 def read_metadata(content: bytes) -> dict[str, str]:
@@ -67,15 +124,18 @@ def write_arrays(
     write_whole(path, save(dict(arrays), {"format": "pt", **(metadata or {})}))
 
 
-def _check_header(content: bytes) -> None:
-    """What the package does not say plainly: other formats, and headers that would take memory."""
+def _check_header(content: bytes, length: int) -> None:
+    """What the package does not say plainly: other formats, and headers that would take memory.
+
+    ``content`` is the file, or its first 16 bytes, and ``length`` the number of its bytes.
+    """
     size, what = int.from_bytes(content[:8], "little"), describe(content[:16])
     if what and content[8:9] != b"{":
         raise InteropError(f"it is {what}")
-    if len(content) < 10 or size > len(content) - 8 or content[8:9] != b"{":
+    if length < 10 or size > length - 8 or content[8:9] != b"{":
         raise InteropError(
             f"it is no .safetensors file, or not a whole one, and none that torch.save wrote since "
-            f"2018: its {len(content)} bytes do not begin with a header that fits in; get it again"
+            f"2018: its {length} bytes do not begin with a header that fits in; get it again"
         )
     if size > _LONGEST_HEADER:
         raise InteropError(
