@@ -1,0 +1,302 @@
+"""Folders of public language models: their config.json, tensors and tokenizer, in and out."""
+
+import dataclasses
+import importlib
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rnnjax import InvalidInputError
+from rnnjax.interop.torch import load_state_dict
+from rnnjax.interop.torch.files import write_arrays
+
+FAMILIES = {
+    "mamba": "mamba",
+    "falcon_mamba": "mamba",
+    "mamba2": "mamba2",
+    "recurrent_gemma": "recurrent_gemma",
+    "rwkv7": "rwkv7",
+    "xlstm": "xlstm",
+    "qwen3_5": "gated_delta",
+    "qwen3_5_text": "gated_delta",
+}
+"""The file beside this for each ``model_type`` of a config.json."""
+
+TENSORS = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+"""Where the tensors of a folder are; the first that is there."""
+
+# Fields that change nothing that a text model computes: of training, of generation, of programs.
+_WITHOUT_EFFECT = {
+    "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id", "id2label",
+    "initializer_range", "is_decoder", "is_encoder_decoder", "label2id", "model_type",
+    "output_attentions", "output_hidden_states", "pad_token_id", "return_dict", "sep_token_id",
+    "torch_dtype", "transformers_version", "use_cache", "vocab_size_multiple", "_name_or_path",
+    "_attn_implementation_autoset", "chunk_size_feed_forward", "problem_type",
+}  # fmt: skip
+_MISSING: Any = object()
+
+
+class Fields:
+    """The fields of a config.json, each of which is read once, or refused.
+
+    A default is what the peer takes where the field is missing.
+
+    Args:
+        values: what the file holds.
+        at: the name of the object in it, as in ``text_config``.
+    """
+
+    def __init__(self, values: Mapping[str, Any], at: str = "") -> None:
+        self.values, self.at = values, at
+        self.known = set(_WITHOUT_EFFECT)
+
+    def take(self, name: str, default: Any = _MISSING) -> Any:
+        """Return a field as it is; transformers writes infinity as an object."""
+        self.known.add(name)
+        value = self.values.get(name, default)
+        if value is _MISSING:
+            raise InvalidInputError(f"config.json must have {self.at}{name}; get the file again")
+        return _plain(value)
+
+    def expect(self, good: bool, name: str, expected: str) -> None:
+        """Raise unless a field is good."""
+        if not good:
+            shown = json.dumps(self.values.get(name))[:80]
+            raise InvalidInputError(
+                f"{self.at}{name} of config.json must be {expected}, but is {shown}; this program "
+                "reads no other model"
+            )
+
+    def size(self, name: str, default: Any = _MISSING, least: int = 1) -> int:
+        """Return an integer of at least ``least``, and below 2^31."""
+        value = self.take(name, default)
+        good = type(value) is int and least <= value < 2**31
+        self.expect(good, name, f"an integer of at least {least}")
+        return int(value)
+
+    def number(self, name: str, default: Any = _MISSING) -> float:
+        """Return a number that is not NaN."""
+        value = self.take(name, default)
+        good = type(value) in (int, float) and not math.isnan(value)
+        self.expect(good, name, "a number")
+        return float(value)
+
+    def pair(self, name: str, default: Any = _MISSING) -> tuple[float, float]:
+        """Return two numbers, the lower first."""
+        value = self.take(name, default)
+        good = isinstance(value, list | tuple) and len(value) == 2
+        good = good and all(type(one) in (int, float) for one in value) and value[0] <= value[1]
+        self.expect(good, name, "two numbers, the lower first")
+        return float(value[0]), float(value[1])
+
+    def flag(self, name: str, default: Any = _MISSING) -> bool:
+        """Return true or false."""
+        value = self.take(name, default)
+        self.expect(type(value) is bool, name, "true or false")
+        return bool(value)
+
+    def names(self, name: str, *supported: str, default: Any = _MISSING) -> tuple[str, ...]:
+        """Return a list of names, each of which is supported."""
+        value = self.take(name, default)
+        good = isinstance(value, list | tuple) and all(one in supported for one in value)
+        self.expect(good, name, f"a list of {' or '.join(map(repr, supported))}")
+        return tuple(value)
+
+    def only(self, name: str, *supported: Any) -> None:
+        """Raise unless a field has a supported value; the first is the default."""
+        value = self.take(name, supported[0])
+        good = any(type(value) is type(one) and value == one for one in supported)
+        self.expect(good, name, " or ".join(json.dumps(one) for one in supported))
+
+    def ignore(self, *names: str) -> None:
+        """Let fields be there that change nothing that is computed here."""
+        self.known.update(names)
+
+    def inside(self, name: str) -> "Fields":
+        """Return the fields of an object in the file; its own `done` checks them."""
+        value = self.take(name)
+        self.expect(isinstance(value, dict), name, "an object")
+        return Fields(value, f"{self.at}{name}.")
+
+    def done(self) -> None:
+        """Raise if there is a field that was not read, with a value."""
+        for name, value in self.values.items():
+            if name not in self.known and value is not None:
+                raise InvalidInputError(
+                    f"{self.at}{name[:80]} of config.json is {json.dumps(value)[:80]}, but is not "
+                    "known here, so the model might be another one; use a model without it"
+                )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict) and value.keys() == {"__float__"}:
+        try:
+            return float(value["__float__"])
+        except (TypeError, ValueError):
+            return value
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A language model: ``family.apply(config, params, tokens, carry)`` runs it.
+
+    Attributes:
+        family: the module of the family; see `blocks`.
+        config: its sizes.
+        params: the tensors by the names in the file.
+        path: the folder, or the one file, from which it was read.
+        left_out: the names of the tensors of the file that are in no text model.
+    """
+
+    family: ModuleType
+    config: Any
+    params: dict[str, jax.Array]
+    path: Path
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """The number of parameters."""
+        return sum(math.prod(x.shape) for x in self.params.values())
+
+
+def read(path: str | Path, dtype: Any = None) -> Model:
+    """Read a folder as transformers writes it, or a .pth of RWKV-7.
+
+    Args:
+        path: the folder or the file.
+        dtype: the type of all parameters; by default each has the type in the file.
+
+    Raises:
+        InvalidInputError: the config, or a tensor, does not fit what is supported.
+        InteropError: a file is missing or damaged.
+    """
+    path = Path(path)
+    if path.suffix in (".pth", ".pt"):
+        family = importlib.import_module("experiments.language_models.rwkv7")
+        tensors = load_state_dict(path)
+        config = family.config_of(tensors)
+    else:
+        family, config = read_config(path)
+        tensors = load_state_dict(_tensor_file(path))
+    tensors, left_out = fitting(family, config, tensors)
+    params = {name: jnp.array(x, dtype) for name, x in tensors.items()}  # copies: files may change
+    return Model(family, config, params, path, left_out)
+
+
+def read_config(folder: Path) -> tuple[ModuleType, Any]:
+    """Read a config.json, and return the module of the family, and the sizes."""
+    file = folder / "config.json"
+    try:
+        values = json.loads(file.read_bytes())
+    except OSError as error:
+        raise InvalidInputError(
+            f"{file} cannot be read ({error.strerror}); give the folder of a language model, with "
+            "config.json, its tensors and tokenizer.json"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{file} is no JSON ({error}); get it again") from error
+    if not isinstance(values, dict):
+        raise InvalidInputError(f"{file} must hold an object of JSON; get it again")
+    kind = values.get("model_type")
+    if values.get("quantization_config"):
+        raise InvalidInputError(
+            f"{file} is of quantised weights (quantization_config), which are not read; get the "
+            "folder with weights in bfloat16 or float32"
+        )
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        mixture = isinstance(kind, str) and ("moe" in kind or kind.startswith("kimi"))
+        what = ", a mixture of experts," if mixture else ""
+        raise InvalidInputError(
+            f"model_type of {file} is {json.dumps(kind)[:80]}{what} but must be one of "
+            f"{', '.join(FAMILIES)}; no other family is read"
+        )
+    family = importlib.import_module(f"experiments.language_models.{FAMILIES[kind]}")
+    fields = Fields(values)
+    config = family.read_config(fields)
+    fields.done()
+    return family, config
+
+
+def _tensor_file(folder: Path) -> Path:
+    """Return the file of a folder that holds, or names, the tensors."""
+    for name in TENSORS:
+        if (folder / name).is_file():
+            return folder / name
+    raise InvalidInputError(f"{folder} must have one of {', '.join(TENSORS)}; get it again")
+
+
+def fitting(
+    family: ModuleType, config: Any, tensors: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Return the tensors of a text model, and the names of others, or raise if they do not fit."""
+    prefixes = getattr(family, "LEFT_OUT", ())
+    left_out = tuple(sorted(name for name in tensors if prefixes and name.startswith(prefixes)))
+    found = {name: x for name, x in tensors.items() if name not in left_out}
+    expected = family.shapes(config)
+    head, embedding = found.get(family.HEAD), found.get(family.EMBEDDING)
+    unasked = family.HEAD not in expected and head is not None and embedding is not None
+    if unasked and bool(np.all(head == embedding)):  # a tied head that was written all the same
+        del found[family.HEAD]
+    for name, why in [
+        *((name, "is missing from the file") for name in expected if name not in found),
+        *((name, "is in the file, but in no such model") for name in found if name not in expected),
+    ]:
+        raise InvalidInputError(
+            f"the tensor {name[:80]!r} {why}; check that config.json is its own"
+        )
+    for name, x in found.items():
+        if x.shape != expected[name]:
+            raise InvalidInputError(
+                f"the tensor {name!r} must have shape {expected[name]} by config.json, but has "
+                f"{x.shape}; check that both are of one model"
+            )
+        if x.dtype not in (np.float32, np.float16, jnp.bfloat16):
+            raise InvalidInputError(
+                f"the tensor {name!r} must be of float32, bfloat16 or float16, but is {x.dtype}; "
+                "quantised weights are not read: get the others"
+            )
+    return found, left_out
+
+
+def write(folder: str | Path, model: Model, params: Mapping[str, Any] | None = None) -> None:
+    """Write a model as it was read: the same files, with other tensors.
+
+    Args:
+        folder: a new folder, or an empty one.
+        model: the model that was read.
+        params: what to write instead of its parameters.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {name: np.asarray(x) for name, x in (params or model.params).items()}
+    fitting(model.family, model.config, whole)
+    if model.path.is_dir():
+        for file in sorted(model.path.iterdir()):
+            if file.suffix in (".json", ".txt", ".model", ".jinja") and ".index." not in file.name:
+                shutil.copyfile(file, folder / file.name)
+        if model.left_out:
+            old = load_state_dict(_tensor_file(model.path))
+            whole |= {name: old[name] for name in model.left_out}
+        kinds = {x.dtype.name for x in whole.values()}
+        if len(kinds) == 1:  # by which transformers chooses the type of all
+            config = json.loads((folder / "config.json").read_bytes())
+            config["dtype" if "dtype" in config else "torch_dtype"] = kinds.pop()
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_arrays(folder / "model.safetensors", whole)

@@ -1,0 +1,238 @@
+"""What the tests of all families of language models share: a tiny peer, and comparisons with it."""
+
+import dataclasses
+import functools
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.language_models import folders
+
+PROMPT, BATCH, VOCABULARY = 77, 2, 100
+_RNG = np.random.default_rng(0)
+TOKENS = _RNG.integers(3, VOCABULARY, (PROMPT, BATCH))  # no pad id: the peers take one for a mask
+
+
+@dataclasses.dataclass
+class Pair:
+    """A peer with random weights, and what was read from the folder that it saved."""
+
+    module: Any
+    folder: Path
+    model: folders.Model
+
+    @functools.cached_property
+    def apply(self) -> Any:
+        """Run our model: ``(params, tokens, carry, resets) -> (carry, logits)``, compiled."""
+        return jax.jit(functools.partial(self.model.family.apply, self.model.config))
+
+    def begin(self, batch: int = BATCH, capacity: int = 2 * PROMPT, **options: Any) -> Any:
+        return self.model.family.begin(self.model.config, batch, capacity, **options)
+
+
+def pair(module_class: Any, config: Any, folder: Path, dtype: str = "float32") -> Pair:
+    """Make a peer of a config, with weights off their initial values, and read what it saves."""
+    import torch
+
+    torch.manual_seed(0)
+    module = module_class(config).eval()
+    with torch.no_grad():
+        for weight in module.parameters():  # norms of 1 and biases of 0 would hide faults
+            weight.add_(0.1 * torch.randn_like(weight))
+    module = module.to(getattr(torch, dtype))
+    save(module, folder)
+    return Pair(module, folder, folders.read(folder))
+
+
+def save(module: Any, folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module.save_pretrained(folder)
+
+
+def batch_first(tokens: Any) -> Any:
+    import torch
+
+    return torch.tensor(np.asarray(tokens).T)
+
+
+def close(got: Any, wanted: Any, tolerance: float = 1e-5) -> None:
+    """Assert that no number is further off than a share of the largest one."""
+    got, wanted = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
+    assert got.shape == wanted.shape
+    largest = np.abs(wanted).max()
+    assert largest > 0
+    assert np.abs(got - wanted).max() <= tolerance * largest, np.abs(got - wanted).max() / largest
+
+
+def gradients_close(got: Any, wanted: Any) -> None:
+    """Assert that no gradient is further off than 1e-5 of the largest of all.
+
+    The few numbers of a bias may be sums of large ones that cancel. Of its own largest a tensor may
+    be off by 1e-3, unless it is zeros.
+    """
+    assert got.keys() == wanted.keys()
+    largest = max(np.abs(value).max() for value in wanted.values())
+    for name, value in wanted.items():
+        error, own = np.abs(np.asarray(got[name]) - value).max(), np.abs(value).max()
+        assert error <= 1e-5 * largest, (name, error / largest)
+        assert error <= 1e-3 * own or own < 1e-6 * largest, (name, error / own)
+
+
+def logits_of(module: Any, tokens: Any) -> np.ndarray:
+    """Return the peer's logits ``(time, batch, vocabulary)``."""
+    import torch
+
+    with torch.no_grad():
+        found = module(batch_first(tokens), use_cache=False).logits
+    return np.swapaxes(found.float().numpy(), 0, 1)
+
+
+def loss_of(pair: Pair, params: Any, tokens: Any = TOKENS) -> jax.Array:
+    """Return the mean loss of the next token, as the peer computes it from labels."""
+    carry = pair.begin(tokens.shape[1])
+    _, logits = pair.model.family.apply(pair.model.config, params, tokens, carry)
+    logs = jax.nn.log_softmax(logits[:-1])
+    return -jnp.take_along_axis(logs, tokens[1:, :, None], axis=-1).mean()
+
+
+# ---- the checks
+
+
+def check_prompt(pair: Pair) -> None:
+    """The logits of a prompt, the loss, and the gradient of every tensor."""
+    _, logits = pair.apply(pair.model.params, TOKENS, pair.begin())
+    close(logits, logits_of(pair.module, TOKENS))
+    loss, gradients = jax.jit(jax.value_and_grad(lambda p: loss_of(pair, p, jnp.array(TOKENS))))(
+        pair.model.params
+    )
+    ids = batch_first(TOKENS)
+    pair.module.zero_grad()
+    theirs = pair.module(ids, labels=ids, use_cache=False).loss
+    theirs.backward()
+    close(loss, theirs.item())
+    named = {name: w.grad for name, w in pair.module.named_parameters() if w.grad is not None}
+    gradients_close(gradients, {name: gradient.numpy() for name, gradient in named.items()})
+
+
+def check_cuts(pair: Pair) -> None:
+    """The same in two calls, in single steps, and with resets: values and gradients."""
+    params, tokens, weights = pair.model.params, jnp.array(TOKENS), _weights()
+    half, steps = 40, 8
+    _, whole = pair.apply(params, tokens, pair.begin())
+    carry, first = pair.apply(params, tokens[:half], pair.begin())
+    _, second = pair.apply(params, tokens[half:], carry)
+    close(jnp.concatenate([first, second]), whole)
+    for t in range(half, half + steps):
+        before = carry
+        carry, step = pair.apply(params, tokens[t : t + 1], carry)
+        close(step[0], whole[t])
+        like = [jax.tree.map(lambda x: (x.shape, x.dtype), c) for c in (before, carry)]
+        assert like[0] == like[1]
+
+    def in_two(params: Any) -> Any:
+        run = functools.partial(pair.model.family.apply, pair.model.config, params)
+        carry, first = run(tokens[:half], pair.begin())
+        return (jnp.concatenate([first, run(tokens[half:], carry)[1]]) * weights).sum()
+
+    def at_once(params: Any) -> Any:
+        run = functools.partial(pair.model.family.apply, pair.model.config, params)
+        return (run(tokens, pair.begin())[1] * weights).sum()
+
+    gradients_close(jax.jit(jax.grad(in_two))(params), jax.jit(jax.grad(at_once))(params))
+
+
+def check_resets(pair: Pair) -> None:
+    """A row of documents equals each document by itself: values and gradients."""
+    params, tokens, weights = pair.model.params, jnp.array(TOKENS), _weights()
+    # The first row has documents that begin at 0, 33 and 34, the second at 20, after a carry.
+    resets = np.zeros(TOKENS.shape, bool)
+    resets[[0, 33, 34], 0] = resets[20, 1] = True
+    spans = [(0, 0, 33), (0, 33, 34), (0, 34, PROMPT), (1, 20, PROMPT)]
+    used = np.ones(TOKENS.shape, bool)
+    used[:20, 1] = False
+
+    def run(params: Any, tokens: Any, carry: Any, resets: Any = None) -> Any:
+        return pair.model.family.apply(pair.model.config, params, tokens, carry, resets)
+
+    before, _ = pair.apply(params, tokens[::-1], pair.begin())
+    before = jax.tree.map(jax.lax.stop_gradient, before)
+
+    def packed(params: Any) -> Any:
+        logits = run(params, tokens, before, resets)[1]
+        return (logits * weights * used[..., None]).sum(), logits
+
+    def alone(params: Any) -> Any:
+        parts = [
+            (run(params, tokens[a:b, row : row + 1], pair.begin(1))[1][:, 0], row, a, b)
+            for row, a, b in spans
+        ]
+        return sum((y * weights[a:b, row]).sum() for y, row, a, b in parts), [p[0] for p in parts]
+
+    got, logits = jax.jit(jax.grad(packed, has_aux=True))(params)
+    wanted, parts = jax.jit(jax.grad(alone, has_aux=True))(params)
+    for (row, a, b), part in zip(spans, parts, strict=True):
+        close(logits[a:b, row], part)
+    gradients_close(got, wanted)
+
+
+def check_greedy(pair: Pair, length: int = 30, **options: Any) -> None:
+    """The peer's greedy text, up to a step where its two best are nearer than 1e-4."""
+    import torch
+
+    ids = batch_first(TOKENS)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = pair.module.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False,
+            eos_token_id=None, pad_token_id=0, output_scores=True, return_dict_in_generate=True,
+            **options,
+        )  # fmt: skip
+    theirs = found.sequences[:, PROMPT:].numpy().T
+    scores = np.stack([s.numpy() for s in found.scores])
+    best = np.sort(scores, axis=-1)[..., -2:]
+    sure = best[..., 1] - best[..., 0] > 1e-4 * np.abs(scores).max()
+    sure = np.logical_and.accumulate(sure, axis=0)
+    assert sure[: length // 3].any()
+    carry, logits = pair.apply(pair.model.params, TOKENS, pair.begin())
+    for t in range(length):
+        token = logits[-1].argmax(-1)
+        assert (np.asarray(token) == theirs[t])[sure[t]].all(), t
+        carry, logits = pair.apply(pair.model.params, token[None], carry)
+
+
+def check_bfloat16(pair: Pair) -> None:
+    """Of weights in bfloat16: no further from float32 than the peer, within its own rounding.
+
+    ``pair`` is of bfloat16. Its rounding is how far the peer is from itself in float32.
+    """
+    theirs = logits_of(pair.module, TOKENS)
+    _, ours = pair.apply(pair.model.params, TOKENS, pair.begin(dtype=jnp.bfloat16))
+    assert {x.dtype for x in pair.model.params.values()} == {np.dtype(jnp.bfloat16)}
+    exact = logits_of(pair.module.float(), TOKENS)
+    rounding = np.abs(theirs - exact)
+    assert 0 < rounding.max() < 0.1 * np.abs(exact).max()
+    assert np.abs(np.asarray(ours) - exact).mean() <= 1.2 * rounding.mean()
+    assert np.abs(np.asarray(ours) - theirs).mean() <= 1.5 * rounding.mean()
+
+
+def check_saved(pair: Pair, folder: Path, module_class: Any) -> None:
+    """One step of SGD, saved in the peer's layout and read by the peer."""
+    gradients = jax.jit(jax.grad(lambda p: loss_of(pair, p, jnp.array(TOKENS))))(pair.model.params)
+    params = jax.tree.map(lambda w, g: w - 0.1 * g, pair.model.params, gradients)
+    folders.write(folder, pair.model, params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module, said = module_class.from_pretrained(folder, output_loading_info=True)
+    assert not any(said[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    _, logits = pair.apply(params, TOKENS, pair.begin())
+    close(logits_of(module.eval(), TOKENS), logits)
+    assert np.abs(logits - logits_of(pair.module, TOKENS)).max() > 1e-4
+
+
+def _weights() -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((PROMPT, BATCH, VOCABULARY)).astype(np.float32)
