@@ -12,7 +12,6 @@ from experiments.language_models.blocks import Params, Shapes
 from experiments.language_models.folders import Fields
 from rnnjax import InvalidInputError, MatrixCarry, Memory, causal_convolution, matrix_memory
 
-MODEL_TYPES = ("mamba2",)
 EMBEDDING, HEAD = "backbone.embeddings.weight", "lm_head.weight"
 
 
