@@ -100,6 +100,21 @@ def loss_of(pair: Pair, params: Any, tokens: Any = TOKENS) -> jax.Array:
     return -jnp.take_along_axis(logs, tokens[1:, :, None], axis=-1).mean()
 
 
+def with_tokenizer(folder: Path, words: str = "") -> None:
+    """Write a tokenizer of bytes and a few of their pairs into a folder: at most 300 tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator([words or "the whale and the sea"] * 5, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 # ---- the checks
 
 

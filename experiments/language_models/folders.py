@@ -5,7 +5,7 @@ import importlib
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import rnnjax
 from rnnjax import InvalidInputError
 from rnnjax.interop.torch import load_state_dict
 from rnnjax.interop.torch.files import write_arrays
@@ -152,7 +153,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """A language model: ``family.apply(config, params, tokens, carry)`` runs it.
 
@@ -161,23 +162,43 @@ class Model:
         config: its sizes.
         params: the tensors by the names in the file.
         path: the folder, or the one file, from which it was read.
+        fields: the config.json, as it is; empty without one.
         left_out: the names of the tensors of the file that are in no text model.
     """
 
     family: ModuleType
     config: Any
-    params: dict[str, jax.Array]
+    params: dict[str, Any]
     path: Path
+    fields: Mapping[str, Any]
     left_out: tuple[str, ...] = ()
 
     @property
-    def size(self) -> int:
-        """The number of parameters."""
-        return sum(math.prod(x.shape) for x in self.params.values())
+    def ends(self) -> list[int]:
+        """The ids that end a document, as config.json says; the first is that of training."""
+        inner = self.fields.get("text_config")
+        places = (self.fields, inner if isinstance(inner, dict) else {})
+        found: Any = next(
+            (p["eos_token_id"] for p in places if p.get("eos_token_id") is not None), []
+        )
+        return [int(one) for one in (found if isinstance(found, list) else [found])]
+
+    @property
+    def dtype(self) -> Any:
+        """The type of keys and values: that of the embedding."""
+        return self.params[self.family.EMBEDDING].dtype
+
+    @property
+    def attends(self) -> bool:
+        """Whether there is full attention, whose carry grows with the capacity."""
+        one, two = (
+            jax.eval_shape(lambda n=n: self.family.begin(self.config, 1, n)) for n in (1024, 2048)
+        )
+        return bool(jax.tree.map(jnp.shape, one) != jax.tree.map(jnp.shape, two))
 
 
 def read(path: str | Path, dtype: Any = None) -> Model:
-    """Read a folder as transformers writes it, or a .pth of RWKV-7.
+    """Read a folder as transformers writes it, or a .pth of RWKV-7, into memory.
 
     Args:
         path: the folder or the file.
@@ -187,21 +208,28 @@ def read(path: str | Path, dtype: Any = None) -> Model:
         InvalidInputError: the config, or a tensor, does not fit what is supported.
         InteropError: a file is missing or damaged.
     """
+    model = look(path)
+    params = {name: jnp.array(x, dtype) for name, x in model.params.items()}  # copies
+    return dataclasses.replace(model, params=params)
+
+
+def look(path: str | Path) -> Model:
+    """Return a model whose parameters are still in its files; see `read`."""
     path = Path(path)
+    values: dict[str, Any] = {}
     if path.suffix in (".pth", ".pt"):
         family = importlib.import_module("experiments.language_models.rwkv7")
         tensors = load_state_dict(path)
         config = family.config_of(tensors)
     else:
-        family, config = read_config(path)
+        family, config, values = read_config(path)
         tensors = load_state_dict(_tensor_file(path))
     tensors, left_out = fitting(family, config, tensors)
-    params = {name: jnp.array(x, dtype) for name, x in tensors.items()}  # copies: files may change
-    return Model(family, config, params, path, left_out)
+    return Model(family, config, tensors, path, values, left_out)
 
 
-def read_config(folder: Path) -> tuple[ModuleType, Any]:
-    """Read a config.json, and return the module of the family, and the sizes."""
+def read_config(folder: Path) -> tuple[ModuleType, Any, dict[str, Any]]:
+    """Read a config.json, and return the module of the family, the sizes, and what it holds."""
     file = folder / "config.json"
     try:
         values = json.loads(file.read_bytes())
@@ -231,7 +259,7 @@ def read_config(folder: Path) -> tuple[ModuleType, Any]:
     fields = Fields(values)
     config = family.read_config(fields)
     fields.done()
-    return family, config
+    return family, config, values
 
 
 def _tensor_file(folder: Path) -> Path:
@@ -273,6 +301,99 @@ def fitting(
                 "quantised weights are not read: get the others"
             )
     return found, left_out
+
+
+def read_tokenizer(model: Model, file: Path | None = None) -> Any:
+    """Return the ``tokenizers.Tokenizer`` of a model: its own, or another file's.
+
+    Raises:
+        InvalidInputError: there is none, or it has ids that the model has not.
+    """
+    beside = model.path if model.path.is_dir() else model.path.parent
+    file = beside / "tokenizer.json" if file is None else file
+    if not file.is_file():
+        raise InvalidInputError(
+            f"there must be a tokenizer, but {file} is no file; get the model's tokenizer.json, "
+            "and name it by --tokenizer if it lies elsewhere"
+        )
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise InvalidInputError(
+            "a tokenizer.json needs the package tokenizers, which is missing; pip install "
+            "'.[language-models]'"
+        ) from error
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the package raises Exception itself
+        raise InvalidInputError(
+            f"{file} is no tokenizer.json ({' '.join(str(error).split())[:120]}); get it again"
+        ) from error
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if not 0 <= largest < model.config.vocabulary:
+        raise InvalidInputError(
+            f"{file} has ids up to {largest}, but the model has {model.config.vocabulary} tokens; "
+            "get the model's own"
+        )
+    return tokenizer
+
+
+def read_texts(path: Path) -> list[str]:
+    """Return the text of a file, or of each .txt of a folder, in the order of their names.
+
+    Raises:
+        InvalidInputError: there is no such file, it is not UTF-8, or all are empty.
+    """
+    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    try:
+        texts = [file.read_text(encoding="utf-8") for file in files]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(
+            f"{path} must be a text file in UTF-8, or a folder of .txt files, but cannot be read "
+            f"({error}); check --corpus"
+        ) from error
+    if not any(text.strip() for text in texts):
+        raise InvalidInputError(f"{path} must hold text, but is empty; check --corpus")
+    return texts
+
+
+def encode(tokenizer: Any, text: str) -> tuple[np.ndarray, int]:
+    """Return the ids of a text, and the number of bytes that those after the first stand for.
+
+    The first id is given, not predicted: a token that begins every text, or else some bytes.
+    """
+    found = tokenizer.encode(text)
+    ids, special = np.array(found.ids, np.int32), found.special_tokens_mask
+    while len(ids) and special[len(ids) - 1]:  # a token at the end that is in no text
+        ids = ids[:-1]
+    if len(ids) < 2:
+        raise InvalidInputError(
+            f"the text must have at least two tokens, but has {len(ids)}; take a longer one"
+        )
+    return ids, len(text[found.offsets[0][1] :].encode())
+
+
+def pack(documents: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
+    """Pack documents of ids into rows to learn from, each leaf ``(length, rows)``.
+
+    A document longer than a row is cut into parts, each of which begins anew.
+
+    Returns:
+        ``inputs``; ``targets``, the ids after them; ``resets``, where a part begins; and
+        ``weights``, 0 at padding.
+    """
+    parts = [
+        document[at : at + length + 1]
+        for document in documents
+        for at in range(0, len(document) - 1, length)
+    ]
+    packed = rnnjax.pack([part[:-1] for part in parts], length)
+    return {
+        "inputs": packed.xs,
+        "targets": packed.lay([part[1:] for part in parts]),
+        "resets": packed.resets,
+        "weights": packed.mask.astype(np.float32),
+    }
 
 
 def write(folder: str | Path, model: Model, params: Mapping[str, Any] | None = None) -> None:

@@ -1,0 +1,66 @@
+"""The command `evaluate`: how many bits a model needs for each byte of a text."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments.language_models import folders
+from experiments.language_models.folders import Model
+from experiments.language_models.generate import PIECE
+from experiments.runs import Positive
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Measure how well a language model predicts a text, in bits a byte."""
+
+    folder: tyro.conf.Positional[Path]
+    """The folder of a model, or a .pth of RWKV-7."""
+    corpus: Path
+    """A text file (UTF-8), or a folder of .txt files."""
+    context: Positive = 1024
+    """The number of tokens of a window, in which a model with full attention reads the text."""
+    tokenizer: Path | None = None
+    """A tokenizer.json; by default the one in the folder."""
+
+
+def run_evaluation(command: Evaluate) -> int:
+    """Print the bits a byte of a text."""
+    model = folders.read(command.folder)
+    tokenizer = folders.read_tokenizer(model, command.tokenizer)
+    text = "".join(folders.read_texts(command.corpus))
+    ids, counted = folders.encode(tokenizer, text)
+    bits = bits_of(model, ids, command.context if model.attends else None)
+    how = "carried over the whole text"
+    if model.attends:
+        how = f"in windows of {command.context} tokens, because the model has full attention"
+    print(f"{bits / counted:.4f} bits a byte, {bits / (len(ids) - 1):.4f} bits a token: "
+          f"{counted:,} bytes in {len(ids) - 1:,} tokens, {how}")  # fmt: skip
+    return 0
+
+
+def bits_of(model: Model, ids: np.ndarray, window: int | None) -> float:
+    """Return the bits of all ids after the first; a window of ids begins anew."""
+    length = min(PIECE if window is None else window, len(ids) - 1)
+    begin = model.family.begin(model.config, 1, length, model.dtype)
+
+    @jax.jit
+    def piece(params: Any, carry: Any, ids: Any, targets: Any) -> Any:
+        carry, logits = model.family.apply(model.config, params, ids, carry)
+        logs = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+        return carry, logs
+
+    total, carry = 0.0, begin
+    for at in range(0, len(ids) - 1, length):
+        part = ids[at : at + length + 1]
+        count = len(part) - 1
+        part = np.pad(part, (0, length - count))[:, None]  # the last one, to one length
+        carry, logs = piece(model.params, begin if window else carry, part[:-1], part[1:])
+        total -= float(np.asarray(logs, np.float64)[:count].sum())
+    return total / math.log(2)

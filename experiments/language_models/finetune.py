@@ -1,0 +1,214 @@
+"""The command `finetune`: train a language model further on a text of yours."""
+
+import dataclasses
+import fnmatch
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+from experiments import runs
+from experiments.language_models import folders
+from experiments.language_models.folders import Model
+from experiments.runs import Natural, NotNegative, Positive, Seed, option
+from rnnjax import InvalidInputError
+from rnnjax.training import RunFolder, fit, minibatches
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune:
+    """Train a language model further on a text, and write it in the layout of its folder."""
+
+    folder: tyro.conf.Positional[Path]
+    """The folder of a model, or a .pth of RWKV-7."""
+    corpus: Path
+    """A text file (UTF-8), or a folder of .txt files, each of which holds documents."""
+    run_dir: Path | None = None
+    """Where checkpoints go, and the model with the lowest validation loss, under model; by default
+    a new folder under runs/language_models."""
+    resume: bool = False
+    """Go on with the run in --run-dir, which must have the same options; --epochs may differ."""
+    separator: str = "<|endoftext|>"
+    """The text between two documents of a file; no document depends on another."""
+    context: Positive = 256
+    """The number of tokens of a row, of which documents are packed side by side."""
+    batch_size: Positive = 8
+    """The number of rows of a step."""
+    epochs: Positive = 3
+    """How often the text is read."""
+    learning_rate: float = 1e-4
+    """The learning rate of AdamW, after the warm-up."""
+    warmup: Natural = 20
+    """The number of steps in which the learning rate rises from 0."""
+    weight_decay: NotNegative = 0.01
+    """The decay of matrices."""
+    clip_norm: float = 1.0
+    """The largest norm of the gradient."""
+    validation: float = 0.1
+    """The share of the tokens, at the end of the text, by whose loss the best epoch is chosen."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The type in which the model computes; what is learned is kept in float32."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of names of tensors that stay as they are, such as "backbone.embeddings.*"."""
+    seed: Seed = 0
+    """The seed of the order of rows."""
+    tokenizer: Path | None = None
+    """A tokenizer.json; by default the one in the folder."""
+
+    def check(self) -> None:
+        """Raise InvalidInputError unless the options fit."""
+        for name in ("learning_rate", "clip_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidInputError(
+                    f"{option(name)} must be above 0, but is {getattr(self, name)}; --help has the "
+                    "usual one"
+                )
+        if not 0 < self.validation < 1:
+            raise InvalidInputError(
+                f"--validation must be between 0 and 1, but is {self.validation}; 0.1 is usual"
+            )
+        if self.resume and self.run_dir is None:
+            raise InvalidInputError("--resume must come with the --run-dir of the run; name it")
+
+
+def run_finetuning(command: Finetune) -> int:
+    """Train, and write the best model."""
+    command.check()
+    model = folders.look(command.folder)
+    tokenizer = folders.read_tokenizer(model, command.tokenizer)
+    training, validation = (
+        folders.pack(part, command.context) for part in documents(command, model, tokenizer)
+    )
+    rows = training["inputs"].shape[1]
+    if rows < command.batch_size:
+        raise InvalidInputError(
+            f"--batch-size must be at most {rows}, the rows of --context {command.context} tokens "
+            f"that the text fills, but is {command.batch_size}; make one of them smaller"
+        )
+    frozen = frozen_of(model, command.freeze)
+    run_dir = (
+        command.run_dir if command.resume else runs.new_folder("language_models", command.run_dir)
+    )
+    assert run_dir is not None
+    print(
+        f"{training['weights'].sum():,.0f} tokens to learn from in {rows} rows, "
+        f"{validation['weights'].sum():,.0f} to validate; results in {run_dir}"
+    )
+    own = {name: jnp.array(x, jnp.float32) for name, x in model.params.items()}
+    valid_rows = min(command.batch_size, validation["inputs"].shape[1])
+    result = fit(
+        make_loss(model, command, frozen), own, make_optimizer(command, frozen),
+        minibatches(training, command.batch_size, axis=1, seed=command.seed), command.epochs,
+        key=jax.random.key(command.seed),
+        evaluate=minibatches(validation, valid_rows, axis=1),
+        run_dir=RunFolder(run_dir, config={"options": settings(command)}),
+    )  # fmt: skip
+    kinds = {name: x.dtype for name, x in model.params.items()}
+    folders.write(
+        run_dir / "model", model, {name: x.astype(kinds[name]) for name, x in result.params.items()}
+    )
+    best = result.best or {}
+    print(
+        f"the model of epoch {best.get('epoch')}, with validation loss "
+        f"{best.get('validation_loss', math.nan):.4f}, is in {run_dir / 'model'}"
+    )
+    return 0
+
+
+def settings(command: Finetune) -> dict[str, Any]:
+    """Return what a resumed run must have the same, besides what the run itself compares."""
+    return {name: getattr(command, name) for name in ("context", "separator", "dtype")}
+
+
+def documents(command: Finetune, model: Model, tokenizer: Any) -> tuple[list[Any], list[Any]]:
+    """Return the documents to learn from, and those to validate, as ids."""
+    texts = [
+        text
+        for file in folders.read_texts(command.corpus)
+        for text in (file.split(command.separator) if command.separator else [file])
+        if text.strip()
+    ]
+    found = [np.array([*tokenizer.encode(text).ids, *model.ends[:1]], np.int32) for text in texts]
+    # The last documents are to validate; one that is longer than that is cut.
+    total = sum(map(len, found))
+    left = max(2, round(command.validation * total))
+    held: list[np.ndarray] = []
+    while left > 0 and found:
+        last = found.pop()
+        if len(last) > left + 1:
+            found.append(last[:-left])
+            last = last[-left:]
+        left -= len(last)
+        held.insert(0, last)
+    if sum(map(len, found)) < 2 or not any(len(one) > 1 for one in held):
+        raise InvalidInputError(
+            f"{command.corpus} must have more text than for a validation part, but has {total} "
+            "tokens; take a longer one"
+        )
+    return [one for one in found if len(one) > 1], [one for one in held if len(one) > 1]
+
+
+def frozen_of(model: Model, patterns: tuple[str, ...]) -> frozenset[str]:
+    """Return the names of the tensors that stay as they are."""
+    found: set[str] = set()
+    for pattern in patterns:
+        some = set(fnmatch.filter(model.params, pattern))
+        if not some:
+            raise InvalidInputError(
+                f"--freeze must match names of tensors, such as {next(iter(model.params))}, but "
+                f"{pattern!r} matches none; check it"
+            )
+        found |= some
+    if len(found) == len(model.params):
+        raise InvalidInputError(
+            "--freeze must leave a tensor to train, but matches all; name fewer"
+        )
+    return frozenset(found)
+
+
+def make_loss(model: Model, command: Finetune, frozen: frozenset[str]) -> Any:
+    """Return the mean loss of the next token over a batch of packed rows."""
+    dtype = jnp.dtype(command.dtype)
+
+    def loss(params: Any, batch: Any, key: Any) -> Any:
+        params = {
+            name: (jax.lax.stop_gradient(x) if name in frozen else x).astype(dtype)
+            for name, x in params.items()
+        }
+        begin = model.family.begin(
+            model.config, batch["inputs"].shape[1], len(batch["inputs"]), dtype
+        )
+        _, logits = model.family.apply(
+            model.config, params, batch["inputs"], begin, batch["resets"]
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+        weight = batch["weights"].sum()
+        return (losses * batch["weights"]).sum() / weight, {"weight": weight}
+
+    return loss
+
+
+def make_optimizer(command: Finetune, frozen: frozenset[str]) -> optax.GradientTransformation:
+    """Return AdamW after a clipped gradient, for the tensors that are trained."""
+    rate = optax.linear_schedule(0.0, command.learning_rate, command.warmup)
+    if not command.warmup:
+        rate = command.learning_rate
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(command.clip_norm),
+        optax.adamw(
+            rate,
+            b2=0.95,
+            weight_decay=command.weight_decay,
+            mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+        ),
+    )
+
+    def labels(params: Any) -> Any:
+        return {name: "kept" if name in frozen else "trained" for name in params}
+
+    return optax.multi_transform({"trained": optimizer, "kept": optax.set_to_zero()}, labels)

@@ -1,0 +1,113 @@
+"""The command `generate`: continue a text, token by token, with the state carried on."""
+
+import dataclasses
+import functools
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments.language_models import folders
+from experiments.language_models.folders import Model
+from experiments.runs import Natural, Positive, PositiveOrNone, Seed
+from rnnjax import InvalidInputError
+from rnnjax.text import Sampling, stream
+
+PIECE = 512  # tokens that are read at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """Continue a text with a language model, and write as it is made."""
+
+    folder: tyro.conf.Positional[Path]
+    """The folder of a model, or a .pth of RWKV-7."""
+    prompt: str
+    """The beginning of the text."""
+    tokens: Positive = 200
+    """The largest number of tokens to write; a token that ends a document ends it before."""
+    temperature: float = 0.0
+    """Divides the logits; 0 takes the most probable token, 1 samples as predicted."""
+    top_k: Natural = 0
+    """Sample from this many most probable tokens (Fan et al., 2018); 0 for all."""
+    context: PositiveOrNone = None
+    """The most tokens that full attention may hold; by default those of prompt and --tokens."""
+    seed: Seed = 0
+    """The seed of the samples."""
+    tokenizer: Path | None = None
+    """A tokenizer.json; by default the one in the folder."""
+
+
+def run_generation(command: Generate) -> int:
+    """Print the prompt and what follows; how fast goes to standard error."""
+    sampling = Sampling(command.temperature, command.top_k)
+    model = folders.read(command.folder)
+    tokenizer = folders.read_tokenizer(model, command.tokenizer)
+    ids = np.array(tokenizer.encode(command.prompt).ids, np.int32)
+    if not ids.size:
+        raise InvalidInputError("--prompt must have at least one token, but is empty; begin a text")
+    needed = len(ids) + command.tokens
+    if model.attends and command.context is not None and needed > command.context:
+        raise InvalidInputError(
+            f"--context {command.context} must hold the prompt of {len(ids)} tokens and --tokens "
+            f"{command.tokens}, because the model has full attention; make it {needed}"
+        )
+    began = time.perf_counter()
+    carry = model.family.begin(model.config, 1, command.context or needed, model.dtype)
+    carry = read_prompt(model, carry, ids[:-1])
+    written = stream(
+        one_step(model), model.params, carry, jnp.array(ids[-1:]), key=jax.random.key(command.seed),
+        length=command.tokens, sampling=sampling, stops=[[end] for end in model.ends], chunk=1,
+    )  # fmt: skip
+    text = Decoder(tokenizer)
+    print(command.prompt, end="", flush=True)
+    count, first = 0, began
+    for (piece,) in written:
+        first = first if count else time.perf_counter()
+        count += len(piece)
+        print(text.of(piece), end="", flush=True)
+    print()
+    seconds = time.perf_counter() - first
+    speed = f", then {(count - 1) / seconds:,.1f} tokens a second" if count > 1 else ""
+    print(f"{count} tokens; the first after {first - began:.1f} s with compilation{speed}",
+          file=sys.stderr)  # fmt: skip
+    return 0
+
+
+class Decoder:
+    """Text as it becomes known: of a character in several tokens, only after the last."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        from tokenizers.decoders import DecodeStream
+
+        self.tokenizer, self.stream = tokenizer, DecodeStream(skip_special_tokens=True)
+
+    def of(self, ids: np.ndarray) -> str:
+        """Return the text that these ids complete."""
+        return "".join(self.stream.step(self.tokenizer, int(one)) or "" for one in ids)
+
+
+@functools.lru_cache(8)
+def one_step(model: Model) -> Any:
+    """Return ``(params, carry, tokens (batch,)) -> (carry, logits)``."""
+
+    def step(params: Any, carry: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
+        carry, logits = model.family.apply(model.config, params, tokens[None], carry)
+        return carry, logits[0]
+
+    return step
+
+
+def read_prompt(model: Model, carry: Any, ids: np.ndarray) -> Any:
+    """Return the state after some ids, read in pieces, of which two lengths are compiled."""
+    run = jax.jit(
+        lambda params, ids, carry: model.family.apply(model.config, params, ids, carry)[0]
+    )
+    for at in range(0, len(ids), PIECE):
+        carry = run(model.params, ids[at : at + PIECE, None], carry)
+    return carry
