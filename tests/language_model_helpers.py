@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.language_models import folders
+from rnnjax.interop.torch.files import write_arrays
 
 PROMPT, BATCH, VOCABULARY = 77, 2, 100
 _RNG = np.random.default_rng(0)
@@ -98,6 +100,23 @@ def loss_of(pair: Pair, params: Any, tokens: Any = TOKENS) -> jax.Array:
     _, logits = pair.model.family.apply(pair.model.config, params, tokens, carry)
     logs = jax.nn.log_softmax(logits[:-1])
     return -jnp.take_along_axis(logs, tokens[1:, :, None], axis=-1).mean()
+
+
+def drawn(folder: Path, **fields: Any) -> folders.Model:
+    """Write a folder with random tensors, without a peer, and a tokenizer; return what is read."""
+    values = {
+        "model_type": "mamba", "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1,
+        "state_size": 4, "eos_token_id": 0, **fields,
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(values))
+    family, config, _ = folders.read_config(folder)
+    rng = np.random.default_rng(0)
+    shapes = sorted(family.shapes(config).items())
+    tensors = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes}
+    write_arrays(folder / "model.safetensors", tensors)
+    with_tokenizer(folder)
+    return folders.read(folder)
 
 
 def with_tokenizer(folder: Path, words: str = "") -> None:

@@ -72,8 +72,11 @@ class Finetune:
             raise InvalidInputError(
                 f"--validation must be between 0 and 1, but is {self.validation}; 0.1 is usual"
             )
-        if self.resume and self.run_dir is None:
-            raise InvalidInputError("--resume must come with the --run-dir of the run; name it")
+        if self.resume and not (self.run_dir and (self.run_dir / "checkpoints").is_dir()):
+            raise InvalidInputError(
+                f"--resume must come with the --run-dir of a run, but there is no run in "
+                f"{self.run_dir}; check it"
+            )
 
 
 def run_finetuning(command: Finetune) -> int:

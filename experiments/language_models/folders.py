@@ -47,6 +47,7 @@ _WITHOUT_EFFECT = {
     "torch_dtype", "transformers_version", "use_cache", "vocab_size_multiple", "_name_or_path",
     "_attn_implementation_autoset", "chunk_size_feed_forward", "problem_type",
 }  # fmt: skip
+_ONE_BY_ONE = {"num_hidden_layers", "num_blocks"}  # each of them has names, so a huge number hangs
 _MISSING: Any = object()
 
 
@@ -82,10 +83,10 @@ class Fields:
             )
 
     def size(self, name: str, default: Any = _MISSING, least: int = 1) -> int:
-        """Return an integer of at least ``least``, and below 2^31."""
-        value = self.take(name, default)
-        good = type(value) is int and least <= value < 2**31
-        self.expect(good, name, f"an integer of at least {least}")
+        """Return an integer of at least ``least``, that an array may have."""
+        value, most = self.take(name, default), 1000 if name in _ONE_BY_ONE else 2**31 - 1
+        good = type(value) is int and least <= value <= most
+        self.expect(good, name, f"an integer from {least} to {most}")
         return int(value)
 
     def number(self, name: str, default: Any = _MISSING) -> float:

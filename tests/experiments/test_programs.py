@@ -12,7 +12,10 @@ from experiments.runs import exit_with
 from rnnjax import InvalidInputError
 from rnnjax.interop.convert import make_parser
 
-COMMANDS = [f"text_generator {c}" for c in ("train", "generate", "evaluate", "inspect", "export")]
+COMMANDS = [
+    *(f"text_generator {c}" for c in ("train", "generate", "evaluate", "inspect", "export")),
+    *(f"language_models {c}" for c in ("show", "generate", "finetune", "evaluate")),
+]
 
 
 def test_the_list_names_every_program_and_says_what_it_is(capsys):
@@ -21,7 +24,7 @@ def test_the_list_names_every_program_and_says_what_it_is(capsys):
     assert lines[0].startswith("Example: ")
     listed = [line.split()[2] for line in lines if line.startswith("  python")]
     assert listed == [f"experiments.{name}" for name in programs()]
-    assert len(listed) == 22
+    assert len(listed) == 23
     assert all(what.endswith((".", "?")) for what in programs().values())
 
 

@@ -1,0 +1,186 @@
+"""The commands, on tiny folders: what they write, and what it is by the definition."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import language_model_helpers as helpers
+import numpy as np
+import pytest
+
+from experiments.language_models import evaluate, folders, generate
+from experiments.language_models.folders import Model
+from rnnjax.interop.torch import load_state_dict
+
+pytest.importorskip("tokenizers")
+TEXT = "".join(f"the whale number {i} swam in the sea. " for i in range(60)) + "é"
+FINETUNE = ("finetune", "model", "--corpus", "text.txt", "--run-dir", "run", "--context", 32,
+            "--batch-size", 4, "--learning-rate", 1e-2, "--warmup", 2)  # fmt: skip
+
+RUN = jax.jit(lambda family, *arguments: family.apply(*arguments), static_argnums=(0, 1))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    return helpers.drawn(tmp_path / "model")
+
+
+@pytest.fixture
+def command(program: Any) -> Any:
+    return lambda *arguments, **more: program("language_models", *arguments, **more)
+
+
+@pytest.fixture
+def refused(command: Any) -> Any:
+    def refused(*arguments: Any) -> str:
+        result = command(*arguments, check=False)
+        assert (result.returncode, "Traceback" in result.stderr) == (2, False)
+        return str(result.stderr)
+
+    return refused
+
+
+def logits_of(model: Model, ids: Any) -> jax.Array:
+    """The logits after each id, all read at once."""
+    padded = np.pad(ids, (0, -len(ids) % 64))[:, None]  # to few lengths, each of which is compiled
+    begin = model.family.begin(model.config, 1, len(padded))
+    return RUN(model.family, model.config, model.params, padded, begin)[1][: len(ids), 0]
+
+
+def test_show_says_what_a_folder_holds(command: Any, model: Model) -> None:
+    shown = command("show", "model").stdout
+    size = sum(x.size for x in model.params.values())
+    assert f"{size:,} parameters in 12 tensors of float32" in shown
+    assert "\n  state_size: 4\n" in shown
+    # A window of 3 steps and 4 states for each of 32 channels, of 4 bytes each.
+    assert f"the state of any number of tokens has {32 * 7 * 4 / 2**20:.2f} MiB" in shown
+
+
+def test_generate_writes_the_most_probable_text(
+    command: Any, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the pieces are in which the prompt is read."""
+    tokenizer = folders.read_tokenizer(model)
+    prompt = "the whale and thé sea"
+    ids = tokenizer.encode(prompt).ids
+    for _ in range(12):
+        ids.append(int(logits_of(model, ids)[-1].argmax()))
+    assert 0 not in ids  # which would end the text
+    wanted = tokenizer.decode(ids)
+    assert wanted.startswith(prompt)
+    words = ("generate", "model", "--prompt", prompt, "--tokens", 12)
+    result = command(*words)
+    assert result.stdout.rstrip("\n") == wanted.rstrip("�")
+    assert re.search(r"^12 tokens; .*, then [\d,.]+ tokens a second$", result.stderr, re.M)
+    monkeypatch.setattr(generate, "PIECE", 5)
+    assert command(*words).stdout == result.stdout
+    assert command(*words, "--temperature", 1, "--top-k", 1).stdout == result.stdout
+    assert command(*words, "--temperature", 9).stdout != result.stdout
+
+
+def test_a_token_that_ends_a_document_ends_the_text(command: Any, tmp_path: Path) -> None:
+    """Whichever of those that config.json names is the most probable."""
+    model = helpers.drawn(tmp_path / "model")
+    ids = folders.read_tokenizer(model).encode("the sea").ids
+    best = int(logits_of(model, ids)[-1].argmax())
+    helpers.drawn(tmp_path / "model", eos_token_id=[0, best])
+    result = command("generate", "model", "--prompt", "the sea", "--tokens", 12)
+    assert result.stdout == "the sea\n"
+    assert result.stderr.startswith("0 tokens; ")
+
+
+def test_evaluate_counts_the_bits_of_the_whole_text(
+    command: Any, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = np.array(folders.read_tokenizer(model).encode(TEXT).ids)
+    logs = jax.nn.log_softmax(logits_of(model, ids[:-1]))
+    bits = -np.take_along_axis(np.asarray(logs, np.float64), ids[1:, None], -1).sum() / math.log(2)
+    monkeypatch.setattr(evaluate, "PIECE", 100)
+    printed = command("evaluate", "model", "--corpus", "text.txt").stdout
+    counted = len(TEXT.encode()) - len("the")
+    assert printed.startswith(f"{bits / counted:.4f} bits a byte, ")
+    assert f"{counted:,} bytes in {len(ids) - 1:,} tokens, carried over the whole" in printed
+    # In windows, each id is predicted from those before it in its window alone.
+    spans = [(at, min(at + 600, len(ids) - 1)) for at in range(0, len(ids) - 1, 600)]
+    apart = sum(evaluate.bits_of(model, ids[a : b + 1], None) for a, b in spans)
+    assert evaluate.bits_of(model, ids, 600) == pytest.approx(apart, rel=1e-6)
+    assert abs(apart - bits) > 1e-6 * bits
+
+
+def test_finetuning_resumes_exactly_and_what_it_writes_is_read(command: Any, model: Model) -> None:
+    before = command("evaluate", "model", "--corpus", "text.txt").stdout
+    said = command(*FINETUNE, "--epochs", 3).stdout
+    assert "is in run/model" in said
+    Path("run").rename("whole")
+    command(*FINETUNE, "--epochs", 1)
+    command(*FINETUNE, "--epochs", 3, "--resume")
+    whole, resumed = (load_state_dict(f"{run}/model/model.safetensors") for run in ("whole", "run"))
+    assert whole.keys() == model.params.keys()
+    for name, x in whole.items():
+        np.testing.assert_array_equal(x, resumed[name])
+        assert (x != model.params[name]).any()
+    after = command("evaluate", "run/model", "--corpus", "text.txt").stdout
+    assert float(after.split()[0]) < 0.8 * float(before.split()[0])
+    command("generate", "run/model", "--prompt", "the", "--tokens", 2)
+    lines = Path("run/epochs.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["validation_loss"] for line in lines]
+    assert f"validation loss {min(losses):.4f}" in said
+
+
+def test_what_is_frozen_stays_and_types_are_those_of_the_folder(
+    command: Any, model: Model, tmp_path: Path
+) -> None:
+    half = {name: x.astype(jnp.bfloat16) for name, x in model.params.items()}
+    folders.write(tmp_path / "half", model, half)
+    words = ["half" if word == "model" else word for word in FINETUNE]
+    command(*words, "--epochs", 1, "--dtype", "bfloat16", "--freeze", "*norm*", "*.embeddings.*")
+    learned = folders.read(tmp_path / "run/model")
+    assert {x.dtype for x in learned.params.values()} == {np.dtype(jnp.bfloat16)}
+    same = {name for name, x in learned.params.items() if (x == half[name]).all()}
+    assert same == {name for name in half if "norm" in name or "embeddings" in name}
+
+
+@pytest.mark.usefixtures("model")
+def test_a_wrong_use_gets_one_sentence(refused: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("the")
+    corpus = ("--corpus", "text.txt")
+    assert "must have at least one token" in refused("generate", "model", "--prompt", "")
+    assert "temperature must be a number" in refused(
+        "generate", "model", "--prompt", "a", "--temperature", -1
+    )
+    for name in ("evaluate", "finetune"):
+        assert "but is empty" in refused(name, "model", "--corpus", "empty.txt")
+        assert "cannot be read" in refused(name, "nothing", *corpus)
+    assert "at least two tokens" in refused("evaluate", "model", "--corpus", "short.txt")
+    assert "more text than for a validation" in refused(
+        "finetune", "model", "--corpus", "short.txt"
+    )
+    assert "--tokenizer" in refused("evaluate", "model", *corpus, "--tokenizer", "no.json")
+    for options, match in (
+        (("--batch-size", 100), "--batch-size must be at most"),
+        (("--validation", 1), "--validation must be between 0 and 1"),
+        (("--learning-rate", "nan"), "--learning-rate must be above 0"),
+        (("--freeze", "layers"), "but 'layers' matches none"),
+        (("--freeze", "*"), "--freeze must leave a tensor to train"),
+        (("--resume",), "there is no run in None"),
+        (("--run-dir", "model"), "model holds something already"),
+        (("--run-dir", "new", "--resume"), "there is no run in new"),
+    ):
+        assert match in refused("finetune", "model", *corpus, "--context", 32, *options)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"model", "text.txt", "empty.txt", "short.txt"}
+
+
+def test_the_prompt_fits_into_full_attention_or_is_refused(
+    refused: Any, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not model.attends
+    monkeypatch.setattr(Model, "attends", True)
+    said = refused("generate", "model", "--prompt", "the sea", "--tokens", 5, "--context", 6)
+    assert "--context 6 must hold the prompt of " in said

@@ -1,0 +1,228 @@
+"""Folders of language models: odd ones that are read, and bad ones that get one sentence."""
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import language_model_helpers as helpers
+import numpy as np
+import pytest
+
+from experiments.language_models import folders
+from rnnjax import RnnjaxError
+from rnnjax.interop.torch import load_state_dict
+from rnnjax.interop.torch.files import write_arrays
+
+pytest.importorskip("tokenizers")
+EMBEDDING, HEAD = "backbone.embeddings.weight", "lm_head.weight"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    helpers.drawn(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def tensors_of(folder: Path) -> dict[str, np.ndarray]:
+    return {name: np.array(x) for name, x in load_state_dict(folder / "model.safetensors").items()}
+
+
+def rewrite(folder: Path, **changed: Any) -> None:
+    """Write the tensors with some changed, added, or left out (None)."""
+    tensors = tensors_of(folder) | changed
+    whole = {name: x for name, x in tensors.items() if x is not None}
+    write_arrays(folder / "model.safetensors", whole)
+
+
+def config(**fields: Any) -> Callable[[Path], None]:
+    """Change fields of config.json."""
+
+    def change(folder: Path) -> None:
+        values = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(values | fields))
+
+    return change
+
+
+def content(name: str, text: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(text) and None
+
+
+def index(**weight_map: str) -> Callable[[Path], None]:
+    """An index in the place of the file, which stays beside it."""
+    text = json.dumps({"weight_map": {name.replace("_", "."): f for name, f in weight_map.items()}})
+    return content("model.safetensors.index.json", text.encode())
+
+
+MAMBA2 = {
+    "model_type": "mamba2", "num_heads": 4, "head_dim": 8, "n_groups": 2,
+    "tie_word_embeddings": True, "state_size": 4,
+}  # fmt: skip
+BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json cannot be read"),
+    "no json": (content("config.json", b"{"), "is no JSON"),
+    "deep json": (content("config.json", b"[" * 200_000), "is no JSON"),
+    "a list": (content("config.json", b"[]"), "must hold an object"),
+    "another family": (config(model_type="llama"), 'is "llama" but must be one of mamba,'),
+    "no family": (config(model_type=None), "is null but must be one of"),
+    "a family that is a list": (config(model_type=["mamba"]), "must be one of"),
+    "experts": (config(model_type="qwen3_5_moe"), '"qwen3_5_moe", a mixture of experts, but'),
+    "kimi": (config(model_type="kimi_linear"), "a mixture of experts"),
+    "quantised": (config(quantization_config={"bits": 4}), "quantised weights"),
+    "an unknown field": (config(rope_theta=1e4), "rope_theta of config.json is 10000.0, but is"),
+    "another activation": (config(hidden_act="gelu"), 'hidden_act of config.json must be "silu"'),
+    "a size that is text": (config(hidden_size="16"), 'to 2147483647, but is "16"'),
+    "a size that is true": (config(state_size=True), "must be an integer from 1 to"),
+    "no layer": (config(num_hidden_layers=0), "num_hidden_layers of config.json must be an"),
+    "layers without end": (config(num_hidden_layers=2**30), "an integer from 1 to 1000"),
+    "not a number": (config(layer_norm_epsilon=math.nan), "must be a number"),
+    "a flag that is a number": (config(use_bias=1), "use_bias of config.json must be true or"),
+    "other sizes": (config(hidden_size=32), "must have shape"),
+    "another kind": (config(use_bias=True), "'backbone.layers.0.mixer.in_proj.bias' is missing"),
+    "a limit in reverse": (config(**MAMBA2, time_step_limit=[2, 1]), "two numbers, the lower"),
+    "heads that do not fit": (config(**MAMBA2 | {"num_heads": 5}), "num_heads 5 of head_dim 8"),
+    "no tensors": (lambda f: (f / "model.safetensors").unlink(), "must have one of model.safeten"),
+    "damaged tensors": (content("model.safetensors", b"\x08" + bytes(30)), "cannot be loaded"),
+    "a tensor less": (lambda f: rewrite(f, **{EMBEDDING: None}), f"{EMBEDDING!r} is missing"),
+    "a tensor more": (lambda f: rewrite(f, more=np.ones(1)), "'more' is in the file, but in no"),
+    "a head that is not tied": (
+        lambda f: rewrite(f, **{HEAD: tensors_of(f)[EMBEDDING] + 1}),
+        f"{HEAD!r} is in the file, but in no such model",
+    ),
+    "another shape": (
+        lambda f: rewrite(f, **{EMBEDDING: np.ones((300, 15), np.float32)}),
+        r"must have shape \(300, 16\) by config.json, but has \(300, 15\)",
+    ),
+    "integers": (
+        lambda f: rewrite(f, **{EMBEDDING: np.ones((300, 16), np.int8)}), "but is int8; quantised",
+    ),
+    "an index to another folder": (index(a_b="../model.safetensors"), "in its own folder"),
+    "an index to nothing": (index(a_b="1.safetensors"), "1.safetensors cannot be read"),
+    "an index to another tensor": (index(a_b="model.safetensors"), "'a.b' is in model.safetens"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "there must be a tokenizer"),
+    "a damaged tokenizer": (content("tokenizer.json", b"{}"), "is no tokenizer.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_folder_is_refused_in_one_sentence(name: str, folder: Path) -> None:
+    change, match = BAD[name]
+    change(folder)
+    with pytest.raises(RnnjaxError, match=match) as refused:
+        folders.read_tokenizer(folders.read(folder))
+    said = str(refused.value)
+    assert said.isprintable()
+    assert len(said) < 700
+
+
+def test_no_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RnnjaxError, match="give the folder of a language model"):
+        folders.read(tmp_path / "nothing")
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    model = helpers.drawn(tmp_path / "model", vocab_size=200)
+    with pytest.raises(RnnjaxError, match=r"has ids up to 2.., but the model has 200 tokens"):
+        folders.read_tokenizer(model)
+
+
+# ---- odd folders that are read
+
+
+def test_several_files_and_an_index_are_read(folder: Path) -> None:
+    before, tensors = folders.read(folder), tensors_of(folder)
+    (folder / "model.safetensors").unlink()
+    weight_map = {}
+    for i, name in enumerate(tensors):
+        weight_map[name] = f"model-{i % 2}.safetensors"
+    for file in set(weight_map.values()):
+        own = {name: x for name, x in tensors.items() if weight_map[name] == file}
+        write_arrays(folder / file, own)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    after = folders.read(folder)
+    assert after.params.keys() == before.params.keys()
+    for name, x in before.params.items():
+        np.testing.assert_array_equal(x, after.params[name])
+
+
+def test_a_file_of_torch_is_read(folder: Path) -> None:
+    torch = pytest.importorskip("torch")
+    before, tensors = folders.read(folder), tensors_of(folder)
+    (folder / "model.safetensors").unlink()
+    state = {name: torch.tensor(x) for name, x in tensors.items()}
+    torch.save(state, folder / "pytorch_model.bin")
+    for name, x in folders.read(folder).params.items():
+        np.testing.assert_array_equal(x, before.params[name])
+
+
+def test_a_tied_head_may_be_in_the_file(folder: Path) -> None:
+    rewrite(folder, **{HEAD: tensors_of(folder)[EMBEDDING]})
+    assert HEAD not in folders.read(folder).params
+
+
+def test_fields_without_effect_and_without_value_may_be_there(folder: Path) -> None:
+    config(_name_or_path="x", rope_theta=None, use_cache=False, torch_dtype="bfloat16")(folder)
+    assert folders.read(folder).config.width == 16
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_each_tensor_has_its_type_or_that_which_is_asked_for(folder: Path, dtype: Any) -> None:
+    rewrite(folder, **{EMBEDDING: tensors_of(folder)[EMBEDDING].astype(dtype)})
+    model = folders.read(folder)
+    assert {name for name, x in model.params.items() if x.dtype == dtype} == {EMBEDDING}
+    assert {x.dtype for x in folders.read(folder, dtype).params.values()} == {np.dtype(dtype)}
+
+
+def test_what_is_written_is_what_was_read(folder: Path, tmp_path: Path) -> None:
+    """With the files beside it, and the type in config.json that all tensors have."""
+    config(torch_dtype="float32")(folder)
+    model = folders.read(folder)
+    half = {name: x.astype(jnp.bfloat16) for name, x in model.params.items()}
+    folders.write(tmp_path / "new", model, half)
+    again = folders.read(tmp_path / "new")
+    assert again.config == model.config
+    assert again.fields["torch_dtype"] == "bfloat16"
+    folders.read_tokenizer(again)
+    for name, x in half.items():
+        np.testing.assert_array_equal(x, again.params[name])
+
+
+# ---- texts
+
+
+def test_documents_are_packed_without_touching() -> None:
+    """One of 5 ids in rows of 3 is two parts, whose first id is the last of the part before."""
+    packed = folders.pack([np.array([1, 2, 3, 4, 5]), np.array([6, 7, 8]), np.array([9])], 3)
+    found = set()
+    for row in range(packed["inputs"].shape[1]):
+        inputs, targets, resets, weights = (packed[name][:, row].tolist() for name in packed)
+        starts = [t for t in range(3) if resets[t]] + [3]
+        assert starts[0] == 0
+        for a, b in itertools.pairwise(starts):
+            if weights[a]:
+                found.add((tuple(inputs[a:b]), tuple(targets[a:b])))
+                assert weights[a:b] == [1.0] * (b - a)
+    assert found == {((1, 2, 3), (2, 3, 4)), ((4,), (5,)), ((6, 7), (7, 8))}
+
+
+def test_bytes_of_a_text_are_those_of_what_is_predicted(folder: Path) -> None:
+    tokenizer = folders.read_tokenizer(folders.read(folder))
+    ids, counted = folders.encode(tokenizer, "é whale")
+    assert len(ids) == len(tokenizer.encode("é whale").ids)
+    assert counted == len(" whale")  # its first character is of two bytes, of which one is given
+
+
+@pytest.mark.parametrize(
+    ("content", "match"), [(b"", "but is empty"), (b" \n", "but is empty"), (b"\xff", "in UTF-8")]
+)
+def test_a_corpus_without_text_is_refused(content: bytes, match: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    for path in (tmp_path / "a.txt", tmp_path):
+        with pytest.raises(RnnjaxError, match=match):
+            folders.read_texts(path)
+    with pytest.raises(RnnjaxError, match="No such file"):
+        folders.read_texts(tmp_path / "b.txt")
