@@ -14,6 +14,7 @@ from experiments.language_models import folders
 from experiments.language_models.folders import Model
 from experiments.language_models.generate import PIECE
 from experiments.runs import Positive
+from rnnjax import InvalidInputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,14 @@ def run_evaluation(command: Evaluate) -> int:
     model = folders.read(command.folder)
     tokenizer = folders.read_tokenizer(model, command.tokenizer)
     text = "".join(folders.read_texts(command.corpus))
-    ids, counted = folders.encode(tokenizer, text)
+    ids = tokenizer.encode(text)
+    if len(ids) < 2:
+        raise InvalidInputError(
+            f"{command.corpus} must have at least two tokens, but has {len(ids)}; take a longer one"
+        )
+    # The first id is given, not predicted: it begins every text, or stands for some bytes.
+    given = tokenizer.decode(ids[:1])
+    counted = len(text.encode()) - (1 if "\ufffd" in given else len(given.encode()))
     bits = bits_of(model, ids, command.context if model.attends else None)
     how = "carried over the whole text"
     if model.attends:

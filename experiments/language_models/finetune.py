@@ -112,13 +112,13 @@ def run_finetuning(command: Finetune) -> int:
         run_dir=RunFolder(run_dir, config={"options": settings(command)}),
     )  # fmt: skip
     kinds = {name: x.dtype for name, x in model.params.items()}
-    folders.write(
+    written = folders.write(
         run_dir / "model", model, {name: x.astype(kinds[name]) for name, x in result.params.items()}
     )
     best = result.best or {}
     print(
         f"the model of epoch {best.get('epoch')}, with validation loss "
-        f"{best.get('validation_loss', math.nan):.4f}, is in {run_dir / 'model'}"
+        f"{best.get('validation_loss', math.nan):.4f}, is in {written}"
     )
     return 0
 
@@ -136,7 +136,7 @@ def documents(command: Finetune, model: Model, tokenizer: Any) -> tuple[list[Any
         for text in (file.split(command.separator) if command.separator else [file])
         if text.strip()
     ]
-    found = [np.array([*tokenizer.encode(text).ids, *model.ends[:1]], np.int32) for text in texts]
+    found = [np.array([*tokenizer.encode(text), *model.ends[:1]], np.int32) for text in texts]
     # The last documents are to validate; one that is longer than that is cut.
     total = sum(map(len, found))
     left = max(2, round(command.validation * total))

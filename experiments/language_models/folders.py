@@ -24,7 +24,6 @@ FAMILIES = {
     "falcon_mamba": "mamba",
     "mamba2": "mamba2",
     "recurrent_gemma": "recurrent_gemma",
-    "rwkv7": "rwkv7",
     "xlstm": "xlstm",
     "qwen3_5": "gated_delta",
     "qwen3_5_text": "gated_delta",
@@ -199,7 +198,7 @@ class Model:
 
 
 def read(path: str | Path, dtype: Any = None) -> Model:
-    """Read a folder as transformers writes it, or a .pth of RWKV-7, into memory.
+    """Read a folder as transformers writes it, or a .pth or .safetensors of RWKV-7, into memory.
 
     Args:
         path: the folder or the file.
@@ -218,10 +217,10 @@ def look(path: str | Path) -> Model:
     """Return a model whose parameters are still in its files; see `read`."""
     path = Path(path)
     values: dict[str, Any] = {}
-    if path.suffix in (".pth", ".pt"):
+    if path.suffix in (".pth", ".safetensors"):
         family = importlib.import_module("experiments.language_models.rwkv7")
         tensors = load_state_dict(path)
-        config = family.config_of(tensors)
+        config = family.Config.of({name: x.shape for name, x in tensors.items()})
     else:
         family, config, values = read_config(path)
         tensors = load_state_dict(_tensor_file(path))
@@ -288,13 +287,13 @@ def fitting(
         *((name, "is in the file, but in no such model") for name in found if name not in expected),
     ]:
         raise InvalidInputError(
-            f"the tensor {name[:80]!r} {why}; check that config.json is its own"
+            f"the tensor {name[:80]!r} {why}; check that all files are of one model"
         )
     for name, x in found.items():
         if x.shape != expected[name]:
             raise InvalidInputError(
-                f"the tensor {name!r} must have shape {expected[name]} by config.json, but has "
-                f"{x.shape}; check that both are of one model"
+                f"the tensor {name!r} must have shape {expected[name]}, as other sizes of the "
+                f"model say, but has {x.shape}; check that all files are of one model"
             )
         if x.dtype not in (np.float32, np.float16, jnp.bfloat16):
             raise InvalidInputError(
@@ -304,37 +303,68 @@ def fitting(
     return found, left_out
 
 
+class Tokenizer:
+    """A tokenizer.json, which says how a text is cut into tokens.
+
+    Raises:
+        InvalidInputError: it is none, or the package that reads it is missing.
+    """
+
+    def __init__(self, file: Path) -> None:
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise InvalidInputError(
+                "a tokenizer.json needs the package tokenizers, which is missing; pip install "
+                "'.[language-models]'"
+            ) from error
+        try:
+            self.tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the package raises Exception itself
+            raise InvalidInputError(
+                f"{file} is no tokenizer.json ({' '.join(str(error).split())[:120]}); get it again"
+            ) from error
+
+    def __len__(self) -> int:
+        return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Return the ids of a text, after those that begin every text, if there are any."""
+        found = self.tokenizer.encode(text)
+        count = len(found.ids)
+        while count and found.special_tokens_mask[count - 1]:  # a token that would end the text
+            count -= 1
+        return np.array(found.ids[:count], np.int32)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, of which those of no text are left out."""
+        return str(self.tokenizer.decode([int(one) for one in ids], skip_special_tokens=True))
+
+
 def read_tokenizer(model: Model, file: Path | None = None) -> Any:
-    """Return the ``tokenizers.Tokenizer`` of a model: its own, or another file's.
+    """Return what has ``encode``, ``decode`` and a length: a model's own, or another file's.
 
     Raises:
         InvalidInputError: there is none, or it has ids that the model has not.
     """
-    beside = model.path if model.path.is_dir() else model.path.parent
-    file = beside / "tokenizer.json" if file is None else file
+    if file is None:
+        beside = model.path if model.path.is_dir() else model.path.parent
+        found = [beside / "tokenizer.json", *sorted(beside.glob("rwkv_vocab*.txt"))]
+        file = found[0 if model.path.is_dir() else -1]
     if not file.is_file():
         raise InvalidInputError(
-            f"there must be a tokenizer, but {file} is no file; get the model's tokenizer.json, "
-            "and name it by --tokenizer if it lies elsewhere"
+            f"there must be a tokenizer, but {file} is no file; get the model's own, and name it "
+            "by --tokenizer if it lies elsewhere"
         )
-    try:
-        import tokenizers
-    except ImportError as error:
+    if file.suffix == ".txt":
+        module = importlib.import_module("experiments.language_models.rwkv_vocabulary")
+        tokenizer = module.WorldVocabulary(file)
+    else:
+        tokenizer = Tokenizer(file)
+    if not 0 < len(tokenizer) <= model.config.vocabulary:
         raise InvalidInputError(
-            "a tokenizer.json needs the package tokenizers, which is missing; pip install "
-            "'.[language-models]'"
-        ) from error
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the package raises Exception itself
-        raise InvalidInputError(
-            f"{file} is no tokenizer.json ({' '.join(str(error).split())[:120]}); get it again"
-        ) from error
-    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if not 0 <= largest < model.config.vocabulary:
-        raise InvalidInputError(
-            f"{file} has ids up to {largest}, but the model has {model.config.vocabulary} tokens; "
-            "get the model's own"
+            f"{file} has ids up to {len(tokenizer) - 1}, but the model has "
+            f"{model.config.vocabulary} tokens; get the model's own"
         )
     return tokenizer
 
@@ -356,22 +386,6 @@ def read_texts(path: Path) -> list[str]:
     if not any(text.strip() for text in texts):
         raise InvalidInputError(f"{path} must hold text, but is empty; check --corpus")
     return texts
-
-
-def encode(tokenizer: Any, text: str) -> tuple[np.ndarray, int]:
-    """Return the ids of a text, and the number of bytes that those after the first stand for.
-
-    The first id is given, not predicted: a token that begins every text, or else some bytes.
-    """
-    found = tokenizer.encode(text)
-    ids, special = np.array(found.ids, np.int32), found.special_tokens_mask
-    while len(ids) and special[len(ids) - 1]:  # a token at the end that is in no text
-        ids = ids[:-1]
-    if len(ids) < 2:
-        raise InvalidInputError(
-            f"the text must have at least two tokens, but has {len(ids)}; take a longer one"
-        )
-    return ids, len(text[found.offsets[0][1] :].encode())
 
 
 def pack(documents: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
@@ -397,28 +411,36 @@ def pack(documents: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
     }
 
 
-def write(folder: str | Path, model: Model, params: Mapping[str, Any] | None = None) -> None:
+def write(folder: str | Path, model: Model, params: Mapping[str, Any] | None = None) -> Path:
     """Write a model as it was read: the same files, with other tensors.
 
     Args:
         folder: a new folder, or an empty one.
         model: the model that was read.
         params: what to write instead of its parameters.
+
+    Returns:
+        what `read` reads: the folder; or the file of tensors, if the model came from one.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     whole = {name: np.asarray(x) for name, x in (params or model.params).items()}
     fitting(model.family, model.config, whole)
-    if model.path.is_dir():
-        for file in sorted(model.path.iterdir()):
-            if file.suffix in (".json", ".txt", ".model", ".jinja") and ".index." not in file.name:
-                shutil.copyfile(file, folder / file.name)
-        if model.left_out:
-            old = load_state_dict(_tensor_file(model.path))
-            whole |= {name: old[name] for name in model.left_out}
-        kinds = {x.dtype.name for x in whole.values()}
-        if len(kinds) == 1:  # by which transformers chooses the type of all
-            config = json.loads((folder / "config.json").read_bytes())
-            config["dtype" if "dtype" in config else "torch_dtype"] = kinds.pop()
-            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if not model.path.is_dir():
+        for file in model.path.parent.glob("rwkv_vocab*.txt"):
+            shutil.copyfile(file, folder / file.name)
+        write_arrays(folder / "model.safetensors", whole)
+        return folder / "model.safetensors"
+    for file in sorted(model.path.iterdir()):
+        if file.suffix in (".json", ".txt", ".model", ".jinja") and ".index." not in file.name:
+            shutil.copyfile(file, folder / file.name)
+    if model.left_out:
+        old = load_state_dict(_tensor_file(model.path))
+        whole |= {name: old[name] for name in model.left_out}
+    kinds = {x.dtype.name for x in whole.values()}
+    if len(kinds) == 1:  # by which transformers chooses the type of all
+        values = dict(model.fields)
+        values["dtype" if "dtype" in values else "torch_dtype"] = kinds.pop()
+        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
     write_arrays(folder / "model.safetensors", whole)
+    return folder

@@ -48,7 +48,7 @@ def run_generation(command: Generate) -> int:
     sampling = Sampling(command.temperature, command.top_k)
     model = folders.read(command.folder)
     tokenizer = folders.read_tokenizer(model, command.tokenizer)
-    ids = np.array(tokenizer.encode(command.prompt).ids, np.int32)
+    ids = tokenizer.encode(command.prompt)
     if not ids.size:
         raise InvalidInputError("--prompt must have at least one token, but is empty; begin a text")
     needed = len(ids) + command.tokens
@@ -83,13 +83,22 @@ class Decoder:
     """Text as it becomes known: of a character in several tokens, only after the last."""
 
     def __init__(self, tokenizer: Any) -> None:
-        from tokenizers.decoders import DecodeStream
-
-        self.tokenizer, self.stream = tokenizer, DecodeStream(skip_special_tokens=True)
+        self.tokenizer, self.ids, self.known = tokenizer, list[int](), 0
 
     def of(self, ids: np.ndarray) -> str:
-        """Return the text that these ids complete."""
-        return "".join(self.stream.step(self.tokenizer, int(one)) or "" for one in ids)
+        """Return the text that these ids complete.
+
+        They are decoded behind those of the piece before, because some tokenizers leave out a space
+        at the start of a text.
+        """
+        self.ids += ids.tolist()
+        before = self.tokenizer.decode(self.ids[: self.known])
+        text = self.tokenizer.decode(self.ids)
+        if text.endswith("\ufffd") and len(self.ids) - self.known < 4:
+            return ""  # the bytes of a character that are still to come
+        self.ids = self.ids[self.known :]
+        self.known = len(self.ids)
+        return text[len(before) :]
 
 
 @functools.lru_cache(8)
