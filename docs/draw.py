@@ -250,6 +250,26 @@ def norms(cell: rnnjax.Cell, name: str) -> np.ndarray:
     return np.sqrt(np.sum([np.sum(leaf**2, axis=(1, 2)) for leaf in leaves], axis=0))
 
 
+def held() -> Any:
+    """What language models hold of the tokens before them, in MiB, by the sizes of public ones."""
+    numbers = {  # layers x (states and window of each channel), in float32
+        "Mamba 2.8B": 64 * 5120 * (16 + 3),
+        "Falcon-Mamba 7B": 64 * 8192 * (16 + 3),
+        "Mamba-2 2.7B": 64 * (80 * 64 * 128 + 3 * (5120 + 2 * 128)),
+    }
+    figure, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    tokens = np.geomspace(100, 1e5, 50)
+    for name, size in numbers.items():
+        ax.plot(tokens, np.full_like(tokens, 4 * size / 2**20), label=name)
+    keys_and_values = 32 * 2 * 2560 * 2 / 2**20  # of a token, in bfloat16
+    ax.plot(tokens, tokens * keys_and_values, color="black", label="Pythia 2.8B, a transformer")
+    ax.set(xscale="log", yscale="log", xlabel="tokens read", ylabel="MiB")
+    ax.legend(fontsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    del figure
+    return ax
+
+
 ENGINE = ["engine", *(f"engine.{room}" for room in ("core", "fused", "parallel", "pallas"))]
 ROOMS = ["errors", "checks", "meshes", "cells", "packing", "text", *ENGINE, "layers", "flax_cells"]
 ROOMS += ["linen", "nnx", "online", "training", "testing", "interop"]
@@ -308,6 +328,7 @@ PICTURES = {
     "state": state,
     "bptt": bptt,
     "reach": reach,
+    "held": held,
     "rows": rows_of_digits,
     "translation": translation,
 }

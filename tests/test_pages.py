@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import string
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import language_model_helpers
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -48,7 +50,7 @@ PAGES = sorted(
 )
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 # Heavy peers, without which their blocks are left out.
-PEERS = {"torch", "tensorflow", "onnxruntime", "equinox", "jax2onnx"}
+PEERS = {"torch", "transformers", "tokenizers", "tensorflow", "onnxruntime", "equinox", "jax2onnx"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -124,6 +126,8 @@ PROGRAMS = [c for c in COMMANDS if c.startswith(("python -m experiments", "rnnja
 SMALL = {
     "alphabet": "--epochs 1 --seeds 2",
     "t_maze": "--updates 1 --episodes 2 --environments 2 --rollout 4 --seeds 1",
+    "language_models generate": "--tokens 3",
+    "language_models finetune": "--context 16 --batch-size 2 --epochs 1 --run-dir run-of-page",
     "text_generator train": "--corpus my-text.txt --layers 1 --hidden-size 4 --batch-size 2 "
     "--seq-length 8 --steps 2 --sample-length 3 --run-dir run",
     "text_generator generate": "--length 3 --run-dir run",
@@ -162,6 +166,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("my-text.txt", "another-text.txt"):
             Path(name).write_text(f"Alice {string.ascii_letters} My The\n" * 40)
         Path("begin.txt").write_text("Alice ")
+        language_model_helpers.drawn(Path("tiny"))
+        shutil.copytree("tiny", "finetuned/model")
         stack = rnnjax.Stack([rnnjax.LSTMCell(4)])
         model = Model.of(stack, stack.init(jax.random.key(0), 3))
         from_keras.save(model, "model.keras")
@@ -323,7 +329,8 @@ def test_every_program_of_the_cookbook_has_its_card() -> None:
     """With a picture, a table and something to try next."""
     card = r"^## (\w+)\n(.*?)(?=^## |\Z)"
     cards = dict(re.findall(card, TEXTS["docs/learn/cookbook.md"], re.MULTILINE | re.DOTALL))
-    assert set(cards) == {*COOKBOOK, "t_maze"}, "a program is a heading of docs/learn/cookbook.md"
+    programs = {*COOKBOOK, "language_models", "t_maze"}
+    assert set(cards) == programs, "a program is a heading of docs/learn/cookbook.md"
     for name, text in cards.items():
         assert re.search(r"^!\[.+\]\(\S+\.(png|svg)\)", text, re.MULTILINE), name
         assert len(re.findall(r"^\|.*\|$", text, re.MULTILINE)) > 3, name
