@@ -150,9 +150,8 @@ def load_state_dict(
         at: the path of the state dict in a file of ``torch.save``, as in `from_state_dict`.
 
     Raises:
-        InteropError: a file is missing, damaged, or holds no arrays; an index names a file outside
-            of its folder, or an array that its file does not have; or the package safetensors is
-            missing.
+        InteropError: as `load`; or an index names a file outside of its folder, or an array that
+            its file does not have.
         InvalidInputError: ``at`` names what is not there.
 
     >>> import pathlib, tempfile, jax, rnnjax
@@ -170,9 +169,8 @@ def load_state_dict(
         elif not is_saved_by_torch(file.read(32)):
             return map_arrays(file)
         else:
-            state = _saved_state(file, at)
-            arrays = {str(key): x for key, x in state.items() if isinstance(x, np.ndarray)}
-            if not arrays:
+            state = _saved_state(file, at).items()
+            if not (arrays := {str(key): x for key, x in state if isinstance(x, np.ndarray)}):
                 raise InteropError("it holds no arrays by name; say in at where they are")
             return arrays
     arrays = {}

@@ -55,23 +55,16 @@ def map_arrays(file: BinaryIO) -> dict[str, np.ndarray]:
 
 def read_index(path: str | os.PathLike[str]) -> dict[pathlib.Path, list[str]]:
     """The files that an index names, which lie beside it, with the names of their arrays."""
-    path = pathlib.Path(path)
+    path, found = pathlib.Path(path), dict[pathlib.Path, list[str]]()
     try:
-        files = json.loads(path.read_bytes())["weight_map"]
-        named = [(str(name), str(file)) for name, file in files.items()]
+        named = [map(str, x) for x in json.loads(path.read_bytes())["weight_map"].items()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InteropError(
             f"it is no index: it should be JSON with a weight_map from names to files "
             f"({in_a_line(error)}); get it again"
         ) from error
-    found: dict[pathlib.Path, list[str]] = {}
     for name, file in named:
-        if (
-            not file
-            or pathlib.PurePath(file).name != file
-            or set(file) & set("\\:\0")
-            or ".json" in file
-        ):
+        if set(file) & set("/\\:\0") or not file.strip(".") or ".json" in file:
             raise InteropError(
                 f"it names {file[:80]!r}, but should name files of arrays in its own folder; get "
                 "it again"
