@@ -187,10 +187,32 @@ def test_a_wrong_use_gets_one_sentence(refused: Any, tmp_path: Path) -> None:
     assert left == {"model", "text.txt", "empty.txt", "short.txt"}
 
 
-def test_the_prompt_fits_into_full_attention_or_is_refused(
-    refused: Any, model: Model, monkeypatch: pytest.MonkeyPatch
+QWEN = {
+    "model_type": "qwen3_5_text", "hidden_size": 32, "num_hidden_layers": 2, "head_dim": 16,
+    "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12, "full_attention_interval": 2, "state_size": None,
+}  # fmt: skip
+
+
+def test_full_attention_has_room_for_a_text_or_reads_it_in_windows(
+    command: Any, refused: Any, tmp_path: Path
 ) -> None:
-    assert not model.attends
-    monkeypatch.setattr(Model, "attends", True)
-    said = refused("generate", "model", "--prompt", "the sea", "--tokens", 5, "--context", 6)
-    assert "--context 6 must hold the prompt of " in said
+    pytest.importorskip("experiments.language_models.gated_delta")
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    model = helpers.drawn(tmp_path / "model", **QWEN)
+    assert model.attends
+    shown = command("show", "model").stdout
+    assert "the state of 2048 tokens has " in shown
+    tokenizer = folders.read_tokenizer(model)
+    ids = tokenizer.encode("the sea").tolist()
+    words = ("generate", "model", "--prompt", "the sea", "--tokens", 9, "--context")
+    assert f"make it {len(ids) + 9}" in refused(*words, len(ids) + 8)
+    written = command(*words, len(ids) + 9).stdout
+    for _ in range(9):
+        ids.append(int(logits_of(model, ids)[-1].argmax()))
+    assert written.rstrip("�\n") == tokenizer.decode(ids).rstrip("�")
+    said = command("evaluate", "model", "--corpus", "text.txt", "--context", 100).stdout
+    assert "in windows of 100 tokens, because the model has full attention" in said
+    bits = evaluate.bits_of(model, tokenizer.encode(TEXT), 100)
+    assert said.startswith(f"{bits / (len(TEXT.encode()) - len('the')):.4f} bits a byte")
