@@ -113,7 +113,7 @@ def drawn(folder: Path, **fields: Any) -> folders.Model:
     family, config, _ = folders.read_config(folder)
     rng = np.random.default_rng(0)
     shapes = sorted(family.shapes(config).items())
-    tensors = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes}
+    tensors = {name: rng.normal(0, 0.6, shape).astype(np.float32) for name, shape in shapes}
     write_arrays(folder / "model.safetensors", tensors)
     with_tokenizer(folder)
     return folders.read(folder)

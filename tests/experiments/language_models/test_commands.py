@@ -71,11 +71,11 @@ def test_generate_writes_the_most_probable_text(
     for _ in range(12):
         ids.append(int(logits_of(model, ids)[-1].argmax()))
     assert 0 not in ids  # which would end the text
-    wanted = tokenizer.decode(ids)
-    assert wanted.startswith(prompt)
+    # Not the text, in which many bytes of random weights are none.
+    monkeypatch.setattr(folders.Tokenizer, "decode", lambda _, ids: "".join(f" {i}" for i in ids))
     words = ("generate", "model", "--prompt", prompt, "--tokens", 12)
     result = command(*words)
-    assert result.stdout.rstrip("�\n") == wanted.rstrip("�")
+    assert result.stdout == f"{prompt}{tokenizer.decode(ids[-12:])}\n"
     assert re.search(r"^12 tokens; .*, then [\d,.]+ tokens a second$", result.stderr, re.M)
     monkeypatch.setattr(generate, "PIECE", 5)
     assert command(*words).stdout == result.stdout
@@ -148,7 +148,8 @@ def test_what_is_frozen_stays_and_types_are_those_of_the_folder(
     half = {name: x.astype(jnp.bfloat16) for name, x in model.params.items()}
     folders.write(tmp_path / "half", model, half)
     words = ["half" if word == "model" else word for word in FINETUNE]
-    command(*words, "--epochs", 1, "--dtype", "bfloat16", "--freeze", "*norm*", "*.embeddings.*")
+    command(*words, "--epochs", 1, "--dtype", "bfloat16", "--freeze", "*norm*", "*.embeddings.*",
+            "--weight-decay", 10)  # fmt: skip
     learned = folders.read(tmp_path / "run/model")
     assert {x.dtype for x in learned.params.values()} == {np.dtype(jnp.bfloat16)}
     same = {name for name, x in learned.params.items() if (x == half[name]).all()}
@@ -196,7 +197,7 @@ QWEN = {
 
 
 def test_full_attention_has_room_for_a_text_or_reads_it_in_windows(
-    command: Any, refused: Any, tmp_path: Path
+    command: Any, refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("experiments.language_models.gated_delta")
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
@@ -208,10 +209,13 @@ def test_full_attention_has_room_for_a_text_or_reads_it_in_windows(
     ids = tokenizer.encode("the sea").tolist()
     words = ("generate", "model", "--prompt", "the sea", "--tokens", 9, "--context")
     assert f"make it {len(ids) + 9}" in refused(*words, len(ids) + 8)
+    monkeypatch.setattr(folders.Tokenizer, "decode", lambda _, ids: "".join(f" {i}" for i in ids))
     written = command(*words, len(ids) + 9).stdout
     for _ in range(9):
         ids.append(int(logits_of(model, ids)[-1].argmax()))
-    assert written.rstrip("�\n") == tokenizer.decode(ids).rstrip("�")
+    assert written == f"the sea{tokenizer.decode(ids[-9:])}\n"
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
     said = command("evaluate", "model", "--corpus", "text.txt", "--context", 100).stdout
     assert "in windows of 100 tokens, because the model has full attention" in said
     bits = evaluate.bits_of(model, tokenizer.encode(TEXT), 100)
