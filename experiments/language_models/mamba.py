@@ -1,7 +1,6 @@
 """Mamba (Gu & Dao, 2023) and Falcon-Mamba (Zuo et al., 2024), in the layout of transformers."""
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -39,10 +38,13 @@ class Config:
 def read_config(fields: Fields) -> Config:
     """Read what ``MambaConfig`` and ``FalconMambaConfig`` write."""
     fields.only("hidden_act", "silu", "swish")
-    fields.ignore(
-        "expand", "rescale_prenorm_residual", "time_step_floor", "time_step_init_scheme",
-        "time_step_max", "time_step_min", "time_step_scale", "use_associative_scan",
-        "use_falcon_mambapy", "use_mambapy",
+    fields.only("rms_norm", True)
+    fields.only("ssm_cfg", {})
+    fields.ignore(  # of training, and older names of what is read below
+        "d_inner", "d_model", "expand", "fused_add_norm", "n_layer", "pad_vocab_size_multiple",
+        "rescale_prenorm_residual", "time_step_floor", "time_step_init_scheme", "time_step_max",
+        "time_step_min", "time_step_scale", "use_associative_scan", "use_falcon_mambapy",
+        "use_mambapy",
     )  # fmt: skip
     width, rank = fields.size("hidden_size", 768), fields.take("time_step_rank", "auto")
     falcon = fields.values["model_type"] == "falcon_mamba"
@@ -118,9 +120,8 @@ def mixer(
         blocks.linear(params, "x_proj", u), [c.step_rank, c.step_rank + c.state_size], axis=-1
     )
     if c.mixer_epsilon is not None:
-        step, key, query = (
-            blocks.normed(part, c.mixer_epsilon).astype(x.dtype) for part in (step, key, query)
-        )
+        parts = (blocks.normed(part, c.mixer_epsilon) for part in (step, key, query))
+        step, key, query = (part.astype(x.dtype) for part in parts)
     step = blocks.product(step, params["dt_proj.weight"])
     step = jax.nn.softplus(step + params["dt_proj.bias"].astype(jnp.float32))
     states, y = state_space(params["A_log"], (step, key, query, u), states, resets)
@@ -139,15 +140,14 @@ def state_space(log_decay: jax.Array, inputs: Any, states: jax.Array, resets: An
     """
     rate = -jnp.exp(log_decay.astype(jnp.float32))
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)
     def chunk(states: jax.Array, at: Any) -> Any:
         (step, key, query, u), begun = at
         drive = (step * u)[..., None] * key[..., None, :]
-        states, found = linear_recurrence(
-            jnp.exp(step[..., None] * rate), drive, states, resets=begun
-        )
+        decay = jnp.exp(step[..., None] * rate)
+        states, found = linear_recurrence(decay, drive, states, resets=begun)
         return states, (found.astype(query.dtype) * query[..., None, :]).sum(-1)
 
+    chunk = jax.checkpoint(chunk, prevent_cse=False)
     whole = len(inputs[0]) // CHUNK * CHUNK
     parts = []
     if whole:

@@ -48,9 +48,11 @@ class Config:
 def read_config(fields: Fields) -> Config:
     """Read what ``Mamba2Config`` writes."""
     fields.only("hidden_act", "silu", "swish")
-    fields.ignore(
-        "chunk_size", "time_step_rank", "time_step_min", "time_step_max", "time_step_floor",
-        "rescale_prenorm_residual",
+    fields.only("rms_norm", True)
+    fields.ignore(  # of training, and what the peer does not read: it multiplies by the gate first
+        "chunk_size", "intermediate_size", "norm_before_gate", "rescale_prenorm_residual",
+        "time_step_floor", "time_step_init_scheme", "time_step_max", "time_step_min",
+        "time_step_rank", "time_step_scale",
     )  # fmt: skip
     config = Config(
         vocabulary=fields.size("vocab_size", 32768),

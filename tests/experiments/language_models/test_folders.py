@@ -191,6 +191,32 @@ def test_what_is_written_is_what_was_read(folder: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(x, again.params[name])
 
 
+# What config.json of two public models has beside sizes.
+PUBLIC = {
+    "mamba-130m-hf": {
+        "model_type": "mamba", "hidden_size": 768, "intermediate_size": 1536, "d_model": 768,
+        "d_inner": 1536, "n_layer": 24, "num_hidden_layers": 24, "vocab_size": 50280,
+        "time_step_rank": 48, "fused_add_norm": True, "rms_norm": True, "ssm_cfg": {},
+        "pad_vocab_size_multiple": 8, "state_size": 16, "time_step_init_scheme": "random",
+    },
+    "Mamba-Codestral-7B": {
+        "model_type": "mamba2", "hidden_size": 4096, "intermediate_size": 8192, "num_heads": 128,
+        "head_dim": 64, "n_groups": 8, "num_hidden_layers": 64, "state_size": 128,
+        "norm_before_gate": True, "rms_norm": True, "time_step_init_scheme": "random",
+        "time_step_limit": [0.0, math.inf], "time_step_scale": 1.0, "vocab_size": 32768,
+    },
+}  # fmt: skip
+PARAMETERS = {"mamba-130m-hf": 129_135_360, "Mamba-Codestral-7B": 7_285_403_648}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_configs_have_fields_that_change_nothing(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLIC[name]))
+    family, config, _ = folders.read_config(tmp_path)
+    count = sum(math.prod(shape) for shape in family.shapes(config).values())
+    assert count == PARAMETERS[name]
+
+
 # ---- texts
 
 
