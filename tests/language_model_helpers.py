@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.language_models import folders
-from rnnjax.interop.torch.files import write_arrays
+from rnnjax.training import save_params
 
 PROMPT, BATCH, VOCABULARY = 77, 2, 100
 _RNG = np.random.default_rng(0)
@@ -114,7 +114,7 @@ def drawn(folder: Path, **fields: Any) -> folders.Model:
     rng = np.random.default_rng(0)
     shapes = sorted(family.shapes(config).items())
     tensors = {name: rng.normal(0, 0.6, shape).astype(np.float32) for name, shape in shapes}
-    write_arrays(folder / "model.safetensors", tensors)
+    save_params(folder / "model.safetensors", tensors)
     with_tokenizer(folder)
     return folders.read(folder)
 

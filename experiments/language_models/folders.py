@@ -17,7 +17,7 @@ import numpy as np
 import rnnjax
 from rnnjax import InvalidInputError
 from rnnjax.interop.torch import load_state_dict
-from rnnjax.interop.torch.files import write_arrays
+from rnnjax.training import save_params
 
 FAMILIES = {
     "mamba": "mamba",
@@ -429,7 +429,7 @@ def write(folder: str | Path, model: Model, params: Mapping[str, Any] | None = N
     if not model.path.is_dir():
         for file in model.path.parent.glob("rwkv_vocab*.txt"):
             shutil.copyfile(file, folder / file.name)
-        write_arrays(folder / "model.safetensors", whole)
+        save_params(folder / "model.safetensors", whole)
         return folder / "model.safetensors"
     for file in sorted(model.path.iterdir()):
         if file.suffix in (".json", ".txt", ".model", ".jinja") and ".index." not in file.name:
@@ -442,5 +442,5 @@ def write(folder: str | Path, model: Model, params: Mapping[str, Any] | None = N
         values = dict(model.fields)
         values["dtype" if "dtype" in values else "torch_dtype"] = kinds.pop()
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-    write_arrays(folder / "model.safetensors", whole)
+    save_params(folder / "model.safetensors", whole)
     return folder

@@ -15,7 +15,7 @@ import pytest
 from experiments.language_models import folders
 from rnnjax import RnnjaxError
 from rnnjax.interop.torch import load_state_dict
-from rnnjax.interop.torch.files import write_arrays
+from rnnjax.training import save_params
 
 pytest.importorskip("tokenizers")
 EMBEDDING, HEAD = "backbone.embeddings.weight", "lm_head.weight"
@@ -35,7 +35,7 @@ def rewrite(folder: Path, **changed: Any) -> None:
     """Write the tensors with some changed, added, or left out (None)."""
     tensors = tensors_of(folder) | changed
     whole = {name: x for name, x in tensors.items() if x is not None}
-    write_arrays(folder / "model.safetensors", whole)
+    save_params(folder / "model.safetensors", whole)
 
 
 def config(**fields: Any) -> Callable[[Path], None]:
@@ -141,7 +141,7 @@ def test_several_files_and_an_index_are_read(folder: Path) -> None:
         weight_map[name] = f"model-{i % 2}.safetensors"
     for file in set(weight_map.values()):
         own = {name: x for name, x in tensors.items() if weight_map[name] == file}
-        write_arrays(folder / file, own)
+        save_params(folder / file, own)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     after = folders.read(folder)
     assert after.params.keys() == before.params.keys()
