@@ -71,18 +71,18 @@ def close(got: Any, wanted: Any, tolerance: float = 1e-5) -> None:
     assert np.abs(got - wanted).max() <= tolerance * largest, np.abs(got - wanted).max() / largest
 
 
-def gradients_close(got: Any, wanted: Any) -> None:
-    """Assert that no gradient is further off than 1e-5 of the largest of all.
+def gradients_close(got: Any, wanted: Any, tolerance: float = 1e-5, of_own: float = 1e-3) -> None:
+    """Assert that no gradient is further off than a share of the largest of all.
 
     The few numbers of a bias may be sums of large ones that cancel. Of its own largest a tensor may
-    be off by 1e-3, unless it is zeros.
+    be off by ``of_own``, unless it is zeros.
     """
     assert got.keys() == wanted.keys()
     largest = max(np.abs(value).max() for value in wanted.values())
     for name, value in wanted.items():
         error, own = np.abs(np.asarray(got[name]) - value).max(), np.abs(value).max()
-        assert error <= 1e-5 * largest, (name, error / largest)
-        assert error <= 1e-3 * own or own < 1e-6 * largest, (name, error / own)
+        assert error <= tolerance * largest, (name, error / largest)
+        assert error <= of_own * own or own < 1e-6 * largest, (name, error / own)
 
 
 def logits_of(module: Any, tokens: Any) -> np.ndarray:
@@ -137,10 +137,12 @@ def with_tokenizer(folder: Path, words: str = "") -> None:
 # ---- the checks
 
 
-def check_prompt(pair: Pair) -> None:
+def check_prompt(
+    pair: Pair, tolerance: float = 1e-5, of_gradients: float = 1e-5, of_own: float = 1e-3
+) -> None:
     """The logits of a prompt, the loss, and the gradient of every tensor."""
     _, logits = pair.apply(pair.model.params, TOKENS, pair.begin())
-    close(logits, logits_of(pair.module, TOKENS))
+    close(logits, logits_of(pair.module, TOKENS), tolerance)
     loss, gradients = jax.jit(jax.value_and_grad(lambda p: loss_of(pair, p, jnp.array(TOKENS))))(
         pair.model.params
     )
@@ -150,7 +152,28 @@ def check_prompt(pair: Pair) -> None:
     theirs.backward()
     close(loss, theirs.item())
     named = {name: w.grad for name, w in pair.module.named_parameters() if w.grad is not None}
-    gradients_close(gradients, {name: gradient.numpy() for name, gradient in named.items()})
+    wanted = {name: gradient.numpy() for name, gradient in named.items()}
+    gradients_close(gradients, wanted, of_gradients, of_own)
+
+
+def check_float64(pair: Pair) -> None:
+    """The logits and the gradients against what the same functions give in float64."""
+    tokens = jnp.array(TOKENS)
+
+    def both(params: Any, carry: Any) -> Any:
+        def loss(params: Any) -> Any:
+            _, logits = pair.model.family.apply(pair.model.config, params, tokens, carry)
+            return (logits * _weights()).sum(), logits
+
+        return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+    gradients, logits = both(pair.model.params, pair.begin())
+    with jax.enable_x64(True):
+        params = {name: jnp.array(x, jnp.float64) for name, x in pair.model.params.items()}
+        exact, wanted = both(params, pair.begin(dtype=jnp.float64))
+        assert wanted.dtype == jnp.float64
+        close(logits, wanted)
+        gradients_close(gradients, {name: np.asarray(x) for name, x in exact.items()})
 
 
 def check_cuts(pair: Pair) -> None:

@@ -21,14 +21,18 @@ files but not in its text model.
 In bfloat16, weights multiply in their own type, and states and decays are float32.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from rnnjax import InvalidInputError
 
 Params = Mapping[str, jax.Array]
 Shapes = dict[str, tuple[int, ...]]
+Mixed = tuple[Any, jax.Array]  # the new carry of a layer, and what it returns
 
 # ---- a flat dict
 
@@ -76,15 +80,21 @@ def product(x: jax.Array, weight: jax.Array) -> jax.Array:
 def logits(params: Params, head: str, embedding: str, x: jax.Array) -> jax.Array:
     """Compute the logits, in float32, by the head, or by the embedding if that is the head."""
     weight = params.get(head, params[embedding])
-    return product(x, weight).astype(jnp.float32)
+    y = product(x, weight)
+    return y.astype(wider(y.dtype))
 
 
 # ---- norms
 
 
+def wider(dtype: Any) -> Any:
+    """Return the type that norms, angles and softmaxes are computed in: float32 at least."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def normed(x: jax.Array, epsilon: float, groups: int = 1) -> jax.Array:
     """Divide by the root of the mean square of each of the groups of features, in float32."""
-    x = x.astype(jnp.float32)
+    x = x.astype(wider(x.dtype))
     parts = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
     scale = jax.lax.rsqrt(jnp.mean(parts * parts, axis=-1, keepdims=True) + epsilon)
     return (parts * scale).reshape(x.shape)
@@ -101,6 +111,12 @@ def rms_norm(
     return weight * normed(x, epsilon, groups).astype(x.dtype)
 
 
+def zero_centered_norm(params: Params, name: str, x: jax.Array, epsilon: float) -> jax.Array:
+    """Normalise by the mean square, and multiply by 1 + weight, all in float32, as Gemma does."""
+    weight = params[f"{name}.weight"]
+    return (normed(x, epsilon) * (1 + weight.astype(wider(x.dtype)))).astype(x.dtype)
+
+
 # ---- convolutions and steps
 
 
@@ -112,3 +128,184 @@ def softplus(x: jax.Array) -> jax.Array:
 def taps(params: Params, name: str) -> tuple[jax.Array, jax.Array | None]:
     """Return the taps ``(n, features)`` and the bias of a ``Conv1d`` with a group per feature."""
     return params[f"{name}.weight"][:, 0].T, params.get(f"{name}.bias")
+
+
+# ---- parts of a transformer's layer
+
+
+def in_float32(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """Compute a function of bfloat16 in float32, and round once, as PyTorch does."""
+    return function(x.astype(wider(x.dtype))).astype(x.dtype)
+
+
+def gated_mlp_shapes(name: str, width: int, inner: int, *, bias: bool = False) -> Shapes:
+    """Return the shapes of what `gated_mlp` reads."""
+    shapes = linear_shapes("down_proj", width, inner, bias=bias)
+    for part in ("gate_proj", "up_proj"):
+        shapes |= linear_shapes(part, inner, width, bias=bias)
+    return within(f"{name}.", shapes)
+
+
+def gated_mlp(
+    params: Params, name: str, x: jax.Array, activation: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """Compute two layers, the first of which has a gate (Shazeer, 2020)."""
+    gate = in_float32(activation, linear(params, f"{name}.gate_proj", x))
+    return linear(params, f"{name}.down_proj", gate * linear(params, f"{name}.up_proj", x))
+
+
+def attention_shapes(
+    width: int, heads: int, key_heads: int, head_size: int, *, bias: bool
+) -> Shapes:
+    """Return the shapes of the products of queries, keys, values and outputs."""
+    sizes = {"q": heads * head_size, "k": key_heads * head_size, "v": key_heads * head_size}
+    shapes = linear_shapes("o_proj", width, heads * head_size, bias=bias)
+    for name, size in sizes.items():
+        shapes |= linear_shapes(f"{name}_proj", size, width, bias=bias)
+    return shapes
+
+
+def linear_heads(params: Params, name: str, x: jax.Array, head_size: int) -> jax.Array:
+    """Return what `linear` computes in heads: ``(time, batch, heads, head_size)``."""
+    return linear(params, name, x).reshape(*x.shape[:2], -1, head_size)
+
+
+class Place(NamedTuple):
+    """Where rows stand: how many tokens were ``read ()``, and where the next one of a row belongs.
+
+    Its ``position`` in its document, from 0 on, and the number of its ``document`` are of
+    ``(batch,)``; those of all tokens of a call are of ``(time, batch)``.
+    """
+
+    read: jax.Array
+    position: jax.Array
+    document: jax.Array
+
+    @classmethod
+    def start(cls, batch: int) -> "Place":
+        """Return the place before the first token."""
+        row = jnp.zeros((batch,), jnp.int32)
+        return cls(row.sum(), row, row)
+
+    def through(self, tokens: jax.Array, resets: jax.Array | None) -> tuple["Place", "Place"]:
+        """Return the place after ``tokens (time, batch)``, and those of the tokens."""
+        steps = jnp.arange(len(tokens), dtype=jnp.int32)[:, None]
+        position, document = self.position + steps, self.document + 0 * steps
+        if resets is not None:
+            begun = jax.lax.cummax(jnp.where(resets, steps, -1))  # the step of the last reset
+            position = jnp.where(begun < 0, position, steps - begun)
+            document = document + jnp.cumsum(resets, axis=0, dtype=jnp.int32)
+        after = Place(self.read + len(tokens), position[-1] + 1, document[-1])
+        return after, Place(self.read, position, document)
+
+
+class Cache(NamedTuple):
+    """What later tokens attend to: ``keys`` and ``values (batch, heads, size, head_size)``.
+
+    Their ``positions`` and ``documents`` are ``(batch, 1, size)``. An empty slot has document -1.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    positions: jax.Array
+    documents: jax.Array
+
+    @classmethod
+    def empty(cls, batch: int, heads: int, size: int, head_size: int, dtype: Any) -> "Cache":
+        """Return a cache without a token."""
+        slots = jnp.zeros((batch, heads, size, head_size), dtype)
+        marks = jnp.zeros((batch, 1, size), jnp.int32)
+        return cls(slots, slots, marks, marks - 1)
+
+    def extended(self, new: "Cache", read: jax.Array, roll: bool) -> tuple["Cache", "Cache"]:
+        """Return the cache to go on with, and the one in which the new tokens look.
+
+        Args:
+            new: the keys and values of the tokens.
+            read: how many slots of the cache are used.
+            roll: whether the oldest tokens leave it, as in a window.
+        """
+        new = jax.tree.map(lambda x, old: x.astype(old.dtype), new, self)
+        if not roll:
+            write = jax.lax.dynamic_update_slice_in_dim
+            whole = jax.tree.map(lambda old, x: write(old, x, read, axis=2), self, new)
+            return whole, whole
+        whole = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), self, new)
+        return jax.tree.map(lambda x, old: x[:, :, -old.shape[2] :], whole, self), whole
+
+
+class Carry(NamedTuple):
+    """The carry of a model with attention: where its rows stand, and the carry of each layer."""
+
+    place: Place
+    layers: tuple[Any, ...]
+
+    def check_room(self, num_tokens: int) -> None:
+        """Raise unless all caches have room for so many tokens.
+
+        Under ``jit`` the number of tokens that were read is not known, so check before it.
+        """
+        sizes = [layer.keys.shape[2] for layer in self.layers if isinstance(layer, Cache)]
+        if not sizes or isinstance(self.place.read, jax.core.Tracer):
+            return
+        read, size = int(self.place.read), min(sizes)
+        if read + num_tokens > size:
+            raise InvalidInputError(
+                f"a carry of capacity {size} that has read {read} tokens must be given at most "
+                f"{size - read} more, but got {num_tokens}; begin with a larger capacity"
+            )
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, cache: Cache, at: Place,
+    window: int | None = None,
+) -> tuple[Cache, jax.Array]:  # fmt: skip
+    r"""Attend to the tokens of a document up to each token.
+
+    .. math::
+        y_t = \sum_{s \le t} \text{softmax}_s(q_t^\top k_s / \sqrt{n}) \, v_s
+
+    The softmax is computed in float32.
+
+    Args:
+        query: ``(time, batch, heads, n)``.
+        key: ``(time, batch, key_heads, n)``, with heads that divide those of the queries: head h
+            uses key head ``h // (heads / key_heads)`` (Ainslie et al., 2023).
+        value: as the key.
+        cache: what was before.
+        at: the places of the tokens.
+        window: how many tokens are seen, with the token itself, and the size of the cache; None
+            for all, which must have room in the cache.
+
+    Returns:
+        the cache with these tokens, and ``(time, batch, heads, n)``, which is NaN without room.
+    """
+    marks = (jnp.swapaxes(x, 0, 1)[:, None] for x in (at.position, at.document))
+    new = Cache(key.transpose(1, 2, 0, 3), value.transpose(1, 2, 0, 3), *marks)
+    cache, seen = cache.extended(new, at.read, roll=window is not None)
+    back = new.positions[..., None] - seen.positions[:, :, None]  # (batch, 1, time, size)
+    visible = (new.documents[..., None] == seen.documents[:, :, None]) & (back >= 0)
+    if window is not None:
+        visible &= back < window
+    q = query.reshape(*query.shape[:2], key.shape[2], -1, query.shape[-1])
+    k, v = seen.keys.astype(query.dtype), seen.values.astype(query.dtype)
+    scores = jnp.einsum("tbgrn,bgsn->bgrts", q, k, preferred_element_type=wider(q.dtype))
+    scores = jnp.where(visible[:, :, None], scores * query.shape[-1] ** -0.5, -jnp.inf)
+    weights = jax.nn.softmax(scores).astype(v.dtype)
+    y = jnp.einsum("bgrts,bgsn->tbgrn", weights, v).reshape(query.shape)
+    if window is None:  # a write that does not fit would hide other tokens
+        y = jnp.where(at.read + len(query) <= cache.keys.shape[2], y, jnp.nan)
+    return cache, y
+
+
+def rotary(x: jax.Array, positions: jax.Array, size: int, base: float) -> jax.Array:
+    r"""Rotate the first ``size`` entries of heads ``(time, batch, heads, n)`` by their positions.
+
+    Entries i and i + size / 2 are turned by the angle :math:`p \, b^{-2i / \text{size}}` for
+    position p and base b (Su et al., 2021). Angles are computed in float32.
+    """
+    rates = jnp.asarray(base ** -(np.arange(0, size, 2) / size), wider(x.dtype))
+    angles = positions[..., None, None] * rates
+    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
+    a, b, rest = jnp.split(x, [size // 2, size], axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)

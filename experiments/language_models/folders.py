@@ -132,6 +132,28 @@ class Fields:
         self.expect(isinstance(value, dict), name, "an object")
         return Fields(value, f"{self.at}{name}.")
 
+    def rotary(self, head_size: int, share: float) -> tuple[int, float]:
+        """Return how many entries of a head are rotated by its position, and the base of rates.
+
+        Older files have these fields, and ``share``, by themselves.
+        """
+        base = self.number("rope_theta", 10000.0)
+        share, within = self.number("partial_rotary_factor", share), self
+        if self.take("rope_parameters", None) is not None:
+            within = self.inside("rope_parameters")
+            base = within.number("rope_theta", base)
+            share = within.number("partial_rotary_factor", share)
+            within.ignore("mrope_section", "mrope_interleaved")  # text has one position per token
+        for name in ("rope_type", "type"):
+            within.only(name, "default")
+        within.expect(base > 0, "rope_theta", "above 0")
+        size = int(head_size * share)
+        even = f"such that of {head_size} entries of a head an even number is rotated"
+        within.expect(0 < size <= head_size and size % 2 == 0, "partial_rotary_factor", even)
+        if within is not self:
+            within.done()
+        return size, base
+
     def done(self) -> None:
         """Raise if there is a field that was not read, with a value."""
         for name, value in self.values.items():
@@ -186,7 +208,7 @@ class Model:
     @property
     def dtype(self) -> Any:
         """The type of keys and values: that of the embedding."""
-        return self.params[self.family.EMBEDDING].dtype
+        return self.params[embedding_of(self.family, self.config)].dtype
 
     @property
     def attends(self) -> bool:
@@ -270,6 +292,11 @@ def _tensor_file(folder: Path) -> Path:
     raise InvalidInputError(f"{folder} must have one of {', '.join(TENSORS)}; get it again")
 
 
+def embedding_of(family: ModuleType, config: Any) -> str:
+    """Return the name of the embedding, which depends on the file in some families."""
+    return str(config.embedding if hasattr(config, "embedding") else family.EMBEDDING)
+
+
 def fitting(
     family: ModuleType, config: Any, tensors: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -278,7 +305,7 @@ def fitting(
     left_out = tuple(sorted(name for name in tensors if prefixes and name.startswith(prefixes)))
     found = {name: x for name, x in tensors.items() if name not in left_out}
     expected = family.shapes(config)
-    head, embedding = found.get(family.HEAD), found.get(family.EMBEDDING)
+    head, embedding = found.get(family.HEAD), found.get(embedding_of(family, config))
     unasked = family.HEAD not in expected and head is not None and embedding is not None
     if unasked and bool(np.all(head == embedding)):  # a tied head that was written all the same
         del found[family.HEAD]
