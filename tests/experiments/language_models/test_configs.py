@@ -1,0 +1,146 @@
+"""The config.json of models with attention, as public folders have it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import language_model_helpers as helpers
+import numpy as np
+import pytest
+
+from experiments.language_models import folders, gated_delta, recurrent_gemma
+from experiments.language_models.folders import Fields
+from rnnjax import InvalidInputError
+
+pytest.importorskip("tokenizers")
+GRIFFIN: dict[str, Any] = {
+    "model_type": "recurrent_gemma", "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 4,
+    "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "block_types": ["recurrent", "recurrent", "attention"], "attention_window_size": 8,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+}  # fmt: skip
+QWEN: dict[str, Any] = {
+    "model_type": "qwen3_5_text", "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 4,
+    "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+    "linear_num_value_heads": 2, "linear_num_key_heads": 1, "linear_key_head_dim": 4,
+    "linear_value_head_dim": 4, "full_attention_interval": 2, "hidden_act": "silu",
+    "rope_parameters": {
+        "rope_type": "default", "rope_theta": 500, "partial_rotary_factor": 0.5,
+        "mrope_section": [2, 1, 1], "mrope_interleaved": True,
+    },
+    "max_position_embeddings": 64, "mlp_only_layers": [], "mtp_num_hidden_layers": 1,
+}  # fmt: skip
+
+
+def read(values: dict[str, Any]) -> Any:
+    family = recurrent_gemma if values["model_type"] == "recurrent_gemma" else gated_delta
+    fields = Fields(values)
+    config = family.read_config(fields)
+    fields.done()
+    return config
+
+
+def without(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def test_the_public_recurrent_gemma_has_older_fields() -> None:
+    older = without(GRIFFIN, "rope_parameters", "block_types") | {
+        "_block_types": GRIFFIN["block_types"], "rope_theta": 500.0, "partial_rotary_factor": 0.5,
+        "embeddings_scale_by_sqrt_dim": True, "head_dim": 8, "attention_dropout": 0.0,
+        "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    config = read(GRIFFIN)
+    assert read(older) == config
+    assert config.kinds == ("recurrent", "recurrent", "attention", "recurrent")
+    assert (config.rotary, config.tied, config.channels) == ((4, 500.0), True, 16)
+
+
+def test_the_layers_of_qwen_follow_from_an_interval() -> None:
+    config = read(QWEN)
+    assert config.kinds == ("linear_attention", "full_attention") * 2
+    assert read(QWEN | {"layer_types": list(config.kinds)}) == config
+    assert config.rotary == (8, 500.0)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_public_qwen_is_under_text_config(tied: bool, tmp_path: Path) -> None:
+    alone = helpers.drawn(tmp_path / "alone", state_size=None, **QWEN, tie_word_embeddings=tied)
+    whole = {
+        "model_type": "qwen3_5", "text_config": without(QWEN, "tie_word_embeddings"),
+        "tie_word_embeddings": tied, "vision_config": {"depth": 1}, "image_token_id": 7,
+    }  # fmt: skip
+    config = read(whole)
+    assert config == dataclasses.replace(alone.config, prefix="model.language_model.")
+    prefixed = {
+        name.replace("model.", config.prefix): np.asarray(x) for name, x in alone.params.items()
+    }
+    others = {name: np.ones(1, np.float32) for name in ("mtp.norm.weight", "model.visual.x.bias")}
+    found, left_out = folders.fitting(gated_delta, config, prefixed | others)
+    assert left_out == ("model.visual.x.bias", "mtp.norm.weight")
+    tokens = jnp.array(helpers.TOKENS[:12])
+    _, wanted = gated_delta.apply(
+        alone.config, alone.params, tokens, gated_delta.begin(config, helpers.BATCH, 12)
+    )
+    params = {name: jnp.array(x) for name, x in found.items()}
+    model = folders.Model(gated_delta, config, params, tmp_path, whole, left_out)
+    _, got = gated_delta.apply(config, params, tokens, gated_delta.begin(config, 2, 12))
+    assert (got == wanted).all()
+    assert model.dtype == jnp.float32
+    assert model.attends
+
+
+def test_local_attention_needs_no_capacity(tmp_path: Path) -> None:
+    model = helpers.drawn(tmp_path, state_size=None, **GRIFFIN)
+    assert not model.attends
+    carry, tokens = recurrent_gemma.begin(model.config, 1), jnp.ones((9, 1), int)
+    for _ in range(3):
+        carry, logits = recurrent_gemma.apply(model.config, model.params, tokens, carry)
+        assert np.isfinite(logits).all()
+
+
+def test_full_attention_refuses_what_has_no_room(tmp_path: Path) -> None:
+    model = helpers.drawn(tmp_path, state_size=None, **QWEN)
+    carry = gated_delta.begin(model.config, 1, 5)
+    with pytest.raises(InvalidInputError, match=r"capacity 5 .* at most 5 more, but got 6; begin"):
+        gated_delta.apply(model.config, model.params, jnp.ones((6, 1), int), carry)
+
+
+@pytest.mark.parametrize(
+    ("values", "change", "said"),
+    [
+        (GRIFFIN, {"hidden_activation": "relu"}, "hidden_activation .* but is \"relu\""),
+        (GRIFFIN, {"block_types": ["recurrent", "full"]}, "block_types .* 'recurrent' or"),
+        (GRIFFIN, {"block_types": []}, "block_types .* a list with a name"),
+        (GRIFFIN, {"num_key_value_heads": 3}, "num_key_value_heads .* a divisor of 2 heads"),
+        (GRIFFIN, {"num_attention_heads": 3, "num_key_value_heads": 3}, "divisor of 16 and of 16"),
+        (GRIFFIN, {"head_dim": 4}, "head_dim .* must be 8, but is 4"),
+        (GRIFFIN, {"embeddings_scale_by_sqrt_dim": False}, "embeddings_scale_by_sqrt_dim"),
+        (GRIFFIN, {"rope_parameters": {"rope_type": "yarn"}}, 'rope_parameters.rope_type .*"yarn"'),
+        (GRIFFIN, {"rope_parameters": {"rope_theta": 0}}, "rope_theta .* above 0"),
+        (GRIFFIN, {"rope_parameters": {"factor": 2.0}}, "rope_parameters.factor .* not known"),
+        (GRIFFIN, {"rope_scaling": {"factor": 2.0}}, "rope_scaling .* not known"),
+        (QWEN, {"rope_parameters": {"type": "linear"}}, 'rope_parameters.type .* "linear"'),
+        (QWEN, {"rope_parameters": {"partial_rotary_factor": 0.2}}, "entries of a head an even"),
+        (QWEN, {"layer_types": ["linear_attention"]}, "layer_types .* of 4 layers"),
+        (QWEN, {"layer_types": ["sliding_attention"] * 4}, "layer_types .* or 'full_attention'"),
+        (QWEN, {"num_experts": 256}, "num_experts .* must be 0, but is 256"),
+        (QWEN, {"attn_output_gate": False}, "attn_output_gate .* must be true"),
+        (QWEN, {"hidden_act": "gelu"}, 'hidden_act .* but is "gelu"'),
+        (QWEN, {"linear_num_key_heads": 4}, "linear_num_key_heads .* a divisor of the 2 heads"),
+        (QWEN, {"linear_attn_gate": 1}, "linear_attn_gate .* not known"),
+        (
+            {"model_type": "qwen3_5", "text_config": QWEN},
+            {"text_config": QWEN | {"output_gate_type": "tanh"}},
+            "text_config.output_gate_type of config.json",
+        ),
+    ],
+)  # fmt: skip
+def test_another_model_is_refused_by_the_name_of_its_field(
+    values: dict[str, Any], change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=said) as caught:
+        read(values | change)
+    assert "config.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
