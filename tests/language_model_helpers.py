@@ -71,8 +71,8 @@ def close(got: Any, wanted: Any, tolerance: float = 1e-5) -> None:
     assert np.abs(got - wanted).max() <= tolerance * largest, np.abs(got - wanted).max() / largest
 
 
-def gradients_close(got: Any, wanted: Any, tolerance: float = 1e-5, of_own: float = 1e-3) -> None:
-    """Assert that no gradient is further off than a share of the largest of all.
+def gradients_close(got: Any, wanted: Any, of_own: float = 1e-3) -> None:
+    """Assert that no gradient is further off than 1e-5 of the largest of all.
 
     The few numbers of a bias may be sums of large ones that cancel. Of its own largest a tensor may
     be off by ``of_own``, unless it is zeros.
@@ -81,7 +81,7 @@ def gradients_close(got: Any, wanted: Any, tolerance: float = 1e-5, of_own: floa
     largest = max(np.abs(value).max() for value in wanted.values())
     for name, value in wanted.items():
         error, own = np.abs(np.asarray(got[name]) - value).max(), np.abs(value).max()
-        assert error <= tolerance * largest, (name, error / largest)
+        assert error <= 1e-5 * largest, (name, error / largest)
         assert error <= of_own * own or own < 1e-6 * largest, (name, error / own)
 
 
@@ -137,12 +137,10 @@ def with_tokenizer(folder: Path, words: str = "") -> None:
 # ---- the checks
 
 
-def check_prompt(
-    pair: Pair, tolerance: float = 1e-5, of_gradients: float = 1e-5, of_own: float = 1e-3
-) -> None:
+def check_prompt(pair: Pair, of_own: float = 1e-3) -> None:
     """The logits of a prompt, the loss, and the gradient of every tensor."""
     _, logits = pair.apply(pair.model.params, TOKENS, pair.begin())
-    close(logits, logits_of(pair.module, TOKENS), tolerance)
+    close(logits, logits_of(pair.module, TOKENS))
     loss, gradients = jax.jit(jax.value_and_grad(lambda p: loss_of(pair, p, jnp.array(TOKENS))))(
         pair.model.params
     )
@@ -153,7 +151,7 @@ def check_prompt(
     close(loss, theirs.item())
     named = {name: w.grad for name, w in pair.module.named_parameters() if w.grad is not None}
     wanted = {name: gradient.numpy() for name, gradient in named.items()}
-    gradients_close(gradients, wanted, of_gradients, of_own)
+    gradients_close(gradients, wanted, of_own)
 
 
 def check_float64(pair: Pair) -> None:

@@ -203,6 +203,7 @@ class Cache(NamedTuple):
     """What later tokens attend to: ``keys`` and ``values (batch, heads, size, head_size)``.
 
     Their ``positions`` and ``documents`` are ``(batch, 1, size)``. An empty slot has document -1.
+    Heads are before slots, so that the products with a single query read the keys as they lie.
     """
 
     keys: jax.Array

@@ -10,6 +10,7 @@ from experiments.language_models.blocks import Cache, Carry, Place
 from rnnjax import InvalidInputError
 
 STEPS, BATCH, HEADS, KEY_HEADS, SIZE = 9, 2, 6, 2, 4
+THROUGH, ATTEND = jax.jit(Place.through), jax.jit(blocks.attend, static_argnums=5)
 
 
 def drawn() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -45,8 +46,8 @@ def attended(cuts: list[int], window: int | None, marks: np.ndarray | None) -> n
     cache = Cache.empty(BATCH, KEY_HEADS, STEPS if window is None else window, SIZE, jnp.float32)
     for a, b in zip([0, *cuts], [*cuts, STEPS], strict=True):
         tokens, part = jnp.zeros((b - a, BATCH), int), [x[a:b] for x in drawn()]
-        place, at = place.through(tokens, None if marks is None else marks[a:b])
-        cache, y = blocks.attend(*part, cache, at, window)
+        place, at = THROUGH(place, tokens, None if marks is None else marks[a:b])
+        cache, y = ATTEND(*part, cache, at, window)
         found.append(y)
     return np.concatenate(found)
 
@@ -82,7 +83,7 @@ def test_what_has_no_room_is_refused() -> None:
         carry.check_room(3)
     # Under jit that is not known, so nobody gets a wrong number.
     _, at = place.through(jnp.zeros((3, BATCH), int), None)
-    _, y = jax.jit(blocks.attend)(q[3:6], k[3:6], v[3:6], cache, at)
+    _, y = ATTEND(q[3:6], k[3:6], v[3:6], cache, at)
     assert np.isnan(y).all()
 
 
