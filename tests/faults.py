@@ -267,6 +267,11 @@ TABLE = (
     "experiments/cookbook/common/report.py",
     "a program that misses its bound ends as if it had reached it",
     "return 0{{ if all(one.holds for one in self.accepts) else 1 => }}",
+    "experiments/language_models/blocks.py tests/experiments/language_models/test_attention.py",
+    "a token sees those of the document before",
+    "visible = {{(new.documents[..., None] == seen.documents[:, :, None]) => True}} & (back >= 0)",
+    "a window has a token more",
+    "visible &= back {{< => <=}} window",
     "experiments/language_models/evaluate.py",
     "tests/experiments/language_models/test_commands.py"
     "::test_evaluate_counts_the_bits_of_the_whole_text",
@@ -282,6 +287,10 @@ TABLE = (
     "document[at : at + length{{ + 1 => }}]",
     "a field of a config that nobody knows is let through",
     "if name not in self.known and value is {{not  => }}None:",
+    "experiments/language_models/gated_delta.py"
+    " tests/experiments/language_models/test_gated_delta.py",
+    "queries of gated delta networks are divided by the root of another size",
+    "Memory(q * c.{{memory_key_size => memory_value_size}}**-0.5",
     "experiments/language_models/generate.py",
     "tests/experiments/language_models/test_commands.py"
     "::test_generate_writes_the_most_probable_text",
@@ -293,6 +302,10 @@ TABLE = (
     "experiments/language_models/mamba2.py tests/experiments/language_models/test_mamba2.py",
     "the norm of Mamba-2 is one of all groups",
     'blocks.rms_norm(params, "norm", y, c.epsilon{{, groups=c.groups => }})',
+    "experiments/language_models/recurrent_gemma.py"
+    " tests/experiments/language_models/test_recurrent_gemma.py",
+    "the first token of a document is taken in as any other",
+    "{{jnp.where(first[..., None], 1, root) => root}} * i * u",
     "experiments/t_maze/environment.py tests/experiments/test_t_maze.py",
     "the T-maze exchanges the rewards of a wrong turn and of a step",
     "[REWARD_GOAL, {{REWARD_WRONG_TURN, 0.0 => 0.0, REWARD_WRONG_TURN}}]",

@@ -1,6 +1,7 @@
 """The config.json of models with attention, as public folders have it."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,38 @@ QWEN: dict[str, Any] = {
     "max_position_embeddings": 64, "mlp_only_layers": [], "mtp_num_hidden_layers": 1,
 }  # fmt: skip
 
+# Fields as config.json of recurrentgemma-2b and of Qwen3.5-27B has them.
+GRIFFIN_2B: dict[str, Any] = {
+    "_block_types": ["recurrent", "recurrent", "attention"], "attention_bias": False,
+    "architectures": ["RecurrentGemmaForCausalLM"], "attention_dropout": 0.0,
+    "attention_window_size": 2048, "conv1d_width": 4, "embeddings_scale_by_sqrt_dim": True,
+    "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2560,
+    "intermediate_size": 15360, "logits_soft_cap": 30.0, "lru_width": 2560,
+    "model_type": "recurrent_gemma", "num_attention_heads": 10, "num_hidden_layers": 26,
+    "num_key_value_heads": 1, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0, "vocab_size": 256000, "w_init_variance_scale": 0.01,
+}  # fmt: skip
+QWEN_27B: dict[str, Any] = {
+    "architectures": ["Qwen3_5ForConditionalGeneration"], "image_token_id": 248056,
+    "model_type": "qwen3_5", "tie_word_embeddings": False, "video_token_id": 248057,
+    "vision_config": {"model_type": "qwen3_5"}, "vision_start_token_id": 248053,
+    "vision_end_token_id": 248054, "text_config": {
+        "attention_bias": False, "attention_dropout": 0.0, "attn_output_gate": True,
+        "dtype": "bfloat16", "eos_token_id": 248044, "full_attention_interval": 4,
+        "head_dim": 256, "hidden_act": "silu", "hidden_size": 5120, "initializer_range": 0.02,
+        "intermediate_size": 17408, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16, "linear_num_value_heads": 48, "linear_value_head_dim": 128,
+        "mamba_ssm_dtype": "float32", "max_position_embeddings": 262144, "mlp_only_layers": [],
+        "model_type": "qwen3_5_text", "mtp_num_hidden_layers": 1, "num_attention_heads": 24,
+        "mtp_use_dedicated_embeddings": False, "num_hidden_layers": 64, "num_key_value_heads": 4,
+        "partial_rotary_factor": 0.25, "rms_norm_eps": 1e-06, "use_cache": True,
+        "vocab_size": 248320, "rope_parameters": {
+            "mrope_interleaved": True, "mrope_section": [11, 11, 10], "rope_type": "default",
+            "rope_theta": 10000000, "partial_rotary_factor": 0.25,
+        },
+    },
+}  # fmt: skip
+
 
 def read(values: dict[str, Any]) -> Any:
     family = recurrent_gemma if values["model_type"] == "recurrent_gemma" else gated_delta
@@ -55,6 +88,17 @@ def test_the_public_recurrent_gemma_has_older_fields() -> None:
     assert read(older) == config
     assert config.kinds == ("recurrent", "recurrent", "attention", "recurrent")
     assert (config.rotary, config.tied, config.channels) == ((4, 500.0), True, 16)
+
+
+def test_public_configs_are_read() -> None:
+    config = read(GRIFFIN_2B)
+    sizes = {name: math.prod(shape) for name, shape in recurrent_gemma.shapes(config).items()}
+    embedding = sizes[recurrent_gemma.EMBEDDING]
+    # Botev et al. (2024) say 0.7 and 2.0 thousand millions.
+    assert (embedding, sum(sizes.values()) - embedding) == (655_360_000, 2_027_502_080)
+    config = read(QWEN_27B)
+    assert sum(map(math.prod, gated_delta.shapes(config).values())) == 26_895_998_464
+    assert (config.rotary, config.prefix) == ((64, 1e7), "model.language_model.")
 
 
 def test_the_layers_of_qwen_follow_from_an_interval() -> None:
