@@ -1,9 +1,11 @@
 """What the tests of all families of language models share: a tiny peer, and comparisons with it."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from rnnjax.training import save_params
 
 PROMPT, BATCH, VOCABULARY = 77, 2, 100
 _RNG = np.random.default_rng(0)
-TOKENS = _RNG.integers(3, VOCABULARY, (PROMPT, BATCH))  # no pad id: the peers take one for a mask
+# Without a pad id, which the peers take for a mask.
+TOKENS = _RNG.integers(3, VOCABULARY, (PROMPT, BATCH)).astype(np.int32)
 
 
 @dataclasses.dataclass
@@ -56,10 +59,18 @@ def save(module: Any, folder: Path) -> None:
         module.save_pretrained(folder)
 
 
+@contextlib.contextmanager
+def doubled(pair: Pair) -> Iterator[Pair]:
+    """The same in float64; what is computed meanwhile is."""
+    with jax.enable_x64(True):
+        params = {name: jnp.asarray(x, jnp.float64) for name, x in pair.model.params.items()}
+        yield dataclasses.replace(pair, model=dataclasses.replace(pair.model, params=params))
+
+
 def batch_first(tokens: Any) -> Any:
     import torch
 
-    return torch.tensor(np.asarray(tokens).T)
+    return torch.tensor(np.asarray(tokens, np.int64).T)
 
 
 def close(got: Any, wanted: Any, tolerance: float = 1e-5) -> None:
@@ -175,7 +186,7 @@ def check_float64(pair: Pair) -> None:
 
 
 def check_cuts(pair: Pair) -> None:
-    """The same in two calls, in single steps, and with resets: values and gradients."""
+    """The same in two calls and in single steps: values and gradients."""
     params, tokens, weights = pair.model.params, jnp.array(TOKENS), _weights()
     half, steps = 40, 8
     _, whole = pair.apply(params, tokens, pair.begin())
@@ -270,7 +281,7 @@ def check_bfloat16(pair: Pair) -> None:
     assert {x.dtype for x in pair.model.params.values()} == {np.dtype(jnp.bfloat16)}
     exact = logits_of(pair.module.float(), TOKENS)
     rounding = np.abs(theirs - exact)
-    assert 0 < rounding.max() < 0.1 * np.abs(exact).max()
+    assert 0 < rounding.max() < 0.2 * np.abs(exact).max()
     assert np.abs(np.asarray(ours) - exact).mean() <= 1.2 * rounding.mean()
     assert np.abs(np.asarray(ours) - theirs).mean() <= 1.5 * rounding.mean()
 

@@ -77,24 +77,28 @@ def product(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jax.lax.dot_general(x.astype(weight.dtype), weight, axes)
 
 
-def logits(params: Params, head: str, embedding: str, x: jax.Array) -> jax.Array:
-    """Compute the logits, in float32, by the head, or by the embedding if that is the head."""
-    weight = params.get(head, params[embedding])
-    y = product(x, weight)
-    return y.astype(wider(y.dtype))
-
-
-# ---- norms
-
-
 def wider(dtype: Any) -> Any:
     """Return the type that norms, angles and softmaxes are computed in: float32 at least."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def wide(x: jax.Array) -> jax.Array:
+    """Return ``x`` in float32, or in its own type if that is wider."""
+    return x.astype(wider(x.dtype))
+
+
+def logits(params: Params, head: str, embedding: str, x: jax.Array) -> jax.Array:
+    """Compute the logits, in float32, by the head, or by the embedding if that is the head."""
+    weight = params.get(head, params[embedding])
+    return wide(product(x, weight))
+
+
+# ---- norms
+
+
 def normed(x: jax.Array, epsilon: float, groups: int = 1) -> jax.Array:
     """Divide by the root of the mean square of each of the groups of features, in float32."""
-    x = x.astype(wider(x.dtype))
+    x = wide(x)
     parts = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
     scale = jax.lax.rsqrt(jnp.mean(parts * parts, axis=-1, keepdims=True) + epsilon)
     return (parts * scale).reshape(x.shape)
@@ -107,8 +111,7 @@ def rms_norm(
 
     As the peers do it: float32 inside, the type of ``x`` before the weight.
     """
-    weight = params[f"{name}.weight"]
-    return weight * normed(x, epsilon, groups).astype(x.dtype)
+    return scaled(params, name, normed(x, epsilon, groups).astype(x.dtype))
 
 
 def zero_centered_norm(params: Params, name: str, x: jax.Array, epsilon: float) -> jax.Array:
@@ -117,7 +120,26 @@ def zero_centered_norm(params: Params, name: str, x: jax.Array, epsilon: float) 
     return (normed(x, epsilon) * (1 + weight.astype(wider(x.dtype)))).astype(x.dtype)
 
 
-# ---- convolutions and steps
+def layer_norm(
+    params: Params, name: str, x: jax.Array, epsilon: float, *, groups: int = 1
+) -> jax.Array:
+    """Normalise by mean and variance (Ba et al., 2016), and apply the weight and the bias, if any.
+
+    Types are as in `rms_norm`.
+    """
+    parts = wide(x).reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
+    parts = parts - jnp.mean(parts, axis=-1, keepdims=True)
+    return scaled(params, name, normed(parts.reshape(x.shape), epsilon, groups).astype(x.dtype))
+
+
+def scaled(params: Params, name: str, x: jax.Array) -> jax.Array:
+    """Multiply by the weight of a norm, and add the bias if there is one."""
+    y = params[f"{name}.weight"] * x
+    bias = params.get(f"{name}.bias")
+    return y if bias is None else y + bias
+
+
+# ---- convolutions, steps and caps
 
 
 def softplus(x: jax.Array) -> jax.Array:
@@ -130,12 +152,17 @@ def taps(params: Params, name: str) -> tuple[jax.Array, jax.Array | None]:
     return params[f"{name}.weight"][:, 0].T, params.get(f"{name}.bias")
 
 
+def capped(x: jax.Array, cap: float) -> jax.Array:
+    """Compute ``cap tanh(x / cap)``, which is nearly ``x`` where that is small."""
+    return cap * jnp.tanh(x / cap)
+
+
 # ---- parts of a transformer's layer
 
 
 def in_float32(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """Compute a function of bfloat16 in float32, and round once, as PyTorch does."""
-    return function(x.astype(wider(x.dtype))).astype(x.dtype)
+    return function(wide(x)).astype(x.dtype)
 
 
 def gated_mlp_shapes(name: str, width: int, inner: int, *, bias: bool = False) -> Shapes:
