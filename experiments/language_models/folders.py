@@ -241,6 +241,7 @@ def look(path: str | Path) -> Model:
     values: dict[str, Any] = {}
     if path.suffix in (".pth", ".safetensors"):
         family = importlib.import_module("experiments.language_models.rwkv7")
+        values["eos_token_id"] = 0  # which ends a text in the vocabulary of its authors
         tensors = load_state_dict(path)
         config = family.Config.of({name: x.shape for name, x in tensors.items()})
     else:

@@ -127,6 +127,9 @@ def time_mixing(
     .. math::
         S_t = S_{t-1} \, (\text{diag}(w_t) - \kappa_t (a_t \odot \kappa_t)^\top) + v_t k_t^\top,
         \qquad y_t = \text{norm}(S_t r_t) + (r_t \cdot (\rho \odot k_t)) \, v_t
+
+    for each head, with decays :math:`w` of 0.545 to 1, and :math:`|\kappa| = 1`. The values of a
+    later layer are mixed with those of the first.
     """
     p = {name: x if x.ndim == 2 else x.reshape(-1) for name, x in params.items()}
 
