@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from rnnjax.checks import check_size
 from rnnjax.errors import InvalidInputError
 from rnnjax.text.vocabulary import as_ids
 
@@ -54,7 +55,8 @@ def window_starts(length: int, seq_length: int, stride: int | None = None) -> Id
         ([0, 3], [0, 2, 4])
     """
     stride = seq_length if stride is None else stride
-    require_at_least(1, seq_length=seq_length, stride=stride)
+    check_size("seq_length", seq_length)
+    check_size("stride", stride)
     if length < seq_length + 1:
         raise InvalidInputError(
             f"a window of seq_length {seq_length} needs at least {seq_length + 1} ids (its targets "
@@ -91,8 +93,10 @@ def shuffled_batches(
         >>> weights.tolist()
         [[1.0, 1.0], [1.0, 1.0], [1.0, 0.0]]
     """
-    require_at_least(1, num_windows=num_windows, batch_size=batch_size)
-    require_at_least(0, seed=seed, epoch=epoch)
+    check_size("num_windows", num_windows)
+    check_size("batch_size", batch_size)
+    check_size("seed", seed, 0)
+    check_size("epoch", epoch, 0)
     steps = -(-num_windows // batch_size)
     indices = np.zeros(steps * batch_size, np.int32)
     indices[:num_windows] = np.random.default_rng([seed, epoch]).permutation(num_windows)
@@ -143,7 +147,8 @@ def stream_starts(length: int, batch_size: int, seq_length: int) -> Ids:
         >>> stream_starts(10, batch_size=2, seq_length=2).tolist()
         [[0, 4], [2, 6]]
     """
-    require_at_least(1, batch_size=batch_size, seq_length=seq_length)
+    check_size("batch_size", batch_size)
+    check_size("seq_length", seq_length)
     step_size = batch_size * seq_length
     steps = (length - 1) // step_size
     if steps < 1:
@@ -160,13 +165,3 @@ def _cut(ids: npt.NDArray[np.integer], starts: Ids, seq_length: int) -> tuple[Id
     # `astype` copies, so writing to a batch changes neither its targets nor the caller's text.
     found = np.lib.stride_tricks.sliding_window_view(ids, seq_length + 1)[starts]
     return found[..., :-1].astype(np.int32), found[..., 1:].astype(np.int32)
-
-
-def require_at_least(least: int, **values: int) -> None:
-    """Raise unless the values are integers of at least `least`."""
-    for name, value in values.items():
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not whole or value < least:
-            raise InvalidInputError(
-                f"{name} must be at least {least}, but {value!r} came; pass a whole number"
-            )

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from rnnjax.checks import check_instance, check_key, check_size
 from rnnjax.errors import InvalidInputError, NonFiniteError
-from rnnjax.text.batches import require_at_least
 
 StepFunction = Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
 """``(params, carry, tokens (*batch,)) -> (carry, logits (*batch, vocabulary))``."""
@@ -106,8 +106,8 @@ class Sampling:
                 raise InvalidInputError(
                     f"{name} must be a number {wanted}, but is {value!r}; {usual}"
                 )
-        require_at_least(0, top_k=self.top_k)
-        require_at_least(1, penalty_window=self.penalty_window)
+        check_size("top_k", self.top_k, 0)
+        check_size("penalty_window", self.penalty_window)
 
     def filter(self, logits: jax.Array, recent: jax.Array | None = None) -> jax.Array:
         """Return the logits of the distribution to sample from.
@@ -213,7 +213,7 @@ def sample(
         )
     if sampling is None:
         sampling = Sampling(1.0 if temperature is None else temperature)
-    require_at_least(1, length=length)
+    check_size("length", length)
     state = begin(sampling, carry, tokens, key, history, length)
     end, drawn = draw(step, length, params, state, sampling.numbers)
     if not isinstance(drawn, jax.core.Tracer):
@@ -274,10 +274,7 @@ def begin(
     length: int,
 ) -> State:
     """Return the state of the loop before the first character."""
-    if not isinstance(sampling, Sampling):
-        raise InvalidInputError(
-            f"sampling must be a Sampling, but is {sampling!r}; pass Sampling(temperature=0.5), say"
-        )
+    check_instance("sampling", sampling, Sampling, "a Sampling, as Sampling(temperature=0.5)")
     tokens = as_int32("tokens", tokens)
     keys = _row_keys(key, tokens.shape)
     known = tokens[None] if history is None else _characters("history", history, tokens.shape)
@@ -314,9 +311,7 @@ def as_int32(name: str, ids: npt.ArrayLike) -> Any:
 
 def _row_keys(key: jax.Array, batch: tuple[int, ...]) -> jax.Array:
     if not hasattr(key, "dtype"):
-        raise InvalidInputError(
-            f"key must be a JAX random key such as jax.random.key(0), but is {key!r}; pass one"
-        )
+        check_key(key)  # which refuses it
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     if key.shape == batch:

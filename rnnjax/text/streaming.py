@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from rnnjax.checks import check_size
 from rnnjax.errors import InvalidInputError
-from rnnjax.text.batches import require_at_least
 from rnnjax.text.sampling import (
     Numbers,
     Sampling,
@@ -88,7 +88,8 @@ def stream(
     ([False, True], [4, 6])
     """
     sampling = Sampling() if sampling is None else sampling
-    require_at_least(1, length=length, chunk=chunk)
+    check_size("length", length)
+    check_size("chunk", chunk)
     if np.ndim(tokens) != 1:
         raise InvalidInputError(
             f"tokens of a stream must be (batch,), one character of each text, but their shape is "

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from rnnjax.checks import check_instance
 from rnnjax.errors import InvalidInputError
 
 TUTORIAL_CHARACTERS = string.ascii_letters + ".,! -'" + string.digits
@@ -242,10 +243,7 @@ def as_ids(ids: npt.ArrayLike, size: int | None = None) -> npt.NDArray[np.intege
 
 
 def _check_text(text: Any) -> None:
-    if not isinstance(text, str):
-        raise InvalidInputError(
-            f"a text must be a str, but is of type {type(text).__name__}; decode bytes first"
-        )
+    check_instance("a text", text, str, "a str (decode bytes first)")
 
 
 def code_points(text: str) -> npt.NDArray[np.uint32]:
