@@ -5,6 +5,7 @@ runs. An error says what was expected, what came and what to do.
 """
 
 import contextlib
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -65,8 +66,8 @@ def check_flag(name: str, value: Any) -> None:
         )
 
 
-def check_instance(name: str, value: Any, kind: type, expected: str) -> None:
-    """Raise unless a value is an instance of a class."""
+def check_instance(name: str, value: Any, kind: type | types.UnionType, expected: str) -> None:
+    """Raise unless a value is an instance of a class, or of one of several."""
     if not isinstance(value, kind):
         raise InvalidInputError(f"{name} must be {expected}, but is {brief(value)}")
 

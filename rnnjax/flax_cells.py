@@ -28,7 +28,7 @@ from rnnjax.cells.activations import named
 from rnnjax.cells.base import Inputs
 from rnnjax.cells.onehot import Beside
 from rnnjax.cells.validation import as_inputs, is_pair
-from rnnjax.checks import as_array, brief
+from rnnjax.checks import as_array, brief, check_instance
 from rnnjax.engine import unroll
 from rnnjax.errors import InvalidInputError
 
@@ -264,20 +264,15 @@ def _joined(tree: Tree, names: tuple[str, ...], leaf: str) -> jax.Array:
     """Concatenate the kernels or biases of these blocks, with zeros for a missing bias."""
     parts = []
     for name in names:
-        kernel = tree[name]["kernel"]
-        parts.append(kernel if leaf == "kernel" else tree[name].get(leaf))
-        if parts[-1] is None:
-            parts[-1] = jnp.zeros(kernel.shape[-1], kernel.dtype)
+        kernel, part = tree[name]["kernel"], tree[name].get(leaf)
+        parts.append(jnp.zeros(kernel.shape[-1], kernel.dtype) if part is None else part)
     return jnp.concatenate(parts, axis=-1)
 
 
 def check_is_cell(cell: Any, base: type, example: str) -> None:
     """Raise unless a cell is one of rnnjax, or of Flax with the class ``base``."""
-    if not isinstance(cell, Cell | base):
-        raise InvalidInputError(
-            f"cell must be a cell of rnnjax or an RNNCellBase of Flax's, such as {example}, but "
-            f"is a {type(cell).__name__}"
-        )
+    expected = f"a cell of rnnjax or an RNNCellBase of Flax's, such as {example}"
+    check_instance("cell", cell, Cell | base, expected)
 
 
 def check_default(name: str, value: Any, default: Any) -> None:
@@ -381,44 +376,28 @@ def run(
     return (carry, ys) if return_carry else ys
 
 
-def both_directions(
-    module: Any,
-    inputs: Inputs,
-    *,
-    initial_carry: Any = None,
-    reset_carry: Any = None,
-    init_key: Any = None,
-    return_carry: bool | None = None,
-    time_major: bool | None = None,
-    reverse: bool | None = None,
-    keep_order: bool | None = None,
-    **marks: Any,
-) -> Any:
+def both_directions(module: Any, inputs: Inputs, **call: Any) -> Any:
     """Run a call of Flax's ``Bidirectional``: one module in each direction, outputs merged.
 
     Carries and the key are pairs ``(forward, backward)``, and marks are for both. The flags
     ``reverse`` and ``keep_order`` have no effect.
     """
+    given = {"time_major": module.time_major, "return_carry": module.return_carry}
     # Omit arguments that are not given, so that a module need not support all of them.
-    forward = {name: value for name, value in marks.items() if value is not None}
-    forward["time_major"] = module.time_major if time_major is None else time_major
-    backward = dict(forward)
-    carries = {"initial_carry": initial_carry, "reset_carry": reset_carry, "init_key": init_key}
-    for name, pair in carries.items():
-        if pair is None:
-            continue
+    given |= {n: value for n, value in call.items() if value is not None and n != "keep_order"}
+    return_carry = given.pop("return_carry")
+    forward, backward = given | {"reverse": False}, given | {"reverse": True, "keep_order": True}
+    for name in [n for n in ("initial_carry", "reset_carry", "init_key") if n in given]:
+        pair = given[name]
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise InvalidInputError(
                 f"{name} must be a pair (forward, backward), one carry for each direction, but is "
                 f"a {type(pair).__name__}; give (carry, None) for a single one"
             )
         forward[name], backward[name] = pair
-    forward_carry, outputs = module.forward_rnn(inputs, return_carry=True, reverse=False, **forward)
-    backward_carry, more = module.backward_rnn(
-        inputs, return_carry=True, reverse=True, keep_order=True, **backward
-    )
+    forward_carry, outputs = module.forward_rnn(inputs, return_carry=True, **forward)
+    backward_carry, more = module.backward_rnn(inputs, return_carry=True, **backward)
     outputs = jax.tree.map(module.merge_fn, outputs, more)
-    return_carry = module.return_carry if return_carry is None else return_carry
     return ((forward_carry, backward_carry), outputs) if return_carry else outputs
 
 
