@@ -111,14 +111,10 @@ def pack(sequences: Sequence[Any], row_length: int, *, num_rows: int | None = No
             f"the sequences need {needed} rows of {row_length} steps, but num_rows is {num_rows}; "
             "give fewer sequences or more rows"
         )
-    mask = np.zeros((row_length, num_rows), bool)
+    mask = np.arange(row_length)[:, None] < np.bincount(rows, lengths, num_rows)
     resets = np.zeros_like(mask)
-    resets[0] = True
-    for row, start, length in zip(rows, starts, lengths, strict=True):
-        mask[start : start + length, row] = True
-        resets[start, row] = True
-        if start + length < row_length:
-            resets[start + length, row] = True  # also where the next one, or the rest, begins
+    resets[0] = resets[starts, rows] = True
+    resets[1:] |= mask[:-1] & ~mask[1:]  # where the padding begins
     packed = Packed(None, resets, mask, rows, starts, lengths)
     return packed._replace(xs=packed.lay(arrays))
 

@@ -713,7 +713,7 @@ TABLE = (
     "the last output of a packed sequence is the first of the next",
     "ys[{{ => (}}self.starts + self.lengths{{ - 1 => ) % len(ys)}}, self.rows]",
     "the step before the end of a packed sequence begins a new one",
-    "            resets[start + length{{ =>  - 1}}, row] = True",
+    "resets[{{1: => :-1}}] |= mask[:-1] & ~mask[1:]",
     "rnnjax/testing.py tests/test_testing.py",
     "a cell is checked over a single axis of rows",
     "_BATCHES = ({{12,), (3, 2 => (12,),}})\n",
