@@ -135,11 +135,9 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps of all checkpoints in order, including damaged ones."""
-        names = re.compile("0|[1-9][0-9]*")  # of folders, of which there are others
-        found = self.directory.glob("[0-9]*/")
-        return from_first(
-            lambda: sorted(int(path.name) for path in found if names.fullmatch(path.name))
-        )
+        names = (path.name for path in self.directory.glob("[0-9]*/"))
+        # There are other folders, such as 3-old.
+        return from_first(lambda: sorted(int(n) for n in names if re.fullmatch("0|[1-9][0-9]*", n)))
 
     def path(self, step: int) -> Path:
         """Return the folder of the checkpoint of that step."""

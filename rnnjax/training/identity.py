@@ -74,9 +74,10 @@ def _of_arrays(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def sums_of_steps(batches: Any) -> Any:
-    """Compute two checksums of each step of each leaf: ``(steps, 2)``."""
-    return jax.tree.map(lambda leaf: _sums_of_each(as_bits(leaf)), batches)
+def sums_of_steps(batches: Any) -> np.ndarray:
+    """Compute two checksums of each step of each leaf: ``(steps, 2 * leaves)``."""
+    sums = [np.asarray(_sums_of_each(as_bits(leaf))) for leaf in jax.tree.leaves(batches)]
+    return np.concatenate(sums, axis=1)
 
 
 @jax.jit
@@ -86,9 +87,9 @@ def _sums(leaf: jax.Array) -> jax.Array:
     They are sums of its words, each mixed with its position by the last steps of MurmurHash3
     (Appleby, 2011). A sum of words alone would not change with the signs of two of them.
     """
-    whole = jnp.issubdtype(leaf.dtype, jnp.integer) and jnp.iinfo(leaf.dtype).bits >= 8
-    if leaf.dtype == jnp.bool_ or (jnp.issubdtype(leaf.dtype, jnp.integer) and not whole):
-        leaf = leaf.astype(jnp.int8)  # less than a byte
+    narrow = jnp.issubdtype(leaf.dtype, jnp.integer) and jnp.iinfo(leaf.dtype).bits < 8
+    if narrow or leaf.dtype == jnp.bool_:
+        leaf = leaf.astype(jnp.int8)
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         leaf = jnp.stack([leaf.real, leaf.imag])
     word = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)  # two of 8 bytes

@@ -87,9 +87,7 @@ def constrain(constraint: Callable[[Any], Any]) -> optax.GradientTransformation:
     """
 
     @usual_promotion()
-    def update(
-        updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.EmptyState]:
+    def constrained(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         if params is None:
             raise InvalidInputError(
                 "constrain must know the parameters, but update got none; call update(updates, "
@@ -102,10 +100,9 @@ def constrain(constraint: Callable[[Any], Any]) -> optax.GradientTransformation:
                 f"a constraint must return a tree like the parameters, {wanted}, but returned "
                 f"{came}; put what it changes into a copy, as {{**params, 'kernel': kernel}}"
             )
-        difference = jax.tree.map(lambda new, old: (new - old).astype(old.dtype), allowed, params)
-        return difference, state
+        return jax.tree.map(lambda new, old: (new - old).astype(old.dtype), allowed, params)
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.stateless(constrained)
 
 
 def weight_penalty(params: Any, *, l1: float = 0.0, l2: float = 0.0) -> jax.Array:

@@ -61,12 +61,9 @@ def load_params(
     if not from_first(path.is_file):
         below = path / "checkpoints"
         checkpoints = Checkpoints(below if from_first(below.is_dir) else path)
-        if step == "best":
-            return checkpoints.best().params(like)
-        saved = checkpoints.latest() if step == "last" else checkpoints.at(step)
-        if saved is None:
-            raise CheckpointError(f"there is no checkpoint in {path}; train first")
-        return saved.params(like)
+        if step == "last":  # where there is none, `best` says so
+            return (checkpoints.latest() or checkpoints.best()).params(like)
+        return (checkpoints.best() if step == "best" else checkpoints.at(step)).params(like)
     if step != "best":
         raise InvalidInputError(f"{path} is a file, and has no step {step!r}; leave step out")
     return _from_file(path, like)

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from rnnjax.checks import check_size
+from rnnjax.checks import check_choice, check_size
 from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.training.checkpoints import Checkpoints, Saved
 from rnnjax.training.files import (
@@ -79,11 +79,7 @@ class RunFolder:
                 f"free must be a set of names in config or of {', '.join(PARTS)}, but is {free!r}; "
                 'pass {"optimizer"}, say'
             )
-        if on_signal not in ("raise", "return"):
-            raise InvalidInputError(
-                f'on_signal must be "raise" or "return", but is {on_signal!r}; leave it out to end '
-                "the program"
-            )
+        check_choice("on_signal", on_signal, ("raise", "return"))
         self.free, self.checkpoint_every, self.keep_last = set(free), checkpoint_every, keep_last
         self.on_signal = on_signal
 
