@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 
 def match_devices(tree: Any) -> Any:
@@ -41,16 +41,13 @@ def automatic(
         the result of ``run``; None, without a call, if no axis is explicit.
     """
     kinds: list[Any] = [jax.typeof(leaf).sharding for leaf in jax.tree.leaves((like, args))]
-    mesh = next((k.mesh for k in kinds if AxisType.Explicit in k.mesh.axis_types), None)
+    mesh = next((k.mesh for k in kinds if k.mesh.explicit_axes), None)
     if mesh is None:
         return None
-    axes = [
-        n for n, k in zip(mesh.axis_names, mesh.axis_types, strict=True) if k == AxisType.Explicit
-    ]
     time, *rows = [*kinds[0].spec, *[None] * leading][:leading]
     results = PartitionSpec(*rows), PartitionSpec(time, *rows)
     with jax.sharding.use_abstract_mesh(mesh):  # where `jax.set_mesh` has not
-        return jax.sharding.auto_axes(run, axes=tuple(axes), out_sharding=results)(*args)
+        return jax.sharding.auto_axes(run, axes=mesh.explicit_axes, out_sharding=results)(*args)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +67,7 @@ class MeshAxis:
         """
         if self.name is None:
             return True
-        mesh = jax.sharding.get_abstract_mesh()
-        kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-        manual = kinds.get(self.name) == AxisType.Manual
+        manual = self.name in jax.sharding.get_abstract_mesh().manual_axes
         return manual and self.name in _varying_axes(jax.lax.axis_index(self.name))
 
     def steps(self, here: int) -> tuple[Any, int]:
@@ -169,7 +164,4 @@ def divided() -> bool:
     False
     """
     mesh = jax.sharding.get_abstract_mesh()
-    return any(
-        kind == AxisType.Auto and mesh.shape[axis] > 1
-        for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-    )
+    return any(mesh.shape[axis] > 1 for axis in mesh.auto_axes)
