@@ -133,7 +133,11 @@ class Sampling:
         logits = jnp.asarray(logits)
         if recent is not None:
             recent = _characters("recent", recent, logits.shape[:-1])[-self.window :]
-        return _drawn_from(self.numbers, logits, recent)
+        logits = _filtered(self.numbers, logits, recent)
+        if self.numbers.temperature is not None:
+            return logits
+        best = jnp.argmax(logits, axis=-1, keepdims=True)
+        return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)
 
     @property
     def window(self) -> int:
@@ -331,14 +335,6 @@ def _folded(key: jax.Array, batch: tuple[int, ...]) -> jax.Array:
 
 
 @jax.jit
-def _drawn_from(numbers: Numbers, logits: jax.Array, recent: jax.Array | None) -> jax.Array:
-    logits = _filtered(numbers, logits, recent)
-    if numbers.temperature is None:
-        best = jnp.argmax(logits, axis=-1, keepdims=True)
-        return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)
-    return logits
-
-
 def _filtered(numbers: Numbers, logits: jax.Array, recent: jax.Array | None) -> jax.Array:
     # In a narrow type the sums of probabilities, and the noise, would be too coarse.
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
