@@ -14,7 +14,7 @@ from flax.nnx import GRUCell, LSTMCell, OptimizedLSTMCell, RNNCellBase, SimpleCe
 from rnnjax import flax_cells
 from rnnjax.cells import Carry, Cell, Params
 from rnnjax.cells.base import Inputs
-from rnnjax.checks import brief
+from rnnjax.checks import brief, check_instance
 from rnnjax.engine import Auto, Method
 from rnnjax.errors import InvalidInputError
 
@@ -246,13 +246,10 @@ class Bidirectional(nnx.Bidirectional):
 
 def _dropout_key(rngs: Any, draws: bool) -> jax.Array | None:
     """Return the key of the noise, if there is noise and a stream for it; leave other streams."""
-    if isinstance(rngs, nnx.Rngs):
-        return rngs.dropout() if draws and ("dropout" in rngs or "default" in rngs) else None
-    if isinstance(rngs, nnx.RngStream):
-        return rngs() if draws and rngs.tag == "dropout" else None
-    if rngs is None:
+    expected = "an nnx.Rngs such as nnx.Rngs(dropout=0), or None to draw nothing"
+    check_instance("rngs", rngs, nnx.Rngs | nnx.RngStream | None, expected)
+    if rngs is None or not draws:
         return None
-    raise InvalidInputError(
-        f"rngs must be an nnx.Rngs such as nnx.Rngs(dropout=0), or None to draw nothing, but is "
-        f"{rngs!r}"
-    )
+    if isinstance(rngs, nnx.RngStream):
+        return rngs() if rngs.tag == "dropout" else None
+    return rngs.dropout() if "dropout" in rngs or "default" in rngs else None

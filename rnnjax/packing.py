@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rnnjax.checks import check_size, is_integer
+from rnnjax.checks import check_instance, check_size, is_integer
 from rnnjax.errors import InvalidInputError
 
 
@@ -213,10 +213,7 @@ def _check_known(values: Any, name: str) -> None:
 
 
 def _as_arrays(sequences: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
-    if not isinstance(sequences, Iterable):
-        raise InvalidInputError(
-            f"sequences must be several arrays (length, ...), but are {type(sequences).__name__}"
-        )
+    check_instance("sequences", sequences, Iterable, "several arrays (length, ...)")
     sequences = list(sequences)
     _check_known(sequences, "sequences")
     arrays = [np.asarray(sequence) for sequence in sequences]

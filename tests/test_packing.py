@@ -100,7 +100,7 @@ PACKED = pack(vectors([2, 3]), 4)
     ("call", "message"),
     [
         (lambda: pack([], 4), "at least one sequence, but none came"),
-        (lambda: pack(None, 4), "several arrays .*, but are NoneType"),
+        (lambda: pack(None, 4), "several arrays .*, but is None"),
         (lambda: pack([ONE[0][:2], ONE[0][:0]], 4), r"sequence 1 has 0 steps.* 1 to row_leng"),
         (lambda: pack([ONE[0][:2], ONE[0][:5]], 4), r"sequence 1 has 5 steps.*take longer rows"),
         (lambda: pack([np.zeros((2, 3)), TWO[1]], 4), r"alike.*\(1,\).*\(3,\)"),

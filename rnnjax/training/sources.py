@@ -167,11 +167,8 @@ def divided(
     if isinstance(batches, Minibatches) and (left := batches.rest().size):
         say(f"each epoch leaves out {left} rows, which fill no batch, other ones each time")
     if sharding == "cores":
-        if not isinstance(batches, Minibatches):
-            raise InvalidInputError(
-                'batches of sharding="cores" must be those of minibatches, which know their rows, '
-                f"but are {brief(batches)}; pass these, or a Sharding with its rows_axis"
-            )
+        expected = "those of minibatches, which know their rows (or pass a Sharding with rows_axis)"
+        check_instance('batches of sharding="cores"', batches, Minibatches, expected)
         cores = cores_for(params, batches.batch_size)
         if cores == 1:
             say(

@@ -150,4 +150,4 @@ def _filled(counted: jax.Array, leaf: jax.Array) -> jax.Array:
         return leaf
     step, row = jnp.unravel_index(counted.argmax(), counted.shape)
     one = jnp.where(counted.any(), leaf[step, row], jnp.zeros_like(leaf[step, row]))
-    return jnp.where(counted.reshape(*counted.shape, *[1] * (leaf.ndim - 2)), leaf, one)
+    return jnp.where(expand(counted, leaf), leaf, one)
