@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rnnjax.checks import brief, check_key, check_size
+from rnnjax.checks import brief, check_instance, check_key, check_size
 from rnnjax.errors import InvalidInputError, NonFiniteError
 from rnnjax.training.hooks import Entry, Hook, Progress, Silent
 from rnnjax.training.identity import identity
@@ -383,23 +383,21 @@ class _Loop:
         def call() -> None:
             nonlocal shown
             for hook in self.hooks:
+                name = type(hook).__qualname__
                 (said,) = self.call("on_epoch", shown, entry, hooks=[hook])
+                expected = "True to end the run, a TrainState to continue with, or None"
+                kind = TrainState | bool | np.bool_ | None
+                check_instance(f"what the hook {name} returns", said, kind, expected)
                 if isinstance(said, TrainState):
                     given, came = (jax.tree.flatten(shapes_of(each, 0)) for each in (shown, said))
                     if given != came:
                         raise InvalidInputError(
-                            f"the hook {type(hook).__qualname__} must return a state like the one "
-                            "that it got, but its tree, shapes or types differ; change values alone"
+                            f"the hook {name} must return a state like the one that it got, but "
+                            "its tree, shapes or types differ; change values alone"
                         )
                     shown = said
-                elif not (said is None or isinstance(said, bool | np.bool_)):
-                    raise InvalidInputError(
-                        f"the hook {type(hook).__qualname__} must return True to end the run, a "
-                        f"TrainState to continue with, or None, but returned {brief(said)}; return "
-                        "None"
-                    )
                 elif said:
-                    ended.append(type(hook).__qualname__)
+                    ended.append(name)
 
         together(call)
         if agreed_signal(len(ended)):

@@ -509,7 +509,7 @@ def test_keys_of_any_kind_come_back(tmp_path):
         ({"batches": {"text": np.array(["a", "b"])}}, r"batches\['text'\] is of type <U1; encode"),
         ({"params": {"n": jnp.arange(3)}}, r"params\['n'\] is int32, which has no gradient"),
         ({"hooks": True}, "hooks must be a list of hooks and of functions .* but is True"),
-        ({"hooks": [lambda state, summary: 3]}, r"<lambda> must return True to .* but returned 3"),
+        ({"hooks": [lambda state, summary: 3]}, r"<lambda> returns must be True to .* but is 3"),
         ({"loss_fn": lambda p, b, k: p.sum() * jax.random.uniform(k), "evaluate": np.ones((2, 2))},
          "called with the key None where evaluate is data"),
     ],
