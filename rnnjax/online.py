@@ -36,6 +36,7 @@ from rnnjax.checks import (
     check_batch_shape,
     check_instance,
     is_floating,
+    state_type,
     usual_promotion,
 )
 from rnnjax.engine.core.masking import StepMarks, Steps, expand, without
@@ -339,8 +340,7 @@ def _pulled(pull: Pull, dy: jax.Array) -> Params:
 
 def _start(cell: Cell, params: Params, batch_shape: tuple[int, ...]) -> Carry:
     """Return the state at the start of a sequence, in float32 or the parameters' type if wider."""
-    given = [leaf.dtype for leaf in jax.tree.leaves(params)]
-    return cell.start(params, batch_shape, jnp.result_type(jnp.float32, *given))
+    return cell.start(params, batch_shape, state_type(params))
 
 
 def _checked_reset(reset: Any, batch: tuple[int, ...]) -> jax.Array | None:

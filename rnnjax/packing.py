@@ -219,11 +219,11 @@ def _as_arrays(sequences: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
     arrays = [np.asarray(sequence) for sequence in sequences]
     if not arrays:
         raise InvalidInputError("there must be at least one sequence, but none came")
-    kinds = {(array.shape[1:], array.dtype) for array in arrays if array.ndim}
-    if len(kinds) != 1 or any(array.ndim == 0 for array in arrays):
+    kinds = {(array.shape[1:], str(array.dtype)) for array in arrays}
+    if len(kinds) != 1 or not all(array.ndim for array in arrays):
         raise InvalidInputError(
             "sequences must be arrays (length, ...) alike in all but the length, but came with "
-            f"{sorted({(array.shape[1:], str(array.dtype)) for array in arrays})}"
+            f"{sorted(kinds)}"
         )
     return arrays
 
