@@ -92,14 +92,12 @@ class Adapted(NamedTuple):
         params: the parameters of that cell.
         into: converts a carry of Flax to that of the cell.
         out_of: converts the final carry and the outputs back.
-        promotes: whether it accepts integers, which Flax promotes to floating-point numbers.
     """
 
     cell: Cell
     params: Params
     into: Callable[[Any], Carry] = lambda carry: carry
     out_of: Callable[[Carry, Any], tuple[Any, Any]] = lambda carry, ys: (carry, ys)
-    promotes: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +193,7 @@ def known(layouts: Mapping[type, Layout], module: Any, tree: Tree) -> Adapted | 
         returned = (carry.cell, carry.hidden) if layout.cell is LSTMCell else carry.hidden
         return returned, ys.astype(carry.hidden.dtype)
 
-    return Adapted(cell, params, functools.partial(_from_flax, cell), out_of, promotes=True)
+    return Adapted(cell, params, functools.partial(_from_flax, cell), out_of)
 
 
 def _from_flax(cell: Any, carry: Any) -> Carry:
@@ -351,8 +349,9 @@ def run(
                 )
             kind = getattr(xs, "dtype", jnp.float32)
             adapted = adapt(initial_carry, jax.ShapeDtypeStruct(shape, kind))
-        cell, params, into, out_of, promotes = adapted
-        if promotes and isinstance(xs, jax.Array) and not jnp.issubdtype(xs.dtype, jnp.inexact):
+        cell, params, into, out_of = adapted
+        integers = isinstance(xs, jax.Array) and not jnp.issubdtype(xs.dtype, jnp.inexact)
+        if integers and not isinstance(rnn.cell, Cell):  # which Flax promotes
             xs = xs.astype(cell.dtype or jnp.promote_types(xs.dtype, params["kernel"].dtype))
         xs = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, time, 0), xs)
         carry, ys = unroll(

@@ -126,14 +126,13 @@ class Stream(Iterator[list[npt.NDArray[np.int32]]]):
     ):
         self._step, self._params, self._numbers = step, params, numbers
         self._length, self._chunk, self._stops = length, chunk, stops
-        self._first = begin
         batch = len(begin.tokens)
         self.stopped = np.zeros(batch, bool)
         # States after some numbers of characters, and the ids from the last one of the first on.
         self._states, self._ids = [(0, begin.carry)], np.asarray(begin.tokens)[None]
         self._kept = np.zeros(batch, np.int64)
         self._ended = Text(begin.carry, begin.tokens)
-        self._pieces = self._run()
+        self._pieces = self._run(begin)
 
     def __next__(self) -> list[npt.NDArray[np.int32]]:
         return next(self._pieces)
@@ -146,8 +145,8 @@ class Stream(Iterator[list[npt.NDArray[np.int32]]]):
         """
         return _choose(self.stopped, self._ended, self._text(~self.stopped))
 
-    def _run(self) -> Iterator[list[npt.NDArray[np.int32]]]:
-        state, made = self._first, 0
+    def _run(self, state: State) -> Iterator[list[npt.NDArray[np.int32]]]:
+        made = 0
         while made < self._length and not self.stopped.all():
             state, drawn = draw(self._step, self._chunk, self._params, state, self._numbers)
             new = np.asarray(drawn)[: self._length - made]

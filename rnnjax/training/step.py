@@ -125,8 +125,7 @@ def make_eval_steps(loss_fn: LossFunction, sharding: Sharding | None = None) -> 
 
     def loss_of(params: Any, carry: Any, batch: Any) -> tuple[Any, Metrics]:
         try:
-            no_key: Any = None
-            loss, (carry, metrics) = checked_loss(loss_fn, params, carry, batch, no_key)
+            loss, (carry, metrics) = checked_loss(loss_fn, params, carry, batch, None)
         except RnnjaxError:
             raise
         except Exception as error:
@@ -199,7 +198,7 @@ def _over_steps(
 
 
 def checked_loss(
-    loss_fn: LossFunction, params: Any, carry: Any, batch: Any, key: jax.Array
+    loss_fn: LossFunction, params: Any, carry: Any, batch: Any, key: Any
 ) -> tuple[jax.Array, tuple[Any, Metrics]]:
     """Call a loss function and check its result; raise InvalidInputError if it is invalid."""
 
