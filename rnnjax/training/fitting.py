@@ -242,9 +242,8 @@ class _Loop:
             hook.history, hook.epochs = self.history, self.epochs
         said = together(lambda: self.call("on_start", state))
         named = zip((type(hook).__qualname__ for hook in self.hooks), said, strict=True)
-        before, done, epochs = self.ended_by, int(state.step), len(self.history)
+        before, done, epochs = self.ended_by, self.folder.step, len(self.history)
         self.ended_by = [name for name, end in named if (name in before if end is None else end)]
-        self.folder.step = done
         if done:
             self.shown.say(f"resumes from step {done:,}, after {epochs} of {self.epochs} epochs")
         if epochs > self.epochs or (epochs == self.epochs and done > self.history[-1]["step"]):
