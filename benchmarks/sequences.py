@@ -7,6 +7,7 @@ from benchmarks import command
 from benchmarks.questions import (
     cells,
     features,
+    language_models,
     loops,
     online,
     packing,
@@ -29,5 +30,6 @@ if __name__ == "__main__":
         "resets": resets,
         "packing": packing,
         "online": online,
+        "language_models": language_models,
     }
     command.main("benchmarks.sequences", questions)

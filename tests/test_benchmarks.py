@@ -191,7 +191,8 @@ QUESTIONS: dict[str, Any] = {
     "writing, one": writing.Settings(**BOOK, batch_size=1, length=6),
     **dict.fromkeys(
         ("steps", "features", "loops", "products", "packing", "online", "keyword", "parallel",
-         "recurrences", "resets", "time_cells", "lengths", "alphabet", "generation")
+         "recurrences", "resets", "time_cells", "lengths", "alphabet", "generation",
+         "language_models")
     ),
 }  # fmt: skip
 # One of each kind: layers, steps, methods, a model that learns and one that writes.
