@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import json
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,6 +46,7 @@ _WITHOUT_EFFECT = {
     "_attn_implementation_autoset", "chunk_size_feed_forward", "problem_type",
 }  # fmt: skip
 _ONE_BY_ONE = {"num_hidden_layers", "num_blocks"}  # each of them has names, so a huge number hangs
+_HUGE = 1e30
 _MISSING: Any = object()
 
 
@@ -89,17 +89,17 @@ class Fields:
         return int(value)
 
     def number(self, name: str, default: Any = _MISSING) -> float:
-        """Return a number that is not NaN."""
+        """Return a finite number."""
         value = self.take(name, default)
-        good = type(value) in (int, float) and not math.isnan(value)
-        self.expect(good, name, "a number")
+        self.expect(type(value) in (int, float) and abs(value) < _HUGE, name, "a number")
         return float(value)
 
     def pair(self, name: str, default: Any = _MISSING) -> tuple[float, float]:
         """Return two numbers, the lower first."""
         value = self.take(name, default)
         good = isinstance(value, list | tuple) and len(value) == 2
-        good = good and all(type(one) in (int, float) for one in value) and value[0] <= value[1]
+        good = good and all(type(x) is float or (type(x) is int and abs(x) < _HUGE) for x in value)
+        good = good and value[0] <= value[1]
         self.expect(good, name, "two numbers, the lower first")
         return float(value[0]), float(value[1])
 
@@ -200,10 +200,15 @@ class Model:
         """The ids that end a document, as config.json says; the first is that of training."""
         inner = self.fields.get("text_config")
         places = (self.fields, inner if isinstance(inner, dict) else {})
-        found: Any = next(
-            (p["eos_token_id"] for p in places if p.get("eos_token_id") is not None), []
-        )
-        return [int(one) for one in (found if isinstance(found, list) else [found])]
+        known = [place["eos_token_id"] for place in places if place.get("eos_token_id") is not None]
+        found = known[0] if known else []
+        found = found if isinstance(found, list) else [found]
+        if not all(type(one) is int and 0 <= one < self.config.vocabulary for one in found):
+            raise InvalidInputError(
+                f"eos_token_id of config.json must be ids below {self.config.vocabulary}, but is "
+                f"{json.dumps(known[0])[:80]}; get the file again"
+            )
+        return found
 
     @property
     def dtype(self) -> Any:
@@ -248,7 +253,9 @@ def look(path: str | Path) -> Model:
         family, config, values = read_config(path)
         tensors = load_state_dict(_tensor_file(path))
     tensors, left_out = fitting(family, config, tensors)
-    return Model(family, config, tensors, path, values, left_out)
+    model = Model(family, config, tensors, path, values, left_out)
+    _ = model.ends  # which raises unless they are ids
+    return model
 
 
 def read_config(folder: Path) -> tuple[ModuleType, Any, dict[str, Any]]:
