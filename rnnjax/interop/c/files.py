@@ -1,0 +1,241 @@
+"""The two files of a program: its functions in C, and their header."""
+
+import math
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rnnjax.cells.base import Cell, Params
+from rnnjax.checks import check_instance
+from rnnjax.errors import InvalidInputError
+from rnnjax.interop.c.loops import Known, Stored, Writer, kind_of, literal, places_of
+from rnnjax.interop.c.operations import FUNCTIONS
+from rnnjax.interop.c.program import KEYWORDS, Program, of_cell
+from rnnjax.interop.files import check_path, write_whole
+
+
+def save(
+    cell: Cell, params: Params, path: str | os.PathLike[str], *, input_size: Any = None
+) -> None:
+    """Write one step of a cell as ``name.c``, and how to call it as ``name.h``.
+
+    It is C99, and C++11 too. It needs ``math.h`` alone, asks for no memory, and changes no global::
+
+        struct name_state state;  // its size is known: static, on the stack, or in an object
+        name_reset(&state);       // begin a sequence, as cell.start
+        name_step(&state, x, y);  // one step: x in, y out
+
+    Each state is a stream of its own, and two threads may each have one. Features that a cell takes
+    as they are (``raw``) are arguments of their own, by their names. Names, shapes and bytes of all
+    arrays are in the header.
+
+    The step is what `Cell.step` computes, in float32: wider or narrower parameters are rounded.
+    What depends on parameters alone is computed now. ``tanh`` and the logistic function are a
+    quotient of polynomials within 1e-6. Dropout and noise are left out, as for prediction.
+
+    Args:
+        cell: any cell whose step is made of operations that C is written of: those of the library,
+            stacks of them, and most cells of one's own.
+        params: its parameters.
+        path: of the file, which ends in ``.c``; what is before is the name of the functions. Files
+            that are there are replaced.
+        input_size: the number of features, where ``params`` have no ``kernel`` that tells. A tuple
+            for a cell over a grid, which has the sizes of the grid first.
+
+    Raises:
+        InteropError: C is not written of an operation of the cell, which the message names with the
+            line of the cell; or a file cannot be written.
+        InvalidInputError: the name is none that C can have, the state has integers, a parameter is
+            NaN, or an argument does not fit.
+
+    >>> import jax, tempfile, rnnjax
+    >>> cell = rnnjax.LSTMCell(16)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(cell, cell.init(jax.random.key(0), 3), f"{folder}/keyword.c")
+    ...     header = pathlib.Path(folder, "keyword.h").read_text()
+    >>> print(re.findall("void.*;", header)[1])
+    void keyword_step(struct keyword_state *s, const float *x, float *y);
+    >>> print(re.findall("#define .*BYTES.*", header))  # doctest: +NORMALIZE_WHITESPACE
+    ['#define KEYWORD_WEIGHT_BYTES 5120', '#define KEYWORD_STATE_BYTES 128',
+     '#define KEYWORD_SCRATCH_BYTES 256']
+    """
+    check_path(path, ".c")
+    check_instance("cell", cell, Cell, "a Cell such as rnnjax.LSTMCell(50), before params")
+    path = pathlib.Path(path)
+    name = path.stem
+    if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name in KEYWORDS:
+        raise InvalidInputError(
+            f"the name of the file should be one that C can give a function, but is {name!r}; "
+            "begin it with a letter, and go on with letters, digits and _, but take no word of C"
+        )
+    source, header = written(of_cell(cell, params, input_size), name)
+    write_whole(path, source.encode())
+    write_whole(path.with_suffix(".h"), header.encode())
+
+
+def written(program: Program, name: str) -> tuple[str, str]:
+    """The text of ``name.c`` and of ``name.h``."""
+    writer = Writer()
+    state = [Stored(f"s->{key}", places_of(*v.shape)) for key, v in program.state.items()]
+    for leaf, (key, start) in zip(state, program.state.items(), strict=True):
+        writer.label = key
+        writer.assign(leaf, Known(start, f"start of {key}"))
+    reset, writer.statements = writer.statements, []
+    inputs = [
+        Stored(key, places_of(*one.shape), kind_of(one.dtype))
+        for key, one in program.inputs.items()
+    ]
+    params = [Known(array, key) for key, array in program.params.items()]
+    jaxpr = program.jaxpr
+    results = writer.run(jaxpr.jaxpr, jaxpr.consts, [*params, *state, *inputs])
+    after, ys = results[: len(state)], results[len(state) :]
+    for (key, one), y in zip(program.outputs.items(), ys, strict=True):
+        writer.assign(Stored(key, places_of(*one.shape), kind_of(one.dtype)), y)
+    # Every new array is there before the first old one is overwritten.
+    new = [writer.apart(value) for value in after]
+    for leaf, value in zip(state, new, strict=True):
+        writer.label = "the new state"
+        writer.assign(leaf, value)
+    steps, scratch = placed(in_place(writer.statements), writer.buffers)
+    return _files(program, name, writer.constants, reset, steps, scratch)
+
+
+_LAST = re.compile(r"(s->\w+)\[([^\]]*)\] = (\$\d+)\[\2\];$")
+"""A statement that copies an array to the state, entry by entry."""
+
+
+def in_place(statements: list[str]) -> list[str]:
+    """Let what becomes the new state be computed there, where nothing reads the old one after.
+
+    >>> in_place(["$0[i] = s->h[i] * 2;", "y[i] = $0[i];", "s->h[i] = $0[i];"])
+    ['s->h[i] = s->h[i] * 2;', 'y[i] = s->h[i];']
+    """
+    for copy in reversed(statements):
+        found = _LAST.search(copy)
+        if not found:
+            continue
+        leaf, index, buffer = found.groups()
+        array = re.compile(re.escape(buffer) + r"\b")
+        uses = [i for i, one in enumerate(statements) if array.search(one) and one is not copy]
+        first, rest = statements[uses[0]], statements[uses[0] + 1 :]
+        late = any(re.search(rf"{leaf}\b", one) for one in rest if one is not copy)
+        # The loop that fills it may read the old entry that it replaces, and no other.
+        read = re.findall(rf"{leaf}\b(?:\[([^\]]*)\])?", first)
+        whole = copy.splitlines()[1:-1] == first.splitlines()[1:-1]
+        if (
+            whole
+            and not late
+            and all(place == index for place in read)
+            and f"{buffer}[{index}]" in first
+        ):
+            statements = [array.sub(leaf, one) for one in statements if one is not copy]
+    return statements
+
+
+def placed(
+    statements: Sequence[str], buffers: Sequence[tuple[int, str]]
+) -> tuple[list[str], dict[str, tuple[int, str]]]:
+    """Give arrays that are never needed together one memory; also return the sizes of all."""
+    uses: dict[int, list[int]] = {}
+    for i, statement in enumerate(statements):
+        for number in re.findall(r"\$(\d+)", statement):
+            uses.setdefault(int(number), []).append(i)
+    slots: list[list[Any]] = []  # of each the size, the kind, and the last statement that needs it
+    chosen = {}
+    for number in sorted(uses, key=lambda n: uses[n]):
+        size, kind = buffers[number]
+        free = [i for i, s in enumerate(slots) if s[1] == kind and s[2] < uses[number][0]]
+        large = [i for i in free if slots[i][0] >= size]
+        if large or free:
+            best = min(large or free, key=lambda i: abs(slots[i][0] - size))
+        else:
+            best = len(slots)
+            slots.append([0, kind, 0])
+        slots[best] = [max(slots[best][0], size), kind, uses[number][-1]]
+        chosen[number] = f"s->scratch_{best}"
+    written = [re.sub(r"\$(\d+)", lambda m: chosen[int(m[1])], one) for one in statements]
+    return written, {f"scratch_{i}": (size, kind) for i, (size, kind, _) in enumerate(slots)}
+
+
+def _files(
+    program: Program,
+    name: str,
+    constants: Any,
+    reset: Sequence[str],
+    steps: Sequence[str],
+    scratch: dict[str, tuple[int, str]],
+) -> tuple[str, str]:
+    called = "\n".join(steps)
+    functions: dict[str, str] = {}
+    while more := [f for f in FUNCTIONS if f"@{f}(" in called and f not in functions]:
+        functions = {f: FUNCTIONS[f] for f in more} | functions
+        called += "\n".join(functions.values())
+    listed = [
+        f"/* {what}, {list(array.shape)} */\n"
+        f"static const {kind} @{key}[{array.size}] = {_numbers(array)};"
+        for (kind, *_), (key, array, what) in constants.items()
+    ]
+    inputs = [f"const {kind_of(one.dtype)} *{key}" for key, one in program.inputs.items()] + [
+        f"{kind_of(one.dtype)} *{key}" for key, one in program.outputs.items()
+    ]
+    unused = [
+        f"  (void){key};" for key in ["s", *program.inputs] if not re.search(rf"\b{key}\b", called)
+    ]
+    signature = f"void @step(struct @state *s, {', '.join(inputs)})"
+    both = re.sub(
+        r"^(?=float|int32_t|void)", "static ", "\n\n".join(functions.values()), flags=re.M
+    )
+    source = "\n".join([
+        f"/* {program.title}, written by rnnjax; {name}.h says how to call it. */",
+        "#include <math.h>", f'#include "{name}.h"', "", *listed, "", both, "",
+        "void @reset(struct @state *s) {", *(reset or ["  (void)s;"]), "}", "",
+        f"{signature} {{", *unused, *steps, "}", "",
+    ])  # fmt: skip
+    weights = sum(array.size * _BYTES[kind] for (kind, *_), (_, array, _) in constants.items())
+    header = _header(program, name, weights, scratch, signature)
+    return re.sub(r"@(\w)", rf"{name}_\1", source), re.sub(r"@(\w)", rf"{name}_\1", header)
+
+
+_BYTES = {"float": 4, "int32_t": 4, "int8_t": 1}
+
+
+def _numbers(array: np.ndarray) -> str:
+    texts = [literal(number) for number in array.ravel()]
+    rows = [", ".join(texts[i : i + 8]) for i in range(0, len(texts), 8)]
+    return "{\n  " + ",\n  ".join(rows) + "\n}" if len(rows) > 1 else f"{{{rows[0]}}}"
+
+
+def _header(
+    program: Program, name: str, weights: int, scratch: dict[str, tuple[int, str]], signature: str
+) -> str:
+    def told(arrays: dict[str, Any]) -> str:
+        return ", ".join(f"{key} {list(one.shape)}" for key, one in arrays.items()) or "none"
+
+    members = {key: (one.size, "float") for key, one in program.state.items() if one.size}
+    state = sum(4 * size for size, _ in members.values())
+    between = sum(_BYTES[kind] * size for size, kind in scratch.values())
+    sizes = {
+        **{f"SIZE_OF_{key}": math.prod(one.shape) for key, one in program.inputs.items()},
+        **{f"SIZE_OF_{key}": math.prod(one.shape) for key, one in program.outputs.items()},
+        "WEIGHT_BYTES": weights, "STATE_BYTES": state, "SCRATCH_BYTES": between,
+    }  # fmt: skip
+    macros = [f"#define {name.upper()}_{key.upper()} {size}" for key, size in sizes.items()]
+    fields = members | scratch or {"unused": (1, "float")}
+    return "\n".join([
+        f"/* {program.title}, one step a call; written by rnnjax.", "",
+        f"   Inputs: {told(program.inputs)}", f"   Outputs: {told(program.outputs)}",
+        f"   State: {told(program.state)}", "",
+        f"   {weights:,} bytes of constants, {state:,} of state, and {between:,} of scratch, which"
+        " only a step", "   uses. Nothing else is written to: each state is a stream of its own.",
+        *(["   Parameters were rounded to float32."] if program.rounded else []), "*/",
+        f"#ifndef {name.upper()}_H", f"#define {name.upper()}_H", "#include <stdint.h>", "",
+        *macros, "", "#ifdef __cplusplus", 'extern "C" {', "#endif", "", "struct @state {",
+        *(f"  {kind} {key}[{size}];" for key, (size, kind) in fields.items()), "};", "",
+        "/* Begin a sequence. */", "void @reset(struct @state *s);", "",
+        "/* Take one step; the outputs must be no memory of the inputs. */", f"{signature};", "",
+        "#ifdef __cplusplus", "}", "#endif", "#endif", "",
+    ])  # fmt: skip

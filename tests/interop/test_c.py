@@ -1,0 +1,311 @@
+"""Cells and models as C: what a compiled step gives, beside the step of JAX."""
+
+import concurrent.futures
+import ctypes
+import dataclasses
+import functools
+import inspect
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cell_table import CELLS, grid
+
+import rnnjax
+from rnnjax import LSTMCell
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop import c
+
+ROOT = Path(__file__).parents[2]
+STRICT = ["-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror"]
+STEPS, FEATURES = 500, 2
+
+
+def compiler(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"the compiler {name} is not installed")
+    return path
+
+
+def library(folder: Path, *options: str, by: str = "gcc") -> ctypes.CDLL:
+    """All files of a folder, compiled by one call of a compiler."""
+    sources = sorted(map(str, folder.glob("*.c")))
+    way = ["-x", "c++", "-std=c++11"] if "++" in by else ["-std=c99"]
+    command = [compiler(by), *way, *STRICT, "-O1", *options, "-shared", "-fPIC", *sources, "-lm"]
+    done = subprocess.run([*command, "-o", str(folder / "all.so")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:4000]
+    return ctypes.CDLL(str(folder / "all.so"))
+
+
+class Stream:
+    """A state of a compiled step."""
+
+    def __init__(self, lib: ctypes.CDLL, folder: Path, name: str) -> None:
+        self.lib, self.name = lib, name
+        sizes = re.findall(r"#define (\w+) (\d+)", (folder / f"{name}.h").read_text())
+        self.sizes = {key[len(name) + 1 :]: int(n) for key, n in sizes}
+        held = self.sizes["STATE_BYTES"] + self.sizes["SCRATCH_BYTES"]
+        self.state = np.full(held // 4 + 16, np.nan, np.float32)
+        self.call("reset", self.state)
+
+    def call(self, function: str, *arrays: np.ndarray) -> None:
+        run = getattr(self.lib, f"{self.name}_{function}")
+        run(*(array.ctypes.data_as(ctypes.c_void_p) for array in arrays))
+
+    def step(self, *inputs: Any, outputs: Sequence[str] = ("Y",)) -> Any:
+        ys = [np.full(self.sizes[f"SIZE_OF_{name}"], np.nan, np.float32) for name in outputs]
+        self.call("step", self.state, *map(np.ascontiguousarray, inputs), *ys)
+        return ys[0] if len(ys) == 1 else ys
+
+
+def drawn(cell: rnnjax.Cell, features: int, random_like: Callable[..., Any]) -> Any:
+    """Parameters no two of which are alike."""
+    return jax.tree.map(
+        lambda a, b: a + 0.1 * b,
+        cell.init(jax.random.key(0), features),
+        random_like(lambda: cell.init(jax.random.key(0), features), 1),
+    )
+
+
+def expected(cell: rnnjax.Cell, params: Any, xs: np.ndarray, space: tuple[int, ...]) -> np.ndarray:
+    start = cell.start(params, space)
+    run = jax.jit(lambda s, xs: jax.lax.scan(lambda s, x: cell.step(params, s, x), s, xs)[1])
+    return np.asarray(run(start, xs)).reshape(len(xs), -1)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    assert np.isfinite(b).all()
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def gallery() -> dict[str, Any]:
+    """The cells of the gallery, with the number of features of their inputs."""
+    sizes = {"BlockGRUCell": (8, 3), "ImputeCell": (4, 16)}
+    found: dict[str, Any] = {}
+    for page in ("gated", "linear", "matrix", "dynamics", "time"):
+        names: dict[str, Any] = {"__name__": page}
+        text = (ROOT / f"docs/gallery/{page}.md").read_text(encoding="utf-8")
+        for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[:-1]:
+            exec(compile(block, page, "exec"), names)
+        for name, value in names.items():
+            own = isinstance(value, type) and value.__module__ == page
+            if own and issubclass(value, rnnjax.Cell) and name not in ("VectorCell", "MatrixCell"):
+                units, features = sizes.get(name, (4, 5))
+                found[f"{page}_{name}"] = value(units), features, ()
+    return found
+
+
+def table() -> dict[str, Any]:
+    return {name: (cell, FEATURES, grid(name)) for name, cell in CELLS.items()}
+
+
+# An ordinary run takes one of each kind: gates of a sum and of two halves, a matrix state, a
+# window, a convolution, a scan in closed form, a stack, and a state that is learned.
+FEW = [
+    "lstm",
+    "gru",
+    "mlstm",
+    "temporal-conv",
+    "convlstm-1d",
+    "lru",
+    "stack-nested",
+    "learned-carry",
+]
+
+
+def check(rows: dict[str, Any], folder: Path, random_like: Any, by: str = "gcc") -> None:
+    """Each cell over 500 steps beside its step in JAX, all compiled by one call."""
+    rng, wanted = np.random.default_rng(0), {}
+    for row, (cell, features, space) in rows.items():
+        params, name = drawn(cell, features, random_like), row.replace("-", "_")
+        c.save(cell, params, folder / f"{name}.c", input_size=(*space, features))
+        xs = rng.uniform(0.1, 1, (STEPS, *space, features)).astype(np.float32)
+        if not cell.raw:  # gaps and marks are positive
+            xs *= rng.choice([-1, 1], xs.shape)
+        wanted[name] = cell, xs, expected(cell, params, xs, space)
+    lib = library(folder, by=by)
+    for name, (cell, xs, ys) in wanted.items():
+        stream, ends = Stream(lib, folder, name), np.cumsum([*cell.raw.values()][::-1])[::-1]
+        parts = [part for part in np.split(xs, [xs.shape[-1] - n for n in ends], -1) if part.size]
+        got = np.stack([stream.step(*inputs) for inputs in zip(*parts, strict=True)])
+        assert distance(got, ys) < 1e-5, name
+
+
+def test_cells_are_their_steps(tmp_path: Path, random_like: Any) -> None:
+    rows = table()
+    check({name: rows[name] for name in FEW}, tmp_path, random_like)
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_table_is_its_step(tmp_path: Path, random_like: Any) -> None:
+    check(table(), tmp_path, random_like)
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_gallery_is_its_step(tmp_path: Path, random_like: Any) -> None:
+    rows = gallery()
+    assert len(rows) > 45
+    check(rows, tmp_path, random_like)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["clang-14", "g++"])
+def test_other_compilers_agree(by: str, tmp_path: Path, random_like: Any) -> None:
+    compiler(by)
+    check(table(), tmp_path, random_like, by)
+
+
+def saved(folder: Path, cell: rnnjax.Cell, features: int = 3, name: str = "cell") -> Any:
+    params = cell.init(jax.random.key(0), features)
+    c.save(cell, params, folder / f"{name}.c", input_size=features)
+    return params, (folder / f"{name}.c").read_text(), (folder / f"{name}.h").read_text()
+
+
+def test_the_same_cell_gives_the_same_bytes(tmp_path: Path) -> None:
+    assert saved(tmp_path, LSTMCell(4))[1:] == saved(tmp_path, LSTMCell(4))[1:]
+
+
+def test_what_depends_on_parameters_alone_is_computed_before(tmp_path: Path) -> None:
+    _, source, _ = saved(tmp_path, rnnjax.LRUCell(4))
+    assert "expf" not in source
+    assert "cosf" not in source
+
+
+def test_sizes_are_in_the_header_and_scratch_is_shared(tmp_path: Path) -> None:
+    _, source, header = saved(tmp_path, LSTMCell(64))
+    sizes = dict(re.findall(r"#define CELL_(\w+) (\d+)", header))
+    assert sizes == {
+        "SIZE_OF_X": "3", "SIZE_OF_Y": "64", "WEIGHT_BYTES": str(4 * (3 + 64 + 1) * 256),
+        "STATE_BYTES": "512", "SCRATCH_BYTES": "1024",
+    }  # fmt: skip
+    assert len(source.splitlines()) < 200 + 68 * 256 / 8  # loops
+
+
+def test_two_states_are_independent(tmp_path: Path) -> None:
+    """Interleaved, and in two threads; numbers come out as in a stream alone."""
+    saved(tmp_path, rnnjax.GRUCell(32))
+    lib, xs = library(tmp_path), np.random.default_rng(0).normal(size=(2, 2000, 3)).astype("f4")
+
+    def alone(x: np.ndarray) -> np.ndarray:
+        stream = Stream(lib, tmp_path, "cell")
+        return np.stack([stream.step(one) for one in x])
+
+    wanted = [alone(x) for x in xs]
+    a, b = Stream(lib, tmp_path, "cell"), Stream(lib, tmp_path, "cell")
+    both = np.stack([(a.step(p), b.step(q)) for p, q in zip(*xs, strict=True)], 1)
+    np.testing.assert_array_equal(both, wanted)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        np.testing.assert_array_equal(list(pool.map(alone, xs)), wanted)
+
+
+def test_tanh_and_the_logistic_function_are_within_1e_6(tmp_path: Path) -> None:
+    x = np.concatenate([np.linspace(-20, 20, 40001), [np.inf, -np.inf, np.nan]]).astype("f4")
+    c.save(Elementwise(len(x)), {"kernel": np.ones((1, 1))}, tmp_path / "e.c", input_size=len(x))
+    y = Stream(library(tmp_path), tmp_path, "e").step(x).reshape(2, -1)
+    exact = np.tanh(x.astype("f8")), 1 / (1 + np.exp(-x.astype("f8")))
+    np.testing.assert_allclose(y, exact, atol=1e-6, rtol=0)
+    assert np.nanmax(np.abs(y)) == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Elementwise(rnnjax.Cell):
+    """A cell of operations, which ``does`` computes; the state is not used."""
+
+    hidden_size: int
+    does: Any = lambda x: (jnp.tanh(x), jax.nn.sigmoid(x))
+    state: Any = np.float32
+
+    @property
+    def output_size(self) -> int:
+        return self.hidden_size
+
+    def init(self, key: jax.Array, input_size: int) -> Any:
+        return {"kernel": jnp.ones((input_size, 1))}
+
+    def initial_carry(self, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Any:
+        return jnp.zeros((*batch_shape, 1), self.state)
+
+    def step(self, params: Any, carry: Any, x: Any) -> Any:
+        y = self.does(x)
+        return carry, jnp.stack(y) if isinstance(y, tuple) else y
+
+
+OPERATIONS = {
+    "math": lambda x: jnp.stack([
+        jnp.log1p(x * x), jnp.expm1(x), jnp.sin(x), jnp.cos(x), jnp.abs(x), jnp.sign(x), x**3,
+        jnp.sqrt(jnp.abs(x)), jnp.floor(x), jnp.round(x), jax.scipy.special.erf(x), x % 0.7,
+    ]),
+    "where": lambda x: jnp.where((x > 0.2) & ~(x > 1) | (x < -0.5), x, jnp.clip(x, -0.1, 0.3)),
+    "cumsum": lambda x: jnp.cumsum(jax.nn.softmax(x)) + jnp.cumsum(x[::-1])[::-1],
+    "reduce": lambda x: jnp.stack([x.sum(), x.max(), x.min(), x.prod(), x.mean(), x.std()]),
+    "pad": lambda x: jnp.pad(x.reshape(2, -1), ((1, 2), (0, 1)), constant_values=0.5).T.ravel(),
+    "interior": lambda x: jax.lax.pad(x, jnp.float32(2), [(1, 0, 2)]),
+    "turned": lambda x: x.reshape(2, -1).T.reshape(-1)[::-1] * 2,
+    "outer": lambda x: (x[:, None] * jnp.tanh(x)) @ x,
+    "matrix": lambda x: np.arange(24.0).reshape(4, 6).astype("f4") @ x,
+    "middle": lambda x: jnp.einsum("ij,jk->ki", x.reshape(2, 3), np.ones((3, 2), "f4")) @ x[:2],
+    "counted": lambda x: (x > 0).sum().astype(jnp.float32) * x,
+    "any": lambda x: jnp.where(jnp.any(x > 1) | jnp.all(x < 0), x, -x),
+    "stack": lambda x: jnp.concatenate([jnp.stack([x, x * x]).sum(0), x[:1]]),
+}  # fmt: skip
+
+
+def test_operations(tmp_path: Path) -> None:
+    cells = {name: Elementwise(6, does) for name, does in OPERATIONS.items()}
+    for name, cell in cells.items():
+        c.save(cell, cell.init(None, 6), tmp_path / f"of_{name}.c")
+    lib, xs = library(tmp_path), np.random.default_rng(0).normal(size=(9, 6)).astype("f4")
+    for name, cell in cells.items():
+        stream = Stream(lib, tmp_path, f"of_{name}")
+        for x in xs:
+            wanted = np.ravel(cell.does(jnp.asarray(x)))
+            np.testing.assert_allclose(stream.step(x), wanted, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def refused(cell: Any, message: str, folder: Path, name: str = "cell", error: Any = None) -> None:
+    params = {"kernel": jnp.ones((6, 1))}
+    with pytest.raises(error or InvalidInputError, match=message):
+        c.save(cell, params, folder / f"{name}.c")
+    assert not list(folder.iterdir())
+
+
+def test_what_c_is_not_written_of_names_itself_and_its_line(tmp_path: Path) -> None:
+    line = inspect.getsourcelines(test_what_c_is_not_written_of_names_itself_and_its_line)[1] + 2
+    cell = Elementwise(6, lambda x: jnp.sort(x))
+    refused(cell, rf"no sort of \[6\], as in test_c.py:{line}", tmp_path, error=InteropError)
+    back = functools.partial(jax.pure_callback, np.sin, jax.ShapeDtypeStruct((6,), np.float32))
+    refused(Elementwise(6, back), "no pure_callback of", tmp_path, error=InteropError)
+    noise = Elementwise(6, lambda x: x + jax.random.normal(jax.random.key(x[0].astype(int)), (6,)))
+    refused(noise, "no random_seed of", tmp_path, error=InteropError)
+
+
+def test_what_cannot_be_written_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    cell = Elementwise(6)
+    for name in ("step", "float", "1st", "a-b", "_x"):
+        refused(cell, f"but is '{name}'; begin it with a letter", tmp_path, name)
+    refused(Elementwise(6, state=np.int32), "the state of Elementwise.* is int32", tmp_path)
+    refused(None, "cell must be a Cell", tmp_path)
+    with pytest.raises(InvalidInputError, match=r"params\['kernel'\] of Elementwise\(6\) has NaN"):
+        c.save(cell, {"kernel": np.array([[np.nan]])}, tmp_path / "cell.c")
+    with pytest.raises(InvalidInputError, match="do not tell; give input_size="):
+        c.save(cell, {"other": jnp.ones(3)}, tmp_path / "cell.c")
+    with pytest.raises(InvalidInputError, match=r"should end in \.c"):
+        c.save(cell, {"kernel": np.ones((6, 1))}, tmp_path / "cell.cpp")
+
+
+def test_parameters_of_other_types_are_rounded_and_it_is_said(tmp_path: Path) -> None:
+    cell = LSTMCell(4, param_dtype=jnp.bfloat16)
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), cell.init(jax.random.key(0), 3))
+    assert "rounded to float32" in saved(tmp_path, cell)[2]
+    c.save(LSTMCell(4), wide, tmp_path / "wide.c")
+    source = (tmp_path / "wide.c").read_text().replace("wide", "cell")
+    assert source == (tmp_path / "cell.c").read_text()
+    assert "rounded" not in (tmp_path / "wide.h").read_text()
