@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rnnjax.errors import InvalidInputError, RnnjaxError
-from rnnjax.interop import keras, onnx, torch
+from rnnjax.interop import c, keras, onnx, torch
 from rnnjax.interop.model import Model
 
 _OF_TORCH, _OF_KERAS = (".safetensors", ".pt", ".pth", ".ckpt"), (".weights.h5", ".h5", ".hdf5")
 SOURCES = (".keras", *_OF_KERAS, *_OF_TORCH, ".onnx")
-TARGETS = (".keras", ".weights.h5", ".safetensors", ".onnx")
+TARGETS = (".keras", ".weights.h5", ".safetensors", ".onnx", ".c")
 _OPTIONS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
     "at": (_OF_TORCH, {"help": "where a PyTorch file has its state dict, such as models/first"}),
     "modules": (_OF_TORCH, {
@@ -69,12 +69,16 @@ def load(source: str | os.PathLike[str], **options: Any) -> Model:
 
 
 def write(model: Model, target: str | os.PathLike[str], **options: Any) -> None:
-    """Write a model by the suffix; ``options`` are those of `rnnjax.interop.onnx.to_proto`."""
+    """Write a model by the suffix, with ``options`` of ``save`` of ONNX or C."""
     suffix = suffix_of(target, TARGETS)
     if suffix == ".onnx":
         return onnx.save(model, target, **options)
+    if suffix == ".c":
+        return c.save(model, target, **options)
     if options:
-        raise InvalidInputError(f"{', '.join(options)} are options of .onnx files; leave them out")
+        raise InvalidInputError(
+            f"{', '.join(options)} are options of .onnx and .c files; leave them out"
+        )
     save = torch.save if suffix == ".safetensors" else keras.save
     return save(_layers(model, f"a file named *{suffix}"), target)
 

@@ -33,9 +33,9 @@ class Flow(NamedTuple):
 
 
 Ran = tuple[Carry | None, Flow]
-"""The result of a layer: the carry of a `Recurrent`, or None, and the data for the next."""
+"""The result of a layer: its state after the last step, or None, and the data for the next."""
 Carries = dict[str, Carry]
-"""The carries of a model, by the names of the recurrent layers."""
+"""The carries of a model, by the names of the layers that have a state."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +75,18 @@ class Layer(abc.ABC):
         """The shapes of its parameters by their place in the layer; none of a `Recurrent`."""
         return {}
 
+    @property
+    def has_state(self) -> bool:
+        """Whether a step of the layer depends on the steps before."""
+        return False
+
+    def initial_carry(self, params: Params, batch_shape: tuple[int, ...], dtype: Any) -> Carry:
+        """The state at the start of a sequence, or None for a layer that has none."""
+        return None
+
     @abc.abstractmethod
     def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
-        """Run the layer; ``carry`` is that of a `Recurrent`, or None.
+        """Run the layer; ``carry`` is its state, or None.
 
         Where a layer takes several arrays, a tuple of `Flow` stands for one.
         """
@@ -107,6 +116,15 @@ class Recurrent(Layer):
     keep_order: bool = True
     return_sequences: bool = True
     masked_outputs: Literal["zero", "last"] = "zero"
+
+    @property
+    def has_state(self) -> bool:
+        """True: that of the cell."""
+        return True
+
+    def initial_carry(self, params: Params, batch_shape: tuple[int, ...], dtype: Any) -> Carry:
+        """The initial carry of the cell."""
+        return self.cell.initial_carry(batch_shape, dtype)
 
     def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
         """Unroll the cell over the sequence."""

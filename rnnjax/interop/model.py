@@ -56,15 +56,25 @@ class Network(abc.ABC):
     @property
     def recurrent(self) -> Mapping[str, Recurrent]:
         """The recurrent layers by the names of their states."""
-        return {n: layer for n, layer in self.layers.items() if isinstance(layer, Recurrent)}
+        return {n: layer for n, layer in self.uses.items() if isinstance(layer, Recurrent)}
+
+    @property
+    def uses(self) -> Mapping[str, Layer]:
+        """The layers by the names of their states, one for each use."""
+        return self.layers
+
+    @property
+    def stateful(self) -> Mapping[str, Layer]:
+        """The layers with a state, by its name: recurrent ones, and convolutions of the past."""
+        return {name: layer for name, layer in self.uses.items() if layer.has_state}
 
     def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> Carries:
-        """Return the state at the start of a sequence, for each recurrent layer by name."""
+        """Return the state at the start of a sequence, for each layer with a state by name."""
         return {
-            name: layer.cell.initial_carry(batch_shape, dtype)
-            for name, layer in self.recurrent.items()
+            name: layer.initial_carry(params.get(layer.name, {}), batch_shape, dtype)
+            for name, layer in self.stateful.items()
         }
 
 
@@ -101,7 +111,7 @@ class Sequential(Network):
         flow, carries = Flow(_turned(xs, self.time_first), mask), {}
         for i, layer in enumerate(self.layer_list):
             state, flow = _run(i, layer, params, flow, carry.get(layer.name), context)
-            if isinstance(layer, Recurrent):
+            if layer.has_state:
                 carries[layer.name] = state
         return carries, _turned(flow.xs, self.time_first or not flow.sequence)
 
@@ -205,11 +215,10 @@ class Functional(Network):
     time_first: bool = True
 
     @property
-    def recurrent(self) -> Mapping[str, Recurrent]:
-        """The recurrent layers by the names of their states, one for each use."""
+    def uses(self) -> Mapping[str, Layer]:
+        """The layers by the names of their states, one for each use."""
         layers = self.layers  # built anew each time
-        uses = ((call.name, layers[call.layer]) for call in self.calls)
-        return {name: layer for name, layer in uses if isinstance(layer, Recurrent)}
+        return {call.name: layers[call.layer] for call in self.calls}
 
     def num_steps(self, params: Params, xs: Any) -> int:
         """The number of time steps in the one input; raise InvalidInputError for several."""
@@ -251,8 +260,9 @@ class Functional(Network):
             if not call.mask and flow.sequence:
                 flow = flow._replace(mask=came)
             made[call.name] = [flow]
-            if isinstance(layer, Recurrent):
+            if layer.has_state:
                 carries[call.name] = state
+            if isinstance(layer, Recurrent):
                 made[call.name] += [Flow(leaf, sequence=False) for leaf in jax.tree.leaves(state)]
         flows = [made[value.source][value.output] for value in self.outputs]
         ys = [_turned(flow.xs, self.time_first or not flow.sequence) for flow in flows]
@@ -348,8 +358,11 @@ class Model:
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> Carries:
-        """The state with which a sequence begins: by name, that of each recurrent layer."""
-        return self.network.initial_carry(batch_shape, dtype)
+        """The state with which a sequence begins: by name, that of each layer that has one.
+
+        These are the recurrent layers, and causal convolutions, which keep the steps before.
+        """
+        return self.network.initial_carry(self.params, batch_shape, dtype)
 
     def __call__(self, xs: Any, carry: Any = None, **semantics: Any) -> tuple[Any, Any]:
         """`apply` with the model's own parameters."""
@@ -374,8 +387,8 @@ class Model:
             xs: ``(time, *batch, features)``, time first unless ``print(model)`` says otherwise;
                 integer ids ``(time, *batch)`` if the first layer takes ids; a tuple or a dict by
                 name if there are several inputs.
-            carry: the state before the first step, by name of the recurrent layer. Layers that are
-                left out begin with their initial carry.
+            carry: the state before the first step, by name of the layer. Layers that are left out
+                begin with their initial carry.
             lengths: the number of valid steps of each row, as in `rnnjax.unroll`.
             mask: which steps are valid, as in `rnnjax.unroll`.
             resets: where new sequences begin, as in `rnnjax.unroll`.
@@ -391,7 +404,7 @@ class Model:
                 argument does not fit; see `rnnjax.unroll`.
         """
         carry = {} if carry is None else carry
-        known = set(self.network.recurrent)
+        known = set(self.network.stateful)
         if not isinstance(carry, Mapping) or not set(carry) <= known:
             came = sorted(map(str, carry)) if isinstance(carry, Mapping) else type(carry).__name__
             raise InvalidInputError(

@@ -206,5 +206,5 @@ def test_wrong_arguments_end_with_the_usage(arguments: str, message: str, capsys
 
 
 def test_options_of_another_format_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match=r"lengths are options of \.onnx files"):
+    with pytest.raises(InvalidInputError, match=r"lengths are options of \.onnx and \.c"):
         convert.write(tagger(), tmp_path / "a.keras", lengths=True)

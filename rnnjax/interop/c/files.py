@@ -5,7 +5,7 @@ import os
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -14,14 +14,21 @@ from rnnjax.checks import check_instance
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop.c.loops import Known, Stored, Writer, kind_of, literal, places_of
 from rnnjax.interop.c.operations import FUNCTIONS
-from rnnjax.interop.c.program import KEYWORDS, Program, of_cell
+from rnnjax.interop.c.program import KEYWORDS, Program, of_cell, of_model
 from rnnjax.interop.files import check_path, write_whole
+from rnnjax.interop.model import Model, check_model
+
+Path = str | os.PathLike[str]
 
 
-def save(
-    cell: Cell, params: Params, path: str | os.PathLike[str], *, input_size: Any = None
-) -> None:
-    """Write one step of a cell as ``name.c``, and how to call it as ``name.h``.
+@overload
+def save(model: Model, path: Path, /) -> None: ...
+@overload
+def save(cell: Cell, params: Params, path: Path, /, *, input_size: Any = None) -> None: ...
+def save(*what: Any, input_size: Any = None) -> None:  # noqa: D417  # the overloads name them
+    """Write one step of a cell or model as ``name.c``, and how to call it as ``name.h``.
+
+    Call it as ``save(cell, params, path)`` or ``save(model, path)``.
 
     It is C99, and C++11 too. It needs ``math.h`` alone, asks for no memory, and changes no global::
 
@@ -37,10 +44,16 @@ def save(
     What depends on parameters alone is computed now. ``tanh`` and the logistic function are a
     quotient of polynomials within 1e-6. Dropout and noise are left out, as for prediction.
 
+    Of a model every layer must run forward in time: recurrent layers, dense ones, embeddings,
+    normalisations, activations, and causal convolutions, whose state is the steps before. It is run
+    over a few steps, at once and one by one, and refused if that differs. Ids are ``int32_t``. At a
+    step that a mask leaves out recurrent layers keep their state, and the outputs say nothing.
+
     Args:
         cell: any cell whose step is made of operations that C is written of: those of the library,
             stacks of them, and most cells of one's own.
         params: its parameters.
+        model: of layers, or a graph of ONNX.
         path: of the file, which ends in ``.c``; what is before is the name of the functions. Files
             that are there are replaced.
         input_size: the number of features, where ``params`` have no ``kernel`` that tells. A tuple
@@ -48,7 +61,8 @@ def save(
 
     Raises:
         InteropError: C is not written of an operation of the cell, which the message names with the
-            line of the cell; or a file cannot be written.
+            line of the cell; a layer, which it names, does not take steps one by one; or a file
+            cannot be written.
         InvalidInputError: the name is none that C can have, the state has integers, a parameter is
             NaN, or an argument does not fit.
 
@@ -63,8 +77,12 @@ def save(
     ['#define KEYWORD_WEIGHT_BYTES 5120', '#define KEYWORD_STATE_BYTES 128',
      '#define KEYWORD_SCRATCH_BYTES 256']
     """
+    if len(what) not in (2, 3):
+        raise InvalidInputError(
+            f"save takes (cell, params, path) or (model, path), but {len(what)} arguments came"
+        )
+    path = what[-1]
     check_path(path, ".c")
-    check_instance("cell", cell, Cell, "a Cell such as rnnjax.LSTMCell(50), before params")
     path = pathlib.Path(path)
     name = path.stem
     if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name in KEYWORDS:
@@ -72,7 +90,13 @@ def save(
             f"the name of the file should be one that C can give a function, but is {name!r}; "
             "begin it with a letter, and go on with letters, digits and _, but take no word of C"
         )
-    source, header = written(of_cell(cell, params, input_size), name)
+    if len(what) == 2:
+        check_model(what[0])
+        program = of_model(what[0])
+    else:
+        check_instance("cell", what[0], Cell, "a Cell such as rnnjax.LSTMCell(50), before params")
+        program = of_cell(what[0], what[1], input_size)
+    source, header = written(program, name)
     write_whole(path, source.encode())
     write_whole(path.with_suffix(".h"), header.encode())
 
@@ -213,7 +237,8 @@ def _header(
     program: Program, name: str, weights: int, scratch: dict[str, tuple[int, str]], signature: str
 ) -> str:
     def told(arrays: dict[str, Any]) -> str:
-        return ", ".join(f"{key} {list(one.shape)}" for key, one in arrays.items()) or "none"
+        each = ((key, [n for n in one.shape if n != 1] or [1]) for key, one in arrays.items())
+        return ", ".join(f"{key} {shape}" for key, shape in each) or "none"
 
     members = {key: (one.size, "float") for key, one in program.state.items() if one.size}
     state = sum(4 * size for size, _ in members.values())

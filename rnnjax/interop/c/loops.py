@@ -157,6 +157,12 @@ class Writer:
             made = self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), values)
             self._where = around
             return made
+        if name == "scan" and p["length"] == 1:
+            outside = p["num_consts"] + p["num_carry"]
+            xs = [self._view(value, lambda a: a[0]) for value in values[outside:]]
+            made = self.run(p["jaxpr"].jaxpr, p["jaxpr"].consts, [*values[:outside], *xs])
+            ys = [self._view(value, lambda a: a[None]) for value in made[p["num_carry"] :]]
+            return [*made[: p["num_carry"]], *ys]
         outs = [var.aval for var in equation.outvars]
         if name in VIEWS:
             views = VIEWS[name](p, outs[0].shape, len(outs))

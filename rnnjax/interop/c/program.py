@@ -11,9 +11,12 @@ import numpy as np
 
 from rnnjax.cells.base import Cell, Params
 from rnnjax.cells.onehot import Beside
+from rnnjax.engine import Scan
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop import arrays
+from rnnjax.interop.c.streams import as_given, check_streams, start_of
 from rnnjax.interop.layers import describe_cell
+from rnnjax.interop.model import Model
 
 KEYWORDS = frozenset(re.findall(r"\w+", """
 and asm auto bool break case catch char class const constexpr continue default delete do double else
@@ -28,10 +31,10 @@ def identifier(name: str, taken: Sequence[str] = ()) -> str:
     """A name as C can have it.
 
     >>> identifier("0_hidden"), identifier("float"), identifier("x:0", ["x_0"])
-    ('layer_0_hidden', 'float_', 'x_0_')
+    ('x_0_hidden', 'float_', 'x_0_')
     """
     made = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_") or "value"
-    made = f"layer_{made}" if made[0].isdigit() else made
+    made = f"x_{made}" if made[0].isdigit() else made
     while made in KEYWORDS or made in taken:
         made += "_"
     return made
@@ -83,6 +86,20 @@ def of_cell(cell: Cell, params: Params, input_size: Any) -> Program:
     return traced(describe_cell(cell), step, params, start, shapes)
 
 
+def of_model(model: Model) -> Program:
+    """The program of one step of a model, for a batch of one row."""
+    named, carry = check_streams(model), start_of(model)
+    keys = {identifier(key): key for key in named}
+
+    def step(params: Params, carry: Any, xs: dict[str, Any]) -> Any:
+        given = {key: xs[name] for name, key in keys.items()}
+        return model.apply(params, as_given(model, given), carry, method=Scan())
+
+    title = ", ".join(map(str, model.layers.values())) or "a graph of ONNX"
+    inputs = {name: named[key] for name, key in keys.items()}
+    return traced(title, step, model.params, carry, inputs)
+
+
 def traced(
     title: str, step: Callable[..., Any], params: Params, start: Any, inputs: dict[str, Any]
 ) -> Program:
@@ -110,20 +127,21 @@ def traced(
 
     given = wide, jax.tree.leaves(start), list(inputs.values())
     jaxpr, (after, ys) = jax.make_jaxpr(program, return_shape=True)(*given)
-    state = by_name(start, "state")
+    state = by_name(start, "layer" if isinstance(start, tuple) else "state")
     for (name, old), new in zip(state.items(), after, strict=True):
         if new.shape != old.shape:
             raise InvalidInputError(
                 f"{name} of {title} must keep its shape {old.shape}, but is {new.shape} after a "
                 "step; return a state like the one that came"
             )
-    return Program(title, jaxpr, by_name(wide, "value"), state, inputs, by_name(ys, "y"), rounded)
+    return Program(title, jaxpr, by_name(wide, "layer"), state, inputs, by_name(ys, "y"), rounded)
 
 
 def by_name(tree: Any, alone: str) -> dict[str, Any]:
-    """The leaves by the names that C gives them; ``alone`` is that of one array."""
+    """The leaves by their names in C; ``alone`` is that of one array, and stands before numbers."""
     found: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator="_") or alone
+        name = jax.tree_util.keystr(path, simple=True, separator="_")
+        name = f"{alone}_{name}".rstrip("_") if not name or name[0].isdigit() else name
         found[identifier(name, tuple(found))] = leaf
     return found

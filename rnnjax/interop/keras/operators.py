@@ -72,6 +72,38 @@ class Operation(Layer):
         """The shapes of its parameters, by the place below the layer."""
         return OPERATORS[self.kind].weights(dict(self.config))
 
+    @property
+    def _lags(self) -> int:
+        """How many steps before each one a causal convolution sees; 0 for other layers."""
+        config = dict(self.config)
+        if (
+            self.each_step
+            or config.get("padding") != "causal"
+            or _many(config["strides"], 1)[0] > 1
+        ):
+            return 0
+        size, step = (_many(config[name], 1)[0] for name in ("kernel_size", "dilation_rate"))
+        return step * (size - 1)
+
+    @property
+    def has_state(self) -> bool:
+        """Whether it is a causal convolution, whose state is the steps before."""
+        return self._lags > 0
+
+    def initial_carry(self, params: Params, batch_shape: tuple[int, ...], dtype: Any) -> Carry:
+        """A window of zeros ``(*batch, steps, channels)``, oldest first, for a convolution."""
+        if not self.has_state:
+            return None
+        kernel, groups = params["kernel"], dict(self.config)["groups"]
+        channels = kernel.shape[1] * groups
+        return jnp.zeros((*batch_shape, self._lags, channels), dtype or kernel.dtype)
+
+    def _window(self, params: Params, carry: Carry | None, x: jax.Array) -> tuple[Carry, jax.Array]:
+        """The last steps, to go on from, and ``x`` behind the steps before it."""
+        before = self.initial_carry(params, x.shape[:1], None) if carry is None else carry
+        x = jnp.concatenate([before.astype(x.dtype), x], axis=1)
+        return lax.slice_in_dim(x, x.shape[1] - self._lags, x.shape[1], axis=1), x
+
     def run(self, params: Params, flow: Any, carry: Carry | None, context: Context) -> Ran:
         """Run the row; ``flow`` is a tuple where the layer takes several arrays."""
         flows = (flow,) if isinstance(flow, Flow) else flow
@@ -98,6 +130,9 @@ class Operation(Layer):
         row, at = OPERATORS[self.kind], At(config, params, masks, context.key)
         run = partial(row.run, at)
         try:
+            if self.has_state:  # the steps before stand for the zeros of the padding
+                config["padding"] = "valid"
+                carry, xs[0] = self._window(params, carry, xs[0])
             ys = jax.vmap(run, 1, 1)(*xs) if self.each_step else run(*xs)
             mask = row.mask(at, *xs) if callable(row.mask) and not self.each_step else None
         except (TypeError, ValueError, IndexError, AttributeError) as error:  # of JAX
@@ -106,7 +141,8 @@ class Operation(Layer):
                 f"{named} does not take arrays of shapes {shapes}, batch first: {why}"
             ) from error
         sequence, mask = ys.ndim > 2, first if self.each_step or row.mask is True else mask
-        return None, Flow(_turned(ys, sequence), None if mask is None else mask.T, sequence)
+        mask = None if mask is None else mask.T
+        return carry if self.has_state else None, Flow(_turned(ys, sequence), mask, sequence)
 
     def __str__(self) -> str:
         shown = [f"{k}={v}" for k, v in self.config if v is not None and k in _SHOWN]

@@ -148,10 +148,10 @@ class Graph(Network):
         return run()
 
     def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> Carries:
         """The state with which a sequence begins; layers inside of branches and loops have none."""
-        states = super().initial_carry(batch_shape, dtype)
+        states = super().initial_carry(params, batch_shape, dtype)
         return {node.layer: states[node.layer] for node in self.nodes if node.layer}
 
 

@@ -1,0 +1,223 @@
+"""Models of Keras, PyTorch and ONNX, read and written as C, beside their own framework."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from c_helpers import Stream, library
+from interop_helpers import distance, random_model
+from onnx_helpers import session
+
+import rnnjax
+from rnnjax import GRUCell, LSTMCell, SimpleRNNCell, Stack
+from rnnjax.errors import InteropError
+from rnnjax.interop import (
+    Activation,
+    Dense,
+    Embedding,
+    Model,
+    OneHotIds,
+    Recurrent,
+    c,
+    convert,
+)  # fmt: skip
+from rnnjax.interop import keras as from_keras
+from rnnjax.interop import onnx as from_onnx
+from rnnjax.interop import torch as from_torch
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+layers, TIME, FEATURES, SIZE = keras.layers, 12, 3, 7
+
+
+def randomized(model: Any) -> Any:
+    rng = np.random.default_rng(0)
+    for v in model.weights:
+        drawn = 0.4 * rng.normal(size=v.shape)
+        v.assign(np.abs(drawn) + 0.1 if "variance" in v.name else drawn)
+    return model
+
+
+def keras_model(*given: Any, ids: bool = False) -> Any:
+    shape = keras.Input((None,), dtype="int32") if ids else keras.Input((None, FEATURES))
+    return randomized(keras.Sequential([shape, *given]))
+
+
+def branches() -> Any:
+    """Two recurrent layers beside each other, and what goes around both."""
+    x = keras.Input((None, FEATURES), name="sound")
+    a, b = (kind(4, return_sequences=True)(x) for kind in (layers.LSTM, layers.GRU))
+    y = layers.Dense(FEATURES)(layers.Concatenate()([a, b]))
+    return randomized(keras.Model(x, layers.Add()([x, y])))
+
+
+KERAS = {
+    "lstm": lambda: keras_model(layers.LSTM(5, return_sequences=True), layers.Dense(2)),
+    "gru_last": lambda: keras_model(layers.GRU(5), layers.Dense(2, "softmax")),
+    "simple": lambda: keras_model(layers.SimpleRNN(5, "relu", return_sequences=True)),
+    "deep": lambda: keras_model(
+        layers.LSTM(4, return_sequences=True), layers.Dropout(0.5), layers.GRU(3, reset_after=False)
+    ),
+    "text": lambda: keras_model(
+        layers.Embedding(SIZE, 4), layers.GRU(5, return_sequences=True), layers.Dense(SIZE),
+        ids=True,
+    ),
+    "masked": lambda: keras_model(layers.Masking(), layers.LSTM(4)),
+    "padded": lambda: keras_model(
+        layers.Embedding(SIZE, 4, mask_zero=True), layers.LSTM(5), ids=True
+    ),
+    "norms": lambda: keras_model(
+        layers.BatchNormalization(), layers.LSTM(4, return_sequences=True),
+        layers.LayerNormalization(), layers.Dense(3, "gelu"), layers.Activation("hard_sigmoid"),
+    ),
+    "conv": lambda: keras_model(
+        layers.Conv1D(4, 3, padding="causal", dilation_rate=2, activation="relu"),
+        layers.Conv1D(4, 2, padding="causal"), layers.GRU(4, return_sequences=True),
+    ),
+    "each": lambda: keras_model(
+        layers.TimeDistributed(layers.Dense(4, "elu")), layers.LSTM(4, return_sequences=True)
+    ),
+    "branches": branches,
+}  # fmt: skip
+
+
+def torch_model(name: str) -> tuple[Any, Any]:
+    """A module and ours."""
+    torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
+    nn, kinds = torch.nn, {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
+    torch.manual_seed(0)
+    more = {"two": {"num_layers": 2}, "projected": {"proj_size": 3}, "plain": {}}
+    kind, way = name.split("_")
+    module = getattr(nn, kinds[kind])(FEATURES, 5, **more[way])
+    return (
+        lambda x: module(torch.tensor(x)[:, None])[0][:, 0].detach().numpy(),
+        from_torch.from_state_dict(module.state_dict()),
+    )
+
+
+TORCH = ["lstm_plain", "lstm_two", "lstm_projected", "gru_two", "rnn_plain"]
+ONNX = {
+    "lstm": [Recurrent("a", LSTMCell(5)), Dense("b", 3, "tanh")],
+    "stack": [Recurrent("a", Stack([GRUCell(4), SimpleRNNCell(3)])), Activation("b", "softmax")],
+    "ids": [OneHotIds("a", SIZE), Recurrent("b", GRUCell(4)), Dense("c", SIZE, "log_softmax")],
+    "rows": [Embedding("a", SIZE, 3), Recurrent("b", LSTMCell(4), return_sequences=False)],
+}
+
+
+def inputs(ids: bool) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    if ids:
+        return np.append(rng.integers(0, SIZE, TIME - 2), [0, 2]).astype(np.int32)
+    xs = rng.normal(size=(TIME, FEATURES)).astype(np.float32)
+    xs[4] = 0  # a step that Masking leaves out
+    return xs
+
+
+def check(models: dict[str, Any], folder: Path) -> None:
+    """Write all, compile them by one call, and run each: models and what their framework gives."""
+    for name, (model, _, _) in models.items():
+        c.save(model, folder / f"{name}.c")
+    lib = library(folder)
+    for name, (_, xs, wanted) in models.items():
+        stream = Stream(lib, folder, name)
+        ys = np.stack([stream.step(x) for x in xs])
+        assert distance(ys if wanted.ndim == 2 else ys[-1], wanted) < 1e-5, name
+
+
+def of_keras(*names: str) -> dict[str, Any]:
+    found = {}
+    for name in names:
+        model, xs = KERAS[name](), inputs(name in ("text", "padded"))
+        found[f"keras_{name}"] = from_keras.load(model), xs, np.asarray(model(xs[None]))[0]
+    return found
+
+
+def of_torch(*names: str) -> dict[str, Any]:
+    found = {}
+    for name in names:
+        run, model = torch_model(name)
+        found[f"torch_{name}"] = model, inputs(False), run(inputs(False))
+    return found
+
+
+def of_onnx(*names: str) -> dict[str, Any]:
+    """Read as graphs, whose recurrent nodes have states."""
+    found = {}
+    for name in names:
+        layers, ids = ONNX[name], name in ("ids", "rows")
+        proto, xs = from_onnx.to_proto(random_model(*layers, inputs=FEATURES)), inputs(ids)
+        run = session(proto)
+        given = {one.name: np.zeros([n if isinstance(n, int) else 1 for n in one.shape], np.float32)
+                 for one in run.get_inputs()}  # fmt: skip
+        given["ids" if ids else "xs"] = xs[:, None].astype(np.int64) if ids else xs[:, None]
+        wanted = run.run(["ys"], given)[0]
+        found[f"onnx_{name}"] = (
+            from_onnx.load(proto),
+            xs,
+            wanted.reshape(-1, wanted.shape[-1])[slice(None) if wanted.ndim == 3 else 0],
+        )
+    return found
+
+
+def test_models_are_what_their_framework_computes(tmp_path: Path) -> None:
+    check(of_keras("text", "conv") | of_onnx("lstm"), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_all_models_are_what_their_framework_computes(tmp_path: Path) -> None:
+    models = of_keras(*KERAS) | of_torch(*TORCH) | of_onnx(*ONNX)
+    assert len(models) == 20
+    check(models, tmp_path)
+
+
+def test_the_command_writes_c(tmp_path: Path, capsys: Any) -> None:
+    cell = GRUCell(4)
+    model = Model.of(cell, cell.init(jax.random.key(0), 3))
+    from_keras.save(model, tmp_path / "model.keras")
+    assert convert.main(["convert", f"{tmp_path}/model.keras", f"{tmp_path}/model.c"]) == 0
+    assert f"wrote {tmp_path}/model.c" in capsys.readouterr().out
+    library(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ([layers.Bidirectional(layers.LSTM(2))], r"'\w+', Bidirectional\(LSTMCell\(2\)\)"),
+        ([layers.LSTM(2, go_backwards=True)], r"'\w+', LSTMCell\(2\), reverse"),
+        ([layers.GRU(2, return_sequences=True), layers.GlobalAveragePooling1D()], "GlobalAverage"),
+        ([layers.Conv1D(2, 3)], "Conv1D"),
+        ([layers.Conv1D(2, 3, padding="causal", strides=2)], "Conv1D"),
+        ([layers.MaxPooling1D(2), layers.GRU(2)], "MaxPooling1D"),
+    ],
+    ids=["both", "backward", "mean", "future", "strides", "pool"],
+)
+def test_what_takes_no_steps_is_refused_by_name(given: Any, named: str, tmp_path: Path) -> None:
+    model = from_keras.load(keras.Sequential([keras.Input((None, FEATURES)), *given]))
+    with pytest.raises(InteropError, match=f"takes one step at a time, but layer .*{named}"):
+        c.save(model, tmp_path / "model.c")
+
+
+def test_a_learned_state_is_where_a_model_begins(tmp_path: Path) -> None:
+    cell = rnnjax.LearnedCarry(GRUCell(4))
+    params = cell.init(jax.random.key(0), FEATURES)
+    params["initial_carry"] = jax.tree.map(lambda a: a + 0.7, params["initial_carry"])
+    model, xs = Model.of(cell, params), inputs(False)
+    check({"learned": (model, xs, np.asarray(model(jnp.asarray(xs[:, None]))[1])[:, 0])}, tmp_path)
+
+
+def test_a_causal_convolution_goes_on_from_its_window() -> None:
+    """In two calls as in one, with any split, and by one that was made for a batch."""
+    model = from_keras.load(KERAS["conv"]())
+    xs = np.random.default_rng(0).normal(size=(TIME, 2, FEATURES)).astype(np.float32)
+    end, ys = model(xs)
+    for split in (1, 5):
+        carry, first = model(xs[:split], model.initial_carry((2,)))
+        carry, rest = model(xs[split:], carry)
+        assert distance(np.concatenate([first, rest]), np.asarray(ys)) < 1e-6
+        assert distance(carry, end) < 1e-6
+    shapes = [leaf.shape for name, leaf in end.items() if name.startswith("conv")]
+    assert shapes == [(2, 4, FEATURES), (2, 1, 4)]
