@@ -229,6 +229,52 @@ def test_operations(tmp_path: Path) -> None:
             np.testing.assert_allclose(stream.step(x), wanted, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+def test_weights_of_8_bits_are_as_near_as_the_header_says(tmp_path: Path) -> None:
+    """Also where a column is zeros, and where inputs are."""
+    cell = rnnjax.Stack([rnnjax.GRUCell(16), LSTMCell(8)])
+    params = cell.init(jax.random.key(0), 6)
+    params[0]["kernel"] = params[0]["kernel"].at[:, 3].set(0)
+    xs = np.random.default_rng(0).normal(size=(60, 2, 6)).astype(np.float32)
+    xs[7] = 0
+    c.save(cell, params, tmp_path / "small.c", weights="int8", data=xs)
+    lib, header = library(tmp_path), (tmp_path / "small.h").read_text()
+    ours = [Stream(lib, tmp_path, "small") for _ in range(2)]
+    ys = np.array([[stream.step(x) for stream, x in zip(ours, row, strict=True)] for row in xs])
+    exact = np.asarray(rnnjax.unroll(cell, params, xs)[1])
+    said = re.findall(r"0\.\d+", " ".join(header.split()))[:2]
+    apart = np.abs(ys - exact) / np.abs(exact).max()
+    # An entry between two steps of a scale may go to either, as sums round.
+    np.testing.assert_allclose([apart.max(), apart.mean()], np.array(said, float), rtol=0.2)
+    assert apart.max() < 0.03
+    assert int(re.findall(r"WEIGHT_BYTES (\d+)", header)[0]) < 0.4 * 4 * sum(
+        leaf.size for leaf in jax.tree.leaves(params)
+    )
+
+
+def test_a_convolution_and_a_grid_of_8_bits(tmp_path: Path, random_like: Any) -> None:
+    cell, space = CELLS["convlstm-1d"], grid("convlstm-1d")
+    params, xs = (
+        drawn(cell, 2, random_like),
+        np.random.default_rng(0).normal(size=(40, 1, *space, 2)),
+    )
+    xs = xs.astype(np.float32)
+    c.save(cell, params, tmp_path / "grid.c", input_size=(*space, 2), weights="int8", data=xs)
+    stream = Stream(library(tmp_path), tmp_path, "grid")
+    ys = np.stack([stream.step(x) for x in xs[:, 0]])
+    assert 1e-5 < distance(ys, expected(cell, params, xs[:, 0], space)) < 0.05
+
+
+def test_weights_of_8_bits_need_data(tmp_path: Path) -> None:
+    cell, path = LSTMCell(4), tmp_path / "cell.c"
+    params = cell.init(jax.random.key(0), 3)
+    for given in ({"weights": "int8"}, {"data": np.ones((5, 2, 3))}, {"weights": "int4"}):
+        with pytest.raises(InvalidInputError, match="give both or none"):
+            c.save(cell, params, path, **given)
+    for data in (np.ones((5, 3), "f4"), np.ones((5, 2, 4), "f4"), np.ones((5, 2, 3), int)):
+        with pytest.raises(InvalidInputError, match=r"data should be sequences \(time, batch, 3\)"):
+            c.save(cell, params, path, weights="int8", data=data)
+
+
 def refused(cell: Any, message: str, folder: Path, name: str = "cell", error: Any = None) -> None:
     params = {"kernel": jnp.ones((6, 1))}
     with pytest.raises(error or InvalidInputError, match=message):

@@ -221,3 +221,12 @@ def test_a_causal_convolution_goes_on_from_its_window() -> None:
         assert distance(carry, end) < 1e-6
     shapes = [leaf.shape for name, leaf in end.items() if name.startswith("conv")]
     assert shapes == [(2, 4, FEATURES), (2, 1, 4)]
+
+
+def test_a_model_with_weights_of_8_bits(tmp_path: Path) -> None:
+    """Of ids: a table is no matrix, and stays."""
+    model, xs = from_keras.load(KERAS["text"]()), inputs(True)
+    c.save(model, tmp_path / "small.c", weights="int8", data=xs[:, None])
+    stream = Stream(library(tmp_path), tmp_path, "small")
+    ys = np.stack([stream.step(x) for x in xs])
+    assert 1e-5 < distance(ys, np.asarray(model(jnp.asarray(xs[:, None]))[1])[:, 0]) < 0.05

@@ -4,6 +4,7 @@ import math
 import os
 import pathlib
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any, overload
 
@@ -12,6 +13,7 @@ import numpy as np
 from rnnjax.cells.base import Cell, Params
 from rnnjax.checks import check_instance
 from rnnjax.errors import InvalidInputError
+from rnnjax.interop.c import int8, loops
 from rnnjax.interop.c.loops import Known, Stored, Writer, kind_of, literal, places_of
 from rnnjax.interop.c.operations import FUNCTIONS
 from rnnjax.interop.c.program import KEYWORDS, Program, of_cell, of_model
@@ -22,10 +24,13 @@ Path = str | os.PathLike[str]
 
 
 @overload
-def save(model: Model, path: Path, /) -> None: ...
+def save(model: Model, path: Path, /, *, weights: str = "float32", data: Any = None) -> None: ...
 @overload
-def save(cell: Cell, params: Params, path: Path, /, *, input_size: Any = None) -> None: ...
-def save(*what: Any, input_size: Any = None) -> None:  # noqa: D417  # the overloads name them
+def save(
+    cell: Cell, params: Params, path: Path, /, *, input_size: Any = None,
+    weights: str = "float32", data: Any = None,
+) -> None: ...  # fmt: skip
+def save(*what: Any, input_size: Any = None, weights: str = "float32", data: Any = None) -> None:  # noqa: D417  # the overloads name them
     """Write one step of a cell or model as ``name.c``, and how to call it as ``name.h``.
 
     Call it as ``save(cell, params, path)`` or ``save(model, path)``.
@@ -58,6 +63,11 @@ def save(*what: Any, input_size: Any = None) -> None:  # noqa: D417  # the overl
             that are there are replaced.
         input_size: the number of features, where ``params`` have no ``kernel`` that tells. A tuple
             for a cell over a grid, which has the sizes of the grid first.
+
+        weights: ``"int8"`` for products in 8 bits: the columns of a matrix have a scale each, and
+            so has every vector that it is multiplied with. States and all else stay float32.
+        data: with ``"int8"``, sequences ``(time, batch, features)``, or ids ``(time, batch)``: how
+            far the outputs lie from those in float32 over these is written into the header.
 
     Raises:
         InteropError: C is not written of an operation of the cell, which the message names with the
@@ -96,14 +106,21 @@ def save(*what: Any, input_size: Any = None) -> None:  # noqa: D417  # the overl
     else:
         check_instance("cell", what[0], Cell, "a Cell such as rnnjax.LSTMCell(50), before params")
         program = of_cell(what[0], what[1], input_size)
-    source, header = written(program, name)
+    if weights not in ("float32", "int8") or (weights == "int8") != (data is not None):
+        raise InvalidInputError(
+            f"weights should be 'float32', or 'int8' with data= on which the error is measured, "
+            f"but are {weights!r} with{'out' if data is None else ''} data; give both or none"
+        )
+    source, header = written(program, name, data)
     write_whole(path, source.encode())
     write_whole(path.with_suffix(".h"), header.encode())
 
 
-def written(program: Program, name: str) -> tuple[str, str]:
-    """The text of ``name.c`` and of ``name.h``."""
-    writer = Writer()
+def written(program: Program, name: str, data: Any = None) -> tuple[str, str]:
+    """The text of ``name.c`` and of ``name.h``; with ``data``, weights of 8 bits."""
+    writer = Writer(loops.multiply if data is None else int8.multiply)
+    notes = ["Parameters were rounded to float32."] * program.rounded
+    notes += [] if data is None else [int8.error(program, data)]
     state = [Stored(f"s->{key}", places_of(*v.shape)) for key, v in program.state.items()]
     for leaf, (key, start) in zip(state, program.state.items(), strict=True):
         writer.label = key
@@ -125,7 +142,7 @@ def written(program: Program, name: str) -> tuple[str, str]:
         writer.label = "the new state"
         writer.assign(leaf, value)
     steps, scratch = placed(in_place(writer.statements), writer.buffers)
-    return _files(program, name, writer.constants, reset, steps, scratch)
+    return _files(program, name, writer.constants, reset, steps, scratch, notes)
 
 
 _LAST = re.compile(r"(s->\w+)\[([^\]]*)\] = (\$\d+)\[\2\];$")
@@ -192,6 +209,7 @@ def _files(
     reset: Sequence[str],
     steps: Sequence[str],
     scratch: dict[str, tuple[int, str]],
+    notes: Sequence[str],
 ) -> tuple[str, str]:
     called = "\n".join(steps)
     functions: dict[str, str] = {}
@@ -220,7 +238,7 @@ def _files(
         f"{signature} {{", *unused, *steps, "}", "",
     ])  # fmt: skip
     weights = sum(array.size * _BYTES[kind] for (kind, *_), (_, array, _) in constants.items())
-    header = _header(program, name, weights, scratch, signature)
+    header = _header(program, name, weights, scratch, signature, notes)
     return re.sub(r"@(\w)", rf"{name}_\1", source), re.sub(r"@(\w)", rf"{name}_\1", header)
 
 
@@ -234,7 +252,12 @@ def _numbers(array: np.ndarray) -> str:
 
 
 def _header(
-    program: Program, name: str, weights: int, scratch: dict[str, tuple[int, str]], signature: str
+    program: Program,
+    name: str,
+    weights: int,
+    scratch: dict[str, tuple[int, str]],
+    signature: str,
+    notes: Sequence[str],
 ) -> str:
     def told(arrays: dict[str, Any]) -> str:
         each = ((key, [n for n in one.shape if n != 1] or [1]) for key, one in arrays.items())
@@ -256,7 +279,7 @@ def _header(
         f"   State: {told(program.state)}", "",
         f"   {weights:,} bytes of constants, {state:,} of state, and {between:,} of scratch, which"
         " only a step", "   uses. Nothing else is written to: each state is a stream of its own.",
-        *(["   Parameters were rounded to float32."] if program.rounded else []), "*/",
+        *textwrap.wrap(" ".join(notes), 97, initial_indent="   ", subsequent_indent="   "), "*/",
         f"#ifndef {name.upper()}_H", f"#define {name.upper()}_H", "#include <stdint.h>", "",
         *macros, "", "#ifdef __cplusplus", 'extern "C" {', "#endif", "", "struct @state {",
         *(f"  {kind} {key}[{size}];" for key, (size, kind) in fields.items()), "};", "",

@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
 from rnnjax.errors import InteropError
-from rnnjax.interop.c.operations import ELEMENTWISE, REDUCTIONS, VIEWS
+from rnnjax.interop.c.operations import ELEMENTWISE, REDUCTIONS, VIEWS, convolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +118,11 @@ class Writer:
     static functions ``@tanh`` until the file has a name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, multiply: "Callable[[Writer, Stored, Stored, Known], None]") -> None:
         self.statements: list[str] = []
         self.constants: dict[tuple[Any, ...], tuple[str, np.ndarray, str]] = {}
         self.buffers: list[tuple[int, str]] = []
+        self._multiply = multiply
         self.label = self._where = ""
 
     # ---- equations
@@ -149,11 +150,11 @@ class Writer:
 
     def _results(self, equation: Any, values: list[Value]) -> Sequence[Value]:
         name, p = equation.primitive.name, equation.params
-        inner = next((p[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in p), None)
+        inner = inner_of(equation)
         known = [value.array for value in values if isinstance(value, Known)]
         around = self._where
         where = self._where = origin(equation) or around  # JAX's own functions know no line of ours
-        if inner is not None and name not in ("scan", "while"):
+        if inner is not None:
             made = self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), values)
             self._where = around
             return made
@@ -363,25 +364,26 @@ class Writer:
         if way is None or (inputs > 1 and way[1][-1] != 1):
             rows, moved = self.buffer(rows.shape), rows
             self.assign(rows, moved)
-        weights = self.constant(dataclasses.replace(w, array=np.ascontiguousarray(w.array)))
-        self.call("@product", into, rows, weights, f"{inputs}, {outputs}")
+        self._multiply(self, into, rows, w)
 
-    def call(self, function: str, into: Stored, rows: Stored, weights: Stored, sizes: str) -> None:
-        """Call a function of C with rows of inputs, weights and rows of outputs."""
+    def call(
+        self, function: str, into: Stored, rows: Stored, fixed: Sequence[Stored], more: list[str]
+    ) -> None:
+        """Call a function of C with rows of inputs and outputs, the constants of each, and more."""
         lead = rows.shape[:-1]
-        starts = weights.places[..., 0, 0]
-        starts = starts.reshape(starts.shape + (1,) * (len(lead) - starts.ndim))
-        places = into.places[..., 0].reshape(lead), rows.places[..., 0], starts
-        arrays = [Stored(a.name, p) for a, p in zip((into, rows, weights), places, strict=True)]
+        arrays = [Stored(rows.name, rows.places[..., 0])]
+        arrays += [Stored(into.name, into.places[..., 0].reshape(lead))]
+        for one in fixed:
+            starts = one.places[..., 0, 0]
+            starts = starts.reshape(starts.shape + (1,) * (len(lead) - starts.ndim))
+            arrays.append(Stored(one.name, starts))
 
-        def text(*found: str) -> str:
-            y, x, w = (
-                array.name if place == "0" else f"{array.name} + {place}"
-                for array, place in zip(arrays, found, strict=True)
-            )
-            return f"{function}({x}, {w}, {y}, {sizes});"
+        def text(*places: str) -> str:
+            named = zip(arrays, places, strict=True)
+            each = [a.name if place == "0" else f"{a.name} + {place}" for a, place in named]
+            return f"{function}({', '.join(each + more)});"
 
-        label, self.label = self.label, f"{rows.name} times {weights.name} {sizes}"
+        label, self.label = self.label, f"{rows.name} times {fixed[0].name} {', '.join(more[-2:])}"
         self.loop(lead, arrays, text)
         self.label = label
 
@@ -430,27 +432,10 @@ class Writer:
         return self._view(value, lambda a: a.reshape(shape))
 
     def _conv_general_dilated(self, p: Any, x: Value, w: Value, shape: tuple[int, ...]) -> Value:
-        """A convolution as products with the kernel's entries, each at all places at once."""
-        spec = p["dimension_numbers"]
-        order = [spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1]]
-        kernel = [*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0]]
-        sizes = [shape[axis] for axis in spec.out_spec[2:]]
-        back = np.argsort([spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1]])
-
-        def products(x: jax.Array, w: jax.Array) -> Any:
-            x, w = jnp.pad(x.transpose(order), [(0, 0), *p["padding"], (0, 0)]), w.transpose(kernel)
-            parts = []
-            for at in np.ndindex(*w.shape[:-2]):
-                ways = zip(at, sizes, p["window_strides"], p["rhs_dilation"], strict=True)
-                part = [slice(k * d, k * d + (n - 1) * s + 1, s) for k, n, s, d in ways]
-                parts.append(x[:, *part] @ w[at])
-            return functools.reduce(jnp.add, parts).transpose(back)
-
-        plain = p["feature_group_count"] == p["batch_group_count"] == 1 == max(p["lhs_dilation"])
-        if not plain:
+        if not p["feature_group_count"] == p["batch_group_count"] == 1 == max(p["lhs_dilation"]):
             raise NotImplementedError
         avals = (jax.ShapeDtypeStruct(value.shape, np.float32) for value in (x, w))
-        closed = jax.make_jaxpr(products)(*avals)
+        closed = jax.make_jaxpr(convolution(p, shape))(*avals)
         return self.run(closed.jaxpr, closed.consts, [x, w])[0]
 
     def _pad(self, p: Any, value: Value, around: Value, shape: tuple[int, ...]) -> Value:
@@ -509,6 +494,12 @@ class Writer:
         return into
 
 
+def multiply(writer: Writer, into: Stored, rows: Stored, w: Known) -> None:
+    """Write ``into += rows @ w`` in float32."""
+    weights = writer.constant(dataclasses.replace(w, array=np.ascontiguousarray(w.array)))
+    writer.call("@product", into, rows, [weights], [*map(str, w.shape[-2:])])
+
+
 def _added(a: Value, b: Value, shape: tuple[int, ...], label: str) -> Sum:
     """The sum of two values one of which has products, as one that has all of them."""
     firsts = [value.first if isinstance(value, Sum) else value for value in (a, b)]
@@ -551,6 +542,17 @@ def bare(text: str) -> str:
     for character in text[:-1]:
         depth.append(depth[-1] + (character == "(") - (character == ")"))
     return text[1:-1] if text[:1] == "(" and 0 not in depth[1:] else text
+
+
+def shape_of(atom: Any) -> tuple[int, ...]:
+    """The shape of a variable of a jaxpr."""
+    return tuple(atom.aval.shape)
+
+
+def inner_of(equation: Any) -> Any:
+    """The equations that an equation stands for, as one of ``jit`` does; else None."""
+    keys = ("jaxpr", "call_jaxpr", "fun_jaxpr") if equation.primitive.name != "scan" else ()
+    return next((equation.params[key] for key in keys if key in equation.params), None)
 
 
 def origin(equation: Any) -> str:

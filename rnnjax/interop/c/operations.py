@@ -1,9 +1,11 @@
 """The operations of JAX that are one expression of C, or a view of an array."""
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -49,6 +51,27 @@ VIEWS: Mapping[str, Callable[[Any, tuple[int, ...], int], Sequence[View]]] = {
     "rev": lambda p, shape, count: [lambda a: np.flip(a, p["dimensions"])],
 }
 """By an operation the functions that make its results, of a shape, of the places of its operand."""
+
+
+def convolution(p: Any, shape: tuple[int, ...]) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """A convolution as products with each entry of its kernel, of all places at once."""
+    spec = p["dimension_numbers"]
+    order = [spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1]]
+    kernel = [*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0]]
+    sizes = [shape[axis] for axis in spec.out_spec[2:]]
+    back = np.argsort([spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1]])
+
+    def products(x: jax.Array, w: jax.Array) -> jax.Array:
+        x, w = jnp.pad(x.transpose(order), [(0, 0), *p["padding"], (0, 0)]), w.transpose(kernel)
+        parts = []
+        for at in np.ndindex(*w.shape[:-2]):
+            ways = zip(at, sizes, p["window_strides"], p["rhs_dilation"], strict=True)
+            part = [slice(k * d, k * d + (n - 1) * s + 1, s) for k, n, s, d in ways]
+            parts.append(x[:, *part] @ w[at])
+        return functools.reduce(jnp.add, parts).transpose(back)
+
+    return products
+
 
 Template = Callable[[Any, str, Any], str]
 """``(parameters, kind of the last operand, type of the first) -> expression``; empty for none."""
@@ -155,7 +178,7 @@ float @tanh(float x) {
     "logistic": "float @logistic(float x) { return 0.5f + 0.5f * @tanh(0.5f * x); }",
     "product": """\
 /* y (m) += x (n) times w (n, m): four inputs at a time, each with a row of contiguous weights. */
-void @product(const float *x, const float *w, float *y, int n, int m) {
+void @product(const float *x, float *y, const float *w, int n, int m) {
   int i = 0;
   for (; i + 4 <= n; i += 4, w += 4 * m) {
     const float a = x[i], b = x[i + 1], c = x[i + 2], d = x[i + 3];
@@ -166,6 +189,21 @@ void @product(const float *x, const float *w, float *y, int n, int m) {
     const float a = x[i];
     for (int j = 0; j < m; j++) y[j] += a * w[j];
   }
+}""",
+    "product8": """\
+/* The same in 8 bits: x over its largest entry becomes q, s sums up, and r scales each output. */
+void @product8(const float *x, float *y, const int8_t *w, const float *r, int8_t *q, int32_t *s,
+               int n, int m) {
+  float most = 0.0f;
+  for (int i = 0; i < n; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+  if (!(most > 0.0f)) return;
+  for (int i = 0; i < n; i++) q[i] = (int8_t)rintf(x[i] / most * 127.0f);
+  for (int j = 0; j < m; j++) s[j] = 0;
+  for (int i = 0; i < n; i++, w += m) {
+    const int32_t a = q[i];
+    for (int j = 0; j < m; j++) s[j] += a * w[j];
+  }
+  for (int j = 0; j < m; j++) y[j] += most / 127.0f * r[j] * (float)s[j];
 }""",
 }
 """The static functions of a file; each is written where it is called."""
