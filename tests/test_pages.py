@@ -258,7 +258,7 @@ def test_every_page_is_in_the_navigation_and_every_entry_is_a_page() -> None:
 @pytest.mark.parametrize(
     "module",
     ["", ".training", ".testing", ".online", ".text", ".linen", ".nnx", ".interop"]
-    + [f".interop.{name}" for name in ("keras", "torch", "flax", "onnx")],
+    + [f".interop.{name}" for name in ("keras", "torch", "flax", "onnx", "c")],
 )
 def test_the_reference_has_every_public_name(module: str) -> None:
     shown = {

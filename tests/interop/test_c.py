@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import inspect
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from c_helpers import Stream, compiler, library
+from c_helpers import STRICT, Stream, compiler, library
 from cell_table import CELLS, grid
 
 import rnnjax
@@ -120,6 +121,55 @@ def test_every_cell_of_the_gallery_is_its_step(tmp_path: Path, random_like: Any)
 def test_other_compilers_agree(by: str, tmp_path: Path, random_like: Any) -> None:
     compiler(by)
     check(table(), tmp_path, random_like, by)
+
+
+ARM = "-mcpu=cortex-m4 -mthumb -mfloat-abi=hard -mfpu=fpv4-sp-d16 --specs=rdimon.specs"
+WAYS = {
+    "sanitizers": ("gcc", "-g -fsanitize=address,undefined -fno-sanitize-recover=all", ""),
+    "valgrind": ("gcc", "-g", "valgrind -q --error-exitcode=9"),
+    "cortex-m4": ("arm-none-eabi-gcc", ARM, "qemu-arm -cpu cortex-m4"),
+}
+
+
+def program(rows: dict[str, np.ndarray]) -> str:
+    """A program that runs each cell over its inputs, and prints the last outputs of each."""
+    lines = ["#include <stdio.h>", *(f'#include "{name}.h"' for name in rows)]
+    calls = ["int main(void) {"]
+    for name, xs in rows.items():
+        flat = ", ".join(f"{x:.9g}f" if x % 1 else f"{x:.1f}f" for x in xs.ravel().tolist())
+        lines.append(f"static const float x_{name}[{xs.size}] = {{{flat}}};")
+        size, stride = f"{name.upper()}_SIZE_OF_Y", xs[0].size
+        calls += [
+            f"  {{ struct {name}_state s; float y[{size}]; {name}_reset(&s);",
+            f"  for (int t = 0; t < {len(xs)}; t++) {name}_step(&s, x_{name} + {stride} * t, y);",
+            f'  for (int i = 0; i < {size}; i++) printf("%.9g ", (double)y[i]); }}',
+            '  printf("\\n");',
+        ]
+    return "\n".join([*lines, *calls, "  return 0;", "}", ""])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_a_program_runs_clean(way: str, tmp_path: Path, random_like: Any) -> None:
+    """Its states begin uninitialised; on a microcontroller's core it computes the same."""
+    by, options, under = WAYS[way]
+    given, wanted = {}, {}
+    for row, (cell, features, space) in table().items():
+        params, name = drawn(cell, features, random_like), row.replace("-", "_")
+        c.save(cell, params, tmp_path / f"{name}.c", input_size=(*space, features))
+        given[name] = np.random.default_rng(0).normal(size=(50, *space, features)).astype("f4")
+        wanted[name] = expected(cell, params, given[name], space)
+    (tmp_path / "main.c").write_text(program(given))
+    sources = map(str, tmp_path.glob("*.c"))
+    command = [compiler(by), "-std=c99", *STRICT, "-O1", *options.split(), *sources, "-lm"]
+    subprocess.run([*command, "-o", str(tmp_path / "all")], check=True)
+    if under:
+        compiler(under.split()[0])
+    done = subprocess.run([*under.split(), str(tmp_path / "all")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:4000]
+    for (name, ys), line in zip(wanted.items(), done.stdout.splitlines(), strict=True):
+        apart = np.abs(np.array(line.split(), np.float32) - ys[-1]).max()
+        assert apart < 1e-5 * np.abs(ys).max(), name
 
 
 def saved(folder: Path, cell: rnnjax.Cell, features: int = 3, name: str = "cell") -> Any:

@@ -167,7 +167,8 @@ class Writer:
         outs = [var.aval for var in equation.outvars]
         if name in VIEWS:
             views = VIEWS[name](p, outs[0].shape, len(outs))
-            return [self._view(values[0], view) for view in views]
+            whole = values[0] if len(views) == 1 else self.summed(values[0])
+            return [self._view(whole, view) for view in views]
         if len(known) == len(values):
             made = equation.primitive.bind(*map(jnp.asarray, known), **p)
             names = " and ".join(dict.fromkeys(v.name for v in values if v.name))  # type: ignore[union-attr]
@@ -177,7 +178,7 @@ class Writer:
         self.label = f"{where.rpartition(' ')[2]}: {name}"
         if name in ("add", "add_any") and any(isinstance(value, Sum) for value in values):
             return [_added(values[0], values[1], out.shape, self.label)]
-        values = [self.stored(value) if isinstance(value, Sum) else value for value in values]
+        values = [self.summed(value) for value in values]
         if name == "optimization_barrier":
             return values
         if name in ELEMENTWISE:
@@ -249,14 +250,12 @@ class Writer:
         if isinstance(value, Known):
             return self.constant(value)
         into = self.buffer(value.shape, value.kind)
-        if isinstance(value, Computed):
-            self.assign(into, value)
-        else:
-            self.label = value.label
-            self.assign(into, value.first)
-            for x, w in value.products:
-                self._product(into, x, w)
+        self.assign(into, value)
         return into
+
+    def summed(self, value: Value) -> Value:
+        """The value, whose products are computed."""
+        return self.stored(value) if isinstance(value, Sum) else value
 
     def apart(self, value: Value) -> Known | Stored:
         """A value that does not change when the state does."""
@@ -329,7 +328,12 @@ class Writer:
 
     def assign(self, into: Stored, value: Value, how: str = "{} = {}") -> None:
         """Write a value into an array, or combine it with what is there."""
-        value = self._with_constants(self.stored(value) if isinstance(value, Sum) else value)
+        if isinstance(value, Sum):
+            self.assign(into, value.first)
+            for x, w in value.products:
+                self._product(into, x, w)
+            return
+        value = self._with_constants(value)
         read = list(_leaves(value))
         self.label = getattr(value, "label", "") or self.label
 
