@@ -192,7 +192,7 @@ QUESTIONS: dict[str, Any] = {
     **dict.fromkeys(
         ("steps", "features", "loops", "products", "packing", "online", "keyword", "parallel",
          "recurrences", "resets", "time_cells", "lengths", "alphabet", "generation",
-         "language_models")
+         "language_models", "firmware")
     ),
 }  # fmt: skip
 # One of each kind: layers, steps, methods, a model that learns and one that writes.
@@ -200,8 +200,8 @@ ORDINARY = {"layers, forward", "steps", "loops", "train_step", "writing"}
 SLOW = [pytest.param(x, marks=pytest.mark.slow) for x in sorted({*QUESTIONS} - ORDINARY)]
 # Keras 3.15 converts its variables in a way that NumPy 2 warns of.
 KERAS_CONVERTS = "ignore:__array__ implementation doesn't accept:DeprecationWarning"
-# Without gradients; and without a CPU that multiplies in bfloat16.
-MAY_FAIL = {"onnxruntime", "PyTorch nn.LSTM, bfloat16 autocast"}
+# Without gradients; without a CPU that multiplies in bfloat16; and without a compiler.
+MAY_FAIL = {"onnxruntime", "PyTorch nn.LSTM, bfloat16 autocast", "rnnjax, C"}
 
 
 @pytest.mark.filterwarnings(KERAS_CONVERTS)
