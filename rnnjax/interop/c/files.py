@@ -14,9 +14,10 @@ from rnnjax.cells.base import Cell, Params
 from rnnjax.checks import check_instance
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop.c import int8, loops
-from rnnjax.interop.c.loops import Known, Stored, Writer, kind_of, literal, places_of
+from rnnjax.interop.c.equations import Equations
 from rnnjax.interop.c.operations import FUNCTIONS
 from rnnjax.interop.c.program import KEYWORDS, Program, of_cell, of_model
+from rnnjax.interop.c.values import Known, Stored, kind_of, literal, places_of
 from rnnjax.interop.files import check_path, write_whole
 from rnnjax.interop.model import Model, check_model
 
@@ -118,7 +119,7 @@ def save(*what: Any, input_size: Any = None, weights: str = "float32", data: Any
 
 def written(program: Program, name: str, data: Any = None) -> tuple[str, str]:
     """The text of ``name.c`` and of ``name.h``; with ``data``, weights of 8 bits."""
-    writer = Writer(loops.multiply if data is None else int8.multiply)
+    writer = Equations(loops.multiply if data is None else int8.multiply)
     notes = ["Parameters were rounded to float32."] * program.rounded
     notes += [] if data is None else [int8.error(program, data)]
     state = [Stored(f"s->{key}", places_of(*v.shape)) for key, v in program.state.items()]
@@ -155,15 +156,15 @@ def in_place(statements: list[str]) -> list[str]:
     >>> in_place(["$0[i] = s->h[i] * 2;", "y[i] = $0[i];", "s->h[i] = $0[i];"])
     ['s->h[i] = s->h[i] * 2;', 'y[i] = s->h[i];']
     """
-    for copy in reversed(statements):
+    for copy in statements[::-1]:
         found = _LAST.search(copy)
-        if not found:
+        if not found or copy not in statements:  # it copies what is another part of the state
             continue
         leaf, index, buffer = found.groups()
         array = re.compile(re.escape(buffer) + r"\b")
-        uses = [i for i, one in enumerate(statements) if array.search(one) and one is not copy]
+        uses = [i for i, one in enumerate(statements) if array.search(one) and one != copy]
         first, rest = statements[uses[0]], statements[uses[0] + 1 :]
-        late = any(re.search(rf"{leaf}\b", one) for one in rest if one is not copy)
+        late = any(re.search(rf"{leaf}\b", one) for one in rest if one != copy)
         # The loop that fills it may read the old entry that it replaces, and no other.
         read = re.findall(rf"{leaf}\b(?:\[([^\]]*)\])?", first)
         whole = copy.splitlines()[1:-1] == first.splitlines()[1:-1]
@@ -173,7 +174,7 @@ def in_place(statements: list[str]) -> list[str]:
             and all(place == index for place in read)
             and f"{buffer}[{index}]" in first
         ):
-            statements = [array.sub(leaf, one) for one in statements if one is not copy]
+            statements = [array.sub(leaf, one) for one in statements if one != copy]
     return statements
 
 

@@ -11,9 +11,11 @@ import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
 from rnnjax.errors import InvalidInputError
-from rnnjax.interop.c.loops import Known, Stored, Writer, inner_of, shape_of
+from rnnjax.interop.c.equations import inner_of, shape_of
+from rnnjax.interop.c.loops import Writer
 from rnnjax.interop.c.operations import convolution
 from rnnjax.interop.c.program import Program
+from rnnjax.interop.c.values import Known, Stored
 
 _LARGEST = 127
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -21,13 +21,14 @@ from rnnjax.interop.model import Model
 KEYWORDS = frozenset(re.findall(r"\w+", """
 and asm auto bool break case catch char class const constexpr continue default delete do double else
 enum explicit export extern false float for friend goto if inline int int32_t long main mutable
-namespace new not nullptr operator or private protected public register restrict return s short
+namespace new not nullptr operator or private protected public register restrict return short
 signed sizeof static step struct switch template this throw true try typedef typename union unsigned
 using virtual void volatile while xor"""))  # fmt: skip
-"""Words that C or C++ has for itself, ``step``, which GNU's C library has, and ``s``, the state."""
+"""Words that C or C++ has for itself, and ``step``, which GNU's C library has."""
+_LOCALS = frozenset("ijklmnopqrs")  # of the functions that are written
 
 
-def identifier(name: str, taken: Sequence[str] = ()) -> str:
+def identifier(name: str, taken: Collection[str] = ()) -> str:
     """A name as C can have it.
 
     >>> identifier("0_hidden"), identifier("float"), identifier("x:0", ["x_0"])
@@ -35,7 +36,7 @@ def identifier(name: str, taken: Sequence[str] = ()) -> str:
     """
     made = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_") or "value"
     made = f"x_{made}" if made[0].isdigit() else made
-    while made in KEYWORDS or made in taken:
+    while made in KEYWORDS or made in _LOCALS or made in taken:
         made += "_"
     return made
 
@@ -74,21 +75,26 @@ def of_cell(cell: Cell, params: Params, input_size: Any) -> Program:
                 "give input_size="
             ) from error
     *grid, size = input_size if isinstance(input_size, tuple) else (input_size,)
-    inputs = {name: (*grid, n) for name, n in {"x": size - cell.raw_size, **cell.raw}.items() if n}
+    sizes = {
+        "x": size - cell.raw_size,
+        **{identifier(name, ["x"]): n for name, n in cell.raw.items()},
+    }
 
     def step(params: Params, carry: Any, xs: dict[str, Any]) -> Any:
-        raw = [xs[name] for name in cell.raw]
-        x = xs.get("x", jnp.zeros((*grid, 0)))
+        x, *raw = (xs.get(name, jnp.zeros((*grid, 0))) for name in sizes)
         return cell.step(params, carry, Beside(x, jnp.concatenate(raw, axis=-1)) if raw else x)
 
-    shapes = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in inputs.items()}
+    given = {name: (*grid, n) for name, n in sizes.items() if n}
+    shapes = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in given.items()}
     start = cell.start(params, tuple(grid))
     return traced(describe_cell(cell), step, params, start, shapes)
 
 
 def of_model(model: Model) -> Program:
     """The program of one step of a model, for a batch of one row."""
-    named, carry = check_streams(model), start_of(model)
+    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), model.params)
+    wide = dataclasses.replace(model, params=params)
+    named, carry = check_streams(wide), start_of(wide)
     keys = {identifier(key): key for key in named}
 
     def step(params: Params, carry: Any, xs: dict[str, Any]) -> Any:
@@ -134,14 +140,17 @@ def traced(
                 f"{name} of {title} must keep its shape {old.shape}, but is {new.shape} after a "
                 "step; return a state like the one that came"
             )
-    return Program(title, jaxpr, by_name(wide, "layer"), state, inputs, by_name(ys, "y"), rounded)
+    title = re.sub(r"\s+|\*/", " ", title)  # for a comment
+    return Program(
+        title, jaxpr, by_name(wide, "layer"), state, inputs, by_name(ys, "y", inputs), rounded
+    )
 
 
-def by_name(tree: Any, alone: str) -> dict[str, Any]:
+def by_name(tree: Any, alone: str, taken: Collection[str] = ()) -> dict[str, Any]:
     """The leaves by their names in C; ``alone`` is that of one array, and stands before numbers."""
     found: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path, simple=True, separator="_")
         name = f"{alone}_{name}".rstrip("_") if not name or name[0].isdigit() else name
-        found[identifier(name, tuple(found))] = leaf
+        found[identifier(name, [*found, *taken])] = leaf
     return found
