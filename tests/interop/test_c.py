@@ -178,6 +178,28 @@ def saved(folder: Path, cell: rnnjax.Cell, features: int = 3, name: str = "cell"
     return params, (folder / f"{name}.c").read_text(), (folder / f"{name}.h").read_text()
 
 
+@dataclasses.dataclass(frozen=True)
+class GapCell(rnnjax.Cell):
+    """A cell with raw features whose names C has for itself, or the functions for a loop."""
+
+    hidden_size: int
+    carry, gates, raw = rnnjax.SimpleRNNCarry, ("h",), {"i": 1, "float": 2}
+
+    def update(self, params: Any, x: jax.Array, carry: Any, i: jax.Array, **raw: jax.Array) -> Any:
+        new = jnp.tanh(x) * i + raw["float"].sum(-1, keepdims=True)
+        return rnnjax.SimpleRNNCarry(new)
+
+
+def test_raw_features_are_arguments_by_their_names(tmp_path: Path) -> None:
+    cell = GapCell(3)
+    params, _, header = saved(tmp_path, cell, 5)
+    assert "const float *x, const float *i_, const float *float_, float *y" in header
+    stream, carry = Stream(library(tmp_path), tmp_path, "cell"), cell.initial_carry()
+    for x in np.random.default_rng(0).normal(size=(5, 5)).astype(np.float32):
+        carry, y = cell.step(params, carry, x)
+        np.testing.assert_allclose(stream.step(*np.split(x, [2, 3])), y, rtol=1e-5)
+
+
 def test_the_same_cell_gives_the_same_bytes(tmp_path: Path) -> None:
     assert saved(tmp_path, LSTMCell(4))[1:] == saved(tmp_path, LSTMCell(4))[1:]
 
@@ -262,6 +284,12 @@ OPERATIONS = {
     "matrix": lambda x: np.arange(24.0).reshape(4, 6).astype("f4") @ x,
     "middle": lambda x: jnp.einsum("ij,jk->ki", x.reshape(2, 3), np.ones((3, 2), "f4")) @ x[:2],
     "counted": lambda x: (x > 0).sum().astype(jnp.float32) * x,
+    "row": lambda x: x[None] @ np.arange(18.0).reshape(6, 3).astype("f4") + x.reshape(2, 3),
+    "twice": lambda x: jnp.concatenate(jnp.split(x @ np.eye(6, 4, dtype="f4"), 2)[::-1]),
+    "wide": lambda x: jax.lax.conv_general_dilated(
+        x.reshape(1, 6, 1), np.arange(6.0).reshape(3, 1, 2).astype("f4"), (2,), [(2, 1)],
+        rhs_dilation=(2,), dimension_numbers=("NHC", "HIO", "NHC"),
+    ),
     "any": lambda x: jnp.where(jnp.any(x > 1) | jnp.all(x < 0), x, -x),
     "stack": lambda x: jnp.concatenate([jnp.stack([x, x * x]).sum(0), x[:1]]),
 }  # fmt: skip

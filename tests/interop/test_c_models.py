@@ -230,3 +230,17 @@ def test_a_model_with_weights_of_8_bits(tmp_path: Path) -> None:
     stream = Stream(library(tmp_path), tmp_path, "small")
     ys = np.stack([stream.step(x) for x in xs])
     assert 1e-5 < distance(ys, np.asarray(model(jnp.asarray(xs[:, None]))[1])[:, 0]) < 0.05
+
+
+@pytest.mark.slow
+def test_a_published_detector_of_speech(tmp_path: Path) -> None:
+    """The spectrogram of silero-vad is a convolution with strides inside of a step."""
+    silero = pytest.importorskip("silero_vad", reason="silero-vad is in the extra `parity`")
+    folder = Path(silero.__file__).parent / "data"
+    model = from_onnx.load(folder / "silero_vad_16k_sequence.onnx")
+    c.save(model, tmp_path / "vad.c")
+    stream, carry = Stream(library(tmp_path), tmp_path, "vad"), None
+    for x in 0.3 * np.random.default_rng(0).normal(size=(20, 1, 576)).astype(np.float32):
+        carry, y = model(x, carry)
+        assert np.abs(stream.step(x) - np.ravel(y)) < 1e-6  # a probability
+    assert stream.sizes["SCRATCH_BYTES"] < 16_000

@@ -127,16 +127,19 @@ def written(program: Program, name: str, data: Any = None) -> tuple[str, str]:
         writer.label = key
         writer.assign(leaf, Known(start, f"start of {key}"))
     reset, writer.statements = writer.statements, []
-    inputs = [
-        Stored(key, places_of(*one.shape), kind_of(one.dtype))
-        for key, one in program.inputs.items()
+    inputs, outputs = (
+        [Stored(key, places_of(*x.shape), kind_of(x.dtype)) for key, x in arrays.items()]
+        for arrays in (program.inputs, program.outputs)
+    )
+    given: list[Any] = [
+        *(Known(array, key) for key, array in program.params.items()),
+        *state,
+        *inputs,
     ]
-    params = [Known(array, key) for key, array in program.params.items()]
-    jaxpr = program.jaxpr
-    results = writer.run(jaxpr.jaxpr, jaxpr.consts, [*params, *state, *inputs])
+    results = writer.run(program.jaxpr.jaxpr, program.jaxpr.consts, given)
     after, ys = results[: len(state)], results[len(state) :]
-    for (key, one), y in zip(program.outputs.items(), ys, strict=True):
-        writer.assign(Stored(key, places_of(*one.shape), kind_of(one.dtype)), y)
+    for into, y in zip(outputs, ys, strict=True):
+        writer.assign(into, y)
     # Every new array is there before the first old one is overwritten.
     new = [writer.apart(value) for value in after]
     for leaf, value in zip(state, new, strict=True):
@@ -168,12 +171,8 @@ def in_place(statements: list[str]) -> list[str]:
         # The loop that fills it may read the old entry that it replaces, and no other.
         read = re.findall(rf"{leaf}\b(?:\[([^\]]*)\])?", first)
         whole = copy.splitlines()[1:-1] == first.splitlines()[1:-1]
-        if (
-            whole
-            and not late
-            and all(place == index for place in read)
-            and f"{buffer}[{index}]" in first
-        ):
+        fills = f"{buffer}[{index}] = " in first
+        if whole and fills and not late and all(place == index for place in read):
             statements = [array.sub(leaf, one) for one in statements if one != copy]
     return statements
 
@@ -191,12 +190,11 @@ def placed(
     for number in sorted(uses, key=lambda n: uses[n]):
         size, kind = buffers[number]
         free = [i for i, s in enumerate(slots) if s[1] == kind and s[2] < uses[number][0]]
-        large = [i for i in free if slots[i][0] >= size]
-        if large or free:
-            best = min(large or free, key=lambda i: abs(slots[i][0] - size))
-        else:
-            best = len(slots)
+        if not free:
+            free = [len(slots)]
             slots.append([0, kind, 0])
+        # The smallest that is large enough, else the one that grows least.
+        best = min(free, key=lambda i: (slots[i][0] < size, abs(slots[i][0] - size)))
         slots[best] = [max(slots[best][0], size), kind, uses[number][-1]]
         chosen[number] = f"s->scratch_{best}"
     written = [re.sub(r"\$(\d+)", lambda m: chosen[int(m[1])], one) for one in statements]
@@ -204,14 +202,9 @@ def placed(
 
 
 def _files(
-    program: Program,
-    name: str,
-    constants: Any,
-    reset: Sequence[str],
-    steps: Sequence[str],
-    scratch: dict[str, tuple[int, str]],
-    notes: Sequence[str],
-) -> tuple[str, str]:
+    program: Program, name: str, constants: Any, reset: Sequence[str], steps: Sequence[str],
+    scratch: dict[str, tuple[int, str]], notes: Sequence[str],
+) -> tuple[str, str]:  # fmt: skip
     called = "\n".join(steps)
     functions: dict[str, str] = {}
     while more := [f for f in FUNCTIONS if f"@{f}(" in called and f not in functions]:
@@ -222,16 +215,13 @@ def _files(
         f"static const {kind} @{key}[{array.size}] = {_numbers(array)};"
         for (kind, *_), (key, array, what) in constants.items()
     ]
-    inputs = [f"const {kind_of(one.dtype)} *{key}" for key, one in program.inputs.items()] + [
-        f"{kind_of(one.dtype)} *{key}" for key, one in program.outputs.items()
-    ]
-    unused = [
-        f"  (void){key};" for key in ["s", *program.inputs] if not re.search(rf"\b{key}\b", called)
-    ]
-    signature = f"void @step(struct @state *s, {', '.join(inputs)})"
-    both = re.sub(
-        r"^(?=float|int32_t|void)", "static ", "\n\n".join(functions.values()), flags=re.M
-    )
+    arrays = [f"const {kind_of(x.dtype)} *{key}" for key, x in program.inputs.items()]
+    arrays += [f"{kind_of(x.dtype)} *{key}" for key, x in program.outputs.items()]
+    signature = f"void @step(struct @state *s, {', '.join(arrays)})"
+    named = ["s", *program.inputs]
+    unused = [f"  (void){key};" for key in named if not re.search(rf"\b{key}\b", called)]
+    texts = "\n\n".join(functions.values())
+    both = re.sub("^(?=float|int32_t|void)", "static ", texts, flags=re.MULTILINE)
     source = "\n".join([
         f"/* {program.title}, written by rnnjax; {name}.h says how to call it. */",
         "#include <math.h>", f'#include "{name}.h"', "", *listed, "", both, "",
@@ -253,13 +243,9 @@ def _numbers(array: np.ndarray) -> str:
 
 
 def _header(
-    program: Program,
-    name: str,
-    weights: int,
-    scratch: dict[str, tuple[int, str]],
-    signature: str,
+    program: Program, name: str, weights: int, scratch: dict[str, tuple[int, str]], signature: str,
     notes: Sequence[str],
-) -> str:
+) -> str:  # fmt: skip
     def told(arrays: dict[str, Any]) -> str:
         each = ((key, [n for n in one.shape if n != 1] or [1]) for key, one in arrays.items())
         return ", ".join(f"{key} {shape}" for key, shape in each) or "none"
@@ -268,8 +254,8 @@ def _header(
     state = sum(4 * size for size, _ in members.values())
     between = sum(_BYTES[kind] * size for size, kind in scratch.values())
     sizes = {
-        **{f"SIZE_OF_{key}": math.prod(one.shape) for key, one in program.inputs.items()},
-        **{f"SIZE_OF_{key}": math.prod(one.shape) for key, one in program.outputs.items()},
+        **{f"SIZE_OF_{key}": math.prod(one.shape)
+           for key, one in (program.inputs | program.outputs).items()},
         "WEIGHT_BYTES": weights, "STATE_BYTES": state, "SCRATCH_BYTES": between,
     }  # fmt: skip
     macros = [f"#define {name.upper()}_{key.upper()} {size}" for key, size in sizes.items()]

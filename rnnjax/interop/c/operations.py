@@ -1,6 +1,5 @@
 """The operations of JAX that are one expression of C, or a view of an array."""
 
-import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -54,7 +53,7 @@ VIEWS: Mapping[str, Callable[[Any, tuple[int, ...], int], Sequence[View]]] = {
 
 
 def convolution(p: Any, shape: tuple[int, ...]) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """A convolution as products with each entry of its kernel, of all places at once."""
+    """A convolution as one product: what its kernel sees at each place is a row."""
     spec = p["dimension_numbers"]
     order = [spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1]]
     kernel = [*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0]]
@@ -67,8 +66,9 @@ def convolution(p: Any, shape: tuple[int, ...]) -> Callable[[jax.Array, jax.Arra
         for at in np.ndindex(*w.shape[:-2]):
             ways = zip(at, sizes, p["window_strides"], p["rhs_dilation"], strict=True)
             part = [slice(k * d, k * d + (n - 1) * s + 1, s) for k, n, s, d in ways]
-            parts.append(x[:, *part] @ w[at])
-        return functools.reduce(jnp.add, parts).transpose(back)
+            parts.append(x[:, *part])
+        rows = jnp.stack(parts, axis=-2).reshape(*parts[0].shape[:-1], -1)
+        return (rows @ w.reshape(-1, w.shape[-1])).transpose(back)
 
     return products
 

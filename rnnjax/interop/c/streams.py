@@ -91,8 +91,8 @@ def _streams(model: Model, axis: int) -> bool:
         return False
 
     def same(whole: Any, *each: Any) -> bool:
-        steps = whole.ndim > axis and whole.shape[axis] == _STEPS and each[0].ndim == whole.ndim
-        ys = np.concatenate(each, axis) if steps else np.asarray(each[-1])
+        sizes = [one.shape[axis] if one.ndim > axis else 0 for one in (whole, each[0])]
+        ys = np.concatenate(each, axis) if sizes == [_STEPS, 1] else np.asarray(each[-1])
         scale = 1e-4 * np.abs(np.nan_to_num(whole)).max(initial=1e-3)
         return ys.shape == whole.shape and np.allclose(ys, whole, 0, scale, equal_nan=True)
 
