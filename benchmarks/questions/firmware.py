@@ -19,7 +19,7 @@ from benchmarks.reports import Point, Report, markdown, short
 from benchmarks.timing import Question
 
 STEPS = 100
-FLAGS = "-std=c99", "-O3", "-march=native", "-shared", "-fPIC"
+FLAGS = "-O3", "-march=native", "-shared", "-fPIC"
 LOOP = """
 #include "layer.h"
 void run(const float *x, int steps, float *y) {
@@ -57,7 +57,7 @@ def question(settings: Settings) -> Question:
         "firmware",
         f"A layer over {STEPS} steps of one row, as many input features as hidden units, from a "
         "state of zeros; float32, the same weights and inputs for all. C is compiled by cc "
-        f"{' '.join(FLAGS[:3])}, and its step is called from a loop of C.",
+        f"{' '.join(FLAGS[:2])}, and its step is called from a loop of C.",
         [
             one("rnnjax, C", c_steps, ["rnnjax", "jax"]),
             one("rnnjax, cell.step", jax_steps, ["rnnjax", "jax"]),

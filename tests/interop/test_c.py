@@ -81,7 +81,9 @@ FEW = [
 ]
 
 
-def check(rows: dict[str, Any], folder: Path, random_like: Any, by: str = "gcc") -> None:
+def check(
+    rows: dict[str, Any], folder: Path, random_like: Any, *options: str, by: str = "gcc"
+) -> None:
     """Each cell over 500 steps beside its step in JAX, all compiled by one call."""
     rng, wanted = np.random.default_rng(0), {}
     for row, (cell, features, space) in rows.items():
@@ -91,7 +93,7 @@ def check(rows: dict[str, Any], folder: Path, random_like: Any, by: str = "gcc")
         if not cell.raw:  # gaps and marks are positive
             xs *= rng.choice([-1, 1], xs.shape)
         wanted[name] = cell, xs, expected(cell, params, xs, space)
-    lib = library(folder, by=by)
+    lib = library(folder, *options, by=by)
     for name, (cell, xs, ys) in wanted.items():
         stream, ends = Stream(lib, folder, name), np.cumsum([*cell.raw.values()][::-1])[::-1]
         parts = [part for part in np.split(xs, [xs.shape[-1] - n for n in ends], -1) if part.size]
@@ -117,10 +119,14 @@ def test_every_cell_of_the_gallery_is_its_step(tmp_path: Path, random_like: Any)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by", ["clang-14", "g++"])
-def test_other_compilers_agree(by: str, tmp_path: Path, random_like: Any) -> None:
+@pytest.mark.parametrize(
+    ("by", "options"),
+    [("clang-14", ""), ("g++", ""), ("gcc", "-O3 -march=native -ffp-contract=fast")],
+    ids=["clang", "c++", "fast"],
+)
+def test_other_compilers_agree(by: str, options: str, tmp_path: Path, random_like: Any) -> None:
     compiler(by)
-    check(table(), tmp_path, random_like, by)
+    check(table(), tmp_path, random_like, *options.split(), by=by)
 
 
 ARM = "-mcpu=cortex-m4 -mthumb -mfloat-abi=hard -mfpu=fpv4-sp-d16 --specs=rdimon.specs"

@@ -14,7 +14,7 @@ from onnx_helpers import session
 
 import rnnjax
 from rnnjax import GRUCell, LSTMCell, SimpleRNNCell, Stack
-from rnnjax.errors import InteropError
+from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop import (
     Activation,
     Dense,
@@ -198,6 +198,13 @@ def test_the_command_writes_c(tmp_path: Path, capsys: Any) -> None:
 def test_what_takes_no_steps_is_refused_by_name(given: Any, named: str, tmp_path: Path) -> None:
     model = from_keras.load(keras.Sequential([keras.Input((None, FEATURES)), *given]))
     with pytest.raises(InteropError, match=f"takes one step at a time, but layer .*{named}"):
+        c.save(model, tmp_path / "model.c")
+
+
+def test_an_input_of_unknown_size_is_refused(tmp_path: Path) -> None:
+    x = keras.Input((None, None), name="any")
+    model = from_keras.load(keras.Model(x, layers.Add()([x, x])))
+    with pytest.raises(InvalidInputError, match="input 'any' has a shape that is not known"):
         c.save(model, tmp_path / "model.c")
 
 

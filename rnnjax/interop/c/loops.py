@@ -68,6 +68,8 @@ class Writer:
 
         # An axis of one entry stands for any number.
         values = [v if v.shape in ((), shape) else self.view(v, whole) for v in values]
+        if template == "{}":
+            return values[0]
         for value, other in (values, values[::-1]) if len(values) == 2 else ():
             zero = template == "({} + {})" or (template == "({} - {})" and value is values[1])
             one = template == "({} * {})" or (template == "({} / {})" and value is values[1])

@@ -101,6 +101,13 @@ def _streams(model: Model, axis: int) -> bool:
 
 def _shapes(model: Model, steps: int, axis: int) -> dict[str, Any]:
     network = model.network
+    odd = [one for one in getattr(network, "inputs", ()) if one.shape is None
+           or (isinstance(network, Functional) and None in one.shape[1:])]  # fmt: skip
+    if odd:
+        raise InvalidInputError(
+            f"input {odd[0].name!r} has a shape that is not known, {odd[0].shape}, where C needs "
+            "all sizes but that of time; save the model with them"
+        )
     if not isinstance(network, Graph):
         shapes = input_shapes(model, steps, 1)
         names = [one.name for one in getattr(network, "inputs", ())]
@@ -109,10 +116,6 @@ def _shapes(model: Model, steps: int, axis: int) -> dict[str, Any]:
         return dict(zip(names or ["ids" if ids else "x"], each, strict=True))
     made = {}
     for one in network.inputs:
-        if one.shape is None:
-            raise InvalidInputError(
-                f"input {one.name!r} of the graph has an unknown shape; export it with one"
-            )
         shape = [n or (steps if i == axis else 1) for i, n in enumerate(one.shape)]
         made[one.name] = jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(one.dtype))
     states = {name for node in network.nodes if node.layer for name in node.inputs[4:]}
