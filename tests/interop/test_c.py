@@ -296,6 +296,14 @@ OPERATIONS = {
         x.reshape(1, 6, 1), np.arange(6.0).reshape(3, 1, 2).astype("f4"), (2,), [(2, 1)],
         rhs_dilation=(2,), dimension_numbers=("NHC", "HIO", "NHC"),
     ),
+    "again": lambda x: jax.checkpoint(lambda x: jnp.sin(x) * x)(jax.lax.stop_gradient(x)),
+    "softer": lambda x: jax.nn.relu(x) + jax.nn.softplus(x) + jax.nn.gelu(x) + jax.nn.silu(x),
+    "table": lambda x: jnp.arange(12.0).reshape(6, 2)[jnp.clip(x[0].astype(int), 0, 5)] * x[0],
+    "turned_table": lambda x: (
+        jnp.stack([x, 2 * x, 3 * x, -x]).reshape(4, 2, 3)[::2].reshape(4, 3).T[
+            jnp.clip(jnp.abs(x[0] * 2).astype(int), 0, 2)
+        ]
+    ),
     "any": lambda x: jnp.where(jnp.any(x > 1) | jnp.all(x < 0), x, -x),
     "stack": lambda x: jnp.concatenate([jnp.stack([x, x * x]).sum(0), x[:1]]),
 }  # fmt: skip
@@ -374,6 +382,10 @@ def test_what_c_is_not_written_of_names_itself_and_its_line(tmp_path: Path) -> N
     refused(Elementwise(6, back), "no pure_callback of", tmp_path, error=InteropError)
     noise = Elementwise(6, lambda x: x + jax.random.normal(jax.random.key(x[0].astype(int)), (6,)))
     refused(noise, "no random_seed of", tmp_path, error=InteropError)
+    loop = Elementwise(6, lambda x: jax.lax.fori_loop(0, 3, lambda i, a: a * x, x))
+    refused(loop, "no scan of", tmp_path, error=InteropError)
+    reduced = Elementwise(6, lambda x: jax.lax.reduce(x, 0.0, jax.lax.atan2, (0,)) * x)
+    refused(reduced, "no reduce of", tmp_path, error=InteropError)
 
 
 def test_what_cannot_be_written_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -16,9 +16,27 @@ from jax.extend.core import Jaxpr, Literal
 from rnnjax.errors import InteropError
 from rnnjax.interop.c.loops import Writer
 from rnnjax.interop.c.operations import ELEMENTWISE, REDUCTIONS, VIEWS, convolution
-from rnnjax.interop.c.values import Computed, Known, Sum, Value, added, kind_of, literal
+from rnnjax.interop.c.values import (
+    TYPES,
+    Computed,
+    Known,
+    Sum,
+    Value,
+    added,
+    affine,
+    kind_of,
+    literals,
+)
 
 _JAX = pathlib.PurePath(jax.__file__).parent
+_CALLS = {
+    "jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call",
+    "custom_vjp_call", "custom_vjp_call_jaxpr",
+}  # fmt: skip
+_METHODS = {
+    "dot_general", "conv_general_dilated", "pad", "concatenate", "stack", "cumsum", "gather",
+    "dynamic_slice",
+}  # fmt: skip
 
 
 class Equations(Writer):
@@ -40,21 +58,20 @@ class Equations(Writer):
                 values[atom] = self.stored(values[atom])
             return values[atom]
 
+        around = self._where
         for equation in jaxpr.eqns:
+            self._where = origin(equation) or around  # a function of JAX knows no line of ours
             results = self._results(equation, [read(atom) for atom in equation.invars])
             values.update(zip(equation.outvars, results, strict=True))
+        self._where = around
         return [read(atom) for atom in jaxpr.outvars]
 
     def _results(self, equation: Any, values: list[Value]) -> Sequence[Value]:
-        name, p = equation.primitive.name, equation.params
+        name, p, where = equation.primitive.name, equation.params, self._where
         inner = inner_of(equation)
         known = [value.array for value in values if isinstance(value, Known)]
-        around = self._where
-        where = self._where = origin(equation) or around  # JAX's own functions know no line of ours
         if inner is not None:
-            made = self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), values)
-            self._where = around
-            return made
+            return self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), values)
         if name == "scan" and p["length"] == 1:
             outside = p["num_consts"] + p["num_carry"]
             xs = [self.view(value, lambda a: a[0]) for value in values[outside:]]
@@ -88,8 +105,8 @@ class Equations(Writer):
         elif (name, kind) in REDUCTIONS:
             return [self.reduced(values[0], p["axes"], *REDUCTIONS[name, kind], kind)]
         with contextlib.suppress(NotImplementedError):  # for what it is not written for
-            if method := getattr(self, f"_{name}", None):
-                return [method(p, *values, shape=out.shape)]
+            if name in _METHODS:
+                return [getattr(self, f"_{name}")(p, *values, shape=out.shape)]
         shapes = ", ".join(str(list(atom.aval.shape)) for atom in equation.invars)
         raise InteropError(
             f"C is written of operations in a table, which has no {name} of {shapes}, as in "
@@ -171,25 +188,40 @@ class Equations(Writer):
 
     def _gather(self, p: Any, table: Value, ids: Value, shape: tuple[int, ...]) -> Value:
         """A row of a table by one id, or another block by the indices of its corner."""
-        axes, sizes = p["dimension_numbers"].start_index_map, p["slice_sizes"]
+        axes = p["dimension_numbers"].start_index_map
         if math.prod(ids.shape) != len(axes) or p["dimension_numbers"].operand_batching_dims:
             raise NotImplementedError
-        rows, at = self.stored(table), self.stored(ids)
-        index = [f"{at.name}[{place}]" for place in at.places.ravel()]
-        most = [rows.shape[axis] - sizes[axis] for axis in axes]
-        if "CLIP" in str(p["mode"]):
-            pairs = zip(index, most, strict=True)
-            index = [f"@imax(0, @imin({i}, {n}))" for i, n in pairs]
-        places = rows.places[tuple(map(slice, sizes))].reshape(shape)
-        steps = [rows.places.strides[axis] // rows.places.itemsize for axis in axes]
-        offset = " + ".join(f"{step} * {i}" for step, i in zip(steps, index, strict=True))
-        inside = " && ".join(f"{i} >= 0 && {i} <= {n}" for i, n in zip(index, most, strict=True))
-        fill = literal(np.float32(np.nan if p["fill_value"] is None else p["fill_value"]))
+        at = self.stored(ids)
+        corner = {axis: f"{at.name}[{i}]" for axis, i in zip(axes, at.places.flat, strict=True)}
+        fill = None if "CLIP" in str(p["mode"]) else p["fill_value"]
+        return self._block(table, corner, p["slice_sizes"], shape, fill)
+
+    def _dynamic_slice(self, p: Any, table: Value, *starts: Value, shape: tuple[int, ...]) -> Value:
+        each = enumerate(map(self.stored, starts))
+        corner = {axis: f"{at.name}[{at.places.flat[0]}]" for axis, at in each}
+        return self._block(table, corner, p["slice_sizes"], shape, None)
+
+    def _block(
+        self, table: Value, corner: dict[int, str], sizes: Any, shape: tuple[int, ...], fill: Any
+    ) -> Value:
+        """A part of an array from indices on that C computes; without ``fill`` they are clipped."""
+        rows = self.regular(table)
         into = self.buffer(shape, rows.kind)
+        most = {axis: rows.shape[axis] - sizes[axis] for axis in corner}
+        if fill is None:
+            corner = {k: f"@imax(0, @imin({i}, {most[k]}))" for k, i in corner.items()}
+        inside = " && ".join(f"{i} >= 0 && {i} <= {most[k]}" for k, i in corner.items())
+        _, strides = affine(rows.places) or (0, [])
+        offset = " + ".join(f"{strides[axis]} * {i}" for axis, i in corner.items())
 
         def text(y: str, row: str) -> str:
-            return f"{into.name}[{y}] = {inside} ? {rows.name}[{offset} + {row}] : {fill};"
+            found = f"{rows.name}[{offset} + {row}]"
+            if fill is None:
+                return f"{into.name}[{y}] = {found};"
+            other = literals(np.array(fill, TYPES[rows.kind]))[0]
+            return f"{into.name}[{y}] = {inside} ? {found} : {other};"
 
+        places = rows.places[tuple(map(slice, sizes))].reshape(shape)
         block = dataclasses.replace(rows, places=places)
         self.loop(f"{self.label} {list(shape)}", shape, [into, block], text)
         return into
@@ -202,7 +234,7 @@ def shape_of(atom: Any) -> tuple[int, ...]:
 
 def inner_of(equation: Any) -> Any:
     """The equations that an equation stands for, as one of ``jit`` does; else None."""
-    keys = ("jaxpr", "call_jaxpr", "fun_jaxpr") if equation.primitive.name != "scan" else ()
+    keys = ("jaxpr", "call_jaxpr", "fun_jaxpr") if equation.primitive.name in _CALLS else ()
     return next((equation.params[key] for key in keys if key in equation.params), None)
 
 

@@ -17,7 +17,7 @@ from rnnjax.interop.c import int8, loops
 from rnnjax.interop.c.equations import Equations
 from rnnjax.interop.c.operations import FUNCTIONS
 from rnnjax.interop.c.program import KEYWORDS, Program, of_cell, of_model
-from rnnjax.interop.c.values import Known, Stored, kind_of, literal, places_of
+from rnnjax.interop.c.values import Known, Stored, kind_of, literals, places_of
 from rnnjax.interop.files import check_path, write_whole
 from rnnjax.interop.model import Model, check_model
 
@@ -237,7 +237,7 @@ _BYTES = {"float": 4, "int32_t": 4, "int8_t": 1}
 
 
 def _numbers(array: np.ndarray) -> str:
-    texts = [literal(number) for number in array.ravel()]
+    texts = literals(array)
     rows = [", ".join(texts[i : i + 8]) for i in range(0, len(texts), 8)]
     return "{\n  " + ",\n  ".join(rows) + "\n}" if len(rows) > 1 else f"{{{rows[0]}}}"
 

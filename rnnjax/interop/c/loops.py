@@ -202,12 +202,16 @@ class Writer:
         inputs, outputs = w.shape[-2:]
         if not inputs * outputs:
             return
-        rows = self.stored(x)
-        way = affine(rows.places)
-        if way is None or (inputs > 1 and way[1][-1] != 1):
-            rows, moved = self.buffer(rows.shape), rows
-            self.assign(rows, moved)
-        self._multiply(self, into, rows, w)
+        self._multiply(self, into, self.regular(x, inputs > 1), w)
+
+    def regular(self, value: Value, contiguous: bool = False) -> Stored:
+        """An array whose axes have strides, of which the last one is 1 if that is asked for."""
+        found = self.stored(value)
+        way = affine(found.places)
+        if way is None or (contiguous and way[1][-1] != 1):
+            found, moved = self.buffer(found.shape, found.kind), found
+            self.assign(found, moved)
+        return found
 
     def call(
         self, function: str, into: Stored, rows: Stored, fixed: Sequence[Stored], more: list[str]

@@ -68,6 +68,7 @@ class Sum:
 
 
 Value = Stored | Known | Computed | Sum
+_ODD = {"nan": "NAN", "inf": "INFINITY", "-inf": "(-INFINITY)"}
 TYPES = {"float": np.float32, "int32_t": np.int32, "int8_t": np.int8}
 
 
@@ -93,14 +94,16 @@ def affine(places: np.ndarray) -> tuple[int, list[int]] | None:
     return (first, strides) if np.array_equal(total, places) else None
 
 
-def literal(number: Any) -> str:
-    """A number of C, in the nine digits that tell every float32 from its neighbours."""
-    if kind_of(np.result_type(number)) != "float":
-        return str(int(number))
-    if not np.isfinite(number):
-        return "NAN" if np.isnan(number) else "INFINITY" if number > 0 else "(-INFINITY)"
-    text = f"{np.float32(number):.9g}"
-    return text + ("f" if re.search("[.e]", text) else ".0f")
+def literals(array: np.ndarray) -> list[str]:
+    """Numbers of C, in the nine digits that tell every float32 from its neighbours.
+
+    >>> literals(np.float32([0.1, -2, np.inf])), literals(np.array([True, False]))
+    (['0.100000001f', '-2.0f', 'INFINITY'], ['1', '0'])
+    """
+    if kind_of(array.dtype) != "float":
+        return [str(int(number)) for number in array.ravel().tolist()]
+    texts = [f"{number:.9g}" for number in array.ravel().astype(np.float32).tolist()]
+    return [_ODD.get(text, text + ("f" if "." in text or "e" in text else ".0f")) for text in texts]
 
 
 def added(a: Value, b: Value, shape: tuple[int, ...], label: str) -> Sum:
@@ -128,7 +131,7 @@ def leaves(value: Value) -> Iterator[Stored]:
 def text_of(value: Value, places: Iterator[str]) -> str:
     """An expression in C, of which the index of each array is taken from ``places``."""
     if isinstance(value, Known):
-        return literal(value.array.flat[0])
+        return literals(value.array)[0]
     if isinstance(value, Stored):
         return f"{value.name}[{next(places)}]"
     assert isinstance(value, Computed)
