@@ -291,6 +291,8 @@ OPERATIONS = {
     "middle": lambda x: jnp.einsum("ij,jk->ki", x.reshape(2, 3), np.ones((3, 2), "f4")) @ x[:2],
     "counted": lambda x: (x > 0).sum().astype(jnp.float32) * x,
     "row": lambda x: x[None] @ np.arange(18.0).reshape(6, 3).astype("f4") + x.reshape(2, 3),
+    "shifted": lambda x: (x @ np.eye(6, 4, dtype="f4") + 1.0)[None] * 2,
+    "column": lambda x: (x @ np.eye(6, 4, dtype="f4"))[None] + x[:1][None] + jnp.tanh(x[1]),
     "twice": lambda x: jnp.concatenate(jnp.split(x @ np.eye(6, 4, dtype="f4"), 2)[::-1]),
     "wide": lambda x: jax.lax.conv_general_dilated(
         x.reshape(1, 6, 1), np.arange(6.0).reshape(3, 1, 2).astype("f4"), (2,), [(2, 1)],

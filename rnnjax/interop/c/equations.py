@@ -92,7 +92,7 @@ class Equations(Writer):
         self.label = f"{where.rpartition(' ')[2]}: {name}"
         sums = [value.shape == out.shape for value in values if isinstance(value, Sum)]
         if name in ("add", "add_any") and sums and all(sums):
-            return [added(values[0], values[1], out.shape, self.label)]
+            return [added(self.alike(values, out.shape), out.shape, self.label)]
         values = [self.summed(value) for value in values]
         if name == "optimization_barrier":
             return values

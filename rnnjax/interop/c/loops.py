@@ -46,7 +46,8 @@ class Writer:
         size, entries = math.prod(shape), math.prod(value.shape)
         if isinstance(value, Sum):
             if size == entries == value.shape[-1] == max(shape, default=0) == shape[-1]:  # a row
-                return dataclasses.replace(value, first=self.view(value.first, view), shape=shape)
+                first = self.view(value.first, view) if value.first.shape else value.first
+                return dataclasses.replace(value, first=first, shape=shape)
             value = self.stored(value)
         if isinstance(value, Computed) and size > entries:
             value = self.stored(value)
@@ -62,12 +63,7 @@ class Writer:
         self, template: str, values: Sequence[Value], shape: tuple[int, ...], kind: str
     ) -> Value:
         """An expression of each entry of the values, unless it is one of them."""
-
-        def whole(a: np.ndarray) -> np.ndarray:
-            return np.broadcast_to(a, shape)
-
-        # An axis of one entry stands for any number.
-        values = [v if v.shape in ((), shape) else self.view(v, whole) for v in values]
+        values = self.alike(values, shape)
         if template == "{}":
             return values[0]
         for value, other in (values, values[::-1]) if len(values) == 2 else ():
@@ -81,6 +77,14 @@ class Writer:
             self.stored(v) if isinstance(v, Computed) and v.shape != shape else v for v in values
         ]
         return Computed(template, tuple(once), shape, kind, self.label)
+
+    def alike(self, values: Sequence[Value], shape: tuple[int, ...]) -> list[Value]:
+        """The values in one shape, or of one entry: an axis of one entry stands for any number."""
+
+        def whole(a: np.ndarray) -> np.ndarray:
+            return np.broadcast_to(a, shape)
+
+        return [v if v.shape in ((), shape) else self.view(v, whole) for v in values]
 
     def buffer(self, shape: Sequence[int], kind: str = "float") -> Stored:
         """A new array."""

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -106,10 +106,10 @@ def literals(array: np.ndarray) -> list[str]:
     return [_ODD.get(text, text + ("f" if "." in text or "e" in text else ".0f")) for text in texts]
 
 
-def added(a: Value, b: Value, shape: tuple[int, ...], label: str) -> Sum:
+def added(values: Sequence[Value], shape: tuple[int, ...], label: str) -> Sum:
     """The sum of two values one of which has products, as one that has all of them."""
-    firsts = [value.first if isinstance(value, Sum) else value for value in (a, b)]
-    products = [one for value in (a, b) if isinstance(value, Sum) for one in value.products]
+    firsts = [value.first if isinstance(value, Sum) else value for value in values]
+    products = [one for value in values if isinstance(value, Sum) for one in value.products]
     zero = [value for value in firsts if not (isinstance(value, Known) and value.all_are(0))]
     first = (
         Computed("({} + {})", tuple(zero), shape, "float", label)
