@@ -64,7 +64,6 @@ def save(*what: Any, input_size: Any = None, weights: str = "float32", data: Any
             that are there are replaced.
         input_size: the number of features, where ``params`` have no ``kernel`` that tells. A tuple
             for a cell over a grid, which has the sizes of the grid first.
-
         weights: ``"int8"`` for products in 8 bits: the columns of a matrix have a scale each, and
             so has every vector that it is multiplied with. States and all else stay float32.
         data: with ``"int8"``, sequences ``(time, batch, features)``, or ids ``(time, batch)``: how

@@ -21,7 +21,7 @@ from rnnjax.interop.c.values import (
     leaves,
     places_of,
     text_of,
-)  # fmt: skip
+)
 
 
 class Writer:
