@@ -85,10 +85,7 @@ def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], given: Sequence[Any], rounded:
             )
         else:
             if name == "dot_general" and rounded and sum(known) == 1:
-                axes = e.params["dimension_numbers"][0]
-                arrays = [
-                    _rounded(jnp.asarray(a), axis) for a, axis in zip(arrays, axes, strict=True)
-                ]
+                arrays = list(map(_rounded, arrays, e.params["dimension_numbers"][0]))
             outs = e.primitive.bind(*arrays, **e.params)
             outs = outs if e.primitive.multiple_results else [outs]
             made = [(out, all(known)) for out in outs]
@@ -96,6 +93,7 @@ def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], given: Sequence[Any], rounded:
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _rounded(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+def _rounded(array: Any, axes: Sequence[int]) -> jax.Array:
+    x = jnp.asarray(array)
     scale = jnp.abs(x).max(axes, keepdims=True) / _LARGEST
     return jnp.rint(x / jnp.where(scale == 0, 1, scale)) * scale
