@@ -88,9 +88,9 @@ def shapes(config: Config) -> Shapes:
 
 def begin(config: Config, batch: int, capacity: int = 0, dtype: Any = jnp.float32) -> Any:
     """Return the state before the first token: for each layer a window and the channels' states."""
-    c = config
-    window = jnp.zeros((batch, c.taps - 1, c.channels))
-    return [(window, jnp.zeros((batch, c.channels, c.state_size)))] * c.layers
+    c, wide = config, blocks.wider(dtype)
+    window = jnp.zeros((batch, c.taps - 1, c.channels), wide)
+    return [(window, jnp.zeros((batch, c.channels, c.state_size), wide))] * c.layers
 
 
 def apply(
@@ -102,7 +102,7 @@ def apply(
         layer = blocks.under(params, f"backbone.layers.{i}.")
         y = blocks.rms_norm(layer, "norm", x.astype(layer["norm.weight"].dtype), config.epsilon)
         state, y = mixer(config, blocks.under(layer, "mixer."), y, state, resets)
-        x = (x.astype(jnp.float32) if config.residual_in_float32 else x) + y
+        x = (blocks.wide(x) if config.residual_in_float32 else x) + y
         after.append(state)
     x = blocks.rms_norm(params, "backbone.norm_f", x, config.epsilon)
     return after, blocks.logits(params, HEAD, EMBEDDING, x)
@@ -123,9 +123,9 @@ def mixer(
         parts = (blocks.normed(part, c.mixer_epsilon) for part in (step, key, query))
         step, key, query = (part.astype(x.dtype) for part in parts)
     step = blocks.product(step, params["dt_proj.weight"])
-    step = jax.nn.softplus(step + params["dt_proj.bias"].astype(jnp.float32))
+    step = blocks.softplus(step + blocks.wide(params["dt_proj.bias"]))
     states, y = state_space(params["A_log"], (step, key, query, u), states, resets)
-    y = y + params["D"].astype(jnp.float32) * u
+    y = y + blocks.wide(params["D"]) * u
     return (window, states), blocks.linear(params, "out_proj", y * jax.nn.silu(z))
 
 
@@ -138,7 +138,7 @@ def state_space(log_decay: jax.Array, inputs: Any, states: jax.Array, resets: An
     All states of a long text would not fit into memory. So they are computed by chunks of steps,
     and those of a chunk again for a gradient (`jax.checkpoint`).
     """
-    rate = -jnp.exp(log_decay.astype(jnp.float32))
+    rate = -jnp.exp(blocks.wide(log_decay))
 
     def chunk(states: jax.Array, at: Any) -> Any:
         (step, key, query, u), begun = at

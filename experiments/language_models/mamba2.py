@@ -102,9 +102,9 @@ def shapes(config: Config) -> Shapes:
 
 def begin(config: Config, batch: int, capacity: int = 0, dtype: Any = jnp.float32) -> Any:
     """Return the state before the first token: for each layer a window and a memory."""
-    c = config
-    window = jnp.zeros((batch, c.taps - 1, c.convolved))
-    memory = MatrixCarry(jnp.zeros((batch, c.heads, c.head_size, c.state_size)))
+    c, wide = config, blocks.wider(dtype)
+    window = jnp.zeros((batch, c.taps - 1, c.convolved), wide)
+    memory = MatrixCarry(jnp.zeros((batch, c.heads, c.head_size, c.state_size), wide))
     return [(window, memory)] * c.layers
 
 
@@ -117,7 +117,7 @@ def apply(
         layer = blocks.under(params, f"backbone.layers.{i}.")
         y = blocks.rms_norm(layer, "norm", x.astype(layer["norm.weight"].dtype), config.epsilon)
         state, y = mixer(config, blocks.under(layer, "mixer."), y, state, resets)
-        x = (x.astype(jnp.float32) if config.residual_in_float32 else x) + y
+        x = (blocks.wide(x) if config.residual_in_float32 else x) + y
         after.append(state)
     x = blocks.rms_norm(params, "backbone.norm_f", x, config.epsilon)
     return after, blocks.logits(params, HEAD, EMBEDDING, x)
@@ -141,10 +141,10 @@ def mixer(
     u, key, query = jnp.split(u, [c.channels, c.channels + c.groups * c.state_size], axis=-1)
     u = u.reshape(*u.shape[:2], c.heads, c.head_size)
     key, query = (k.reshape(*k.shape[:2], c.groups, c.state_size) for k in (key, query))
-    step = blocks.softplus(step + params["dt_bias"]).clip(*c.step_limit).astype(jnp.float32)
-    log_decay = -step * jnp.exp(params["A_log"].astype(jnp.float32))
+    step = blocks.wide(blocks.softplus(step + params["dt_bias"]).clip(*c.step_limit))
+    log_decay = -step * jnp.exp(blocks.wide(params["A_log"]))
     memory, y = matrix_memory(Memory(query, key, u, log_decay, beta=step), memory, resets=resets)
-    y = y + params["D"].astype(jnp.float32)[:, None] * u
-    y = y.reshape(*y.shape[:2], c.channels) * jax.nn.silu(z.astype(jnp.float32))
+    y = y + blocks.wide(params["D"])[:, None] * u
+    y = y.reshape(*y.shape[:2], c.channels) * jax.nn.silu(blocks.wide(z))
     y = blocks.rms_norm(params, "norm", y, c.epsilon, groups=c.groups)
     return (window, memory), blocks.linear(params, "out_proj", y)

@@ -41,6 +41,10 @@ def test_a_prompt_equals_the_peers(pair: helpers.Pair) -> None:
     helpers.check_prompt(pair)
 
 
+def test_float32_is_near_float64(pair: helpers.Pair) -> None:
+    helpers.check_float64(pair)
+
+
 def test_it_may_be_cut_anywhere(pair: helpers.Pair) -> None:
     helpers.check_cuts(pair)
 
