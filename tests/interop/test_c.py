@@ -306,6 +306,7 @@ OPERATIONS = {
             jnp.clip(jnp.abs(x[0] * 2).astype(int), 0, 2)
         ]
     ),
+    "neutral": lambda x: jnp.stack([jnp.zeros(6) - x, x - jnp.zeros(6), jnp.ones(6) / x, x * 1]),
     "any": lambda x: jnp.where(jnp.any(x > 1) | jnp.all(x < 0), x, -x),
     "stack": lambda x: jnp.concatenate([jnp.stack([x, x * x]).sum(0), x[:1]]),
 }  # fmt: skip
