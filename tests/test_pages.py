@@ -50,7 +50,7 @@ PAGES = sorted(
 )
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 # Heavy peers, without which their blocks are left out.
-PEERS = {"torch", "transformers", "tokenizers", "tensorflow", "onnxruntime", "equinox", "jax2onnx"}
+PEERS = {"torch", "transformers", "tokenizers", "tensorflow", "onnxruntime", "equinox"}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -222,7 +222,7 @@ class Embedding(Layer):
         if self.mask_zero:
             mask = ids != 0 if mask is None else mask & (ids != 0)
         outside = (ids < 0) | (ids >= self.vocabulary_size)
-        rows = jnp.take(params["embedding"], jnp.where(outside, 0, ids), axis=0)
+        rows = jnp.take(params["embedding"], jnp.where(outside, 0, ids), axis=0, mode="clip")
         return None, Flow(jnp.where(outside[..., None], jnp.nan, rows), mask, sequence)
 
     def __str__(self) -> str:

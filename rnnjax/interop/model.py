@@ -45,9 +45,9 @@ class Network(abc.ABC):
         """The order of axes of inputs and outputs, in words."""
         return "time first" if self.time_first else "batch first"
 
-    def num_steps(self, params: Params, xs: Any) -> int:
+    def num_steps(self, params: Params, xs: Any) -> Any:
         """The number of time steps in ``xs``: its first axis, unless a network says otherwise."""
-        return int(np.shape(xs)[0 if self.time_first else 1])
+        return np.shape(xs)[0 if self.time_first else 1]
 
     def wiring(self, name: str) -> str:
         """Say what a layer takes, if it is not the output of the layer before."""
@@ -119,7 +119,8 @@ class Sequential(Network):
 def _run(i: int, layer: Layer, params: Params, flow: Any, state: Any, context: Context) -> Any:
     key = None if context.key is None else jax.random.fold_in(context.key, i)
     own = params.get(layer.name, {})
-    return layer.run(own, flow, state, dataclasses.replace(context, key=key))
+    with jax.named_scope(layer.name):
+        return layer.run(own, flow, state, dataclasses.replace(context, key=key))
 
 
 def _turned(xs: Any, as_it_is: bool) -> Any:
@@ -220,7 +221,7 @@ class Functional(Network):
         layers = self.layers  # built anew each time
         return {call.name: layers[call.layer] for call in self.calls}
 
-    def num_steps(self, params: Params, xs: Any) -> int:
+    def num_steps(self, params: Params, xs: Any) -> Any:
         """The number of time steps in the one input; raise InvalidInputError for several."""
         if len(self.inputs) > 1:
             raise InvalidInputError(

@@ -56,7 +56,8 @@ def export(
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise InvalidInputError(f"steps should be a positive integer or None, but is {steps!r}")
     time, batch = cast("Any", jax_export.symbolic_shape("time, batch"))
-    xs = input_shapes(model, time if steps is None else steps, batch)
+    count = len(model.network.inputs) if isinstance(model.network, Functional) else 1
+    xs = input_shapes(model, [time if steps is None else steps] * count, batch)
     calls = model.network.calls if isinstance(model.network, Functional) else ()
     given = {call.name for call in calls if call.states}
     carry = jax.eval_shape(lambda: model.initial_carry((batch,)))
@@ -70,21 +71,24 @@ def export(
     return jax_export.export(jax.jit(program), platforms=platforms)(state, xs)
 
 
-def input_shapes(model: Model, steps: Any, batch: Any) -> Any:
-    """Return the shapes and types of a model's inputs for this many steps."""
+def input_shapes(model: Model, steps: Sequence[Any], batch: Any, size: Any = 3) -> Any:
+    """Return the shapes and types of a model's inputs for as many steps of each.
+
+    ``size`` stands for all other sizes that are open.
+    """
     network = model.network
     if isinstance(network, Functional):
         made = []
-        for one in network.inputs:
-            shape = [batch, *(n or (3, steps)[i == 0] for i, n in enumerate(one.shape))]
-            if one.sequence and isinstance(steps, int):
-                shape[1] = steps
+        for one, time in zip(network.inputs, steps, strict=True):
+            shape = [batch, *(n or (size, time)[i == 0] for i, n in enumerate(one.shape))]
+            if one.sequence and isinstance(time, int):
+                shape[1] = time
             if one.sequence and network.time_first:
                 shape[:2] = shape[1::-1]
             made.append(jax.ShapeDtypeStruct(shape, jnp.dtype(one.dtype)))
         return made[0] if len(made) == 1 else tuple(made)
-    axes = (steps, batch) if network.time_first else (batch, steps)
-    features = 3  # any number, where no layer has parameters
+    axes = (steps[0], batch) if network.time_first else (batch, steps[0])
+    features = size
     for layer in model.layers.values():
         if isinstance(layer, Embedding | OneHotIds):
             # Ids of NumPy are of 64 bits, which programs have only where JAX has them.

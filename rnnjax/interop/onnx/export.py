@@ -1,22 +1,28 @@
 """Models as ONNX graphs, whose state goes in and comes out so that they can be streamed."""
 
+import dataclasses
+import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export as jax_export
 
 import rnnjax
-from rnnjax.cells.base import Cell
-from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.arrays import in_prediction
+from rnnjax.cells.base import Cell, Params
+from rnnjax.cells.onehot import OneHot
+from rnnjax.engine import Method, Scan
+from rnnjax.engine.core.masking import Steps
+from rnnjax.errors import InteropError, InvalidInputError, RnnjaxError
 from rnnjax.interop.files import check_path, write_whole
-from rnnjax.interop.functions import NUMBERED, ONNX, Function
-from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, OneHotIds, Recurrent
+from rnnjax.interop.functions import Function, get_function
+from rnnjax.interop.layers import Activation, Context, Dense, Layer, Masking
 from rnnjax.interop.model import Functional, Model, Sequential, check_model
 from rnnjax.interop.onnx.graph import CONSTANTS
+from rnnjax.interop.onnx.primitives import Value, Writer, marked
 from rnnjax.interop.onnx.read import holders, import_onnx, read_array
 from rnnjax.interop.onnx.recurrent import (
     activation_to_onnx,
@@ -25,7 +31,6 @@ from rnnjax.interop.onnx.recurrent import (
     params_to_onnx,
 )
 from rnnjax.interop.serving import input_shapes
-from rnnjax.layers import Bidirectional, Stack
 
 OPSET = 20
 """The version of ONNX's operators that is written: the oldest that has every function of ours."""
@@ -40,26 +45,31 @@ def to_proto(
 ) -> Any:
     """Write a model as an ONNX graph.
 
-    Time comes first in it, as in rnnjax; the axes ``time`` and ``batch`` are free. It has
+    Its axes have the order that ``print(model)`` says; those of ``time`` and ``batch`` are open.
+    The graph is the program that runs here, so whatever a layer computes leaves with it: masks,
+    convolutions, attention, states that go from layer to layer. An `rnnjax.LSTMCell`, a
+    `rnnjax.GRUCell` and a `rnnjax.SimpleRNNCell` are nodes of ONNX. The steps of any other cell,
+    and of a layer whose mask comes from the data, are the body of a Scan. The graph has
 
     - an input ``xs``, float32 ``(time, batch, features)``, or ``ids``, int64 ``(time, batch)``,
-      where the first layer takes ids. They have to lie in ``0 .. size - 1``: ONNX counts negative
-      ones from the end;
+      where the first layer takes ids; those of a `Functional` by their names, a time of its own
+      for each (``time_2``) unless the layers want one length for all;
     - an output ``ys``, float32 ``(time, batch, size)``, or ``(batch, size)`` after a layer that
-      returns its last output alone;
+      returns its last output alone; those of a `Functional` have the names of their layers;
     - for each recurrent layer an input ``<layer>_h``, and ``<layer>_c`` for an LSTM's cell state,
       float32 ``(1, batch, hidden_size)``, and the state after the last step as outputs
       ``<layer>_h_out`` and ``<layer>_c_out``. In place of ``<layer>`` stand ``<layer>_0``,
       ``<layer>_1``... in a `rnnjax.Stack`, and ``<layer>_forward`` and ``<layer>_backward`` in a
-      `rnnjax.Bidirectional`, each direction of which is a node. A sequence begins with
-      zeros, and continues with the outputs fed back;
+      `rnnjax.Bidirectional`, each direction of which is a node; states of other cells have the
+      names of their fields. A sequence begins with zeros, and continues with the outputs fed back.
+      A layer that begins with the states of another has none;
     - with ``lengths`` an input of that name, int32 ``(batch,)``: the valid steps of each row, one
       at least.
 
     Dropout and the noise of `rnnjax.Regularized` are left out, as for prediction.
 
     Args:
-        model: of layers in a row. A model that was read from ONNX is written as that graph, with
+        model: of layers. A model that was read from ONNX is written as that graph, with
             the parameters it now has: a tensor whose parameters have not changed keeps its bits,
             and where a cell has one bias for the two of a node that changed, the first is that
             bias, and the second zeros. Of the options it takes ``metadata`` alone.
@@ -71,8 +81,8 @@ def to_proto(
         an ``onnx.ModelProto``, which ONNX's checker has passed unless it was read from ONNX.
 
     Raises:
-        InteropError: ONNX cannot express a layer or an option of it, or the package onnx is not
-            installed.
+        InteropError: a layer computes something that has no operator of ONNX here, or in another
+            type than float32, or two values would have one name; or the package onnx is missing.
         InvalidInputError: an option does not fit.
 
     >>> cell = rnnjax.Stack([rnnjax.GRUCell(5), rnnjax.LSTMCell(4)])
@@ -83,16 +93,8 @@ def to_proto(
     ['ys', 'rnn_0_h_out', 'rnn_1_h_out', 'rnn_1_c_out']
     """
     check_model(model)
-    if isinstance(model.network, Functional):
-        raise InteropError(
-            f"ONNX is written of layers in a row, but this model is a graph of layers, with "
-            f"{len(model.network.calls)} calls; write its rows, each as a Sequential, or all of it "
-            "by rnnjax.interop.export"
-        )
-    if not model.network.time_first:
-        raise InteropError("ONNX is written time first, unlike this; load it with time_first=True")
-    if isinstance(model.network, Sequential):
-        proto = _Writer(states, lengths).write(model)
+    if isinstance(model.network, Sequential | Functional):
+        proto = _written(model, states, lengths)
     elif states and not lengths:
         proto = _written_back(model)
     else:
@@ -167,211 +169,182 @@ def _written_back(model: Model) -> Any:
     return proto
 
 
-class _Writer:
-    """The nodes, constants, inputs and outputs of a graph that is being written.
+@dataclasses.dataclass(frozen=True, repr=False)
+class _Nodes(Method):
+    """Run a cell as a node of ONNX, or where none computes it, step by step.
 
-    Values are known by their names. Those inside of the graph are named after the layer that is
-    being written and the operator, as in ``dense/MatMul``.
+    Args:
+        lengths: whether masked steps are those after the graph's lengths.
     """
 
-    def __init__(self, states: bool, lengths: bool) -> None:
-        self.onnx = import_onnx()
-        self.states, self.lengths = states, lengths
-        self.layer = ""
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-        self.inputs: list[Any] = []
-        self.outputs: list[Any] = []
-        self._taken: set[str] = set()
+    lengths: bool = False
 
-    def add(
-        self, op_type: str, *inputs: str, outputs: Sequence[str] = (), name: str = "", **more: Any
-    ) -> str:
-        """Write a node with its attributes, and return the name of its first output."""
-        outputs = outputs or [self.value(op_type)]
-        node = self.onnx.helper.make_node(op_type, inputs, outputs, name or outputs[0], **more)
-        self.nodes.append(node)
-        return outputs[0]
+    def refusal(self, cell: Cell) -> str | None:
+        """Return None: the steps of every cell can be written."""
+        return None
 
-    def constant(self, name: str, value: Any) -> str:
-        """Write an array that is part of the model, and return its name."""
-        name = self.value(name)
-        self.constants.append(self.onnx.numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def ints(self, *values: int) -> str:
-        return self.constant("integers", np.array(values, np.int64))
-
-    def add_input(self, name: str, dtype: Any, axes: list[str | int]) -> str:
-        """Declare an input of the graph; its axes are sizes, and the names of free ones."""
-        self.inputs.append(self._info(self.claim(name), dtype, axes))
-        return name
-
-    def claim(self, name: str) -> str:
-        """Take a name that is seen from outside."""
-        if name in self._taken:
-            raise InteropError(f"two values of the graph would be named {name!r}; rename a layer")
-        self._taken.add(name)
-        return name
-
-    def value(self, name: str) -> str:
-        """Make a name for a value inside of the graph, which other layers do not have."""
-        base = name = f"{self.layer}/{name}"
-        count = 1
-        while name in self._taken:
-            count += 1
-            name = f"{base}_{count}"
-        self._taken.add(name)
-        return name
-
-    def _info(self, name: str, dtype: Any, axes: list[str | int]) -> Any:
-        kind = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        return self.onnx.helper.make_tensor_value_info(name, kind, axes)
-
-    def write(self, model: Model) -> Any:
-        xs, ys = _checked_shapes(model)
-        chain = [layer for layer in model.layers.values() if not isinstance(layer, Dropout)]
-        if self.lengths and not any(isinstance(layer, Recurrent) for layer in chain):
-            raise InvalidInputError(
-                "lengths are for recurrent layers, but the model has none; leave them out"
-            )
-        sized = any(isinstance(x, Recurrent | Dense | Embedding | OneHotIds) for x in chain)
-        size = xs.shape[-1] if sized else "features"
-        if jnp.issubdtype(xs.dtype, jnp.integer):
-            x = self.add_input("ids", np.int64, ["time", "batch"])
-        else:
-            x = self.add_input("xs", np.float32, ["time", "batch", size])
-        if self.lengths:
-            self.add_input("lengths", np.int32, ["batch"])
-        self.claim("ys")
-        params = jax.tree.map(_float32, dict(model.params))
-        for layer in chain:
-            self.layer = layer.name
-            x = self._layer(layer, params.get(layer.name, {}), x, layer is chain[0])
-        self.add("Identity", x, outputs=["ys"])
-        axes = ["time", "batch"][3 - len(ys.shape) :]
-        size = ys.shape[-1] if sized else "features"
-        self.outputs.insert(0, self._info("ys", np.float32, [*axes, size]))
-        helper = self.onnx.helper
-        graph = helper.make_graph(self.nodes, "rnnjax", self.inputs, self.outputs, self.constants)
-        operators = [helper.make_opsetid("", OPSET)]
-        proto = helper.make_model(
-            graph,
-            producer_name="rnnjax",
-            producer_version=rnnjax.__version__,
-            opset_imports=operators,
-            # The oldest format that has these operators, for the sake of old runtimes.
-            ir_version=helper.find_min_ir_version_for(operators),
-        )
-        self.onnx.checker.check_model(proto, full_check=True)
-        return proto
-
-    def _layer(self, layer: Layer, params: Any, x: str, first: bool) -> str:
-        if isinstance(layer, Recurrent):
-            return self._recurrent(layer, params, x)
-        if isinstance(layer, Dense):
-            y = self.add("MatMul", x, self.constant("kernel", params["kernel"]))
-            if layer.use_bias:
-                y = self.add("Add", y, self.constant("bias", params["bias"]))
-            return self._function(y, layer.activation)
-        if isinstance(layer, Activation):
-            return self._function(x, layer.function)
-        if isinstance(layer, OneHotIds) and first:
-            depth = self.constant("depth", np.int64(layer.size))
-            # Integers, because a reader may take constants that are floats for parameters.
-            vectors = self.add("OneHot", x, depth, self.ints(0, 1))
-            return self.add("Cast", vectors, to=self.onnx.TensorProto.FLOAT)
-        if isinstance(layer, Embedding) and first and not layer.mask_zero:
-            return self.add("Gather", self.constant("embedding", params["embedding"]), x, axis=0)
-        raise InteropError(
-            f"layer {layer.name!r}, a {type(layer).__name__}, masks steps by what they hold, takes "
-            "ids and is not the first, or is none of rnnjax.interop; leave it out"
+    def run(
+        self, cell: Cell, params: Params, xs: Any, carry: Any, reverse: bool, steps: Steps
+    ) -> tuple[Any, jax.Array]:
+        """Run the cell over ``xs``."""
+        if isinstance(xs, OneHot):  # its kernel stays one array
+            xs = jax.nn.one_hot(xs.ids, xs.size)
+        plain, valid = functools.partial(Scan().run, cell), steps.per_step.valid
+        alone = jax.tree.leaves(steps._replace(per_step=steps.per_step._replace(valid=None))) == []
+        fits = alone and attributes_to_onnx(cell)[0] and (valid is None or self.lengths)
+        if not fits or getattr(xs, "ndim", 0) != 3:
+            return plain(params, xs, carry, reverse, steps)
+        write = functools.partial(
+            _write_node, cell, reverse, valid is not None, tuple(sorted(params))
         )
 
-    def _recurrent(self, layer: Recurrent, params: Any, x: str) -> str:
-        if self.lengths and layer.return_sequences and layer.masked_outputs != "zero":
-            raise InteropError(
-                f"layer {layer.name!r} has masked_outputs {layer.masked_outputs!r}, but ONNX gives "
-                "zeros after the lengths; leave masked_outputs or lengths out"
-            )
-        ys, end = self._cell(layer.name, layer.cell, params, layer.reverse, x)
-        if not layer.return_sequences:
-            return self.add("Squeeze", end, self.ints(0))
-        if not layer.reverse or layer.keep_order:
-            return ys
-        least = np.iinfo(np.int64).min  # as far as there is
-        return self.add("Slice", ys, self.ints(-1), self.ints(least), self.ints(0), self.ints(-1))
+        def run(carry: Any, xs: Any, params: Any) -> Any:
+            return plain(params, xs, carry, reverse, steps)
 
-    def _cell(self, name: str, cell: Cell, params: Any, reverse: bool, x: str) -> tuple[str, str]:
-        """The outputs ``(time, batch, size)`` of a cell, or of a combination, and its last one."""
-        cell = in_prediction(cell, name, "ONNX")
-        if isinstance(cell, Stack):
-            for i, one in enumerate(cell.cells):
-                x, end = self._cell(f"{name}_{i}", one, params[i], reverse, x)
-            return x, end
-        if isinstance(cell, Bidirectional):
-            sides = [
-                self._cell(f"{name}_{side}", one, own, reverse != (side == "backward"), x)
-                for side, one, own in zip(("forward", "backward"), cell.cells, params, strict=True)
-            ]
-            ops = {"concat": "Concat", "sum": "Add", "mul": "Mul", "average": "Mean"}
-            more: Any = {"axis": -1} if cell.merge == "concat" else {}
-            pairs = zip(*sides, strict=True)
-            ys, end = (self.add(ops[cell.merge], *each, **more) for each in pairs)
-            return ys, end
-        return self._node(name, cell, params, reverse, x)
+        return marked(write, run, carry, xs, dict(params))
 
-    def _node(self, name: str, cell: Any, params: Any, reverse: bool, x: str) -> tuple[str, str]:
-        op_type, attributes = attributes_to_onnx(cell, reverse=reverse)
-        if getattr(cell, "dtype", None) not in (None, np.float32):
-            raise InteropError(
-                f"layer {name!r} computes in {np.dtype(cell.dtype).name}, but ONNX is written in "
-                "float32; build the cell without dtype"
-            )
-        self.layer = name
-        weights = [
-            "" if array is None else self.constant(letter, array)
-            for letter, array in zip("WRB", params_to_onnx(cell, params), strict=True)
-        ]
-        starts, outputs = [], []
-        for letter in "hc" if op_type == "LSTM" else "h":
-            state, axes = f"{name}_{letter}", [1, "batch", attributes["hidden_size"]]
-            if self.states:
-                starts.append(self.add_input(state, np.float32, axes))
-                outputs.append(self.claim(f"{state}_out"))
-                self.outputs.append(self._info(outputs[-1], np.float32, axes))
-            else:
-                outputs.append(self.value(f"Y_{letter}"))
-        inputs = [x, *weights, "lengths" * self.lengths, *starts]
-        y = self.add(op_type, *inputs, outputs=[self.value("Y"), *outputs], name=name, **attributes)
-        return self.add("Squeeze", y, self.ints(1)), outputs[0]
-
-    def _function(self, x: str, function: str | Function) -> str:
-        """Write ``function(x)``, and return the name of the result."""
-        if isinstance(function, str) and function in _COMPOSED:
-            return _COMPOSED[function](self, x)
-        op_type, numbers = activation_to_onnx(function)
-        if not op_type:
-            names = [*_COMPOSED, *ONNX, *NUMBERED]
-            raise InteropError(
-                f"layer {self.layer!r} has the function {function!r}, which is not written to "
-                f"ONNX; those that are: {', '.join(dict.fromkeys(names))}"
-            )
-        return self.add(op_type, x, **numbers)
+    def explain(
+        self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
+    ) -> list[str]:
+        """Say that a node runs the cell."""
+        return ["a node of ONNX"]
 
 
-def _clip(low: float, high: float) -> Callable[[_Writer, str], str]:
-    return lambda w, x: w.add("Clip", x, *(w.constant("bound", np.float32(n)) for n in (low, high)))
+def _write_node(
+    cell: Any, reverse: bool, lengths: bool, names: Sequence[str], w: Writer, *values: Value
+) -> list[Value]:
+    """An RNN, GRU or LSTM node of a state, of inputs, and of the parameters of these names."""
+    count = len(values) - len(names) - 1
+    params = dict(zip(names, (value.at for value in values[count + 1 :]), strict=True))
+    op_type, attributes = attributes_to_onnx(cell, reverse=reverse)
+    starts = ["" if v.known else w.with_axes("Unsqueeze", v.at, [0]) for v in values[:count]]
+    outer = w.scope  # of the layer, which may hold several nodes
+    w.scope = starts[0].removesuffix("_h") if starts[0].endswith("_h") else outer
+    weights = zip("WRB", params_to_onnx(cell, params), strict=True)
+    held = ["" if array is None else w.constant(array, letter) for letter, array in weights]
+    outputs = [w.value(name) for name in ("Y", "Y_h", "Y_c")[: 1 + count]]
+    name = outputs[0] if w.scope in w.labels else w.scope
+    w.labels.add(name)
+    inputs = [values[count].at, *held, "lengths" * lengths, *starts]
+    w.add(op_type, *inputs, outputs=outputs, name=name, **attributes)
+    w.scope = outer
+    ys, *ends = (w.with_axes("Squeeze", y, [int(i == 0)]) for i, y in enumerate(outputs))
+    return [Value(y) for y in (*ends, ys)]
 
 
-_COMPOSED: Mapping[str, Callable[[_Writer, str], str]] = {
-    "linear": lambda w, x: x,
-    "hard_tanh": _clip(-1, 1),
-    "relu6": _clip(0, 6),
-    "silu": lambda w, x: w.add("Mul", x, w.add("Sigmoid", x)),
-    "log_sigmoid": lambda w, x: w.add("Neg", w.add("Softplus", w.add("Neg", x))),
-}
-"""The functions that are several operators, or none."""
+@dataclasses.dataclass(frozen=True)
+class _Named:
+    """A function that is one operator of ONNX."""
+
+    function: str | Function
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return marked(self.write, lambda x: [get_function(self.function)(x)], x)[0]
+
+    def write(self, w: Writer, x: Value) -> list[Value]:
+        op_type, numbers = activation_to_onnx(self.function)
+        return [Value(w.add(op_type, x.at, **numbers))]
+
+
+def _marked(layer: Layer) -> Layer:
+    """The layer, whose function is an operator if there is one."""
+    own: Any = layer
+    for kind, field in ((Dense, "activation"), (Activation, "function")):
+        function = getattr(layer, field, "linear")
+        if isinstance(layer, kind) and function != "linear" and activation_to_onnx(function)[0]:
+            own = dataclasses.replace(own, **{field: _Named(function)})
+    return own
+
+
+def _written(model: Model, states: bool, lengths: bool) -> Any:
+    """The program of a model as a graph, with its states as inputs and outputs."""
+    network: Any = model.network
+    network = dataclasses.replace(network, layer_list=tuple(map(_marked, network.layer_list)))
+    calls = network.calls if isinstance(network, Functional) else ()
+    given = {call.name for call in calls if call.states}
+    rows = [name for name in network.recurrent if states and name not in given]
+    if lengths and not network.recurrent:
+        raise InvalidInputError(
+            "lengths are for recurrent layers, but the model has none; leave them out"
+        )
+    own = any(isinstance(x, Masking) or getattr(x, "mask_zero", False) for x in network.layer_list)
+    method = _Nodes(lengths and not own and all(call.mask is True for call in calls))
+
+    def program(params: Any, xs: Any, lengths: Any, begin: Any) -> Any:
+        begin, mask = jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), begin), None
+        if lengths is not None:
+            mask = jnp.arange(network.num_steps(params, xs))[:, None] < lengths
+        carry = dict(zip(rows, begin, strict=True))
+        after, ys = network.run(params, xs, carry, mask, Context(method=method))
+        ys = [ys[name] for name in network.names] if isinstance(ys, dict) else ys
+        return ys, jax.tree.map(lambda leaf: leaf[None], [after[name] for name in rows])
+
+    params = jax.tree.map(_float32, dict(model.params))
+    traced, begin = _traced(program, model, params, rows, lengths)
+    w, values = Writer(), [Value(array) for array in jax.tree.leaves(params)]
+    for path, array in jax.tree_util.tree_leaves_with_path(params):
+        w.called[id(array)] = jax.tree_util.keystr(path[-1:], simple=True)
+    avals = traced.in_avals[len(values) :]
+    ids = not calls and avals[0].dtype != np.float32
+    names = [one.name for one in network.inputs] if calls else ["ids" if ids else "xs"]
+    names += ["lengths"] * lengths + begin
+    infos = []
+    for i, (name, aval) in enumerate(zip(names, avals, strict=True)):
+        wide = ids and i == 0
+        infos.append(w.add_input(name, np.int64 if wide else aval.dtype, aval.shape))
+        values.append(Value(w.cast(name, aval.dtype) if wide else name))
+    ends = ["ys"]
+    if calls:
+        ends = [*(network.names or (f"{a}_{b}" if b else a for a, b in network.outputs))]
+    ends = [w.claim(name) for name in (*ends, *(f"{name}_out" for name in begin))]
+    outputs = dict(zip(ends, w.run(traced, values), strict=True))
+    operators = [w.onnx.helper.make_opsetid("", OPSET)]
+    proto = w.onnx.helper.make_model(
+        w.graph(infos, outputs, traced.out_avals),
+        producer_name="rnnjax",
+        producer_version=rnnjax.__version__,
+        opset_imports=operators,
+        # The oldest format that has these operators, for the sake of old runtimes.
+        ir_version=w.onnx.helper.find_min_ir_version_for(operators),
+    )
+    w.onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def _traced(
+    program: Any, model: Model, params: Any, rows: Sequence[str], lengths: bool
+) -> tuple[Any, list[str]]:
+    """A program for any batch and any number of steps, and the names of its states."""
+    count = len(model.network.inputs) if isinstance(model.network, Functional) else 1
+    times = ["time", *(f"time_{i}" for i in range(2, 1 + count))]
+    batch: Any
+    batch, size, *steps = jax_export.symbolic_shape(", ".join(["batch", "size", *times]))
+    carry = jax.eval_shape(lambda: model.initial_carry((batch,)))
+    begin = [carry[name] for name in rows]
+    names = [
+        "_".join([row, *(_SHORT.get(key := jax.tree_util.keystr((one,), simple=True), key)
+                         for one in path)])
+        for row, state in zip(rows, begin, strict=True)
+        for path, _ in jax.tree_util.tree_leaves_with_path(state)
+    ]  # fmt: skip
+    begin = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), begin)
+    each = jax.ShapeDtypeStruct((batch,), np.int32) if lengths else None
+    for one in (steps, steps[:1] * count)[2 - min(count, 2) :]:  # all alike only if they have to be
+        try:
+            xs = input_shapes(model, one, batch, size)
+            return jax.make_jaxpr(program)(params, xs, each, begin), names
+        except RnnjaxError:  # which may be a ValueError, and says more
+            if one is not steps or count == 1:
+                raise
+        except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
+            failed = error
+    raise InvalidInputError(
+        f"params do not belong to {', '.join(model.layers)} ({failed}); give each its own"
+    ) from failed
+
+
+_SHORT = {"hidden": "h", "cell": "c"}
+"""How states are called in the names of inputs, where not by their own."""
 
 
 def _float32(array: Any) -> np.ndarray:
@@ -382,16 +355,3 @@ def _float32(array: Any) -> np.ndarray:
             "jax.tree.map(lambda a: a.astype('float32'), model.params)"
         )
     return array.astype(np.float32)
-
-
-def _checked_shapes(model: Model) -> tuple[Any, Any]:
-    """Two steps, and what comes of them; raises unless the parameters fit to the layers."""
-    try:
-        xs = input_shapes(model, 2, 1)
-        return xs, jax.eval_shape(model.apply, model.params, xs)[1]
-    except InvalidInputError:  # which is a ValueError, and says more
-        raise
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise InvalidInputError(
-            f"params do not belong to {', '.join(model.layers)} ({error}); give each its own"
-        ) from error

@@ -452,6 +452,7 @@ OPERATORS: Mapping[str, Run] = {
     **{f"Reduce{name}": _reduction(name.lower()) for name in _REDUCTIONS},
     "Cast": lambda at, x: _as_type(at, x, dtype_of(at.get("to", 0), "what a Cast makes")),
     "CastLike": lambda at, x, y: _as_type(at, x, y.dtype),
+    "Einsum": lambda at, *xs: at.computed(functools.partial(jnp.einsum, at.get("equation")), *xs),
     "Erf": lambda at, x: by_jax(jax.scipy.special.erf, x),
     "Gelu": lambda at, x: by_jax(lambda x: jax.nn.gelu(x, at.get("approximate") == "tanh"), x),
     "Identity": lambda at, x: x,

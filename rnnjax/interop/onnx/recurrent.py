@@ -122,9 +122,7 @@ def cell_from_onnx(
 
 
 def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[str, Any]]:
-    """The operator of the node that computes a cell, and its attributes where not at their default.
-
-    The cell is one that `cell_from_onnx` gives.
+    """The operator that computes a cell, or "", and its attributes where not at their default.
 
     >>> attributes_to_onnx(LSTMCell(5))
     ('LSTM', {'hidden_size': 5})
@@ -133,20 +131,14 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
     """
     op_type, _ = FORMS["onnx"].get(type(cell), ("", ()))
     if not op_type:
-        known = ", ".join(kind.__name__ for kind in FORMS["onnx"])
-        raise InteropError(
-            f"no operator of ONNX computes {cell!r}, only {known}; export its Scan() by "
-            "the package jax2onnx, or the model by rnnjax.interop.export"
-        )
+        return "", {}
     attributes: dict[str, Any] = {"hidden_size": int(cast("Any", cell).hidden_size)}
     if reverse:
         attributes["direction"] = "reverse"
     spelled = [activation_to_onnx(getattr(cell, field)) for field in _FIELDS[op_type]]
     names = [name for name, _ in spelled]
     if not set(names) <= set(_KINDS):
-        raise InteropError(
-            f"ONNX's cells have not all activations of {cell!r}; use {', '.join(_KINDS)}"
-        )
+        return "", {}
     if names != [*RECURRENT[op_type]]:
         attributes["activations"] = names
     for key in ("alpha", "beta"):
