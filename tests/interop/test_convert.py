@@ -15,7 +15,7 @@ import pytest
 from interop_helpers import random_model
 
 import rnnjax
-from rnnjax import InteropError, InvalidInputError, interop
+from rnnjax import InvalidInputError, interop
 from rnnjax.interop import Activation, Dense, Embedding, Model, Recurrent, convert, keras, onnx
 from rnnjax.interop.convert import main
 
@@ -106,7 +106,7 @@ def test_weights_alone_take_their_layers_from_another_file(tmp_path: Path, capsy
     capsys.readouterr()
     assert main(["show", str(source), "--like", str(target)]) == 2
     assert "like holds layers, but this model is a graph of ONNX" in capsys.readouterr().err
-    with pytest.raises(InteropError, match="this model is a Graph that is none"):
+    with pytest.raises(InvalidInputError, match="is a graph of ONNX; keep that"):
         keras.save(read, tmp_path / "b.keras")
 
 

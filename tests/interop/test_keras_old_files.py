@@ -7,7 +7,7 @@ import h5py
 import jax
 import numpy as np
 import pytest
-from interop_helpers import Named, random_model, write_old
+from interop_helpers import Named, arrays_of, random_model, same_arrays, write_old
 
 import rnnjax
 from rnnjax import GRUCell, InteropError, InvalidInputError, LSTMCell, SimpleRNNCell
@@ -105,14 +105,16 @@ def test_cudnn_in_both_directions(tmp_path: Path) -> None:
     check_same(model, both, rnnjax.Directions(forward[0], backward[0]))
 
 
-def test_a_graph_in_the_old_layout_is_not_written(tmp_path: Path) -> None:
+def test_a_graph_in_the_old_layout_is_written_anew(tmp_path: Path) -> None:
     start = "InputLayer", "x", {"batch_input_shape": [None, None, IN]}
     layer = "CuDNNLSTM", "a", {"units": SIZE, "return_sequences": True}
     arrays: Named = {"x": [], "a": cudnn(gates_of("LSTM")[2])}
     config = functional(start, layer, ends=2)
     model = interop.load(write_old(tmp_path / "old.h5", arrays, config, "2.2.4"))
-    with pytest.raises(InteropError, match="this model is a Functional that is none; save it"):
-        interop.save(model, tmp_path / "again.keras")
+    interop.save(model, tmp_path / "again.keras")
+    again = interop.load(tmp_path / "again.keras")
+    assert again.network == model.network
+    same_arrays(again, arrays_of(model))
 
 
 def keras_1(parts: dict[str, tuple[np.ndarray, ...]], name: str) -> list[tuple[str, np.ndarray]]:

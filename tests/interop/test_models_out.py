@@ -64,6 +64,16 @@ def test_to_onnx(name: str, build: Callable[..., Any], tmp_path: Path) -> None:
     assert distance(ys, expected) < MOST
 
 
+@pytest.mark.parametrize(("name", "build"), both("translator_masked"))
+def test_to_keras(name: str, build: Callable[..., Any], tmp_path: Path) -> None:
+    """Out of a file of either package, as Keras 3 opens it."""
+    model, arrays, expected = read(name, build, tmp_path)
+    keras.save(model, tmp_path / "ours.keras")
+    opened = pytest.importorskip("keras").saving.load_model(tmp_path / "ours.keras")
+    ys = opened(arrays if arrays[1:] else arrays[0])
+    assert distance([*map(np.asarray, ys if expected[1:] else [ys])], expected) < MOST
+
+
 # --- A law of leaving: any cell, its state and all ---
 
 ORDINARY = ("peephole", "mlstm", "lru", "stack-nested")

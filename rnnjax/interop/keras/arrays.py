@@ -19,16 +19,19 @@ from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import as_jax, float_array, with_one_bias
 from rnnjax.interop.files import check_path
 from rnnjax.interop.functions import FORMS, places, reordered
+from rnnjax.interop.keras.config import (
+    class_of,
+    graph_config,
+    in_keras_3,
+    input_entry,
+    keras_layer,
+    layer_entry,
+)
 from rnnjax.interop.keras.files import KerasFile, write_file
 from rnnjax.interop.keras.graph import network_of
-from rnnjax.interop.keras.layers import MODELS, entry_of, layers_in, options_of, version_of
+from rnnjax.interop.keras.layers import MODELS, entry_of, layers_in, version_of
 from rnnjax.interop.layers import (
-    Activation,
-    Dense,
-    Dropout,
-    Embedding,
     Layer,
-    Masking,
     OneHotIds,
     Recurrent,
     Shape,
@@ -36,7 +39,15 @@ from rnnjax.interop.layers import (
     describe_cell,
     fits,
 )
-from rnnjax.interop.model import Model, Network, Sequential, check_model, with_axes
+from rnnjax.interop.model import (
+    Functional,
+    Input,
+    Model,
+    Network,
+    Sequential,
+    check_model,
+    with_axes,
+)
 from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
 
 CELLS = FORMS["keras"]
@@ -81,7 +92,7 @@ def _cells(cell: Cell, path: str, name: str) -> Iterator[Unit]:
         used: dict[str, int] = {}
         for part in cell.cells:
             for unit in _cells(part, "", name):
-                place = unique(snake(_class_of(unit.owner)), used)
+                place = unique(snake(class_of(unit.owner)), used)
                 yield dataclasses.replace(unit, path=f"{path}/cells/{place}")
     elif type(cell) in CELLS:
         yield Unit(cell, path, _shapes_of(cell))
@@ -91,10 +102,6 @@ def _cells(cell: Cell, path: str, name: str) -> Iterator[Unit]:
             f"it has {', '.join(kind.__name__ for kind in CELLS)}, a Stack of them without "
             "dropout, and a Bidirectional of these; give each layer a Recurrent of its own"
         )
-
-
-def _class_of(cell: Any) -> str:
-    return f"{CELLS[type(cell)][0]}Cell"
 
 
 def _shapes_of(cell: Cell) -> dict[str, Shape]:
@@ -379,8 +386,7 @@ def _in_groups(network: Network, groups: Sequence[tuple[str, Mapping[str, str]]]
     return found
 
 
-_WRITTEN_BY = "3.0.0"  # the first version of Keras that reads what is written here
-_NAMES = {name for name, _ in CELLS.values()}
+_WRITTEN_BY = "3.10.0"  # the version of Keras whose rules what is written follows
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:
@@ -390,61 +396,69 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     weights alone, for ``load_weights`` of a live model of the same layers. A file of that name is
     replaced, and only by a whole one.
 
-    A row of layers is written anew: `OneHotIds` at its start is left out, because Keras has no such
-    layer that fits here: the model in Keras takes one-hot vectors. What concerns training alone is
-    not written. A model that was read from a file of Keras 3 is written as that file, with the
-    weights that it now has.
+    A model that was read from a file of Keras 3 is written as that file, with the weights that it
+    now has. Any other is written anew, a graph out of a file of Keras 1 and 2 too, and computes in
+    Keras 3 what it did: where that takes other layers, or numbers for the hard_sigmoid of Keras 2,
+    they are written. `OneHotIds` at the start of a row is left out, because Keras has no such layer
+    that fits here: the model in Keras takes one-hot vectors. What concerns training alone is not
+    written.
 
     Args:
-        model: one that was loaded, or any row whose layers Keras has: `rnnjax.SimpleRNNCell`,
+        model: one that was loaded, or any whose layers Keras has: `rnnjax.SimpleRNNCell`,
             `rnnjax.LSTMCell`, `rnnjax.GRUCell`, `rnnjax.Regularized` without zoneout, a
             `rnnjax.Stack` or `rnnjax.Bidirectional` of them, and the other layers of
             `rnnjax.interop`.
         path: its name ends in ``.keras`` or ``.weights.h5``.
 
     Raises:
-        InteropError: a layer does what no layer of Keras does, a graph was read from no file of
-            Keras 3, the file cannot be written, or h5py is missing.
-        InvalidInputError: the name ends in something else, or ``model`` is no model.
+        InteropError: a layer does what no layer of Keras 3 does, the file cannot be written, or
+            h5py is missing.
+        InvalidInputError: the name ends in something else, or ``model`` is no model of layers.
     """
     check_model(model)
     check_path(path, ".keras", ".weights.h5")
-    path, network, origin = Path(path), model.network, model.origin
-    came = origin["network"] if "file" in origin and origin["file"].groups is None else None
-    if came is not None and with_axes(model, True).network == came:
-        write_file(path, _as_it_was(model))
-    elif isinstance(network, Sequential):
-        write_file(path, _row(model))
-    else:
-        raise InteropError(
-            f"{path} should get a row of layers, or what a .keras file holds, but this model is a "
-            f"{type(network).__name__} that is none; save it as .keras in Keras and read that, or "
-            "write the rows that it is made of, each as a Sequential"
+    if not isinstance(model.network, Sequential | Functional):
+        raise InvalidInputError(
+            f"{path} holds layers, but this model is a graph of ONNX; keep that"
         )
+    came = model.origin if "file" in model.origin else {}
+    new = came and came["file"].groups is None and version_of(came["file"].version) >= 3
+    as_it_was = new and with_axes(model, True).network == came["network"]
+    write_file(Path(path), _as_it_was(model) if as_it_was else _anew(model))
 
 
-def _row(model: Model) -> KerasFile:
-    configs = configs_of(model.network)
+def _anew(model: Model) -> KerasFile:
+    model = in_keras_3(model)
+    network: Any = model.network
+    configs = configs_of(network)
     if not configs:
         raise InteropError("the model has no layer that Keras knows; there is nothing to write")
-    groups, arrays = groups_of(configs), dict[str, np.ndarray]()
+    if isinstance(network, Functional):
+        whole, configs = graph_config(network, configs)
+        return KerasFile(whole, _WRITTEN_BY, dict(_placed(model, groups_of(configs))))
+    arrays = dict(_placed(model, groups_of(configs)))
     first = next(iter(model.layers.values()))
     features = first.size if isinstance(first, OneHotIds) else None
-    for name in configs:
-        for unit, own in arrays_of(model.layers[name], model):
-            place = f"layers/{groups[name]}/{unit.path}".rstrip("/")
-            arrays |= {f"{place}/vars/{i}": array for i, array in enumerate(own)}
-            features = own[0].shape[0] if features is None else features
+    if features is None and arrays:
+        features = next(iter(arrays.values())).shape[0]
     ids = next(iter(configs.values()))["class_name"] == "Embedding"
-    shape = [None, None] if ids else [None, None, features]
-    told = {"name": "input_layer", "batch_shape": shape, "dtype": "int32" if ids else "float32"}
-    entries = [_entry("InputLayer", told), *configs.values()]
-    whole = _entry("Sequential", {"name": "sequential", "layers": entries})
+    begin = Input("input_layer", [None] if ids else [None, features], "int32" if ids else "float32")
+    entries = [input_entry(begin), *configs.values()]
+    whole = keras_layer("Sequential", {"name": "sequential", "layers": entries})
     return KerasFile({**whole, "module": "keras"}, _WRITTEN_BY, arrays)
 
 
+def _placed(model: Model, groups: Mapping[str, str]) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of a model where Keras 3 has them."""
+    for name, layer in model.layers.items():
+        inner = "layer/" if getattr(layer, "each_step", False) else ""
+        for unit, own in arrays_of(layer, model) if name in groups else ():
+            place = f"layers/{groups[name]}/{inner}{unit.path}".rstrip("/")
+            yield from ((f"{place}/vars/{i}", array) for i, array in enumerate(own))
+
+
 def _as_it_was(model: Model) -> KerasFile:
-    """The file that a model was read from, with other numbers in its arrays."""
+    """The file of Keras 3 that a model was read from, with other numbers in its arrays."""
     file, places = model.origin["file"], model.origin["places"]
     arrays = dict(file.arrays)
     for layer in model.network.layers.values():
@@ -457,83 +471,11 @@ def _as_it_was(model: Model) -> KerasFile:
 def configs_of(network: Network) -> dict[str, dict[str, Any]]:
     """The config of each layer of a row, by its name; one-hot ids are left out."""
     layers = list(network.layers.values())
-    return {layer.name: _layer(layer) for layer in layers[isinstance(layers[0], OneHotIds) :]}
+    told = layers[isinstance(layers[0], OneHotIds) :]
+    return {layer.name: layer_entry(layer) for layer in told if units_of(layer) is not None}
 
 
 def groups_of(configs: Mapping[str, Any]) -> dict[str, str]:
     """Return where Keras 3 puts the arrays of each layer, by the layer's name."""
     used: dict[str, int] = {}
     return {name: unique(snake(one["class_name"]), used) for name, one in configs.items()}
-
-
-def _entry(kind: str, config: dict[str, Any]) -> dict[str, Any]:
-    own = {"module": "keras.layers", "registered_name": None}
-    return {**own, "class_name": kind, "config": config}
-
-
-def _layer(layer: Layer) -> dict[str, Any]:
-    kind, where = type(layer).__name__, f"layer {layer.name!r}"
-    if isinstance(layer, Recurrent):
-        units_of(layer)  # raises where Keras has no such cell
-        kind, config = _recurrent(layer, where)
-    elif isinstance(layer, Dropout):
-        kind = "Dropout" if layer.dropout.per == "step" else "SpatialDropout1D"
-        config = {"rate": layer.dropout.rate}
-    elif isinstance(layer, Activation | Dense | Embedding | Masking):
-        config = options_of(layer, where)
-    else:
-        raise InteropError(
-            f"{where} is a {kind}, which Keras has not here; leave it out, or put it into the data"
-        )
-    return _entry(kind, {"name": layer.name, **config})
-
-
-def _recurrent(layer: Recurrent, where: str) -> tuple[str, dict[str, Any]]:
-    both, outputs = isinstance(layer.cell, Bidirectional), layer.masked_outputs
-    if outputs != "zero" and (both or outputs != "last"):
-        has = "Keras's Bidirectional has 'zero'" if both else "Keras has 'zero' and 'last'"
-        raise InteropError(f"masked_outputs of {where} is {outputs!r}, but {has}; set that")
-    if layer.reverse and layer.keep_order and layer.return_sequences:
-        raise InteropError(
-            f"{where} runs in reverse and keeps the order of the inputs, which Keras does not; set "
-            "keep_order=False, or make it a direction of a Bidirectional"
-        )
-    common = {
-        "return_sequences": layer.return_sequences,
-        "go_backwards": layer.reverse,
-        "zero_output_for_mask": outputs == "zero" and layer.return_sequences,
-    }
-    if not isinstance(layer.cell, Bidirectional):
-        kind, options = _direction(layer.cell, where)
-        return kind, common | options
-    ways = []
-    for way, cell in zip(("forward", "backward"), layer.cell.cells, strict=True):
-        kind, options = _direction(cell, where)
-        common["go_backwards"] = layer.reverse != (way == "backward")
-        ways.append(_entry(kind, {"name": f"{way}_{layer.name}", **common, **options}))
-    merge = {"average": "ave"}.get(layer.cell.merge, layer.cell.merge)
-    return "Bidirectional", {"merge_mode": merge, "layer": ways[0], "backward_layer": ways[1]}
-
-
-def _direction(cell: Cell, where: str) -> tuple[str, dict[str, Any]]:
-    """The layer around a cell, by its class and its options."""
-    entry = _cell(cell, where)
-    kind = entry["class_name"].removesuffix("Cell")
-    return (kind, entry["config"]) if kind in _NAMES else ("RNN", {"cell": entry})
-
-
-def _cell(cell: Cell, where: str) -> dict[str, Any]:
-    bare: Any = cell.cell if isinstance(cell, Regularized) else cell
-    if isinstance(bare, Stack):
-        return _entry("StackedRNNCells", {"cells": [_cell(part, where) for part in bare.cells]})
-    if bare.dtype is not None:
-        raise InteropError(
-            f"{where} computes in {np.dtype(bare.dtype).name}, which in Keras is a policy; set "
-            "dtype=None, and keras.config.set_dtype_policy there"
-        )
-    options = options_of(bare, where)
-    if isinstance(cell, Regularized):
-        if cell.zoneout_hidden or cell.zoneout_cell or cell.weight_drop:
-            raise InteropError(f"{where} has zoneout or weight_drop, unlike Keras; set them to 0")
-        options |= options_of(cell, where)
-    return _entry(_class_of(bare), options)

@@ -231,6 +231,7 @@ class _Level:
             # A function of keras.ops is there by its name, as if it were a layer of Keras 3; in .h5
             # no module says so. Of layers a SpatialDropout1D alone tells not if it is trained.
             layer = "trainable" in entry.config or entry.kind == "SpatialDropout1D"
+            layer = layer or value.get("module") == "keras.layers"
             if not layer and _is_keras_3(nodes) and entry.kind not in MODELS:
                 entry = dataclasses.replace(entry, kind=f"ops.{entry.kind}")
             if not isinstance(name, str) or name in self.nodes:

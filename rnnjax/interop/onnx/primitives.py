@@ -527,15 +527,25 @@ def _gather(w: Writer, equation: Any, x: Any, ids: Any) -> Any:
         return w.with_axes("Squeeze", part, away)
     rest = [i for i in range(len(shape)) if i not in axes]
     whole = all(str(shape[i]) == str(p["slice_sizes"][i]) for i in rest)
-    known = len(axes) == 1 and isinstance(shape[axes[0]], int)
-    clipped = p["mode"] != lax.GatherScatterMode.FILL_OR_DROP
-    if numbers.operand_batching_dims or away != axes or not (whole and known and clipped):
+    clipped = p["mode"] == lax.GatherScatterMode.CLIP and isinstance(shape[axes[0]], int)
+    if (
+        numbers.operand_batching_dims
+        or away != axes
+        or not whole
+        or not (certain or (clipped and len(axes) == 1))
+    ):
         raise InteropError(f"layer {w.scope!r} gathers in a way that is not written to ONNX")
-    (axis,), kind = axes, equation.invars[1].aval.dtype
-    last = np.array(shape[axis] - 1, kind)
-    ids = w.add("Clip", w.with_axes("Squeeze", ids, [count]), np.array(0, kind), last)
-    rows, rank = w.add("Gather", x, ids, axis=axis), count + len(shape) - 1
-    made = [*range(axis, axis + count)]  # the axes of the ids in what Gather gives
+    axis, kind, place = axes[0], equation.invars[1].aval.dtype, axes[0]
+    if len(axes) == 1:
+        ids = w.with_axes("Squeeze", ids, [count])
+        if not certain:
+            ids = w.add("Clip", ids, np.array(0, kind), np.array(shape[axis] - 1, kind))
+        rows = w.add("Gather", x, ids, axis=axis)
+    else:
+        wide = w.cast(ids, np.int64) if isinstance(ids, str) else np.asarray(ids, np.int64)
+        rows, place = w.add("GatherND", w.transposed(x, [*axes, *rest]), wide), 0
+    rank = count + len(rest)
+    made = [*range(place, place + count)]  # the axes of the ids in what was gathered
     order = np.empty(rank, int)
     order[[i for i in range(rank) if i not in numbers.offset_dims]] = made
     order[[*numbers.offset_dims]] = [i for i in range(rank) if i not in made]

@@ -1,0 +1,362 @@
+"""What Keras 3 has in a config: layers, and graphs of them, with what older versions computed."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from rnnjax.cells import Cell, LSTMCell
+from rnnjax.errors import InteropError
+from rnnjax.interop.functions import FORMS
+from rnnjax.interop.keras.layers import name_of, options_of
+from rnnjax.interop.keras.operators import OPERATORS, Operation
+from rnnjax.interop.layers import (
+    Activation,
+    Dense,
+    Dropout,
+    Embedding,
+    Layer,
+    Masking,
+    Recurrent,
+)
+from rnnjax.interop.model import Call, Functional, Input, Model, Value
+from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
+
+_NAMES = {name for name, _ in FORMS["keras"].values()}
+_MERGES = [kind for kind, row in OPERATORS.items() if callable(row.mask)]
+_USE_MASKS = "GlobalAveragePooling1D", "Attention", "MultiHeadAttention"
+_APART = object()  # in the place of a mask that Keras 3 merges in another way
+_WAYS = "layer", "backward_layer"  # of a Bidirectional
+_OPS = "keras.src.ops.numpy"
+_KEEP = "write it to .onnx, which has that"
+
+
+def class_of(cell: Any) -> str:
+    """The class that Keras has for a cell."""
+    return f"{FORMS['keras'][type(cell)][0]}Cell"
+
+
+def keras_layer(
+    kind: str, config: Mapping[str, Any], module: str = "keras.layers"
+) -> dict[str, Any]:
+    """A layer as it stands in a config."""
+    return {"module": module, "registered_name": None, "class_name": kind, "config": config}
+
+
+def input_entry(one: Input) -> dict[str, Any]:
+    """An input as it stands in a config."""
+    told = {"name": one.name, "batch_shape": [None, *one.shape], "dtype": one.dtype}
+    return keras_layer("InputLayer", told)
+
+
+# --- A graph of layers ---
+
+
+def _tensor(name: str, place: int, output: int) -> dict[str, Any]:
+    history = {"shape": [None], "dtype": "float32", "keras_history": [name, place, output]}
+    return {"class_name": "__keras_tensor__", "config": history}
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("class_name") == "__keras_tensor__"
+
+
+def _key(parts: Sequence[Any]) -> list[Any]:
+    """An index, as Keras writes what is between brackets."""
+    ends = "start", "stop", "step"
+    return [
+        {"class_name": "__slice__", "config": dict(zip(ends, part, strict=True))}
+        if isinstance(part, tuple)
+        else {"class_name": "__ellipsis__", "config": {}} if part is ... else part
+        for part in parts
+    ]  # fmt: skip
+
+
+class _Graph:
+    """The nodes of a graph, as Keras 3 lists them at their layers."""
+
+    def __init__(self, network: Functional, configs: Mapping[str, Any]) -> None:
+        self.network, self.layers = network, network.layers
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.at: dict[str, tuple[str, int]] = {}  # of inputs and calls, the layer and its node
+        self.parents: dict[tuple[str, int], list[tuple[str, int]]] = {}  # of nodes, what they read
+        self.marks: dict[Value, Any] = {}  # the call that made the mask of a value, if it has one
+        self.readers = [value for call in network.calls for value in set(call.takes)]
+        for one in network.inputs:
+            self.entries[one.name] = input_entry(one)
+            self.at[one.name] = one.name, 0
+        self.entries |= configs  # in the order by which Keras names the places of arrays
+        read = [*network.outputs, *(value for call in network.calls for value in call.reads)]
+        for call in network.calls:
+            if any(value.source == call.name and value.output for value in read):
+                told = configs[call.layer]["config"]
+                for one in [told[n]["config"] for n in _WAYS if n in told] or [told]:
+                    one["return_state"] = True
+            self.call(call)
+
+    def read_again(self, value: Value) -> bool:
+        return self.readers.count(value) > 1
+
+    def tensor(self, value: Value) -> dict[str, Any]:
+        return _tensor(*self.at[value.source], value.output)
+
+    def node(self, name: str, key: str, args: Any, options: Mapping[str, Any]) -> None:
+        """Let a layer be called, and what it gives be known by a key."""
+        nodes = self.entries[name].setdefault("inbound_nodes", [])
+        self.at[key] = name, len(nodes)
+        read = jax.tree.leaves((args, dict(options)), is_leaf=_is_tensor)
+        histories = [one["config"]["keras_history"] for one in read if _is_tensor(one)]
+        self.parents[name, len(nodes)] = [(layer, place) for layer, place, _ in histories]
+        nodes.append({"args": args, "kwargs": dict(options)})
+
+    def call(self, call: Call) -> None:
+        layer = self.layers[call.layer]
+        kind, told = getattr(layer, "kind", ""), dict(getattr(layer, "config", ()))
+        takes, options = [self.tensor(value) for value in call.takes], dict[str, Any]()
+        if call.states:
+            options["initial_state"] = [self.tensor(value) for value in call.states]
+        masks = [self.marks.get(value) for value in call.takes]
+        self.check(layer, call, masks)
+        if isinstance(call.mask, Value) and (isinstance(layer, Recurrent) or kind in _USE_MASKS):
+            options["mask"] = self.tensor(call.mask)
+        elif call.states and call.mask and masks[0]:  # Keras 3 hands on none to such a layer
+            options["mask"] = self.mask(masks[0])
+        several = len(takes) > 1 and kind != "MultiHeadAttention"
+        args: list[Any] = [takes] if several else takes
+        if "arguments" in told:  # of an operation: None is a tensor
+            rest = iter(takes)
+            args = [next(rest) if one is None else one for one in told["arguments"]]
+        elif kind == "ops.GetItem":
+            args = [*takes, _key(told["key"])]
+        self.node(call.layer, call.name, args, options)
+        keeps = getattr(layer, "return_sequences", True)
+        if isinstance(layer, Operation):
+            keeps = OPERATORS[layer.kind].mask is not None or layer.each_step
+        if isinstance(layer, Masking) or getattr(layer, "mask_zero", False):
+            self.marks[Value(call.name)] = call
+        elif keeps and any(masks):
+            old = kind in _MERGES and told["version"] < 3.04
+            apart = old and any(one is not masks[0] for one in masks)
+            self.marks[Value(call.name)] = _APART if apart else masks[0]
+
+    def check(self, layer: Layer, call: Call, masks: Sequence[Any]) -> None:
+        """Raise where Keras 3 would do otherwise with masks than the version that wrote it."""
+        kind, config = getattr(layer, "kind", ""), dict(getattr(layer, "config", ()))
+        version: Any = config.get("version")
+        uses = isinstance(layer, Recurrent) or kind in _USE_MASKS
+        # A MultiHeadAttention of Keras 3 takes the masks off its inputs, for all that read them.
+        heads = kind == "MultiHeadAttention" and any(masks)
+        taken = heads and version < 3 and (version < 2.10 or any(map(self.read_again, call.takes)))
+        if (
+            (uses and _APART in masks)
+            or (kind == "Multiply" and any(masks) and version < 3.04)
+            or taken
+        ):
+            raise InteropError(
+                f"layer {layer.name!r}, {layer}, treats masks otherwise in Keras 3; {_KEEP}"
+            )
+
+    def mask(self, made: Call) -> dict[str, Any]:
+        """The mask that a layer makes, as operations of Keras 3."""
+        layer, value = self.layers[made.layer], made.takes[0]
+        key = f"{made.name}_mask"
+        if key not in self.at:
+            own = layer.value if isinstance(layer, Masking) else 0
+            for kind, takes, more in (
+                ("NotEqual", [self.tensor(value), own], {}),
+                ("Any", None, {"axis": -1}),
+            )[: 1 + isinstance(layer, Masking)]:
+                name = f"{key}_{kind.lower()}"
+                args = [self.tensor(Value(key))] if takes is None else takes
+                config = {"name": name, **({"axis": -1, "keepdims": False} if more else {})}
+                self.entries[name] = keras_layer(kind, config, _OPS)
+                self.node(name, key, args, {})
+        return self.tensor(Value(key))
+
+    def order(self, ends: Sequence[tuple[str, int]]) -> list[str]:
+        """The layers as Keras 3 lists them: by their distance from the outputs, the farthest first.
+
+        Those of one distance come in the order in which a walk from the outputs meets them. By this
+        order the places of their arrays are counted.
+        """
+        met, done = dict[str, int](), dict[tuple[str, int], int]()
+        stack = [*reversed(ends)]
+        while stack:
+            node = stack[-1]
+            met.setdefault(node[0], len(met))
+            rest = [one for one in self.parents.get(node, ()) if one not in done]
+            if node in done or not rest:
+                done.setdefault(stack.pop(), 0)
+            else:
+                stack.append(rest[0])
+        depths = dict.fromkeys(met, 0)
+        for node in reversed([*done]):
+            depths[node[0]] = done[node] = max(done[node], depths[node[0]])
+            for one in self.parents.get(node, ()):
+                done[one] = max(done[one], done[node] + 1)
+        return sorted(depths, key=lambda name: (-depths[name], met[name]))
+
+
+def graph_config(
+    network: Functional, configs: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config of a functional model of Keras 3, and those of its layers in Keras's order."""
+    graph = _Graph(network, configs)
+    order = graph.order([graph.at[value.source] for value in network.outputs])
+    ordered = {name: configs[name] for name in order if name in configs}
+    ends = [[*graph.at[value.source], value.output] for value in network.outputs]
+    outputs: Any = ends if network.names is None else dict(zip(network.names, ends, strict=True))
+    listed = [{"name": name, "inbound_nodes": [], **one} for name, one in graph.entries.items()]
+    inputs = [[one.name, 0, 0] for one in network.inputs]
+    config = {"name": "functional", "layers": listed, "input_layers": inputs}
+    made = keras_layer("Functional", {**config, "output_layers": outputs})
+    made |= {"module": "keras.src.models.functional", "registered_name": "Functional"}
+    return made, ordered
+
+
+# --- What Keras 2 computed ---
+
+
+def in_keras_3(model: Model) -> Model:
+    """The model with layers that Keras 3 has: its hard_sigmoid is that of Keras 2 of 1.2 times x.
+
+    So where the old one follows a product, kernels and biases of those gates take the factor.
+    """
+    network: Any = model.network
+    layers, params = [], dict(model.params)
+    for layer in network.layer_list:
+        own: Any = layer
+        if isinstance(layer, Recurrent):
+            cell, params[layer.name] = _cell_in_keras_3(layer.cell, params.get(layer.name))
+            own = dataclasses.replace(layer, cell=cell)
+        elif isinstance(layer, Dense) and layer.activation == _OLD:
+            own = dataclasses.replace(layer, activation="hard_sigmoid")
+        elif isinstance(layer, Operation) and ("activation", _OLD) in layer.config:
+            told = dict(layer.config) | {"activation": "hard_sigmoid"}
+            own = dataclasses.replace(layer, config=tuple(told.items()))
+        if own is not layer and not isinstance(layer, Recurrent):
+            params[layer.name] = jax.tree.map(lambda a: np.asarray(a) * _TIMES, params[layer.name])
+        layers.append(own)
+    network = dataclasses.replace(network, layer_list=tuple(layers), time_first=True)
+    return Model(network, params)
+
+
+_OLD, _TIMES = "legacy_hard_sigmoid", np.float32(1.2)
+
+
+def _cell_in_keras_3(cell: Any, params: Any) -> tuple[Any, Any]:
+    if isinstance(cell, Regularized):
+        inner, params = _cell_in_keras_3(cell.cell, params)
+        return dataclasses.replace(cell, cell=inner), params
+    if isinstance(cell, Stack | Bidirectional):
+        pairs = zip(cell.cells, params or (), strict=False)
+        cells, each = zip(*(_cell_in_keras_3(*pair) for pair in pairs), strict=True)
+        if isinstance(cell, Stack):
+            return dataclasses.replace(cell, cells=cells), each
+        forward, backward = cells
+        return Bidirectional(forward, backward, cell.merge), Directions(*each)
+    both = "activation", "recurrent_activation"
+    fields = [name for name in both if getattr(cell, name, None) == _OLD]
+    if not fields or (isinstance(cell, LSTMCell) and "activation" in fields):
+        return cell, params
+    inner = cell.gates if len(cell.gates) < 2 else ("g", "n")  # the gates of `activation`
+    named = [both[gate not in inner] in fields for gate in cell.gates]
+    times = np.where(np.repeat(named, cell.hidden_size), _TIMES, np.float32(1))
+    made = dataclasses.replace(cell, **dict.fromkeys(fields, "hard_sigmoid"))
+    return made, {name: np.asarray(array) * times for name, array in params.items()}
+
+
+# --- A layer ---
+
+
+def layer_entry(layer: Layer) -> dict[str, Any]:
+    """The config of a layer, whose cells Keras has."""
+    kind, where = type(layer).__name__, f"layer {layer.name!r}"
+    config: Any
+    if isinstance(layer, Recurrent):
+        kind, config = _recurrent(layer, where)
+    elif isinstance(layer, Dropout):
+        kind = "Dropout" if layer.dropout.per == "step" else "SpatialDropout1D"
+        config = {"rate": layer.dropout.rate}
+    elif isinstance(layer, Activation | Dense | Embedding | Masking):
+        config = options_of(layer, where)
+    elif isinstance(layer, Operation):
+        return _operation(layer, where)
+    else:
+        raise InteropError(
+            f"{where} is a {kind}, which Keras has not here; leave it out, or put it into the data"
+        )
+    return keras_layer(kind, {"name": layer.name, **config})
+
+
+def _operation(layer: Operation, where: str) -> dict[str, Any]:
+    config = {"name": layer.name, **dict(layer.config)}
+    if "activation" in config:
+        config["activation"] = name_of(config["activation"], where)
+    axis = config.get("axis")
+    if layer.kind == "BatchNormalization" and isinstance(axis, tuple):
+        (config["axis"],) = axis
+    for told in ("version", "arguments", "key"):  # which stand in no config, or at the call
+        config.pop(told, None)
+    if layer.kind.startswith("ops."):
+        core = "keras.src.ops.core" if layer.kind == "ops.ConvertToTensor" else _OPS
+        return keras_layer(layer.kind[4:], config, core)
+    if not layer.each_step:
+        return keras_layer(layer.kind, config)
+    inner = keras_layer(layer.kind, {**config, "name": f"{layer.name}_step"})
+    return keras_layer("TimeDistributed", {"name": layer.name, "layer": inner})
+
+
+def _recurrent(layer: Recurrent, where: str) -> tuple[str, dict[str, Any]]:
+    both, outputs = isinstance(layer.cell, Bidirectional), layer.masked_outputs
+    if outputs != "zero" and (both or outputs != "last"):
+        has = "Keras's Bidirectional has 'zero'" if both else "Keras has 'zero' and 'last'"
+        raise InteropError(f"masked_outputs of {where} is {outputs!r}, but {has}; set that")
+    if layer.reverse and layer.keep_order and layer.return_sequences:
+        raise InteropError(
+            f"{where} runs in reverse and keeps the order of the inputs, which Keras does not; set "
+            "keep_order=False, or make it a direction of a Bidirectional"
+        )
+    common = {
+        "return_sequences": layer.return_sequences,
+        "go_backwards": layer.reverse,
+        "zero_output_for_mask": outputs == "zero" and layer.return_sequences,
+    }
+    if not isinstance(layer.cell, Bidirectional):
+        kind, options = _direction(layer.cell, where)
+        return kind, common | options
+    ways = []
+    for way, cell in zip(("forward", "backward"), layer.cell.cells, strict=True):
+        kind, options = _direction(cell, where)
+        common["go_backwards"] = layer.reverse != (way == "backward")
+        ways.append(keras_layer(kind, {"name": f"{way}_{layer.name}", **common, **options}))
+    merge = {"average": "ave"}.get(layer.cell.merge, layer.cell.merge)
+    return "Bidirectional", {"merge_mode": merge, "layer": ways[0], "backward_layer": ways[1]}
+
+
+def _direction(cell: Cell, where: str) -> tuple[str, dict[str, Any]]:
+    """The layer around a cell, by its class and its options."""
+    inner = _cell(cell, where)
+    kind = inner["class_name"].removesuffix("Cell")
+    return (kind, inner["config"]) if kind in _NAMES else ("RNN", {"cell": inner})
+
+
+def _cell(cell: Cell, where: str) -> dict[str, Any]:
+    bare: Any = cell.cell if isinstance(cell, Regularized) else cell
+    if isinstance(bare, Stack):
+        return keras_layer(
+            "StackedRNNCells", {"cells": [_cell(part, where) for part in bare.cells]}
+        )
+    if bare.dtype is not None:
+        raise InteropError(
+            f"{where} computes in {np.dtype(bare.dtype).name}, which in Keras is a policy; set "
+            "dtype=None, and keras.config.set_dtype_policy there"
+        )
+    options = options_of(bare, where)
+    if isinstance(cell, Regularized):
+        if cell.zoneout_hidden or cell.zoneout_cell or cell.weight_drop:
+            raise InteropError(f"{where} has zoneout or weight_drop, unlike Keras; set them to 0")
+        options |= options_of(cell, where)
+    return keras_layer(class_of(bare), options)
