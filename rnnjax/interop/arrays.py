@@ -46,7 +46,7 @@ def float_array(name: str, value: Any) -> np.ndarray:
     if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize == 1:
         raise InteropError(
             f"{name[:80]!r} should be in float16, bfloat16, float32 or float64, but is "
-            f"{array.dtype}; give the parameters of the modules alone"
+            f"{array.dtype}; give its parameters as such numbers, and alone"
         )
     if array.dtype == np.float64 != jnp.result_type(float):
         raise InteropError(

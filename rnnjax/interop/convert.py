@@ -4,13 +4,14 @@ import argparse
 import io
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.interop import c, keras, onnx, torch
-from rnnjax.interop.model import Model
+from rnnjax.interop.model import Model, with_axes
 
 _OF_TORCH, _OF_KERAS = (".safetensors", ".pt", ".pth", ".ckpt"), (".weights.h5", ".h5", ".hdf5")
 SOURCES = (".keras", *_OF_KERAS, *_OF_TORCH, ".onnx")
@@ -31,6 +32,13 @@ _OPTIONS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
     }),
 }  # fmt: skip
 """The options of the command line: the files that each is for, and its arguments of the parser."""
+
+_SPOKEN: Mapping[str, Any] = {
+    r"load\(path, like=model\)": "--like FILE",
+    r"modules=\[(.*?)\]": lambda found: "--modules " + (re.sub("['. ]", "", found[1]) or "a,b"),
+    r"at=('[^']*')": r"--at \1",
+}
+"""What errors call the options of `load`, and the command line's words for it."""
 
 
 def load(source: str | os.PathLike[str], **options: Any) -> Model:
@@ -114,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.run(given)
     except RnnjaxError as error:
         message = str(error)
+        for words, option in _SPOKEN.items():
+            message = re.sub(words, option, message)
     except OSError as error:
         message = f"{error.filename or 'a file'}: {error.strerror}; check the path"
     else:
@@ -131,7 +141,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, example, does in (
-        ("show", lambda given: print(_read(given)), "model.onnx", "print the layers of a model"),
+        ("show", _show, "model.onnx", "print the layers of a model"),
         ("convert", _convert, "model.keras model.onnx", "write a model in another format"),
     ):
         told = f"Example: rnnjax {name} {example}. {does.capitalize()}; suffixes tell the formats."
@@ -142,7 +152,12 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument(f"--{option}", **more)
     # The last command, which writes.
     command.add_argument("target", metavar="TARGET", help=f"ends in {', '.join(TARGETS)}")
-    command.add_argument("--force", action="store_true", help="replace TARGET if it exists")
+    for flag, does in (
+        ("force", "replace TARGET if it exists"),
+        ("batch-first", "an .onnx whose inputs and outputs have the batch before the time"),
+        ("stateless", "an .onnx without states: every sequence begins with zeros"),
+    ):
+        command.add_argument(f"--{flag}", action="store_true", help=does)
     return parser
 
 
@@ -150,14 +165,27 @@ def _read(given: argparse.Namespace) -> Model:
     return load(given.source, **{name: getattr(given, name) for name in _OPTIONS})
 
 
+def _show(given: argparse.Namespace) -> None:
+    model = _read(given)
+    print(
+        model, *onnx.ends_of(model.origin["message"]) if "message" in model.origin else (), sep="\n"
+    )
+
+
 def _convert(given: argparse.Namespace) -> None:
-    suffix_of(given.target, TARGETS)  # before the source is read, which may take longer
+    suffix = suffix_of(given.target, TARGETS)  # before the source is read, which may take longer
     target = pathlib.Path(given.target)
     if target.exists() and not given.force:
         raise InvalidInputError(f"{target} is there already; give --force to replace it")
+    if (given.batch_first or given.stateless) and suffix != ".onnx":
+        raise InvalidInputError("--batch-first and --stateless are for *.onnx; leave them out")
     model = _read(given)
     print(f"{given.source} holds\n\n{model}\n", flush=True)
-    write(model, target)
-    if given.target.endswith((".safetensors", ".weights.h5")):
+    if given.batch_first:
+        model = with_axes(_layers(model, "a file with --batch-first"), False)
+    write(model, target, **{"states": False} if given.stateless else {})
+    if suffix in (".safetensors", ".weights.h5"):
         print(f"{target} holds the arrays alone: the layers are for the code to say")
+    if suffix == ".onnx":
+        print(*onnx.ends_of(onnx.load(target).origin["message"]), "", sep="\n")
     print(f"wrote {target} ({target.stat().st_size:,} bytes)")

@@ -308,7 +308,11 @@ def describe_cell(cell: Cell) -> str:
         return f"{kind}({', '.join(map(describe_cell, parts))})"
     if isinstance(cell, Regularized):
         return f"{kind}({describe_cell(cell.cell)})"
-    return f"{kind}({getattr(cell, 'hidden_size', cell.output_size)})"
+    told: Any = dataclasses.fields(cell) if dataclasses.is_dataclass(cell) else ()
+    own = [one.name for one in told if "activation" in one.name]
+    own = [name for name in own if getattr(cell, name) != getattr(type(cell), name, None)]
+    shown = [f"{name}={_spell(getattr(cell, name))}" for name in own]
+    return f"{kind}({', '.join([str(getattr(cell, 'hidden_size', cell.output_size)), *shown])})"
 
 
 def _spell(function: str | Function) -> str:

@@ -11,8 +11,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import onnx as onnx_package
 import pytest
 from interop_helpers import random_model
+from onnx_helpers import session
 
 import rnnjax
 from rnnjax import InvalidInputError, interop
@@ -82,7 +84,7 @@ def test_relu_of_pytorch_and_the_order_of_modules(tmp_path: Path, capsys: Any) -
     target = tmp_path / "a.onnx"
     options = ["--modules", "embedding,lstm,dense", "--nonlinearity", "relu"]
     assert main(["convert", str(path), str(target), *options]) == 0
-    assert "SimpleRNNCell(4)" in capsys.readouterr().out
+    assert "SimpleRNNCell(4, activation=relu)" in capsys.readouterr().out
     assert onnx.load(target).layers["lstm"].cell.activation == "relu"
     assert same(model, onnx.load(target))
     assert not same(tagger(rnnjax.SimpleRNNCell(4)), onnx.load(target))
@@ -95,7 +97,10 @@ def test_weights_alone_take_their_layers_from_another_file(tmp_path: Path, capsy
     model, other = (random_model(*row, inputs=6, seed=seed) for seed in range(2))
     source = written(model, tmp_path / "a.weights.h5")
     assert main(["show", str(source)]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "as in --like FILE" in said
+    assert "layers/dense/vars/0 (4, 6)" in said
     like, target = written(other, tmp_path / "like.keras"), tmp_path / "a.onnx"
     assert main(["convert", str(source), str(target), "--like", str(like)]) == 0
     read = onnx.load(target)
@@ -108,6 +113,29 @@ def test_weights_alone_take_their_layers_from_another_file(tmp_path: Path, capsy
     assert "like holds layers, but this model is a graph of ONNX" in capsys.readouterr().err
     with pytest.raises(InvalidInputError, match="is a graph of ONNX; keep that"):
         keras.save(read, tmp_path / "b.keras")
+
+
+def test_what_is_written_says_how_it_is_fed(tmp_path: Path, capsys: Any) -> None:
+    model = tagger()
+    source, target = written(model, tmp_path / "a.keras"), tmp_path / "a.onnx"
+    assert main(["convert", str(source), str(target)]) == 0
+    said = capsys.readouterr().out
+    assert "input   lstm_h      float32 (1, batch, 4)  a state: zeros, then the last" in said
+    assert "input   ids         int64 (time, batch)\n" in said
+    assert main(["show", str(target)]) == 0
+    assert "output  ys          float32 (time, batch, 5)\n" in capsys.readouterr().out
+    alone = ["--force", "--batch-first", "--stateless"]
+    assert main(["convert", str(source), str(target), *alone]) == 0
+    said = capsys.readouterr().out
+    assert "input   ids  int64 (batch, time)\noutput  ys   float32 (batch, time, 5)\n" in said
+    ids = np.random.default_rng(0).integers(0, 7, (2, 6))
+    (ys,) = session(onnx_package.load(target)).run(None, {"ids": ids})
+    expected = np.swapaxes(model(ids.T)[1], 0, 1)
+    np.testing.assert_allclose(ys, expected, atol=1e-5)
+    assert main(["convert", str(source), str(tmp_path / "b.keras"), "--stateless"]) == 2
+    assert "--batch-first and --stateless are for *.onnx" in capsys.readouterr().err
+    assert main(["convert", str(target), str(tmp_path / "b.onnx"), "--batch-first"]) == 2
+    assert "with --batch-first holds layers, but this model" in capsys.readouterr().err
 
 
 def test_a_graph_of_onnx_stays_one(tmp_path: Path, capsys: Any) -> None:

@@ -364,7 +364,7 @@ def test_the_command_line_shows_and_converts(tmp_path: pathlib.Path, capsys: Any
     path, target = str(tmp_path / "a.pth"), str(tmp_path / "a.onnx")
     pathlib.Path(path).write_bytes(saved({"a": state_of("lstm.") | NORM, "b": state_of(seed=1)}))
     assert convert.main(["show", path]) == 2
-    assert "as in at='a'" in capsys.readouterr().err
+    assert "as in --at 'a'" in capsys.readouterr().err
     assert convert.main(["show", path, "--at", "a"]) == 2
     assert "'bn' (weight (4,), num_batches_tracked ()) cannot be read" in capsys.readouterr().err
     assert convert.main(["show", path, "--at", "a", "--modules", "lstm"]) == 0

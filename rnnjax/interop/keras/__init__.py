@@ -88,9 +88,11 @@ def load(source: Any, *, like: Model | None = None, time_first: bool = True) -> 
             return load(f"{folder}/model.keras", like=like, time_first=time_first)
     file = read_file(source)
     if file.config is None and like is None:
+        shapes = (f"{name} {array.shape}" for name, array in file.arrays.items())
         raise InteropError(
             f"{source} holds weights alone; give a model of the same layers, as in load(path, "
-            "like=model), or save the whole model with model.save('model.keras')"
+            "like=model), or save the whole model with model.save('model.keras'); it has "
+            f"{', '.join(shapes)!r:.800}"
         )
     if file.config is not None and like is not None:
         raise InvalidInputError(

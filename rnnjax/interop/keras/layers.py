@@ -168,6 +168,11 @@ def entry_of(value: Any, where: str, version: float) -> Entry:
         raise InteropError(
             f"layer {name[:80]!r} is a Lambda, which holds code, and none is run; compute it in JAX"
         )
+    if kind in ("TFOpLambda", "SlicingOpLambda"):
+        raise InteropError(
+            f"layer {name[:80]!r} is an operator of TensorFlow, which is not read here; compute it "
+            "in JAX, or write it as a layer of Keras"
+        )
     # Keras's own classes are registered by their bare names, those of others after a ">".
     if not known or (registered and (">" in str(registered) or not isinstance(module, str))):
         raise InteropError(
@@ -292,7 +297,9 @@ def name_of(function: str | Function, where: str) -> str | dict[str, Any]:
             return {"module": "keras.layers", "class_name": layer, "config": config}
     shown = function if isinstance(function, str) else getattr(function, "__name__", function)
     has = ", ".join(_BY_NAME)
-    raise InteropError(f"the activation of {where} is {shown!r}, but Keras has {has}; use one")
+    raise InteropError(
+        f"the activation of {where} is {shown!r}, but Keras has {has}; use one, or write .onnx"
+    )
 
 
 _KINDS: Mapping[str, type[Cell]] = {

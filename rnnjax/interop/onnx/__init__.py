@@ -6,11 +6,11 @@ It needs only the package that reads ONNX files (``pip install 'rnnjax[onnx]'``)
 from typing import Any
 
 from rnnjax.interop.model import Model
-from rnnjax.interop.onnx.export import save, to_proto
+from rnnjax.interop.onnx.export import ends_of, save, to_proto
 from rnnjax.interop.onnx.graph import Graph
 from rnnjax.interop.onnx.read import read_graph, read_model
 
-__all__ = ["Graph", "load", "save", "to_proto"]
+__all__ = ["Graph", "ends_of", "load", "save", "to_proto"]
 
 
 def load(source: Any) -> Model:

@@ -135,6 +135,33 @@ def save(model: Model, path: str | os.PathLike[str], **options: Any) -> None:
     write_whole(path, to_proto(model, **options).SerializeToString())
 
 
+def ends_of(proto: Any) -> list[str]:
+    r"""Say of each input and output of an ``onnx.ModelProto`` its type, its shape, and if a state.
+
+    >>> cell = rnnjax.GRUCell(5)
+    >>> print(*ends_of(to_proto(Model.of(cell, cell.init(jax.random.key(0), 3)))), sep="\n")
+    input   xs         float32 (time, batch, 3)
+    input   rnn_h      float32 (1, batch, 5)  a state: zeros, then the last rnn_h_out
+    output  ys         float32 (time, batch, 5)
+    output  rnn_h_out  float32 (1, batch, 5)
+    """
+    onnx, graph = import_onnx(), proto.graph
+    held, ends = {one.name for one in graph.initializer}, {one.name for one in graph.output}
+    rows = [("input", one) for one in graph.input if one.name not in held]
+    rows += [("output", one) for one in graph.output]
+    width = max(len(one.name) for _, one in rows)
+    lines = []
+    for what, one in rows:
+        kind = one.type.tensor_type
+        sizes = [str(n.dim_param or n.dim_value or "?") for n in kind.shape.dim]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+        after = f"{one.name}_out"
+        state = f"  a state: zeros, then the last {after}" if after in ends else ""
+        line = f"{what:6}  {one.name:{width}}  {dtype} ({', '.join(sizes)}){state}"
+        lines.append(repr(line)[1:-1])  # names of files may hold what moves a terminal
+    return lines
+
+
 def _written_back(model: Model) -> Any:
     """The ONNX model that was imported, with the parameters as they are now."""
     if "message" not in model.origin:
