@@ -49,7 +49,7 @@ def lrcn(of: Any) -> Any:
     each = of.layers.TimeDistributed
     x = each(of.layers.Conv2D(3, 3, padding="same", activation="relu"))(i)
     x = each(of.layers.MaxPooling2D(2))(x)
-    x = each(of.layers.Flatten())(x)
+    x = each(of.layers.Dropout(0.2))(each(of.layers.Flatten())(x))
     return i, of.layers.Dense(3, activation="softmax")(of.layers.LSTM(4)(x))
 
 
@@ -73,7 +73,7 @@ def autoencoder(of: Any) -> Any:
 
 def normalised(of: Any) -> Any:
     i = sequence(of)
-    x = of.layers.LSTM(4, return_sequences=True)(i)
+    x = of.layers.LSTM(4, return_sequences=True)(of.layers.GaussianNoise(0.1)(i))
     x = of.layers.BatchNormalization()(x)
     x = of.layers.GRU(3, return_sequences=True)(x)
     x = of.layers.LayerNormalization()(x)

@@ -149,14 +149,16 @@ def conv(
     padding: str | Sequence[tuple[int, int]],
     dilation: Sequence[int],
     groups: int = 1,
+    spread: Sequence[int] | None = None,
 ) -> jax.Array:
     """Products with a kernel ``(*space, channels / groups, filters)`` at every place of ``x``.
 
-    ``padding`` is ``"VALID"`` or ``"SAME"``, or what is put before and after each axis of space.
+    ``padding`` is ``"VALID"`` or ``"SAME"``, or what is put before and after each axis of space;
+    ``spread`` is how far apart the entries of ``x`` are put, with zeros between them.
     """
     space = "HWD"[: x.ndim - 2]
     ys = lax.conv_general_dilated(
-        x, kernel, strides, padding, None, dilation, (f"N{space}C", f"{space}IO", f"N{space}C"),
+        x, kernel, strides, padding, spread, dilation, (f"N{space}C", f"{space}IO", f"N{space}C"),
         feature_group_count=groups,
     )  # fmt: skip
     return ys if bias is None else ys + bias

@@ -197,13 +197,38 @@ def test_ids_of_few_bits_are_one_of_many() -> None:
     [("MaxPool", {"dilations": [2, 1]}), ("AveragePool", {"count_include_pad": 1})],
 )
 def test_windows_stand_where_onnx_has_them(op_type: str, counted: dict[str, Any]) -> None:
-    """With strides, and what is around counted or not; one over the end is refused."""
+    """With strides, what is around counted or not, and a last one that goes over the end."""
     x = np.random.default_rng(0).normal(size=(2, 3, 7, 6)).astype(np.float32)
     around = {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 1]}
     for options in (around, around | counted, {"kernel_shape": [2, 3], "auto_pad": "SAME_LOWER"}):
         run_node(op_type, x, **options)
-    with pytest.raises(InteropError, match="ceil_mode is not read here; export"):
-        run_node(op_type, x, kernel_shape=[2, 3], ceil_mode=1)
+    for last in ({"kernel_shape": [2, 3], "strides": [2, 3]}, around, around | {"strides": [3, 4]}):
+        run_node(op_type, x, **last, ceil_mode=1)
+    if op_type == "AveragePool":
+        with pytest.raises(InteropError, match="its mean counts what is around"):
+            run_node(op_type, x, kernel_shape=[2, 3], ceil_mode=1, count_include_pad=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"strides": [3, 2], "pads": [1, 0, 0, 1], "output_padding": [1, 0]},
+        {"dilations": [2, 1], "strides": [1, 2], "group": 2},
+        {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
+        {"strides": [2, 3], "output_shape": [9, 12]},
+    ],
+)
+def test_a_transposed_convolution(options: dict[str, Any], assert_close: Any) -> None:
+    """As onnxruntime runs it: the reference of `onnx` takes neither groups nor sizes."""
+    held = {"w": normal(4, 2, 3, 2), "b": normal(2 * options.get("group", 1))}
+    x = normal(2, 4, 5, 4)
+    nodes = [node("ConvTranspose", ["x", "w", "b"], ["y"], **options)]
+    proto = proto_of(nodes, [value("x", x.shape)], ["y"], **held)
+    (expected,) = session(proto).run(None, {"x": x})
+    model = rnnjax_onnx.load(proto)
+    assert_close(model(x)[1], expected, TOLERANCE)
+    assert model.params["constants"]["w"].shape == (4, 2, 3, 2)
 
 
 def test_relu_has_no_derivative_at_zero() -> None:

@@ -20,6 +20,7 @@ _LASTS = ("SimpleRNN", "LSTM", "GRU", "RNN", "CuDNNLSTM", "CuDNNGRU", "Bidirecti
 _MERGES = {kind for kind, row in OPERATORS.items() if row.mask and row.arrays == SEVERAL}
 _KEEPS = {kind for kind, row in OPERATORS.items() if row.mask} | {
     "Dense", "Activation", "TimeDistributed", "Dropout", "SpatialDropout1D", "Softmax", "ReLU",
+    "GaussianNoise", "GaussianDropout",
     "LeakyReLU", "ELU",
 }  # fmt: skip
 _SAME_AXES = {

@@ -455,6 +455,12 @@ def _dropout(entry: Entry) -> Dropout:
     return Dropout(entry.name, DropoutRate(entry.rate("rate"), "sequence" if spatial else "step"))
 
 
+def _noise(entry: Entry) -> Activation:
+    """Noise of training alone; none is drawn here."""
+    _ = entry.number("stddev"), entry.rate("rate")
+    return Activation(entry.name, "linear")
+
+
 def _time_distributed(entry: Entry) -> Layer:
     inner = entry.inner("layer")
     if inner.kind not in _AT_EACH_STEP:
@@ -525,6 +531,8 @@ _AT_EACH_STEP: Mapping[str, Callable[[Entry], Layer]] = {
     **{kind: operation for kind, row in OPERATORS.items() if row.arrays == (1, 1)},
     **dict.fromkeys(("Activation", *ACTIVATION_LAYERS), _activation),
     "Dense": functools.partial(_plain, Dense),
+    "Dropout": _dropout,
+    **dict.fromkeys(("GaussianNoise", "GaussianDropout"), _noise),
 }
 _LAYERS: Mapping[str, Callable[[Entry], Layer]] = {
     **dict.fromkeys(OPERATORS, operation),
@@ -534,5 +542,5 @@ _LAYERS: Mapping[str, Callable[[Entry], Layer]] = {
     "TimeDistributed": _time_distributed,
     "Embedding": functools.partial(_plain, Embedding),
     "Masking": functools.partial(_plain, Masking),
-    **dict.fromkeys(("Dropout", "SpatialDropout1D"), _dropout),
+    "SpatialDropout1D": _dropout,
 }

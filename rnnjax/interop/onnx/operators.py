@@ -198,6 +198,11 @@ def _window(at: At, x: Any, sizes: Sequence[int]) -> tuple[Any, Any, Any]:
     if automatic != "NOTSET":
         reach = [(size - 1) * step + 1 for size, step in zip(sizes, dilations, strict=True)]
         pads = lax.padtype_to_pads(space, reach, strides, automatic.removesuffix("_UPPER"))
+    elif at.get("ceil_mode", 0):  # a last window that is not whole, but begins inside
+        for i, (n, (low, high)) in enumerate(zip(space, pads, strict=True)):
+            reach, step = (sizes[i] - 1) * dilations[i] + 1, strides[i]
+            more = -(n + low + high - reach) % step
+            pads[i] = low, high + (more if n + low + high - reach + more < n + low else 0)
     at.bound((*x.shape[:2], *(n + low + high for n, (low, high) in zip(space, pads, strict=True))))
     return strides, dilations, pads
 
@@ -213,6 +218,36 @@ def _conv(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
     return _channels_last(at, run, x, kernel, bias)
 
 
+def _conv_transpose(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
+    """The transpose of a convolution: entries of ``x`` far apart, and the kernel turned around."""
+    rank, groups = kernel.ndim - 2, at.get("group", 1)
+    strides, steps, more = (
+        tuple(at.get(name) or (usual,) * rank)
+        for name, usual in (("strides", 1), ("dilations", 1), ("output_padding", 0))
+    )
+    reach = [(size - 1) * step for size, step in zip(kernel.shape[2:], steps, strict=True)]
+    given, automatic = at.get("pads") or (0,) * (2 * rank), at.get("auto_pad", "NOTSET")
+    pads, sizes = list(zip(given[:rank], given[rank:], strict=True)), at.get("output_shape")
+    if automatic.startswith("SAME"):
+        sizes = [n * stride for n, stride in zip(x.shape[2:], strides, strict=True)]
+    if sizes:
+        every = zip(x.shape[2:], strides, more, reach, sizes[-rank:], strict=True)
+        away = [stride * (n - 1) + m + r + 1 - size for n, stride, m, r, size in every]
+        less = [n // 2 if automatic == "SAME_UPPER" else n - n // 2 for n in away]
+        pads = [(low, n - low) for n, low in zip(away, less, strict=True)]
+    around = [(r - low, r - high + m) for r, (low, high), m in zip(reach, pads, more, strict=True)]
+
+    def run(x: Any, kernel: Any, bias: Any) -> Any:
+        channels, filters, *space = kernel.shape
+        apart = jnp.flip(kernel, tuple(range(2, 2 + rank)))
+        apart = apart.reshape(groups, channels // groups, filters, *space)
+        turned = apart.transpose(*range(3, 3 + rank), 1, 0, 2)
+        turned = turned.reshape(*space, channels // groups, groups * filters)
+        return shared.conv(x, turned, bias, (1,) * rank, around, steps, groups, strides)
+
+    return _channels_last(at, run, x, kernel, bias)
+
+
 def _pool(maximum: bool) -> Run:
     def run(at: At, x: Any) -> Any:
         if len(at.node.outputs) > 1:
@@ -220,6 +255,8 @@ def _pool(maximum: bool) -> Run:
         sizes = at.get("kernel_shape")
         strides, dilations, pads = _window(at, x, sizes)
         whole = bool(at.get("count_include_pad", 0))
+        if whole and at.get("ceil_mode", 0):
+            raise InteropError("its mean counts what is around, but not to the end; leave it out")
         return _channels_last(
             at, lambda x: shared.pool(x, maximum, sizes, strides, pads, dilations, whole), x
         )
@@ -480,6 +517,7 @@ OPERATORS: Mapping[str, Run] = {
     "ReduceL2": lambda at, x, axes=None: module_of(x).sqrt(_reduction("sum")(at, x * x, axes)),
     "BatchNormalization": _batch_norm, "Clip": _clip, "Concat": _concat,
     "ConstantOfShape": _constant_of_shape, "Conv": _conv, "CumSum": _cumsum, "Dropout": _dropout,
+    "ConvTranspose": _conv_transpose,
     "Expand": _expand, "Flatten": _flatten, "Gather": _gather, "GatherElements": _gather_elements,
     "GatherND": _gather_nd, "Gemm": _gemm, "LayerNormalization": _layer_norm, "MatMul": _matmul,
     "NonZero": _nonzero, "OneHot": _one_hot, "Pad": _pad, "Range": _range, "Reshape": _reshape,

@@ -164,10 +164,10 @@ Scope = collections.ChainMap[str, str]
 
 _CONSTANT = "Constant"  # the operator that only holds an array
 _KNOWN = frozenset({_CONSTANT, *OPERATORS, *RECURRENT})
-_PRODUCTS = ("MatMul", "Gemm", "Conv")
+_PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _WITH_WEIGHTS = (*_PRODUCTS, *RECURRENT, "Gather", "PRelu")
 _NOT_READ = frozenset({
-    "batch_dims", "ceil_mode", "exclusive", "input_forget", "layout", "reverse", "scan_input_axes",
+    "batch_dims", "exclusive", "input_forget", "layout", "reverse", "scan_input_axes",
     "scan_input_directions", "scan_output_axes", "scan_output_directions", "select_last_index",
     "training_mode",
 })  # fmt: skip
