@@ -207,9 +207,12 @@ def graph_config(
     order = graph.order([graph.at[value.source] for value in network.outputs])
     ordered = {name: configs[name] for name in order if name in configs}
     ends = [[*graph.at[value.source], value.output] for value in network.outputs]
-    outputs: Any = ends if network.names is None else dict(zip(network.names, ends, strict=True))
+    outputs: Any = ends if ends[1:] else ends[0]  # one by itself, as it is called
+    if network.names is not None:
+        outputs = dict(zip(network.names, ends, strict=True))
     listed = [{"name": name, "inbound_nodes": [], **one} for name, one in graph.entries.items()]
-    inputs = [[one.name, 0, 0] for one in network.inputs]
+    begin = [[one.name, 0, 0] for one in network.inputs]
+    inputs: Any = begin if begin[1:] else begin[0]
     config = {"name": "functional", "layers": listed, "input_layers": inputs}
     made = keras_layer("Functional", {**config, "output_layers": outputs})
     made |= {"module": "keras.src.models.functional", "registered_name": "Functional"}

@@ -151,7 +151,9 @@ class _Graph:
 
     def _call(self, entry: Entry, value: Any, use: _Use) -> list[_Tensor]:
         name, first, mask = entry.name, use.takes[0], use.masks[0]
-        if mask is not None and first.mask is not None and mask.made == first.mask:
+        # Keras 3 gives no mask to a layer that is called with states, but returns it after it.
+        natural = not use.states or self.version < 3
+        if natural and mask is not None and first.mask is not None and mask.made == first.mask:
             mask = None  # it comes by itself
         came = [one.masked_by for one in use.takes if one.mask is not None]
         masked_by = name if mask is not None else (came or [""])[0]
@@ -177,8 +179,6 @@ class _Graph:
             self.looked_up |= inputs
         if mask is not None:
             self.marks |= mask.inputs
-        # Keras 3 gives no mask to a layer that is called with states, but returns it after it.
-        natural = not use.states or self.version < 3
         takes, states = (tuple(one.value for one in some) for some in (use.takes, use.states))
         marks = natural if mask is None else mask.value
         self.calls[called] = Call(name, called, takes, states, marks)
