@@ -12,7 +12,9 @@ from interop_helpers import distance
 from made_models import MODELS, made
 from onnx_helpers import session
 
-from rnnjax.interop import Model, keras, onnx
+from rnnjax import InteropError
+from rnnjax.interop import Dense, Functional, Model, keras, onnx
+from rnnjax.interop.model import Call, Input, Value
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -72,6 +74,25 @@ def test_to_keras(name: str, build: Callable[..., Any], tmp_path: Path) -> None:
     opened = pytest.importorskip("keras").saving.load_model(tmp_path / "ours.keras")
     ys = opened(arrays if arrays[1:] else arrays[0])
     assert distance([*map(np.asarray, ys if expected[1:] else [ys])], expected) < MOST
+
+
+def test_names_of_layers_in_a_file(tmp_path: Path) -> None:
+    """Keras 3 takes no slash in them; no format takes one for two."""
+    dense, params = Dense("a/b", 2), {"kernel": np.ones((3, 2), "f"), "bias": np.ones(2, "f")}
+    call = Call("a/b", "a/b", (Value("x"),))
+    for inputs in (("x",), ("x", "x")):
+        given = tuple(Input(name, (None, 3)) for name in inputs)
+        network = Functional(given, (dense,), (call,), (Value("a/b"),))
+        model = Model(network, {"a/b": params})
+        if inputs == ("x",):
+            keras.save(model, tmp_path / "a.keras")
+            opened = pytest.importorskip("keras").saving.load_model(tmp_path / "a.keras")
+            np.testing.assert_array_equal(opened(np.ones((1, 4, 3), "f")), np.full((1, 4, 2), 4))
+            continue
+        with pytest.raises(InteropError, match="two values of the graph would be named 'x'"):
+            onnx.to_proto(model)
+        with pytest.raises(InteropError, match="two layers or inputs of the model would have one"):
+            keras.save(model, tmp_path / "b.keras")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,13 @@ def keras_layer(
     kind: str, config: Mapping[str, Any], module: str = "keras.layers"
 ) -> dict[str, Any]:
     """A layer as it stands in a config."""
+    config = {**config, "name": plain(config["name"])} if "name" in config else config
     return {"module": module, "registered_name": None, "class_name": kind, "config": config}
+
+
+def plain(name: str) -> str:
+    """The name of a layer as Keras 3 allows it, without slashes."""
+    return name.replace("/", "_")
 
 
 def input_entry(one: Input) -> dict[str, Any]:
@@ -55,7 +61,7 @@ def input_entry(one: Input) -> dict[str, Any]:
 
 
 def _tensor(name: str, place: int, output: int) -> dict[str, Any]:
-    history = {"shape": [None], "dtype": "float32", "keras_history": [name, place, output]}
+    history = {"shape": [None], "dtype": "float32", "keras_history": [plain(name), place, output]}
     return {"class_name": "__keras_tensor__", "config": history}
 
 
@@ -81,6 +87,7 @@ class _Graph:
         self.network, self.layers = network, network.layers
         self.entries: dict[str, dict[str, Any]] = {}
         self.at: dict[str, tuple[str, int]] = {}  # of inputs and calls, the layer and its node
+        self.names = {plain(name): name for name in (*configs, *(x.name for x in network.inputs))}
         self.parents: dict[tuple[str, int], list[tuple[str, int]]] = {}  # of nodes, what they read
         self.marks: dict[Value, Any] = {}  # the call that made the mask of a value, if it has one
         self.readers = [value for call in network.calls for value in set(call.takes)]
@@ -107,8 +114,8 @@ class _Graph:
         nodes = self.entries[name].setdefault("inbound_nodes", [])
         self.at[key] = name, len(nodes)
         read = jax.tree.leaves((args, dict(options)), is_leaf=_is_tensor)
-        histories = [one["config"]["keras_history"] for one in read if _is_tensor(one)]
-        self.parents[name, len(nodes)] = [(layer, place) for layer, place, _ in histories]
+        sources = [one["config"]["keras_history"] for one in read if _is_tensor(one)]
+        self.parents[name, len(nodes)] = [(self.names[n], place) for n, place, _ in sources]
         nodes.append({"args": args, "kwargs": dict(options)})
 
     def call(self, call: Call) -> None:
@@ -172,6 +179,7 @@ class _Graph:
                 args = [self.tensor(Value(key))] if takes is None else takes
                 config = {"name": name, **({"axis": -1, "keepdims": False} if more else {})}
                 self.entries[name] = keras_layer(kind, config, _OPS)
+                self.names[plain(name)] = name
                 self.node(name, key, args, {})
         return self.tensor(Value(key))
 
@@ -206,12 +214,16 @@ def graph_config(
     graph = _Graph(network, configs)
     order = graph.order([graph.at[value.source] for value in network.outputs])
     ordered = {name: configs[name] for name in order if name in configs}
-    ends = [[*graph.at[value.source], value.output] for value in network.outputs]
+    places = [(*graph.at[value.source], value.output) for value in network.outputs]
+    ends = [[plain(name), place, output] for name, place, output in places]
     outputs: Any = ends if ends[1:] else ends[0]  # one by itself, as it is called
     if network.names is not None:
         outputs = dict(zip(network.names, ends, strict=True))
-    listed = [{"name": name, "inbound_nodes": [], **one} for name, one in graph.entries.items()]
-    begin = [[one.name, 0, 0] for one in network.inputs]
+    listed = [{"name": plain(n), "inbound_nodes": [], **one} for n, one in graph.entries.items()]
+    twice = {one["name"] for one in listed}
+    if len(twice) < len(configs) + len(network.inputs):
+        raise InteropError("two layers or inputs of the model would have one name; rename one")
+    begin = [[plain(one.name), 0, 0] for one in network.inputs]
     inputs: Any = begin if begin[1:] else begin[0]
     config = {"name": "functional", "layers": listed, "input_layers": inputs}
     made = keras_layer("Functional", {**config, "output_layers": outputs})
