@@ -132,7 +132,7 @@ def test_node_cases(every: bool, x64: None) -> None:
     print(refused)
     assert len(chosen) - len(refused) >= (800 if every else 75)
     words = "layer_normalization", "lstm", "gru", "rnn"
-    known = {name for name in refused if not name.endswith(("peepholes", "batchwise"))}
+    known = {name for name in refused if not name.endswith("peepholes")}
     assert every or not any(word in name for name in known for word in words)
 
 

@@ -227,6 +227,10 @@ class _Run:
             jnp.asarray(values[name]) if name in values else None
             for name in (node.input(i) for i in range(7))
         )
+        batch_first = node.get("layout", 0)  # then of all that it takes and gives
+        if batch_first:
+            xs = jnp.swapaxes(xs, 0, 1)
+            h, c = (None if state is None else jnp.swapaxes(state, 0, 1) for state in (h, c))
         params = self.params.get(node.layer, {})
         if node.input(1):
             check_weights(layer.cell, weights)
@@ -240,6 +244,8 @@ class _Run:
         each = carry if isinstance(carry, Directions) else (carry,)
         ys = jnp.stack(jnp.split(ys, len(each), axis=-1), axis=1)
         outputs = ys, *(jnp.stack(leaves) for leaves in zip(*each, strict=True))
+        if batch_first:
+            outputs = tuple(jnp.moveaxis(y, -2, 0) for y in outputs)
         named = zip(node.outputs, outputs, strict=False)
         values.update((name, y.astype(xs.dtype)) for name, y in named if name)
         self.carries[node.layer] = carry

@@ -167,7 +167,7 @@ _KNOWN = frozenset({_CONSTANT, *OPERATORS, *RECURRENT})
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _WITH_WEIGHTS = (*_PRODUCTS, *RECURRENT, "Gather", "PRelu")
 _NOT_READ = frozenset({
-    "batch_dims", "exclusive", "input_forget", "layout", "reverse", "scan_input_axes",
+    "batch_dims", "exclusive", "input_forget", "reverse", "scan_input_axes",
     "scan_input_directions", "scan_output_axes", "scan_output_directions", "select_last_index",
     "training_mode",
 })  # fmt: skip
