@@ -109,7 +109,7 @@ def _shapes(model: Model, steps: int, axis: int) -> dict[str, Any]:
             "all sizes but that of time; save the model with them"
         )
     if not isinstance(network, Graph):
-        shapes = input_shapes(model, steps, 1)
+        shapes = input_shapes(model, [steps] * len(getattr(network, "inputs", [None])), 1)
         names = [one.name for one in getattr(network, "inputs", ())]
         each = shapes if isinstance(shapes, tuple) else (shapes,)
         ids = jnp.issubdtype(each[0].dtype, jnp.integer)
