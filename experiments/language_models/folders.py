@@ -250,6 +250,7 @@ def look(path: str | Path) -> Model:
         tensors = load_state_dict(path)
         config = family.Config.of({name: x.shape for name, x in tensors.items()})
     else:
+        _companions(path)
         family, config, values = read_config(path)
         tensors = load_state_dict(_tensor_file(path))
     tensors, left_out = fitting(family, config, tensors)
@@ -300,6 +301,23 @@ def _tensor_file(folder: Path) -> Path:
     raise InvalidInputError(f"{folder} must have one of {', '.join(TENSORS)}; get it again")
 
 
+def _companions(folder: Path) -> list[Path]:
+    """Return the files that are written again as they are: the config, the tokenizer and the like.
+
+    A link may lead to the blobs of a hub's cache, ``models--NAME/snapshots/REVISION/../../blobs``,
+    but not elsewhere: what is written would hold a private file of whoever runs this.
+    """
+    endings, home = (".json", ".txt", ".model", ".jinja"), folder.resolve()
+    found = [file for file in folder.glob("*") if file.suffix in endings]
+    for file in found:
+        if file.resolve().parent not in (home, home.parent.parent / "blobs"):
+            raise InvalidInputError(
+                f"{file} must be a file of its own folder, but is a link to another one; copy what "
+                "it should hold"
+            )
+    return sorted(file for file in found if ".index." not in file.name and file.is_file())
+
+
 def embedding_of(family: ModuleType, config: Any) -> str:
     """Return the name of the embedding, which depends on the file in some families."""
     return str(config.embedding if hasattr(config, "embedding") else family.EMBEDDING)
@@ -311,12 +329,14 @@ def fitting(
     """Return the tensors of a text model, and the names of others, or raise if they do not fit."""
     prefixes = getattr(family, "LEFT_OUT", ())
     left_out = tuple(sorted(name for name in tensors if prefixes and name.startswith(prefixes)))
-    found = {name: x for name, x in tensors.items() if name not in left_out}
+    found = dict(tensors)
+    for name in left_out:
+        del found[name]
     expected = family.shapes(config)
     head, embedding = found.get(family.HEAD), found.get(embedding_of(family, config))
-    unasked = family.HEAD not in expected and head is not None and embedding is not None
-    if unasked and bool(np.all(head == embedding)):  # a tied head that was written all the same
-        del found[family.HEAD]
+    unasked = family.HEAD not in expected
+    if unasked and head is not None and embedding is not None and np.array_equal(head, embedding):
+        del found[family.HEAD]  # a tied head that was written all the same
     for name, why in [
         *((name, "is missing from the file") for name in expected if name not in found),
         *((name, "is in the file, but in no such model") for name in found if name not in expected),
@@ -450,14 +470,24 @@ def write(folder: str | Path, model: Model, params: Mapping[str, Any] | None = N
     """Write a model as it was read: the same files, with other tensors.
 
     Args:
-        folder: a new folder, or an empty one.
+        folder: a new folder, or an older one that this wrote.
         model: the model that was read.
         params: what to write instead of its parameters.
 
     Returns:
         what `read` reads: the folder; or the file of tensors, if the model came from one.
+
+    Raises:
+        InvalidInputError: the tensors do not fit; or the folder is that of the model, or holds
+            tensors that `read` would take before these.
     """
     folder = Path(folder)
+    older = any((folder / name).exists() for name in TENSORS if name != "model.safetensors")
+    home = model.path if model.path.is_dir() else model.path.parent
+    if older or folder.resolve() == home.resolve():
+        raise InvalidInputError(
+            f"{folder} must be a new folder, but holds another model; choose another one"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     whole = {name: np.asarray(x) for name, x in (params or model.params).items()}
     fitting(model.family, model.config, whole)
@@ -466,9 +496,8 @@ def write(folder: str | Path, model: Model, params: Mapping[str, Any] | None = N
             shutil.copyfile(file, folder / file.name)
         save_params(folder / "model.safetensors", whole)
         return folder / "model.safetensors"
-    for file in sorted(model.path.iterdir()):
-        if file.suffix in (".json", ".txt", ".model", ".jinja") and ".index." not in file.name:
-            shutil.copyfile(file, folder / file.name)
+    for file in _companions(model.path):
+        shutil.copyfile(file, folder / file.name)
     if model.left_out:
         old = load_state_dict(_tensor_file(model.path))
         whole |= {name: old[name] for name in model.left_out}

@@ -99,12 +99,19 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: rewrite(f, **{HEAD: tensors_of(f)[EMBEDDING] + 1}),
         f"{HEAD!r} is in the file, but in no such model",
     ),
+    "a head of another shape": (
+        lambda f: rewrite(f, **{HEAD: np.ones((7, 16), np.float32)}),
+        f"{HEAD!r} is in the file, but in no such model",
+    ),
     "another shape": (
         lambda f: rewrite(f, **{EMBEDDING: np.ones((300, 15), np.float32)}),
         r"must have shape \(300, 16\), as other sizes of the model say, but has \(300, 15\)",
     ),
     "integers": (
         lambda f: rewrite(f, **{EMBEDDING: np.ones((300, 16), np.int8)}), "but is int8; quantised",
+    ),
+    "a link to a private file": (
+        lambda f: (f / "vocab.txt").symlink_to(f.parent / "private"), "vocab.txt .* but is a link",
     ),
     "an index to another folder": (index(a_b="../model.safetensors"), "in its own folder"),
     "an index to nothing": (index(a_b="1.safetensors"), "1.safetensors cannot be read"),
@@ -195,6 +202,27 @@ def test_what_is_written_is_what_was_read(folder: Path, tmp_path: Path) -> None:
     folders.read_tokenizer(again)
     for name, x in half.items():
         np.testing.assert_array_equal(x, again.params[name])
+
+
+def test_a_hub_s_cache_is_read_through_its_links(folder: Path, tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "hub" / "snapshots" / "1", tmp_path / "hub" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(folder.iterdir())):
+        file.rename(blobs / f"{number}")
+        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", f"{number}"))
+    written = folders.write(tmp_path / "new", folders.read(snapshot))
+    assert not any(file.is_symlink() for file in written.iterdir())
+    folders.read_tokenizer(folders.read(written))
+
+
+def test_no_model_is_written_where_another_one_would_be_read(folder: Path, tmp_path: Path) -> None:
+    model = folders.read(folder)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "model.safetensors.index.json").write_text("{}")
+    for place in (folder, tmp_path / "old"):
+        with pytest.raises(RnnjaxError, match="must be a new folder, but holds another model"):
+            folders.write(place, model)
 
 
 # What config.json of two public models has beside sizes.
