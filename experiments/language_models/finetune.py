@@ -46,7 +46,7 @@ class Finetune:
     warmup: Natural = 20
     """The number of steps in which the learning rate rises from 0."""
     weight_decay: NotNegative = 0.01
-    """The decay of matrices."""
+    """The decay of matrices; not of vectors, nor of the rates of a state's decay."""
     clip_norm: float = 1.0
     """The largest norm of the gradient."""
     validation: float = 0.1
@@ -196,6 +196,19 @@ def make_loss(model: Model, command: Finetune, frozen: frozenset[str]) -> Any:
     return loss
 
 
+def decays(params: Any) -> Any:
+    """Return for each tensor whether it decays: a matrix whose name ends in ``weight``.
+
+    Mamba's ``A_log (channels, state_size)`` is a logarithm of rates, whose decay would draw all of
+    them to 1, and vectors of RWKV-7 have the shape ``(1, 1, width)``; their authors leave out both.
+    """
+
+    def is_matrix(path: Any, x: jax.Array) -> bool:
+        return bool(path[-1].key.endswith("weight") and x.size > max(x.shape))
+
+    return jax.tree.map_with_path(is_matrix, params)
+
+
 def make_optimizer(command: Finetune, frozen: frozenset[str]) -> optax.GradientTransformation:
     """Return AdamW after a clipped gradient, for the tensors that are trained."""
     rate = optax.linear_schedule(0.0, command.learning_rate, command.warmup)
@@ -207,7 +220,7 @@ def make_optimizer(command: Finetune, frozen: frozenset[str]) -> optax.GradientT
             rate,
             b2=0.95,
             weight_decay=command.weight_decay,
-            mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+            mask=decays,
         ),
     )
 

@@ -12,7 +12,7 @@ import language_model_helpers as helpers
 import numpy as np
 import pytest
 
-from experiments.language_models import evaluate, folders, generate
+from experiments.language_models import evaluate, finetune, folders, generate
 from experiments.language_models.folders import Model
 from rnnjax.interop.torch import load_state_dict
 
@@ -154,6 +154,19 @@ def test_what_is_frozen_stays_and_types_are_those_of_the_folder(
     assert {x.dtype for x in learned.params.values()} == {np.dtype(jnp.bfloat16)}
     same = {name for name, x in learned.params.items() if (x == half[name]).all()}
     assert same == {name for name in half if "norm" in name or "embeddings" in name}
+
+
+def test_matrices_decay_and_neither_vectors_nor_rates() -> None:
+    shapes = {
+        "in_proj.weight": (4, 3), "norm.weight": (4,), "gate_bias": (2, 2), "mixer.A_log": (4, 3),
+        "att.x_r": (1, 1, 4), "att.r_k": (2, 2), "embeddings.weight": (5, 4),
+    }  # fmt: skip
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    options = finetune.Finetune(Path("model"), Path("text.txt"), warmup=0, weight_decay=0.5)
+    optimizer = finetune.make_optimizer(options, frozenset({"embeddings.weight"}))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    assert {name for name, x in updates.items() if x.any()} == {"in_proj.weight"}
 
 
 @pytest.mark.usefixtures("model")
