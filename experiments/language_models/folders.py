@@ -81,9 +81,11 @@ class Fields:
                 "reads no other model"
             )
 
-    def size(self, name: str, default: Any = _MISSING, least: int = 1) -> int:
-        """Return an integer of at least ``least``, that an array may have."""
-        value, most = self.take(name, default), 1000 if name in _ONE_BY_ONE else 2**31 - 1
+    def size(
+        self, name: str, default: Any = _MISSING, least: int = 1, most: int = 2**31 - 1
+    ) -> int:
+        """Return an integer from ``least`` to ``most``, that an array may have."""
+        value, most = self.take(name, default), 1000 if name in _ONE_BY_ONE else most
         good = type(value) is int and least <= value <= most
         self.expect(good, name, f"an integer from {least} to {most}")
         return int(value)

@@ -60,7 +60,7 @@ def read_config(fields: Fields) -> Config:
         heads=heads,
         key_heads=key_heads,
         head_size=width // heads,
-        window=fields.size("attention_window_size", 2048),
+        window=fields.size("attention_window_size", 2048, most=2**16),  # no tensor has its size
         rotary=fields.rotary(width // heads, 0.5),
         bias=fields.flag("attention_bias", False),
         cap=fields.number("logits_soft_cap", 30.0),
@@ -121,7 +121,7 @@ def apply(
         x = x + blocks.gated_mlp(layer, "mlp_block", y, jax.nn.gelu)
     x = blocks.zero_centered_norm(params, "model.final_norm", x, c.epsilon)
     logits = blocks.logits(params, HEAD, EMBEDDING, x)
-    return Carry(place, tuple(after)), c.cap * jnp.tanh(logits / c.cap)
+    return Carry(place, tuple(after)), blocks.capped(logits, c.cap)
 
 
 def attention(c: Config, params: Params, x: jax.Array, cache: Cache, at: Place) -> Mixed:

@@ -156,6 +156,7 @@ def test_full_attention_refuses_what_has_no_room(tmp_path: Path) -> None:
     [
         (GRIFFIN, {"hidden_activation": "relu"}, "hidden_activation .* but is \"relu\""),
         (GRIFFIN, {"block_types": ["recurrent", "full"]}, "block_types .* 'recurrent' or"),
+        (GRIFFIN, {"attention_window_size": 2**30}, "attention_window_size .* from 1 to 65536"),
         (GRIFFIN, {"block_types": []}, "block_types .* a list with a name"),
         (GRIFFIN, {"num_key_value_heads": 3}, "num_key_value_heads .* a divisor of 2 heads"),
         (GRIFFIN, {"num_attention_heads": 3, "num_key_value_heads": 3}, "divisor of 16 and of 16"),
