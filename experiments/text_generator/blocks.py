@@ -20,11 +20,11 @@ def mamba2(hidden_size: int) -> "Block":
 
 
 def gated_delta(hidden_size: int) -> "Block":
-    """The gated delta rule's block (Yang et al., 2025), with heads of 64 values.
+    """The gated delta rule's block (Yang et al., 2025), with heads of 64 values, or 32.
 
     Its cell gates and normalises what it reads once more.
     """
-    heads = max(1, hidden_size // 64)
+    heads = max(1, hidden_size // (32 if hidden_size % 64 else 64))
     return Block(hidden_size, cells.GatedDeltaNetCell(hidden_size, heads=heads))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments.runs import new_folder
-from experiments.text_generator import checkpoints
+from experiments.text_generator import blocks, checkpoints
 from experiments.text_generator.__main__ import settled
 from experiments.text_generator.checkpoints import check_alike, require_unchanged, write_about
 from experiments.text_generator.config import Architecture, Optimization, Text, Train, flat
@@ -401,6 +401,12 @@ def test_blocks_step_as_they_unroll_and_begin_anew_at_a_reset(cell, random_like,
     resets[4] = True
     run = jax.jit(functools.partial(unroll, model.stack))
     assert_close(run(params["stack"], xs, resets=resets)[0], run(params["stack"], xs[4:])[0], 1e-5)
+
+
+@pytest.mark.parametrize("block", [blocks.mamba2, blocks.gated_delta])
+def test_a_block_may_have_any_multiple_of_32_units(block):
+    for size in range(32, 513, 32):
+        jax.eval_shape(lambda key, n=size: block(n).init(key, n), jax.random.key(0))
 
 
 @pytest.mark.parametrize(
