@@ -283,8 +283,6 @@ TABLE = (
     "what is frozen decays all the same",
     'return {name: {{"kept" if name in frozen else  => }}"trained" for name in params}',
     "experiments/language_models/folders.py tests/experiments/language_models/test_folders.py",
-    "the parts of a long document lose a token between them",
-    "document[at : at + length{{ + 1 => }}]",
     "a field of a config that nobody knows is let through",
     "if name not in self.known and value is {{not  => }}None:",
     "experiments/language_models/gated_delta.py"
@@ -311,6 +309,9 @@ TABLE = (
     "jnp.where({{resets[..., None] => False}}, 0, before)",
     "the rate scales the key at which RWKV-7 reads what it removes",
     "removal_query={{kappa => heads(rate) * kappa}}, removal_key",
+    "experiments/language_models/texts.py tests/experiments/language_models/test_folders.py",
+    "the parts of a long document lose a token between them",
+    "document[at : at + length{{ + 1 => }}]",
     "experiments/language_models/xlstm.py tests/experiments/language_models/test_xlstm.py",
     "the stabilizer of xLSTM goes on from a document to the next",
     "kept = jnp.where(first, {{-jnp.inf => decay}}, decay)",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.language_models import folders
+from experiments.language_models import folders, texts
 from experiments.language_models.folders import Model
 from experiments.language_models.generate import PIECE
 from experiments.runs import Positive
@@ -34,8 +34,8 @@ class Evaluate:
 def run_evaluation(command: Evaluate) -> int:
     """Print the bits a byte of a text."""
     model = folders.read(command.folder)
-    tokenizer = folders.read_tokenizer(model, command.tokenizer)
-    text = "".join(folders.read_texts(command.corpus))
+    tokenizer = texts.read_tokenizer(model, command.tokenizer)
+    text = "".join(texts.read_texts(command.corpus))
     ids = tokenizer.encode(text)
     if len(ids) < 2:
         raise InvalidInputError(

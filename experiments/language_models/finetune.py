@@ -13,7 +13,7 @@ import optax
 import tyro
 
 from experiments import runs
-from experiments.language_models import folders
+from experiments.language_models import folders, texts
 from experiments.language_models.folders import Model
 from experiments.runs import Natural, NotNegative, Positive, Seed, option
 from rnnjax import InvalidInputError
@@ -83,9 +83,9 @@ def run_finetuning(command: Finetune) -> int:
     """Train, and write the best model."""
     command.check()
     model = folders.look(command.folder)
-    tokenizer = folders.read_tokenizer(model, command.tokenizer)
+    tokenizer = texts.read_tokenizer(model, command.tokenizer)
     training, validation = (
-        folders.pack(part, command.context) for part in documents(command, model, tokenizer)
+        texts.pack(part, command.context) for part in documents(command, model, tokenizer)
     )
     rows = training["inputs"].shape[1]
     if rows < command.batch_size:
@@ -130,13 +130,13 @@ def settings(command: Finetune) -> dict[str, Any]:
 
 def documents(command: Finetune, model: Model, tokenizer: Any) -> tuple[list[Any], list[Any]]:
     """Return the documents to learn from, and those to validate, as ids."""
-    texts = [
+    parts = [
         text
-        for file in folders.read_texts(command.corpus)
+        for file in texts.read_texts(command.corpus)
         for text in (file.split(command.separator) if command.separator else [file])
         if text.strip()
     ]
-    found = [np.array([*tokenizer.encode(text), *model.ends[:1]], np.int32) for text in texts]
+    found = [np.array([*tokenizer.encode(text), *model.ends[:1]], np.int32) for text in parts]
     # The last documents are to validate; one that is longer than that is cut.
     total = sum(map(len, found))
     left = max(2, round(command.validation * total))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.language_models import folders
+from experiments.language_models import folders, texts
 from experiments.language_models.folders import Model
 from experiments.runs import Natural, Positive, PositiveOrNone, Seed
 from rnnjax import InvalidInputError
@@ -47,7 +47,7 @@ def run_generation(command: Generate) -> int:
     """Print the prompt and what follows; how fast goes to standard error."""
     sampling = Sampling(command.temperature, command.top_k)
     model = folders.read(command.folder)
-    tokenizer = folders.read_tokenizer(model, command.tokenizer)
+    tokenizer = texts.read_tokenizer(model, command.tokenizer)
     ids = tokenizer.encode(command.prompt)
     if not ids.size:
         raise InvalidInputError("--prompt must have at least one token, but is empty; begin a text")

@@ -12,7 +12,7 @@ import language_model_helpers as helpers
 import numpy as np
 import pytest
 
-from experiments.language_models import evaluate, finetune, folders, generate
+from experiments.language_models import evaluate, finetune, folders, generate, texts
 from experiments.language_models.folders import Model
 from rnnjax.interop.torch import load_state_dict
 
@@ -65,14 +65,14 @@ def test_generate_writes_the_most_probable_text(
     command: Any, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the pieces are in which the prompt is read."""
-    tokenizer = folders.read_tokenizer(model)
+    tokenizer = texts.read_tokenizer(model)
     prompt = "the whale and thé sea"
     ids = tokenizer.encode(prompt).tolist()
     for _ in range(12):
         ids.append(int(logits_of(model, ids)[-1].argmax()))
     assert 0 not in ids  # which would end the text
     # Not the text, in which many bytes of random weights are none.
-    monkeypatch.setattr(folders.Tokenizer, "decode", lambda _, ids: "".join(f" {i}" for i in ids))
+    monkeypatch.setattr(texts.Tokenizer, "decode", lambda _, ids: "".join(f" {i}" for i in ids))
     words = ("generate", "model", "--prompt", prompt, "--tokens", 12)
     result = command(*words)
     assert result.stdout == f"{prompt}{tokenizer.decode(ids[-12:])}\n"
@@ -85,7 +85,7 @@ def test_generate_writes_the_most_probable_text(
 
 def test_text_is_written_when_it_is_known(model: Model) -> None:
     """Whole characters, and no piece without its space."""
-    tokenizer = folders.read_tokenizer(model)
+    tokenizer = texts.read_tokenizer(model)
     text = "the whale é swam 🐋 in"
     decoder = generate.Decoder(tokenizer)
     pieces = [decoder.of(one) for one in tokenizer.encode(text)[:, None]]
@@ -96,7 +96,7 @@ def test_text_is_written_when_it_is_known(model: Model) -> None:
 def test_a_token_that_ends_a_document_ends_the_text(command: Any, tmp_path: Path) -> None:
     """Whichever of those that config.json names is the most probable."""
     model = helpers.drawn(tmp_path / "model")
-    ids = folders.read_tokenizer(model).encode("the sea")
+    ids = texts.read_tokenizer(model).encode("the sea")
     best = int(logits_of(model, ids)[-1].argmax())
     helpers.drawn(tmp_path / "model", eos_token_id=[0, best])
     result = command("generate", "model", "--prompt", "the sea", "--tokens", 12)
@@ -107,7 +107,7 @@ def test_a_token_that_ends_a_document_ends_the_text(command: Any, tmp_path: Path
 def test_evaluate_counts_the_bits_of_the_whole_text(
     command: Any, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids = folders.read_tokenizer(model).encode(TEXT)
+    ids = texts.read_tokenizer(model).encode(TEXT)
     logs = jax.nn.log_softmax(logits_of(model, ids[:-1]))
     bits = -np.take_along_axis(np.asarray(logs, np.float64), ids[1:, None], -1).sum() / math.log(2)
     monkeypatch.setattr(evaluate, "PIECE", 100)
@@ -218,11 +218,11 @@ def test_full_attention_has_room_for_a_text_or_reads_it_in_windows(
     assert model.attends
     shown = command("show", "model").stdout
     assert "the state of 2048 tokens has " in shown
-    tokenizer = folders.read_tokenizer(model)
+    tokenizer = texts.read_tokenizer(model)
     ids = tokenizer.encode("the sea").tolist()
     words = ("generate", "model", "--prompt", "the sea", "--tokens", 9, "--context")
     assert f"make it {len(ids) + 9}" in refused(*words, len(ids) + 8)
-    monkeypatch.setattr(folders.Tokenizer, "decode", lambda _, ids: "".join(f" {i}" for i in ids))
+    monkeypatch.setattr(texts.Tokenizer, "decode", lambda _, ids: "".join(f" {i}" for i in ids))
     written = command(*words, len(ids) + 9).stdout
     for _ in range(9):
         ids.append(int(logits_of(model, ids)[-1].argmax()))

@@ -12,7 +12,7 @@ import language_model_helpers as helpers
 import numpy as np
 import pytest
 
-from experiments.language_models import folders
+from experiments.language_models import folders, texts
 from rnnjax import RnnjaxError
 from rnnjax.interop.torch import load_state_dict
 from rnnjax.training import save_params
@@ -126,7 +126,7 @@ def test_a_bad_folder_is_refused_in_one_sentence(name: str, folder: Path) -> Non
     change, match = BAD[name]
     change(folder)
     with pytest.raises(RnnjaxError, match=match) as refused:
-        folders.read_tokenizer(folders.read(folder))
+        texts.read_tokenizer(folders.read(folder))
     said = str(refused.value)
     assert said.isprintable()
     assert len(said) < 700
@@ -140,7 +140,7 @@ def test_no_folder_is_refused(tmp_path: Path) -> None:
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
     model = helpers.drawn(tmp_path / "model", vocab_size=200)
     with pytest.raises(RnnjaxError, match=r"has ids up to 2.., but the model has 200 tokens"):
-        folders.read_tokenizer(model)
+        texts.read_tokenizer(model)
 
 
 # ---- odd folders that are read
@@ -199,7 +199,7 @@ def test_what_is_written_is_what_was_read(folder: Path, tmp_path: Path) -> None:
     again = folders.read(tmp_path / "new")
     assert again.config == model.config
     assert again.fields["torch_dtype"] == "bfloat16"
-    folders.read_tokenizer(again)
+    texts.read_tokenizer(again)
     for name, x in half.items():
         np.testing.assert_array_equal(x, again.params[name])
 
@@ -213,7 +213,7 @@ def test_a_hub_s_cache_is_read_through_its_links(folder: Path, tmp_path: Path) -
         (snapshot / file.name).symlink_to(Path("..", "..", "blobs", f"{number}"))
     written = folders.write(tmp_path / "new", folders.read(snapshot))
     assert not any(file.is_symlink() for file in written.iterdir())
-    folders.read_tokenizer(folders.read(written))
+    texts.read_tokenizer(folders.read(written))
 
 
 def test_no_model_is_written_where_another_one_would_be_read(folder: Path, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_public_configs_have_fields_that_change_nothing(name: str, tmp_path: Pat
 
 def test_documents_are_packed_without_touching() -> None:
     """One of 5 ids in rows of 3 is two parts, whose first id is the last of the part before."""
-    packed = folders.pack([np.array([1, 2, 3, 4, 5]), np.array([6, 7, 8]), np.array([9])], 3)
+    packed = texts.pack([np.array([1, 2, 3, 4, 5]), np.array([6, 7, 8]), np.array([9])], 3)
     found = set()
     for row in range(packed["inputs"].shape[1]):
         inputs, targets, resets, weights = (packed[name][:, row].tolist() for name in packed)
@@ -276,6 +276,6 @@ def test_a_corpus_without_text_is_refused(content: bytes, match: str, tmp_path: 
     (tmp_path / "a.txt").write_bytes(content)
     for path in (tmp_path / "a.txt", tmp_path):
         with pytest.raises(RnnjaxError, match=match):
-            folders.read_texts(path)
+            texts.read_texts(path)
     with pytest.raises(RnnjaxError, match="No such file"):
-        folders.read_texts(tmp_path / "b.txt")
+        texts.read_texts(tmp_path / "b.txt")
