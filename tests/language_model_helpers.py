@@ -36,6 +36,8 @@ class Pair:
         return jax.jit(functools.partial(self.model.family.apply, self.model.config))
 
     def begin(self, batch: int = BATCH, capacity: int = 2 * PROMPT, **options: Any) -> Any:
+        wide = jnp.promote_types(self.model.dtype, jnp.float32)
+        options = {"dtype": wide} | options
         return self.model.family.begin(self.model.config, batch, capacity, **options)
 
 

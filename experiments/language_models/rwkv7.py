@@ -79,8 +79,9 @@ def shapes(config: Config) -> Shapes:
 
 def begin(config: Config, batch: int, capacity: int = 0, dtype: Any = jnp.float32) -> Any:
     """Return the state before the first token: for each layer two tokens and a memory."""
-    c, token = config, jnp.zeros((batch, config.width))
-    memory = MatrixCarry(jnp.zeros((batch, c.heads, c.head_size, c.head_size)))
+    c, wide = config, blocks.wider(dtype)
+    token = jnp.zeros((batch, c.width), wide)
+    memory = MatrixCarry(jnp.zeros((batch, c.heads, c.head_size, c.head_size), wide))
     return [(token, memory, token)] * config.layers
 
 

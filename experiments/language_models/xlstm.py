@@ -92,8 +92,9 @@ def shapes(config: Config) -> Shapes:
 def begin(config: Config, batch: int, capacity: int = 0, dtype: Any = jnp.float32) -> Any:
     """Return the state before the first token: for each layer a memory and its stabilizer."""
     heads, rows = (batch, config.heads), config.values // config.heads + 1
-    memory = jnp.zeros((*heads, rows, config.keys // config.heads))
-    return [StabilizedCarry(memory, jnp.zeros(heads))] * config.layers
+    wide = blocks.wider(dtype)
+    memory = jnp.zeros((*heads, rows, config.keys // config.heads), wide)
+    return [StabilizedCarry(memory, jnp.zeros(heads, wide))] * config.layers
 
 
 def apply(

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import language_model_helpers as helpers
+import numpy as np
 import pytest
 
 from experiments.language_models import folders
@@ -74,6 +75,13 @@ def test_float32_is_near_float64(pair: helpers.Pair, double: helpers.Pair) -> No
     with jax.enable_x64(False):
         _, logits = pair.apply(pair.model.params, helpers.TOKENS, pair.begin())
     helpers.close(logits, exact)
+
+
+def test_a_carry_keeps_its_types_where_float64_is_on(pair: helpers.Pair) -> None:
+    with jax.enable_x64(True):
+        begin = pair.begin()
+        after, _ = jax.eval_shape(pair.apply, pair.model.params, helpers.TOKENS, begin)
+    assert {x.dtype for x in jax.tree.leaves((begin, after))} == {np.dtype(np.float32)}
 
 
 def test_it_may_be_cut_anywhere(double: helpers.Pair) -> None:
