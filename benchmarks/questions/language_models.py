@@ -281,7 +281,7 @@ def question(settings: Settings) -> Question:
         value_name="the loss, or the root of the mean square of the logits after the last token",
         tolerance=TOLERANCE,
         relative=True,
-        patience=240,  # a slow form of Mamba takes a minute a step
+        patience=100,  # a slow form of Mamba takes a minute a step
         points=points,
     )
 

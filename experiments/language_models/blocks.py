@@ -253,7 +253,6 @@ class Cache(NamedTuple):
             read: how many slots of the cache are used.
             roll: whether the oldest tokens leave it, as in a window.
         """
-        new = jax.tree.map(lambda x, old: x.astype(old.dtype), new, self)
         if not roll:
             write = jax.lax.dynamic_update_slice_in_dim
             whole = jax.tree.map(lambda old, x: write(old, x, read, axis=2), self, new)
@@ -310,17 +309,27 @@ def attend(
     """
     marks = (jnp.swapaxes(x, 0, 1)[:, None] for x in (at.position, at.document))
     new = Cache(key.transpose(1, 2, 0, 3), value.transpose(1, 2, 0, 3), *marks)
-    cache, seen = cache.extended(new, at.read, roll=window is not None)
-    back = new.positions[..., None] - seen.positions[:, :, None]  # (batch, 1, time, size)
-    visible = (new.documents[..., None] == seen.documents[:, :, None]) & (back >= 0)
-    if window is not None:
-        visible &= back < window
+    new = jax.tree.map(lambda x, old: x.astype(old.dtype), new, cache)
+    cache, held = cache.extended(new, at.read, roll=window is not None)
     q = query.reshape(*query.shape[:2], key.shape[2], -1, query.shape[-1])
-    k, v = seen.keys.astype(query.dtype), seen.values.astype(query.dtype)
-    scores = jnp.einsum("tbgrn,bgsn->bgrts", q, k, preferred_element_type=wider(q.dtype))
-    scores = jnp.where(visible[:, :, None], scores * query.shape[-1] ** -0.5, -jnp.inf)
-    weights = jax.nn.softmax(scores).astype(v.dtype)
-    y = jnp.einsum("bgrts,bgsn->tbgrn", weights, v).reshape(query.shape)
+
+    # A derivative saves what is looked at, and no weights of the side that is not taken.
+    @jax.checkpoint
+    def look(q: jax.Array, new: Cache, seen: Cache) -> jax.Array:
+        back = new.positions[..., None] - seen.positions[:, :, None]  # (batch, 1, time, size)
+        visible = (new.documents[..., None] == seen.documents[:, :, None]) & (back >= 0)
+        if window is not None:
+            visible &= back < window
+        k, v = seen.keys.astype(q.dtype), seen.values.astype(q.dtype)
+        scores = jnp.einsum("tbgrn,bgsn->bgrts", q, k, preferred_element_type=wider(q.dtype))
+        scores = jnp.where(visible[:, :, None], scores * q.shape[-1] ** -0.5, -jnp.inf)
+        weights = jax.nn.softmax(scores).astype(v.dtype)
+        return jnp.einsum("bgrts,bgsn->tbgrn", weights, v).reshape(query.shape)
+
+    if len(query) == 1:
+        y = look(q, new, held)
+    else:  # where nothing was read before, all other slots are empty
+        y = jax.lax.cond(at.read == 0, lambda: look(q, new, new), lambda: look(q, new, held))
     if window is None:  # a write that does not fit would hide other tokens
         y = jnp.where(at.read + len(query) <= cache.keys.shape[2], y, jnp.nan)
     return cache, y
