@@ -352,7 +352,7 @@ TABLE = (
     "early = begins + np.arange({{- => 1 - }}_WARM_UP, {{0 => 1}})[:, None]",
     "tests/experiments/test_text_generator.py::test_the_loss_drops_and_forgets_in_training",
     "streams forget their state with the chance to keep it",
-    "jax.random.bernoulli(forget_key, {{1 -  => }}forget, (len(inputs), 1))",
+    "jax.random.bernoulli(forget_key, {{1 -  => }}forget, (len(inputs),))",
     "nothing is dropped in training",
     "after, losses = model.losses(params, before, inputs, targets{{, key => }})",
     "experiments/text_generator/train.py",

@@ -157,8 +157,12 @@ def make_loss(
         before = model.initial_carry(len(inputs))
         if carry_state:
             key, forget_key = jax.random.split(key)
-            kept = jax.random.bernoulli(forget_key, 1 - forget, (len(inputs), 1))
-            before = jax.tree.map(lambda old, new: jnp.where(kept, old, new), carry, before)
+            kept = jax.random.bernoulli(forget_key, 1 - forget, (len(inputs),))
+            before = jax.tree.map(
+                lambda old, new: jnp.where(kept.reshape(-1, *[1] * (old.ndim - 1)), old, new),
+                carry,
+                before,
+            )
         after, losses = model.losses(params, before, inputs, targets, key)
         each = losses[:, -1] if last else losses.mean(axis=1)
         loss = jnp.average(each, weights=weights)

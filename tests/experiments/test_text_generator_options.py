@@ -19,7 +19,7 @@ from experiments.text_generator.__main__ import settled
 from experiments.text_generator.checkpoints import check_alike, require_unchanged, write_about
 from experiments.text_generator.config import Architecture, Optimization, Text, Train, flat
 from experiments.text_generator.data import Data
-from experiments.text_generator.model import CharacterModel, surprise
+from experiments.text_generator.model import CharacterModel, make_loss, surprise
 from experiments.text_generator.presets import load_preset
 from experiments.text_generator.train import changed_schedule, learning_rate, make_optimizer
 from experiments.text_generator.trained import Trained, existing
@@ -397,6 +397,11 @@ def test_blocks_step_as_they_unroll_and_begin_anew_at_a_reset(cell, random_like,
         model.initial_carry(2), ids
     )
     assert_close((stepped, ys), (carry, logits), 1e-5)
+    # A stream that forgets the state of the batch before begins as a new text.
+    batch = {"inputs": ids.T, "targets": ids.T, "weights": np.ones(2)}
+    anew = make_loss(model, carry_state=False)(params, (), batch, None)[0]
+    forgetting = make_loss(model, carry_state=True, forget=1.0)
+    assert_close(forgetting(params, carry, batch, jax.random.key(0))[0], anew, 1e-6)
     xs, resets = model.embed(params, ids), np.zeros((9, 2), bool)
     resets[4] = True
     run = jax.jit(functools.partial(unroll, model.stack))
