@@ -63,7 +63,7 @@ def save(module: Any, folder: Path) -> None:
 
 @contextlib.contextmanager
 def doubled(pair: Pair) -> Iterator[Pair]:
-    """The same in float64; what is computed meanwhile is."""
+    """The pair in float64, in which everything inside is computed."""
     with jax.enable_x64(True):
         params = {name: jnp.asarray(x, jnp.float64) for name, x in pair.model.params.items()}
         yield dataclasses.replace(pair, model=dataclasses.replace(pair.model, params=params))
@@ -188,7 +188,7 @@ def check_float64(pair: Pair) -> None:
 
 
 def check_cuts(pair: Pair) -> None:
-    """The same in two calls and in single steps: values and gradients."""
+    """Two calls and single steps equal one call: values and gradients."""
     params, tokens, weights = pair.model.params, jnp.array(TOKENS), _weights()
     half, steps = 40, 8
     _, whole = pair.apply(params, tokens, pair.begin())
@@ -274,7 +274,7 @@ def check_greedy(pair: Pair, length: int = 30, **options: Any) -> None:
 
 
 def check_bfloat16(pair: Pair) -> None:
-    """Of weights in bfloat16: no further from float32 than the peer, within its own rounding.
+    """In bfloat16 logits are no further from float32 than the peer, within its own rounding.
 
     ``pair`` is of bfloat16. Its rounding is how far the peer is from itself in float32.
     """

@@ -45,7 +45,7 @@ class Settings:
     vocabulary: int = 1000
     prompt: int = 512
     rows: int = 4
-    """Of a training step, each as long as the prompt."""
+    """The rows of a training step, each as long as the prompt."""
 
 
 QUICK = Settings(("mamba2",), width=64, layers=1, vocabulary=16, prompt=6, rows=2)

@@ -56,7 +56,7 @@ class Block(CompositeCell[Carries]):
 
     @property
     def output_size(self) -> int:
-        """That of the inputs, to which the outputs are added."""
+        """The size of the inputs, because the outputs are added to them."""
         return self.hidden_size
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def run(proto: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
 
 @pytest.mark.parametrize(("name", "build"), both(*FEW))
 def test_to_onnx(name: str, build: Callable[..., Any], tmp_path: Path) -> None:
-    """And back: the graph computes the same here."""
+    """Read back, the graph computes what the model does."""
     model, arrays, expected = read(name, build, tmp_path)
     proto = onnx.to_proto(model, states=False)
     assert distance(run(proto, arrays), expected) < MOST

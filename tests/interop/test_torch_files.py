@@ -706,7 +706,7 @@ def shards(folder: pathlib.Path, weight_map: Any = None) -> pathlib.Path:
 
 
 def test_an_index_names_files_of_either_format(tmp_path: pathlib.Path) -> None:
-    """Of an array that it does not name, a file may have more."""
+    """A file may have arrays that the index does not name."""
     state = load_state_dict(shards(tmp_path))
     assert state.keys() == ARRAYS.keys()
     for name, wanted in ARRAYS.items():
@@ -742,7 +742,7 @@ def test_an_index_that_does_not_fit_is_refused_in_a_sentence(
 
 
 def test_arrays_of_safetensors_are_views_of_the_file(tmp_path: pathlib.Path) -> None:
-    """Of which no byte is read before it is used: they are larger than the memory here."""
+    """No byte is read before it is used: the files are larger than the memory here."""
     path, size = tmp_path / "large.safetensors", 2**37
     header = json.dumps({"a": entry([size], 0, size, "U8"), "b": entry([], size, size + 4)})
     with path.open("wb") as file:

@@ -39,6 +39,10 @@ _METHODS = {
 }  # fmt: skip
 
 
+class _NoFormError(Exception):
+    """An operation has options for which no C is written."""
+
+
 class Equations(Writer):
     """A writer of what depends on inputs and state; the rest is computed when it is written."""
 
@@ -85,7 +89,7 @@ class Equations(Writer):
             return [self.view(whole, view) for view in views]
         if len(known) == len(values):
             made = equation.primitive.bind(*map(jnp.asarray, known), **p)
-            names = " and ".join(dict.fromkeys(v.name for v in values if v.name))  # type: ignore[union-attr]
+            names = " and ".join(dict.fromkeys(v.name for v in values if v.name))  # type: ignore[union-attr]  # all are Known
             each = made if equation.primitive.multiple_results else [made]
             return [Known(np.asarray(array), names) for array in each]
         out, kind = outs[0], kind_of(outs[0].dtype)
@@ -104,7 +108,7 @@ class Equations(Writer):
                 return [self.computed(template, values, out.shape, kind)]
         elif (name, kind) in REDUCTIONS:
             return [self.reduced(values[0], p["axes"], *REDUCTIONS[name, kind], kind)]
-        with contextlib.suppress(NotImplementedError):  # for what it is not written for
+        with contextlib.suppress(_NoFormError):  # refused below, with its name and line
             if name in _METHODS:
                 return [getattr(self, f"_{name}")(p, *values, shape=out.shape)]
         shapes = ", ".join(str(list(atom.aval.shape)) for atom in equation.invars)
@@ -150,14 +154,14 @@ class Equations(Writer):
 
     def _conv_general_dilated(self, p: Any, x: Value, w: Value, shape: tuple[int, ...]) -> Value:
         if not p["feature_group_count"] == p["batch_group_count"] == 1 == max(p["lhs_dilation"]):
-            raise NotImplementedError
+            raise _NoFormError
         avals = (jax.ShapeDtypeStruct(value.shape, np.float32) for value in (x, w))
         closed = jax.make_jaxpr(convolution(p, shape))(*avals)
         return self.run(closed.jaxpr, closed.consts, [x, w])[0]
 
     def _pad(self, p: Any, value: Value, around: Value, shape: tuple[int, ...]) -> Value:
         if any(min(entry) < 0 for entry in p["padding_config"]):
-            raise NotImplementedError
+            raise _NoFormError
         into = self.buffer(shape, getattr(value, "kind", "float"))
         self.assign(into, around)
         ways = zip(p["padding_config"], value.shape, strict=True)
@@ -190,7 +194,7 @@ class Equations(Writer):
         """A row of a table by one id, or another block by the indices of its corner."""
         axes = p["dimension_numbers"].start_index_map
         if math.prod(ids.shape) != len(axes) or p["dimension_numbers"].operand_batching_dims:
-            raise NotImplementedError
+            raise _NoFormError
         at = self.stored(ids)
         corner = {axis: f"{at.name}[{i}]" for axis, i in zip(axes, at.places.flat, strict=True)}
         fill = None if "CLIP" in str(p["mode"]) else p["fill_value"]

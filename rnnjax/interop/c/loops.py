@@ -41,7 +41,7 @@ class Writer:
     # ---- values
 
     def view(self, value: Value, view: Callable[[np.ndarray], np.ndarray]) -> Value:
-        """The same entries, or some of them, in other places."""
+        """A view of a value: its entries, or some of them, in other places."""
         shape = view(np.broadcast_to(np.int8(0), value.shape)).shape
         size, entries = math.prod(shape), math.prod(value.shape)
         if isinstance(value, Sum):

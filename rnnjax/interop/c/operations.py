@@ -28,6 +28,7 @@ def _slice(p: Any, shape: tuple[int, ...], count: int) -> list[View]:
 
 
 def _split(p: Any, shape: tuple[int, ...], count: int) -> list[View]:
+    # mypy infers no lambda that has a default, by which each keeps its own range; so below.
     pairs = itertools.pairwise(itertools.accumulate(p["sizes"], initial=0))
     return [lambda a, r=range(*pair): a.take(r, p["axis"]) for pair in pairs]  # type: ignore[misc]
 

@@ -59,7 +59,7 @@ def pair(request: Any, tmp_path_factory: Any) -> helpers.Pair:
 
 @pytest.fixture
 def double(pair: helpers.Pair) -> Any:
-    """The same in float64: of float32, the exponential gates enlarge the rounding."""
+    """In float64, because exponential gates enlarge the rounding of float32."""
     with helpers.doubled(pair) as found:
         yield found
 
