@@ -192,6 +192,8 @@ def run(command: str) -> tuple[int, str]:
     small = SMALL.get(" ".join([module, *arguments[:1]]), SMALL.get(module, ""))
     if "--run-dir run" in small and "train" in arguments and Path("run").exists():
         small = small.replace("--run-dir run", f"--run-dir run-{abs(hash(command))}")
+    if "--embedding-size" in arguments:  # a block's embedding is as wide as the block
+        small += " --hidden-size 32 --embedding-size 32"
     if "--to" in arguments:
         Path(arguments[arguments.index("--to") + 1]).unlink(missing_ok=True)
     if "inspect" in arguments and "--characters" not in arguments:
