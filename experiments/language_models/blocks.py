@@ -71,10 +71,34 @@ def linear(params: Params, name: str, x: jax.Array) -> jax.Array:
     return y if bias is None else y + bias.astype(y.dtype)
 
 
+@jax.custom_vjp
 def product(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """Compute ``x W^T`` for ``W (outputs, inputs)``, in the type of the weight."""
+    """Compute ``x W^T`` for ``W (outputs, inputs)``, in the type of the weight.
+
+    Its gradient is JAX's own in another order. ``dW = dy^T x`` is a product of two arrays whose
+    rows are tokens, the first of which XLA transposes by a slow copy. JAX puts dy there; here it is
+    the narrower one, and a copy of x is shared by all weights that multiply it.
+    """
     axes = ((x.ndim - 1,), (1,)), ((), ())
     return jax.lax.dot_general(x.astype(weight.dtype), weight, axes)
+
+
+def _save(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, Any]:
+    return product(x, weight), (x, weight)
+
+
+def _gradients(saved: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, weight = saved
+    rows = x.astype(weight.dtype).reshape(-1, x.shape[-1])
+    by_token, axes = dy.reshape(-1, dy.shape[-1]), (((0,), (0,)), ((), ()))
+    if dy.shape[-1] <= x.shape[-1]:
+        dw = jax.lax.dot_general(by_token, rows, axes)
+    else:
+        dw = jax.lax.dot_general(rows, by_token, axes).T
+    return (dy @ weight).astype(x.dtype), dw
+
+
+product.defvjp(_save, _gradients)
 
 
 def wider(dtype: Any) -> Any:
