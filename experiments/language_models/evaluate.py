@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rnnjax import InvalidInputError
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Measure how well a language model predicts a text, in bits a byte."""
+    """Measure how well a language model predicts a text, in bits per byte."""
 
     folder: tyro.conf.Positional[Path]
     """The folder of a model, or a .pth of RWKV-7."""
@@ -32,7 +33,7 @@ class Evaluate:
 
 
 def run_evaluation(command: Evaluate) -> int:
-    """Print the bits a byte of a text."""
+    """Print the bits per byte of a text."""
     model = folders.read(command.folder)
     tokenizer = texts.read_tokenizer(model, command.tokenizer)
     text = "".join(texts.read_texts(command.corpus))
@@ -44,11 +45,14 @@ def run_evaluation(command: Evaluate) -> int:
     # The first id is given, not predicted: it begins every text, or stands for some bytes.
     given = tokenizer.decode(ids[:1])
     counted = len(text.encode()) - (1 if "\ufffd" in given else len(given.encode()))
+    if tokenizer.decode(ids).strip() != text.strip():
+        print("the tokens do not give the whole text back, as the tokenizer drops or replaces a "
+              "part of it: they are easier to predict than the text", file=sys.stderr)  # fmt: skip
     bits = bits_of(model, ids, command.context if model.attends else None)
     how = "carried over the whole text"
     if model.attends:
         how = f"in windows of {command.context} tokens, because the model has full attention"
-    print(f"{bits / counted:.4f} bits a byte, {bits / (len(ids) - 1):.4f} bits a token: "
+    print(f"{bits / counted:.4f} bits per byte, {bits / (len(ids) - 1):.4f} bits per token: "
           f"{counted:,} bytes in {len(ids) - 1:,} tokens, {how}")  # fmt: skip
     return 0
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import fnmatch
+import hashlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,7 +111,7 @@ def run_finetuning(command: Finetune) -> int:
         minibatches(training, command.batch_size, axis=1, seed=command.seed), command.epochs,
         key=jax.random.key(command.seed),
         evaluate=minibatches(validation, valid_rows, axis=1),
-        run_dir=RunFolder(run_dir, config={"options": settings(command)}),
+        run_dir=RunFolder(run_dir, config={"options": settings(command, validation)}),
     )  # fmt: skip
     kinds = {name: x.dtype for name, x in model.params.items()}
     written = folders.write(
@@ -123,9 +125,14 @@ def run_finetuning(command: Finetune) -> int:
     return 0
 
 
-def settings(command: Finetune) -> dict[str, Any]:
-    """Return what a resumed run must have the same, besides what the run itself compares."""
-    return {name: getattr(command, name) for name in ("context", "separator", "dtype")}
+def settings(command: Finetune, validation: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return what a resumed run must have the same, besides what the run itself compares.
+
+    Its losses of validation would not be comparable if the text that they are of were another one.
+    """
+    same = {name: getattr(command, name) for name in ("context", "separator", "dtype")}
+    held = hashlib.sha256(validation["inputs"].tobytes() + validation["weights"].tobytes())
+    return same | {"the text to validate": held.hexdigest()[:16]}
 
 
 def documents(command: Finetune, model: Model, tokenizer: Any) -> tuple[list[Any], list[Any]]:

@@ -1,5 +1,6 @@
 """Folders of public language models: their config.json and tensors, in and out."""
 
+import copy
 import dataclasses
 import importlib
 import json
@@ -74,9 +75,13 @@ class Fields:
     def expect(self, good: bool, name: str, expected: str) -> None:
         """Raise unless a field is good."""
         if not good:
-            shown = json.dumps(self.values.get(name))[:80]
+            shown = (
+                f"is {json.dumps(self.values[name])[:80]}"
+                if name in self.values
+                else "is not there"
+            )
             raise InvalidInputError(
-                f"{self.at}{name} of config.json must be {expected}, but is {shown}; this program "
+                f"{self.at}{name} of config.json must be {expected}, but {shown}; this program "
                 "reads no other model"
             )
 
@@ -396,8 +401,11 @@ def write(folder: str | Path, model: Model, params: Mapping[str, Any] | None = N
         whole |= {name: old[name] for name in model.left_out}
     kinds = {x.dtype.name for x in whole.values()}
     if len(kinds) == 1:  # by which transformers chooses the type of all
-        values = dict(model.fields)
-        values["dtype" if "dtype" in values else "torch_dtype"] = kinds.pop()
+        (kind,), values = kinds, copy.deepcopy(dict(model.fields))
+        inner = values.get("text_config")
+        places = [values, *([inner] if isinstance(inner, dict) else [])]
+        for place in places:
+            place["dtype" if "dtype" in place else "torch_dtype"] = kind
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
     save_params(folder / "model.safetensors", whole)
     return folder

@@ -73,7 +73,7 @@ def run_generation(command: Generate) -> int:
         print(text.of(piece), end="", flush=True)
     print()
     seconds = time.perf_counter() - first
-    speed = f", then {(count - 1) / seconds:,.1f} tokens a second" if count > 1 else ""
+    speed = f", then {(count - 1) / seconds:,.1f} tokens per second" if count > 1 else ""
     print(f"{count} tokens; the first after {first - began:.1f} s with compilation{speed}",
           file=sys.stderr)  # fmt: skip
     return 0

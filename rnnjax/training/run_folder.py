@@ -173,8 +173,8 @@ class RunFolder:
         if named := [what for name, what in differing.items() if name not in self.free]:
             raise CheckpointError(
                 f"the run in {self.path} has {', '.join(named)}, and cannot resume exactly with "
-                "what came; give it what it had, begin a new run in another folder, or let that "
-                f"differ by free={set(differing)}"
+                "what came; give it what it had, or begin a new run in another folder (what may "
+                f"differ is named by free={set(differing)} of a RunFolder)"
             )
         if differing:
             self.shown.say(f"the run had {', '.join(differing.values())}, and resumes so")

@@ -76,7 +76,7 @@ def test_generate_writes_the_most_probable_text(
     words = ("generate", "model", "--prompt", prompt, "--tokens", 12)
     result = command(*words)
     assert result.stdout == f"{prompt}{tokenizer.decode(ids[-12:])}\n"
-    assert re.search(r"^12 tokens; .*, then [\d,.]+ tokens a second$", result.stderr, re.M)
+    assert re.search(r"^12 tokens; .*, then [\d,.]+ tokens per second$", result.stderr, re.M)
     monkeypatch.setattr(generate, "PIECE", 5)
     assert command(*words).stdout == result.stdout
     assert command(*words, "--temperature", 1, "--top-k", 1).stdout == result.stdout
@@ -113,16 +113,21 @@ def test_evaluate_counts_the_bits_of_the_whole_text(
     monkeypatch.setattr(evaluate, "PIECE", 100)
     printed = command("evaluate", "model", "--corpus", "text.txt").stdout
     counted = len(TEXT.encode()) - len("the")
-    assert printed.startswith(f"{bits / counted:.4f} bits a byte, ")
+    assert printed.startswith(f"{bits / counted:.4f} bits per byte, ")
     assert f"{counted:,} bytes in {len(ids) - 1:,} tokens, carried over the whole" in printed
     # In windows, each id is predicted from those before it in its window alone.
     spans = [(at, min(at + 600, len(ids) - 1)) for at in range(0, len(ids) - 1, 600)]
     apart = sum(evaluate.bits_of(model, ids[a : b + 1], None) for a, b in spans)
     assert evaluate.bits_of(model, ids, 600) == pytest.approx(apart, rel=1e-6)
     assert abs(apart - bits) > 1e-6 * bits
+    monkeypatch.setattr(texts.Tokenizer, "decode", lambda _, ids: "the")
+    lossy = command("evaluate", "model", "--corpus", "text.txt").stderr
+    assert "do not give the whole text back" in lossy
 
 
-def test_finetuning_resumes_exactly_and_what_it_writes_is_read(command: Any, model: Model) -> None:
+def test_finetuning_resumes_exactly_and_what_it_writes_is_read(
+    command: Any, refused: Any, model: Model
+) -> None:
     before = command("evaluate", "model", "--corpus", "text.txt").stdout
     said = command(*FINETUNE, "--epochs", 3).stdout
     assert "is in run/model" in said
@@ -140,6 +145,9 @@ def test_finetuning_resumes_exactly_and_what_it_writes_is_read(command: Any, mod
     lines = Path("run/epochs.jsonl").read_text().splitlines()
     losses = [json.loads(line)["validation_loss"] for line in lines]
     assert f"validation loss {min(losses):.4f}" in said
+    text = Path("text.txt").read_text()
+    Path("text.txt").write_text(text[:-3] + text[:3])
+    assert "the text to validate" in refused(*FINETUNE, "--epochs", 4, "--resume")
 
 
 def test_what_is_frozen_stays_and_types_are_those_of_the_folder(
@@ -232,4 +240,4 @@ def test_full_attention_has_room_for_a_text_or_reads_it_in_windows(
     said = command("evaluate", "model", "--corpus", "text.txt", "--context", 100).stdout
     assert "in windows of 100 tokens, because the model has full attention" in said
     bits = evaluate.bits_of(model, tokenizer.encode(TEXT), 100)
-    assert said.startswith(f"{bits / (len(TEXT.encode()) - len('the')):.4f} bits a byte")
+    assert said.startswith(f"{bits / (len(TEXT.encode()) - len('the')):.4f} bits per byte")
