@@ -18,16 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.flatten_util import ravel_pytree
 
 import rnnjax
 from experiments import runs
-from experiments.cookbook.common import data, plots
+from experiments.cookbook.common import data, dynamics, plots
 from experiments.cookbook.common.report import Report
 from rnnjax.errors import InvalidInputError
 from rnnjax.training import Silent, fit
 
-RESIDUAL = 1e-10  # of a fixed point, in float64: float32 ends at 1e-7
 KINDS = ("stable", "one way out", "two ways out", "three ways out")
 
 
@@ -82,69 +80,23 @@ def learn(config: Config, cell: Any) -> Any:
     ).params  # fmt: skip
 
 
-def fixed_points(config: Config, cell: Any, params: Any) -> tuple[np.ndarray, ...]:
-    """Newton's method from many states: points, ways out, residuals, and paths along those ways.
+def fixed_points(config: Config, cell: Any, params: Any) -> tuple[dynamics.FixedPoints, np.ndarray]:
+    """The fixed points without input, and the paths along the ways out of saddles with one.
 
     Returns:
-        states that a step without input maps to themselves, ``(points, size)``; how many of its
-        eigenvalues there are above 1; what of a step is left; and, of those with one, where it
-        leads to, both ways, ``(time, paths, size)``.
+        the points; and where those with one way out lead to, both ways, ``(time, paths, size)``.
     """
-    params, x = jax.tree.map(jnp.float64, params), jnp.zeros(config.bits)
-    pulses = jnp.float64(draw((config.seed, 1), 100, 100, config.bits)["pulses"])
-    start, unravel = ravel_pytree(cell.initial_carry((), jnp.float64))
-
-    def step(state: jax.Array, x: jax.Array = x) -> jax.Array:
-        return ravel_pytree(cell.step(params, unravel(state), x)[0])[0]
-
-    def visit(states: jax.Array, xs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        states = jax.vmap(step)(states, xs)
-        return states, states
-
-    def newton(state: jax.Array) -> tuple[jax.Array, ...]:
-        def closer(at: tuple[Any, ...]) -> tuple[Any, ...]:
-            count, state, left = at
-            change = jnp.linalg.solve(jax.jacfwd(step)(state) - jnp.eye(len(state)), -left)
-            # Far from a root the straight line is wrong: no change is longer than 1.
-            state += change / jnp.maximum(1, jnp.linalg.norm(change))
-            return count + 1, state, step(state) - state
-
-        begin = 0, state, step(state) - state
-        _, state, left = jax.lax.while_loop(
-            lambda at: (at[0] < 100) & (jnp.abs(at[2]).max() > RESIDUAL / 1000), closer, begin
-        )
-        return state, jnp.abs(left).max(), jax.jacfwd(step)(state)
-
-    # Saddles are between memories: the starts are mixtures of states that the network comes to.
-    rng = np.random.default_rng(config.seed)
-    rows = jnp.broadcast_to(start, (100, start.size))
-    visited = np.asarray(jax.lax.scan(visit, rows, pulses)[1][10:]).reshape(-1, start.size)
-    chosen = visited[rng.integers(0, len(visited), (config.starts, 8))]
-    mixed = np.einsum("ik,iks->is", rng.dirichlet(np.full(8, 0.3), config.starts), chosen)
-    states, residuals, slopes = map(np.asarray, jax.lax.map(newton, mixed))
-    found: list[int] = []
-    for k in np.flatnonzero(residuals < RESIDUAL):
-        if all(np.abs(states[k] - states[other]).max() > 1e-4 for other in found):
-            found.append(int(k))
-    states, residuals, slopes = states[found], residuals[found], slopes[found]
-    values, vectors = np.linalg.eig(slopes)
-    ways = (np.abs(values) > 1).sum(axis=-1)
-    saddles = np.flatnonzero(ways == 1)
-    out = vectors[saddles, :, np.abs(values[saddles]).argmax(axis=-1)].real
-    begin = np.concatenate([states[saddles] + 0.01 * out, states[saddles] - 0.01 * out])
-    paths = jax.lax.scan(visit, jnp.array(begin), jnp.zeros((300, len(begin), config.bits)))[1]
-    return states, ways, residuals, np.concatenate([begin[None], paths])
+    pulses = draw((config.seed, 1), 100, 100, config.bits)["pulses"]
+    states = dynamics.visited(cell, params, pulses)[10:]
+    starts = dynamics.mixtures(states, config.starts, config.seed)
+    x = np.zeros(config.bits)
+    points = dynamics.fixed_points(cell, params, starts, x)
+    return points, dynamics.escapes(cell, params, points, x)
 
 
 def run(config: Config) -> int:
     """Train, take apart, and draw."""
-    try:
-        cell = getattr(rnnjax, f"{config.cell}Cell")(config.units)
-    except (AttributeError, TypeError) as error:
-        raise InvalidInputError(
-            f"--cell must name a cell of rnnjax that is made of its units, but is {config.cell} "
-            f"({error}); say GRU, LSTM or MGU"
-        ) from error
+    cell = dynamics.named_cell(config.cell, config.units)
     if config.bits > 3:
         raise InvalidInputError(f"--bits must be at most 3, but is {config.bits}; say 3")
     report = Report.begin("flip_flop", "fixed points, and bits that are right in %", config, 1)
@@ -154,8 +106,8 @@ def run(config: Config) -> int:
     right = float(100 * ((ys > 0) == (test["held"] > 0)).mean())
     report.add("bits, by the pulse of the step", 50 + 50 * float((test["pulses"] != 0).mean()))
     report.add(f"bits, by the {config.cell}", right)
-    with jax.enable_x64(True):
-        states, ways, residuals, paths = fixed_points(config, cell, params["cell"])
+    points, paths = fixed_points(config, cell, params["cell"])
+    states, ways, residuals = points.states, points.ways_out, points.residuals
     counts = [int((ways == k).sum()) for k in range(config.bits + 1)]
     report.add("fixed points of a cube", 3**config.bits, f"3 ** {config.bits}")
     report.add("fixed points", len(states))
@@ -172,7 +124,7 @@ def run(config: Config) -> int:
         report.accept("stable points", counts[0], 2**config.bits, "least")
         report.accept("fixed points", len(states), 3**config.bits, "least")
         report.accept("fixed points", len(states), 3**config.bits)
-        report.accept("residual", max(residuals, default=math.inf), RESIDUAL)
+        report.accept("residual", max(residuals, default=math.inf), dynamics.RESIDUAL)
     return report.end(residual=max(residuals, default=math.nan), points=states.tolist())
 
 

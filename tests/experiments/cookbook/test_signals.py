@@ -28,8 +28,8 @@ def test_the_fixed_points_of_units_that_are_known():
     cell = rnnjax.SimpleRNNCell(2)
     params = {"kernel": jnp.eye(2) * 3, "recurrent_kernel": jnp.eye(2) * 2, "bias": jnp.zeros(2)}
     config = flip_flop.Config(bits=2, units=2, starts=300)
-    with jax.enable_x64(True):
-        states, ways, residuals, paths = flip_flop.fixed_points(config, cell, params)
+    points, paths = flip_flop.fixed_points(config, cell, params)
+    states, ways, residuals = points.states, points.ways_out, points.residuals
     assert np.bincount(ways).tolist() == [4, 4, 1]
     root = 0.9575040240772687
     np.testing.assert_allclose(np.abs(states[ways == 0]), root, rtol=1e-9)

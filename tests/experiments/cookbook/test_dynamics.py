@@ -1,0 +1,176 @@
+"""Fixed points, exponents and memories against closed forms and the constants of known systems."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+from experiments.cookbook.common import dynamics
+from rnnjax.errors import InvalidInputError
+
+EYE = np.eye(4)
+
+
+@dataclasses.dataclass(frozen=True)
+class System(rnnjax.Cell):
+    """A system without input and parameters: a subclass writes the next state."""
+
+    hidden_size: int
+    carry = rnnjax.SimpleRNNCarry
+    gates = ()
+    recurrent = None
+    use_bias = False
+
+    def update(self, params, x, carry):
+        return rnnjax.SimpleRNNCarry(self.next(carry.hidden))
+
+
+class Henon(System):
+    """Henon's map (1976), with a = 1.4 and b = 0.3."""
+
+    def next(self, state):
+        x, y = state
+        return jnp.stack([1 - 1.4 * x**2 + y, 0.3 * x])
+
+
+class Lorenz(System):
+    """A Runge-Kutta step of 0.01 of Lorenz's equations (1963): sigma 10, rho 28, beta 8 / 3."""
+
+    def initial_carry(self, batch_shape=(), dtype=None):
+        """Off the fixed point at 0, from which no step leads away."""
+        return rnnjax.SimpleRNNCarry(jnp.ones((*batch_shape, 3), dtype))
+
+    def next(self, state):
+        def slope(at):
+            x, y, z = at
+            return jnp.stack([10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z])
+
+        first = slope(state)
+        second = slope(state + 0.005 * first)
+        third = slope(state + 0.005 * second)
+        return state + 0.01 / 6 * (first + 2 * second + 2 * third + slope(state + 0.01 * third))
+
+
+@dataclasses.dataclass(frozen=True)
+class Counter(System):
+    """Has a leaf that is no real number."""
+
+    def initial_carry(self, batch_shape=(), dtype=None):
+        return rnnjax.SimpleRNNCarry(jnp.zeros((*batch_shape, 4), int))
+
+
+def linear(eigenvalues, seed=0):
+    """A linear cell of these eigenvalues, its parameters, and its matrix: h' = h U + x W + b."""
+    rng = np.random.default_rng(seed)
+    size = len(eigenvalues)
+    basis = rng.normal(size=(size, size))
+    turn = np.linalg.inv(basis) @ np.diag(eigenvalues) @ basis
+    params = {"kernel": rng.normal(size=(2, size)), "recurrent_kernel": turn}
+    params["bias"] = rng.normal(size=size)
+    return rnnjax.SimpleRNNCell(size, activation="linear"), params
+
+
+def test_the_exponents_of_a_linear_map_are_logarithms_of_its_eigenvalues():
+    eigenvalues = [1.3, 0.9, -0.5, 0.02]
+    cell, params = linear(eigenvalues)
+    found = dynamics.lyapunov_spectrum(cell, params, np.zeros((100, 2)), skip=60)
+    np.testing.assert_allclose(found, np.log(np.abs(eigenvalues)), atol=1e-6)
+    two = dynamics.lyapunov_spectrum(cell, params, np.zeros((100, 2)), skip=60, count=2)
+    np.testing.assert_allclose(two, found[:2], atol=1e-6)
+
+
+def test_the_fixed_point_of_a_linear_map_and_its_slow_directions():
+    eigenvalues = [0.98, 0.5, -0.8, 1.1]
+    cell, params = linear(eigenvalues)
+    x = np.array([0.3, -0.7])
+    points = dynamics.fixed_points(cell, params, np.zeros((3, 4)), x)
+    turn = params["recurrent_kernel"]
+    expected = (x @ params["kernel"] + params["bias"]) @ np.linalg.inv(EYE - turn)
+    np.testing.assert_allclose(points.states, [expected], atol=1e-6)
+    np.testing.assert_allclose(points.jacobians, [turn.T], atol=1e-12)
+    assert points.residuals.max() < dynamics.RESIDUAL
+    np.testing.assert_allclose(points.eigenvalues, [[1.1, 0.98, -0.8, 0.5]], atol=1e-9)
+    assert points.ways_out.tolist() == [1]
+    constants = [-1 / np.log(size) for size in (1.1, 0.98, 0.8, 0.5)]
+    np.testing.assert_allclose(points.time_constants, [constants], rtol=1e-6)
+    for value, direction in zip(points.eigenvalues[0], points.directions[0], strict=True):
+        np.testing.assert_allclose(direction @ turn, value * direction, atol=1e-9)
+
+
+def test_the_memory_of_a_linear_map_is_that_of_its_powers():
+    cell, params = linear([0.9, 0.5, -0.8, 0.3])
+    xs = np.random.default_rng(1).normal(size=(12, 3, 2))
+    by_lag = [
+        np.linalg.norm(params["kernel"] @ np.linalg.matrix_power(params["recurrent_kernel"], lag))
+        for lag in range(12)
+    ]
+    np.testing.assert_allclose(dynamics.memory_by_lag(cell, params, xs), by_lag, rtol=1e-9)
+
+
+def test_the_fixed_points_and_exponents_of_henons_map():
+    cell = Henon(2)
+    params = cell.init(jax.random.key(0), 1)
+    points = dynamics.fixed_points(cell, params, np.random.default_rng(0).normal(size=(40, 2)), [0])
+    roots = (-0.7 + np.array([1, -1]) * np.sqrt(0.49 + 5.6)) / 2.8  # 1.4 x^2 + 0.7 x - 1 = 0
+    states = points.states[np.argsort(-points.states[:, 0])]
+    np.testing.assert_allclose(states, np.stack([roots, 0.3 * roots], axis=1), atol=1e-6)
+    assert points.ways_out.tolist() == [1, 1]
+    found = dynamics.lyapunov_spectrum(cell, params, np.zeros((40_000, 1)), skip=100)
+    assert found[0] == pytest.approx(0.4192, rel=0.02)  # and 0.4192 + ln 0.3
+    # Each step shrinks areas by b, whatever the state.
+    assert found.sum() == pytest.approx(np.log(0.3), abs=1e-6)
+
+
+def test_the_exponents_of_lorenzs_system():
+    cell = Lorenz(3)
+    params = cell.init(jax.random.key(0), 1)
+    found = dynamics.lyapunov_spectrum(cell, params, np.zeros((100_000, 1)), skip=1000) / 0.01
+    assert found[0] == pytest.approx(0.906, rel=0.02)
+    assert abs(found[1]) < 0.01
+    assert found[2] == pytest.approx(-14.57, rel=0.02)
+    assert found.sum() == pytest.approx(-(10 + 1 + 8 / 3), rel=1e-4)  # the divergence
+
+
+CELLS = {
+    "lstm": rnnjax.LSTMCell(4), "lru": rnnjax.LRUCell(4), "slstm": rnnjax.SLSTMCell(4),
+    "mlstm": rnnjax.MLSTMCell(4, heads=2),
+    "stack": rnnjax.Stack([rnnjax.GRUCell(3), rnnjax.SimpleRNNCell(2)]),
+    "learned": rnnjax.LearnedCarry(rnnjax.GRUCell(3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_any_cell_is_taken_apart(name, random_like):
+    cell = CELLS[name]
+    params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
+    xs = np.random.default_rng(0).normal(size=(6, 3, 2))
+    states = dynamics.visited(cell, params, xs)
+    carry, _ = rnnjax.unroll(cell, params, jnp.float32(xs))
+    last = np.concatenate([np.reshape(leaf, (3, -1)) for leaf in jax.tree.leaves(carry)], axis=1)
+    np.testing.assert_allclose(states[-1], last, atol=1e-5)
+    found = dynamics.lyapunov_spectrum(cell, params, xs[:, 0], count=2)
+    assert found[0] >= found[1]
+    memory = dynamics.memory_by_lag(cell, params, xs)
+    assert memory.shape == (6,)
+    # By differences: the last states of all rows, where the input of two steps before moves.
+    moved = [
+        dynamics.visited(cell, params, xs + 1e-6 * (np.arange(6)[:, None, None] == 3) * one)[-1]
+        for one in np.eye(2)
+    ]
+    slopes = (np.stack(moved) - states[-1]) / 1e-6
+    assert memory[2] == pytest.approx(np.sqrt((slopes**2).sum(axis=(0, 2)).mean()), rel=1e-4)
+
+
+def test_what_cannot_be_taken_apart_is_said_in_a_sentence():
+    cell, params = linear([0.5, 0.5])
+    with pytest.raises(InvalidInputError, match=r"starts must be \(starts, 2\), .* is \(7, 3\)"):
+        dynamics.fixed_points(cell, params, np.zeros((7, 3)), np.zeros(2))
+    with pytest.raises(InvalidInputError, match="skip must be from 0 to 9"):
+        dynamics.lyapunov_spectrum(cell, params, np.zeros((10, 2)), skip=10)
+    with pytest.raises(InvalidInputError, match="count from 1 to 2"):
+        dynamics.lyapunov_spectrum(cell, params, np.zeros((10, 2)), count=3)
+    with pytest.raises(InvalidInputError, match=r"must hold real numbers .* holds int"):
+        dynamics.visited(Counter(4), {"kernel": np.zeros((1, 0))}, np.zeros((5, 1, 1)))
