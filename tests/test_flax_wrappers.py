@@ -459,6 +459,72 @@ def test_masks_resets_and_lengths(lengths: Any, flags: Any, assert_close: Any) -
     assert_close(*runs(lengths), 1e-6)
 
 
+class Scanned(nn.Module):
+    """A cell under ``nn.scan`` with resets by hand: PureJaxRL's ``ScannedRNN``, and Stoix's."""
+
+    cell: Any
+    units: int
+
+    @functools.partial(
+        nn.scan,
+        variable_broadcast="params",
+        in_axes=0,
+        out_axes=0,
+        split_rngs={"params": False},
+    )
+    @nn.compact
+    def __call__(self, carry: Any, x: Any) -> Any:
+        inputs, resets = x
+        cell = self.cell(self.units)
+        start = cell.initialize_carry(KEY, inputs.shape)
+        carry = jax.tree.map(lambda new, old: jnp.where(resets[:, None], new, old), start, carry)
+        return cell(carry, inputs)
+
+
+class DropIn(nn.Module):
+    """The module of docs/from/purejaxrl.md, for any of Flax's cells."""
+
+    cell: Any
+    units: int
+
+    @nn.compact
+    def __call__(self, carry: Any, x: Any) -> Any:
+        inputs, resets = x
+        cell = self.cell(self.units)
+        layer = rnnjax.linen.RNN(cell, time_major=True, return_carry=True)
+        return layer(inputs, initial_carry=carry, resets=resets)
+
+
+@pytest.mark.parametrize(
+    "name", ["LSTMCell", "OptimizedLSTMCell", "GRUCell", "MGUCell", "SimpleCell"]
+)
+def test_agents_keep_their_parameters_and_outputs(name: str, assert_close: Any) -> None:
+    """The cells of Stoix's agents, over a rollout with resets: same tree, bits and numbers."""
+    rng = np.random.default_rng(3)
+    xs = rng.normal(size=(20, BATCH, FEATURES)).astype(np.float32), rng.random((20, BATCH)) < 0.3
+    cell = getattr(nn, name)
+    assert getattr(rnnjax.linen, name) is cell
+    scanned, dropped = Scanned(cell, HIDDEN), DropIn(cell, HIDDEN)
+    carry = drawn(cell(HIDDEN).initialize_carry(KEY, (BATCH, FEATURES)))
+    expected, found = (jax.jit(model.init)(KEY, carry, xs) for model in (scanned, dropped))
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    assert found["params"].keys() == {f"{name}_0"}
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(one, other)  # bit for bit
+    variables = drawn(expected)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def outputs_and_slopes(model: Any) -> Any:
+        def loss(variables: Any, carry: Any) -> Any:
+            out = model.apply(variables, carry, xs)
+            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(out)), out
+
+        slopes, out = jax.grad(loss, (0, 1), has_aux=True)(variables, carry)
+        return out, slopes
+
+    assert_close(outputs_and_slopes(dropped), outputs_and_slopes(scanned), 2e-6)
+
+
 def test_the_grid_of_a_convolution_is_not_time(assert_close: Any) -> None:
     cell = rnnjax.ConvLSTMCell(2, kernel_shape=(3,))
     inputs = np.random.default_rng(1).normal(size=(BATCH, TIME, 6, FEATURES)).astype(np.float32)
