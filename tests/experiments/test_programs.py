@@ -24,7 +24,7 @@ def test_the_list_names_every_program_and_says_what_it_is(capsys):
     assert lines[0].startswith("Example: ")
     listed = [line.split()[2] for line in lines if line.startswith("  python")]
     assert listed == [f"experiments.{name}" for name in programs()]
-    assert len(listed) == 23
+    assert len(listed) == 24
     assert all(what.endswith((".", "?")) for what in programs().values())
 
 
@@ -63,6 +63,8 @@ WRONG = [
     ("tasks --seeds 0", "--seeds must be at least 1, but is 0"),
     ("cookbook forecasts", "there is no program forecasts; there are autoencoder"),
     ("cookbook.flip_flop --seed -1", "--seed must be at least 0, but is -1"),
+    ("cookbook.dynamics --cell Gru", "--cell must name a cell of rnnjax"),
+    ("cookbook.dynamics --units 1", "--units must be at least 2 for a plane, but is 1"),
     ("cookbook.flip_flop --cell Gru", "--cell must name a cell of rnnjax"),
     ("cookbook.flip_flop --cell ProjectionLSTM", "but is ProjectionLSTM ("),
     ("cookbook.flip_flop --bits 4", "--bits must be at most 3, but is 4"),

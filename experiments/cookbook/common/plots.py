@@ -60,16 +60,28 @@ def forecasts(
     _save(plt, figure, path)
 
 
-def space(path: Path, points: Mapping[str, np.ndarray], lines: np.ndarray) -> None:
-    """Points ``(n, 2 or 3)`` by name, and lines between them, ``(time, lines, 2 or 3)``."""
+def space(
+    path: Path,
+    points: Mapping[str, np.ndarray],
+    lines: np.ndarray,
+    shades: np.ndarray | None = None,
+    title: str = "",
+) -> None:
+    """Points ``(n, 2 or 3)`` by name, and lines between them, ``(time, lines, 2 or 3)``.
+
+    ``shades (lines,)`` are from -1, blue, to 1, red, beside which the points are black and white;
+    without them lines are grey.
+    """
     size = lines.shape[-1]
     plt, figure, axes = _figure(1, 1, (6.4, 5.6), **({"projection": "3d"} if size == 3 else {}))
-    for line in lines.swapaxes(0, 1):
-        axes[0, 0].plot(*line.T, color="grey", linewidth=0.8)
-    for name, each in points.items():
-        axes[0, 0].scatter(*each.T, s=40, label=f"{len(each)} {name}")
+    for k, line in enumerate(lines.swapaxes(0, 1)):
+        colour = "grey" if shades is None else plt.get_cmap("coolwarm")((1 + shades[k]) / 2)
+        axes[0, 0].plot(*line.T, color=colour, linewidth=0.8, zorder=1)
+    for (name, each), colour in zip(points.items(), ("black", "white", *points), strict=False):
+        colours = {} if shades is None else {"color": colour, "edgecolors": "black"}
+        axes[0, 0].scatter(*each.T, s=40, label=f"{len(each)} {name}", **colours)
     labels = {f"{axis}label": f"component {k + 1}" for k, axis in enumerate("xyz"[:size])}
-    axes[0, 0].set(**labels)
+    axes[0, 0].set(title=title, **labels)
     axes[0, 0].legend(loc="upper left")
     _save(plt, figure, path)
 

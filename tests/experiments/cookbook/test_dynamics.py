@@ -1,4 +1,7 @@
-"""Fixed points, exponents and memories against closed forms and the constants of known systems."""
+"""Fixed points, exponents and memories against closed forms and the constants of known systems.
+
+And the program that trains a network of rates to decide.
+"""
 
 import dataclasses
 
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 
 import rnnjax
+from experiments.cookbook import dynamics as program
 from experiments.cookbook.common import dynamics
 from rnnjax.errors import InvalidInputError
 
@@ -174,3 +178,63 @@ def test_what_cannot_be_taken_apart_is_said_in_a_sentence():
         dynamics.lyapunov_spectrum(cell, params, np.zeros((10, 2)), count=3)
     with pytest.raises(InvalidInputError, match=r"must hold real numbers .* holds int"):
         dynamics.visited(Counter(4), {"kernel": np.zeros((1, 0))}, np.zeros((5, 1, 1)))
+
+
+def test_a_trial_shows_a_cue_and_evidence_and_asks_after_the_delay():
+    trials = program.draw(0, 3, 400, delays=(2, 7))
+    xs, answers, strengths = trials["xs"], trials["answers"], trials["strengths"]
+    assert xs.shape == (3, 57, 400, 3)
+    assert answers.shape == (3, 57, 400)
+    np.testing.assert_array_equal(answers == 0, xs[..., 0] == 1)
+    asked = (answers != 0).argmax(axis=1)
+    assert set(np.unique(asked)) == set(range(45 + 2, 45 + 7 + 1))
+    assert (answers[:, -1] == np.where(strengths > 0, 1, 2)).all()
+    assert not xs[:, :5, :, 1:].any()
+    assert not xs[:, 45:, :, 1:].any()
+    evidence = xs[:, 5:45, :, 1] - xs[:, 5:45, :, 2]
+    for strength in program.STRENGTHS:
+        for sign in (-1, 1):
+            of = evidence.swapaxes(1, 2)[strengths == np.float32(sign * strength)]
+            spread = 5 * program.NOISE * np.sqrt(2 / of.size)
+            assert of.mean() == pytest.approx(sign * strength, abs=spread)
+    # Noise of both channels: sqrt(2) of one.
+    assert (evidence - strengths[:, None]).std() == pytest.approx(0.5 * np.sqrt(2), rel=0.02)
+
+
+def test_by_dales_law_a_neuron_excites_or_inhibits():
+    cell = rnnjax.LeakyRNNCell(10, leak=0.2, activation=program.rates)
+    params = program.begin(cell, True, jax.random.key(0))
+    kernel = np.asarray(params["cell"]["recurrent_kernel"])
+    assert (kernel[:8] > 0).all()
+    assert (kernel[8:] < 0).all()
+    assert np.abs(np.linalg.eigvals(kernel)).max() == pytest.approx(1.5, rel=1e-5)
+    drawn = np.random.default_rng(0).normal(size=(10, 10)).astype(np.float32)
+    params["cell"]["recurrent_kernel"] = jnp.array(drawn)
+    allowed = program.by_dales_law(params)
+    found = allowed["cell"]["recurrent_kernel"]
+    np.testing.assert_array_equal(found[:8], np.maximum(drawn[:8], 0))
+    np.testing.assert_array_equal(found[8:], np.minimum(drawn[8:], 0))
+    assert jax.tree.structure(allowed) == jax.tree.structure(params)
+    assert allowed["cell"]["kernel"] is params["cell"]["kernel"]
+    np.testing.assert_allclose(program.rates(jnp.array([-1.0, 0.5, 99.0])), [0, np.tanh(0.5), 1])
+
+
+@pytest.mark.slow
+def test_a_network_of_rates_learns_to_decide_and_is_taken_apart(ran):
+    result, rows = ran(program, "decisions", "dale", "memory", epochs=10, starts=200)
+    best, last = rows["all evidence, summed"], rows["the last step of the evidence alone"]
+    assert 50 < last < best
+    # After 1,000 updates the decision is learned, if not yet how to hold it for long.
+    assert last < max(rows["rates"], rows["rates, Dale's law"]) < best + 1
+    for name in ("rates", "rates, Dale's law"):
+        told = result["taken_apart"][name]
+        assert told["exponent"] < 0.1
+        assert told["early"] > told["early_before"]
+        assert len(result["memory"][name]) == program.CUE + program.EVIDENCE
+
+
+@pytest.mark.slow
+def test_a_cell_by_its_name_is_taken_apart(ran):
+    result, rows = ran(program, "decisions", "memory", cell="GRU", epochs=6, starts=100)
+    assert rows["GRU"] > rows["the last step of the evidence alone"]
+    assert result["taken_apart"].keys() == {"GRU"}
