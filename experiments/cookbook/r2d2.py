@@ -77,8 +77,10 @@ def learner(config: Config, task: Task, agent: Agent, remembers: bool) -> Train:
         return (state, carry), (seen, resets, action, outcome.reward, outcome.ended)
 
     def values_of(params: Any, burn_in: Piece, piece: Piece) -> jax.Array:
-        carry, _ = agent.run(params, burn_in.carry, burn_in.seen, burn_in.resets)
-        carry = jax.lax.stop_gradient(carry)
+        # Stopped at the parameters: stopped at the carry alone, the layer would store residuals of
+        # the burn-in for a backward pass that never comes.
+        fixed = jax.lax.stop_gradient(params)
+        carry, _ = agent.run(fixed, burn_in.carry, burn_in.seen, burn_in.resets)
         return agent.run(params, carry, piece.seen, piece.resets)[1][0]
 
     def pick(values: jax.Array, actions: jax.Array) -> jax.Array:
