@@ -25,6 +25,8 @@ from typing import Any
 import jax
 import language_model_helpers
 import matplotlib as mpl
+import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
 from cell_table import CELLS, PUBLIC
@@ -69,10 +71,15 @@ def fences(page: str, *languages: str) -> list[str]:
     return [block for language, block in found if language in languages]
 
 
-# A block of Python, and what it prints where the page shows that below it.
-PRINTED = re.compile(
-    r"^```python\n(.*?)^```$(?:\n\n^```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL
-)
+def script(name: str) -> Any:
+    """A program of the documentation, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+OUTPUTS = script("outputs")
 PAGE = "docs/your-own-cell.md"
 WITH_PYTHON = [page for page in PAGES if fences(page, "python")]
 
@@ -87,20 +94,37 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "page"}
     missing = []
-    for block, expected in PRINTED.findall(TEXTS[page]):
+    for block in OUTPUTS.BLOCK.finditer(TEXTS[page]):
         printed = io.StringIO()
         try:
-            with contextlib.redirect_stdout(printed):
-                exec(compile(block, page, "exec"), names)
+            with contextlib.redirect_stdout(printed), mpl.rc_context({"backend": "agg"}):
+                exec(compile(block["code"], page, "exec"), names)
         except ModuleNotFoundError as error:
             if error.name not in PEERS:
                 raise
             missing.append(error.name)
             if page in ONE_AFTER_THE_OTHER:
                 break
-        assert not expected or printed.getvalue() == expected
+        assert_shown(block, printed.getvalue())
     if missing:
         pytest.skip(f"{missing} not installed; the other blocks ran")
+
+
+def assert_shown(block: re.Match[str], printed: str) -> None:
+    """``python docs/outputs.py PAGE`` writes what is expected here."""
+    assert not block["printed"] or OUTPUTS.same(printed, block["printed"]), printed
+    assert bool(plt.get_fignums()) == bool(block["picture"])
+    plt.close("all")
+
+
+def test_what_is_shown_may_differ_by_rounding_alone() -> None:
+    assert OUTPUTS.same("loss 0.123 after 20 steps\n", "loss 0.125  after 20 steps\n")
+    assert not OUTPUTS.same("loss 0.123 after 20 steps", "loss 0.126 after 20 steps")
+    assert not OUTPUTS.same("loss 0.123 after 20 steps", "loss 0.123 after 21 steps")
+    assert not OUTPUTS.same("loss 0.123 after 20 steps", "error 0.123 after 20 steps")
+    assert OUTPUTS.same("1.2e-05", "1.3e-05")
+    assert not OUTPUTS.same("1.2e-05", "1.2e-04")
+    assert not OUTPUTS.same("nan", "0.1")
 
 
 def test_python_is_marked_as_python() -> None:
@@ -345,23 +369,48 @@ def test_every_program_of_the_cookbook_has_its_card() -> None:
     assert all(path.name in shown for path in (DOCS / "learn").glob("cookbook-*.png"))
 
 
-def script(name: str) -> Any:
-    """A program of the documentation, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+NOTEBOOKS = sorted((DOCS / "learn").glob("*.ipynb"))
 
 
-def test_notebooks_are_their_pages() -> None:
-    """So what runs of a page runs of its notebook. ``python docs/notebooks.py`` writes them."""
+def test_notebooks_are_their_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``python docs/notebooks.py`` writes them; what is below a block is the output of a cell."""
+    monkeypatch.syspath_prepend(DOCS)
     notebooks = script("notebooks")
-    assert len(notebooks.PAGES) == 4
-    for name in notebooks.PAGES:
-        written = (DOCS / "learn" / f"{name}.ipynb").read_text(encoding="utf-8")
-        assert written == notebooks.notebook(name), name
-        cells = [c["source"] for c in json.loads(written)["cells"] if c["cell_type"] == "code"]
-        assert cells == [b.rstrip() for b in fences(f"docs/learn/{name}.md", "python")]
+    # Another version of matplotlib draws the same picture with other bytes.
+    monkeypatch.setattr(notebooks, "_drawn", lambda name: f"the picture {name}")
+    assert sorted(notebooks.PAGES) == [path.stem for path in NOTEBOOKS]
+    for path in NOTEBOOKS:
+        written, expected = (
+            json.loads(text)
+            for text in (path.read_text(encoding="utf-8"), notebooks.notebook(path.stem))
+        )
+        for cell, other in zip(written["cells"], expected["cells"], strict=True):
+            drawn = cell.pop("attachments", {})
+            assert drawn.keys() == other.pop("attachments", {}).keys()
+            assert all(data["image/png"].startswith("iVBORw0KGgo") for data in drawn.values())
+        assert written == expected, path.stem
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_and_has_its_outputs(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    install, *cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert "%pip install" in install.source
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for cell in cells:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), mpl.rc_context({"backend": "agg"}):
+            exec(compile(cell.source, str(path), "exec"), names)
+        text = "".join(out.text for out in cell.outputs if out.output_type == "stream")
+        pictures = [out for out in cell.outputs if out.output_type == "display_data"]
+        assert OUTPUTS.same(printed.getvalue(), text)
+        assert len(pictures) == len(plt.get_fignums())
+        plt.close("all")
+        assert cell.outputs, "each cell shows something"
+    linked = [c.source for c in notebook.cells if re.search(r"!\[.*?\]\((?!attachment:)", c.source)]
+    assert not linked, "a picture beside the notebook is not there elsewhere"
 
 
 @pytest.mark.docs
