@@ -66,12 +66,12 @@ def write(page: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for block, printed in run(page, text):
             if block["picture"]:
-                style = {"dpi": 100, "bbox_inches": "tight", "metadata": {"Software": None}}
+                style = {"dpi": 80, "bbox_inches": "tight", "metadata": {"Software": None}}
                 plt.savefig(page.parent / block["picture"], **style)
             shown = block["printed"] or ""
             if len(printed) == len(shown) and same(printed, shown):
                 printed = shown  # as it is, where rounding alone differs
-            shown = f"\n\n```text\n{printed}```" if printed else ""
+            shown = f"\n\n```text\n{printed.rstrip()}\n```" if printed else ""
             code = f"```python\n{block['code']}```"
             written += [text[end : block.start()], code, shown, block["shown"] or ""]
             end = block.end()
