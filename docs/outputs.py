@@ -21,7 +21,7 @@ BLOCK = re.compile(
     r"(?P<shown>\n\n!\[[^\]]*\]\((?P<picture>\S*plots/[\w-]+\.png)\)\S*)?",
     re.MULTILINE | re.DOTALL,
 )
-NUMBER = re.compile(r"-?\d+(?:\.(\d*))?(?:e([+-]?\d+))?")
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
 class Ran(NamedTuple):
@@ -43,20 +43,26 @@ def run(page: Path, text: str) -> Iterator[Ran]:
 
 
 def same(printed: str, shown: str) -> bool:
-    """Whether two texts are equal but for spaces, and for two units of a decimal's last digit."""
+    """Whether two texts are equal but for spaces, and for a unit of a decimal's last digit.
+
+    Where ``...`` stands in what is shown, anything may be printed.
+    """
     one, other = (" ".join(text.split()) for text in (printed, shown))
-    if NUMBER.sub("#", one) != NUMBER.sub("#", other):
+    texts = (re.escape(text).replace(re.escape("..."), ".*") for text in NUMBER.split(other))
+    found = re.fullmatch(f"({NUMBER.pattern})".join(texts), one)
+    if not found:
         return False
     return all(
-        abs(float(a[0]) - float(b[0])) <= 2.1 * _last_digit(b)
-        for a, b in zip(NUMBER.finditer(one), NUMBER.finditer(other), strict=True)
+        abs(float(number) - float(expected[0])) <= 1.1 * _last_digit(expected[0])
+        for number, expected in zip(found.groups(), NUMBER.finditer(other), strict=True)
     )
 
 
-def _last_digit(number: re.Match[str]) -> float:
-    if number[1] is None and number[2] is None:
+def _last_digit(number: str) -> float:
+    mantissa, _, exponent = number.partition("e")
+    if mantissa == number and "." not in number:
         return 0  # integers are equal
-    return float(10.0 ** (int(number[2] or 0) - len(number[1] or "")))
+    return float(10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2])))
 
 
 def write(page: Path) -> None:
@@ -69,7 +75,7 @@ def write(page: Path) -> None:
                 style = {"dpi": 80, "bbox_inches": "tight", "metadata": {"Software": None}}
                 plt.savefig(page.parent / block["picture"], **style)
             shown = block["printed"] or ""
-            if len(printed) == len(shown) and same(printed, shown):
+            if (len(printed) == len(shown) or "..." in shown) and same(printed, shown):
                 printed = shown  # as it is, where rounding alone differs
             shown = f"\n\n```text\n{printed.rstrip()}\n```" if printed else ""
             code = f"```python\n{block['code']}```"
