@@ -129,6 +129,18 @@ def test_what_is_shown_may_differ_by_rounding_alone() -> None:
     assert not OUTPUTS.same("epoch 1: 0.2\nepoch 2: 0.1\nend", "epoch 1: 0.5\n...\nend")
 
 
+@pytest.mark.parametrize("folder", ["learn", "do", "gallery"])
+def test_the_blocks_of_a_page_show_what_comes_out(folder: str) -> None:
+    blocks = [
+        block
+        for page in PAGES
+        if page.startswith(f"docs/{folder}/")
+        for block in OUTPUTS.BLOCK.finditer(TEXTS[page])
+    ]
+    shown = [block for block in blocks if block["printed"] or block["picture"]]
+    assert len(shown) >= 0.8 * len(blocks), "python docs/outputs.py PAGE writes what is printed"
+
+
 def test_python_is_marked_as_python() -> None:
     assert not [p for p in PAGES if any("import rnnjax" in b for b in fences(p, "", "sh", "text"))]
 

@@ -54,6 +54,7 @@ def gallery() -> dict[str, Any]:
         names: dict[str, Any] = {"__name__": page}
         text = (ROOT / f"docs/gallery/{page}.md").read_text(encoding="utf-8")
         for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[:-1]:
+            block = re.sub(r"^left\(.*$", "", block, flags=re.MULTILINE)  # which only prints
             exec(compile(block, page, "exec"), names)
         for name, value in names.items():
             own = isinstance(value, type) and value.__module__ == page
