@@ -80,6 +80,11 @@ class Layer(abc.ABC):
         """Whether a step of the layer depends on the steps before."""
         return False
 
+    @property
+    def streams(self) -> bool:
+        """Whether each step's outputs follow from its inputs and the state alone."""
+        return True
+
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...], dtype: Any) -> Carry:
         """The state at the start of a sequence, or None for a layer that has none."""
         return None
@@ -121,6 +126,11 @@ class Recurrent(Layer):
     def has_state(self) -> bool:
         """True: that of the cell."""
         return True
+
+    @property
+    def streams(self) -> bool:
+        """Whether it runs forward in time, and in that direction alone."""
+        return not self.reverse and _runs_forward(self.cell)
 
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...], dtype: Any) -> Carry:
         """The initial carry of the cell."""
@@ -313,6 +323,12 @@ def describe_cell(cell: Cell) -> str:
     own = [name for name in own if getattr(cell, name) != getattr(type(cell), name, None)]
     shown = [f"{name}={_spell(getattr(cell, name))}" for name in own]
     return f"{kind}({', '.join([str(getattr(cell, 'hidden_size', cell.output_size)), *shown])})"
+
+
+def _runs_forward(cell: Cell) -> bool:
+    inner = jax.tree.leaves(vars(cell), is_leaf=lambda one: isinstance(one, Cell))
+    parts = (one for one in inner if isinstance(one, Cell))
+    return not isinstance(cell, Bidirectional) and all(map(_runs_forward, parts))
 
 
 def _spell(function: str | Function) -> str:
