@@ -138,17 +138,19 @@ WAYS = {
 }
 
 
-def program(rows: dict[str, np.ndarray]) -> str:
+def program(rows: dict[str, tuple[np.ndarray, Any]]) -> str:
     """A program that runs each cell over its inputs, and prints the last outputs of each."""
     lines = ["#include <stdio.h>", *(f'#include "{name}.h"' for name in rows)]
     calls = ["int main(void) {"]
-    for name, xs in rows.items():
+    for name, (xs, raw) in rows.items():
         flat = ", ".join(f"{x:.9g}f" if x % 1 else f"{x:.1f}f" for x in xs.ravel().tolist())
         lines.append(f"static const float x_{name}[{xs.size}] = {{{flat}}};")
         size, stride = f"{name.upper()}_SIZE_OF_Y", xs[0].size
+        starts = [0, *np.cumsum([stride - sum(raw), *raw])[:-1]]
+        inputs = ", ".join(f"x_{name} + {stride} * t + {start}" for start in starts)
         calls += [
             f"  {{ struct {name}_state s; float y[{size}]; {name}_reset(&s);",
-            f"  for (int t = 0; t < {len(xs)}; t++) {name}_step(&s, x_{name} + {stride} * t, y);",
+            f"  for (int t = 0; t < {len(xs)}; t++) {name}_step(&s, {inputs}, y);",
             f'  for (int i = 0; i < {size}; i++) printf("%.9g ", (double)y[i]); }}',
             '  printf("\\n");',
         ]
@@ -166,7 +168,9 @@ def test_a_program_runs_clean(way: str, tmp_path: Path, random_like: Any) -> Non
         c.save(cell, params, tmp_path / f"{name}.c", input_size=(*space, features))
         given[name] = np.random.default_rng(0).normal(size=(50, *space, features)).astype("f4")
         wanted[name] = expected(cell, params, given[name], space)
-    (tmp_path / "main.c").write_text(program(given))
+    raw = {row.replace("-", "_"): [*cell.raw.values()] for row, (cell, _, _) in table().items()}
+    rows = {name: (xs, raw[name]) for name, xs in given.items()}
+    (tmp_path / "main.c").write_text(program(rows))
     sources = map(str, tmp_path.glob("*.c"))
     command = [compiler(by), "-std=c99", *STRICT, "-O1", *options.split(), *sources, "-lm"]
     subprocess.run([*command, "-o", str(tmp_path / "all")], check=True)
@@ -345,6 +349,17 @@ def test_weights_of_8_bits_are_as_near_as_the_header_says(tmp_path: Path) -> Non
     assert int(re.findall(r"WEIGHT_BYTES (\d+)", header)[0]) < 0.4 * 4 * sum(
         leaf.size for leaf in jax.tree.leaves(params)
     )
+
+
+def test_a_column_of_zeros_is_exact_in_8_bits(tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32) * [1, 0, 1, 1e-30]
+    cell, xs = Elementwise(6, lambda x: x @ weights.astype("f4")), np.eye(6, dtype="f4")
+    c.save(cell, cell.init(None, 6), tmp_path / "zeros.c", weights="int8", data=xs[:, None])
+    stream = Stream(library(tmp_path), tmp_path, "zeros")
+    ys = np.stack([stream.step(x) for x in xs])
+    assert not ys[:, 1].any()
+    largest = np.abs(weights).max(0) + 1e-38
+    np.testing.assert_allclose(ys / largest, weights / largest, rtol=0, atol=0.5 / 127)
 
 
 def test_a_convolution_and_a_grid_of_8_bits(tmp_path: Path, random_like: Any) -> None:

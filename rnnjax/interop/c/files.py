@@ -1,5 +1,6 @@
 """The two files of a program: its functions in C, and their header."""
 
+import itertools
 import math
 import os
 import pathlib
@@ -13,11 +14,10 @@ import numpy as np
 from rnnjax.cells.base import Cell, Params
 from rnnjax.checks import check_instance
 from rnnjax.errors import InvalidInputError
-from rnnjax.interop.c import int8, loops
-from rnnjax.interop.c.equations import Equations
-from rnnjax.interop.c.operations import FUNCTIONS
+from rnnjax.interop.c import int8
+from rnnjax.interop.c.forms import BYTES, FUNCTIONS, TYPES, kind_of, literals
 from rnnjax.interop.c.program import KEYWORDS, Program, of_cell, of_model
-from rnnjax.interop.c.values import Known, Stored, kind_of, literals, places_of
+from rnnjax.interop.c.writer import Value, Writer, in_place, numbers, placed
 from rnnjax.interop.files import check_path, write_whole
 from rnnjax.interop.model import Model, check_model
 
@@ -118,121 +118,67 @@ def save(*what: Any, input_size: Any = None, weights: str = "float32", data: Any
 
 def written(program: Program, name: str, data: Any = None) -> tuple[str, str]:
     """The text of ``name.c`` and of ``name.h``; with ``data``, weights of 8 bits."""
-    writer = Equations(loops.multiply if data is None else int8.multiply)
+    closed, names = program.lowered()
     notes = ["Parameters were rounded to float32."] * program.rounded
-    notes += [] if data is None else [int8.error(program, data)]
-    state = [Stored(f"s->{key}", places_of(*v.shape)) for key, v in program.state.items()]
-    for leaf, (key, start) in zip(state, program.state.items(), strict=True):
-        writer.label = key
-        writer.assign(leaf, Known(start, f"start of {key}"))
-    reset, writer.statements = writer.statements, []
-    inputs, outputs = (
-        [Stored(key, places_of(*x.shape), kind_of(x.dtype)) for key, x in arrays.items()]
-        for arrays in (program.inputs, program.outputs)
-    )
-    given: list[Any] = [
-        *(Known(array, key) for key, array in program.params.items()),
-        *state,
-        *inputs,
-    ]
-    results = writer.run(program.jaxpr.jaxpr, program.jaxpr.consts, given)
-    after, ys = results[: len(state)], results[len(state) :]
-    for into, y in zip(outputs, ys, strict=True):
-        writer.assign(into, y)
+    if data is not None:
+        exact, (closed, names) = closed, program.lowered(product=int8.product)
+        given = list(program.state.values()), list(program.inputs.values())
+        notes.append(int8.error(exact, closed, *given, data))
+    writer = Writer(names)
+    state = [_array(f"s->{key}", start) for key, start in program.state.items()]
+    for into, (key, start) in zip(state, program.state.items(), strict=True):
+        writer.assign(into, writer.constant(start, name=f"start of {key}"), label=key)
+    reset, writer.loops = writer.loops, []
+    results = writer.run(closed, [*state, *itertools.starmap(_array, program.inputs.items())])
+    for (key, shape), y in zip(program.outputs.items(), results[len(state) :], strict=True):
+        writer.assign(_array(key, shape), y)
     # Every new array is there before the first old one is overwritten.
-    new = [writer.apart(value) for value in after]
-    for leaf, value in zip(state, new, strict=True):
-        writer.label = "the new state"
-        writer.assign(leaf, value)
-    steps, scratch = placed(in_place(writer.statements), writer.buffers)
-    return _files(program, name, writer.constants, reset, steps, scratch, notes)
-
-
-_LAST = re.compile(r"(s->\w+)\[([^\]]*)\] = (\$\d+)\[\2\];$")
-"""A statement that copies an array to the state, entry by entry."""
-
-
-def in_place(statements: list[str]) -> list[str]:
-    """Let what becomes the new state be computed there, where nothing reads the old one after.
-
-    >>> in_place(["$0[i] = s->h[i] * 2;", "y[i] = $0[i];", "s->h[i] = $0[i];"])
-    ['s->h[i] = s->h[i] * 2;', 'y[i] = s->h[i];']
-    """
-    for copy in statements[::-1]:
-        found = _LAST.search(copy)
-        if not found or copy not in statements:  # it copies what is another part of the state
-            continue
-        leaf, index, buffer = found.groups()
-        array = re.compile(re.escape(buffer) + r"\b")
-        uses = [i for i, one in enumerate(statements) if array.search(one) and one != copy]
-        first, rest = statements[uses[0]], statements[uses[0] + 1 :]
-        late = any(re.search(rf"{leaf}\b", one) for one in rest if one != copy)
-        # The loop that fills it may read the old entry that it replaces, and no other.
-        read = re.findall(rf"{leaf}\b(?:\[([^\]]*)\])?", first)
-        whole = copy.splitlines()[1:-1] == first.splitlines()[1:-1]
-        fills = f"{buffer}[{index}] = " in first
-        if whole and fills and not late and all(place == index for place in read):
-            statements = [array.sub(leaf, one) for one in statements if one != copy]
-    return statements
-
-
-def placed(
-    statements: Sequence[str], buffers: Sequence[tuple[int, str]]
-) -> tuple[list[str], dict[str, tuple[int, str]]]:
-    """Give arrays that are never needed together one memory; also return the sizes of all."""
-    uses: dict[int, list[int]] = {}
-    for i, statement in enumerate(statements):
-        for number in re.findall(r"\$(\d+)", statement):
-            uses.setdefault(int(number), []).append(i)
-    slots: list[list[Any]] = []  # of each the size, the kind, and the last statement that needs it
-    chosen = {}
-    for number in sorted(uses, key=lambda n: uses[n]):
-        size, kind = buffers[number]
-        free = [i for i, s in enumerate(slots) if s[1] == kind and s[2] < uses[number][0]]
-        if not free:
-            free = [len(slots)]
-            slots.append([0, kind, 0])
-        # The smallest that is large enough, else the one that grows least.
-        best = min(free, key=lambda i: (slots[i][0] < size, abs(slots[i][0] - size)))
-        slots[best] = [max(slots[best][0], size), kind, uses[number][-1]]
-        chosen[number] = f"s->scratch_{best}"
-    written = [re.sub(r"\$(\d+)", lambda m: chosen[int(m[1])], one) for one in statements]
-    return written, {f"scratch_{i}": (size, kind) for i, (size, kind, _) in enumerate(slots)}
-
-
-def _files(
-    program: Program, name: str, constants: Any, reset: Sequence[str], steps: Sequence[str],
-    scratch: dict[str, tuple[int, str]], notes: Sequence[str],
-) -> tuple[str, str]:  # fmt: skip
-    called = "\n".join(steps)
-    functions: dict[str, str] = {}
-    while more := [f for f in FUNCTIONS if f"@{f}(" in called and f not in functions]:
-        functions = {f: FUNCTIONS[f] for f in more} | functions
-        called += "\n".join(functions.values())
-    listed = [
-        f"/* {what}, {list(array.shape)} */\n"
-        f"static const {kind} @{key}[{array.size}] = {_numbers(array)};"
-        for (kind, *_), (key, array, what) in constants.items()
-    ]
-    arrays = [f"const {kind_of(x.dtype)} *{key}" for key, x in program.inputs.items()]
-    arrays += [f"{kind_of(x.dtype)} *{key}" for key, x in program.outputs.items()]
+    new = [(into, y) for into, y in zip(state, results, strict=False) if y is not into]
+    new = [(into, writer.stored(y, lambda leaf: leaf.name[0] in "$@")) for into, y in new]
+    for into, y in new:
+        writer.assign(into, y, label="the new state")
+    steps, scratch = placed(in_place(writer.loops, writer.buffers), writer.buffers)
+    used = set[str]().union(*(loop.names() for loop in (*reset, *steps)))
+    constants = {key: one for key, one in writer.constants.items() if key in used}
+    arrays = [f"const {_type(x)} *{key}" for key, x in program.inputs.items()]
+    arrays += [f"{_type(x)} *{key}" for key, x in program.outputs.items()]
     signature = f"void @step(struct @state *s, {', '.join(arrays)})"
-    named = ["s", *program.inputs]
-    unused = [f"  (void){key};" for key in named if not re.search(rf"\b{key}\b", called)]
-    texts = "\n\n".join(functions.values())
-    both = re.sub("^(?=float|int32_t|void)", "static ", texts, flags=re.MULTILINE)
-    source = "\n".join([
-        f"/* {program.title}, written by rnnjax; {name}.h says how to call it. */",
-        "#include <math.h>", f'#include "{name}.h"', "", *listed, "", both, "",
-        "void @reset(struct @state *s) {", *(reset or ["  (void)s;"]), "}", "",
-        f"{signature} {{", *unused, *steps, "}", "",
-    ])  # fmt: skip
-    weights = sum(array.size * _BYTES[kind] for (kind, *_), (_, array, _) in constants.items())
+    source = _source(program, name, constants, [*map(str, reset)], [*map(str, steps)], signature)
+    weights = sum(array.size * BYTES[_type(array)] for array, _ in constants.values())
     header = _header(program, name, weights, scratch, signature, notes)
     return re.sub(r"@(\w)", rf"{name}_\1", source), re.sub(r"@(\w)", rf"{name}_\1", header)
 
 
-_BYTES = {"float": 4, "int32_t": 4, "int8_t": 1}
+def _source(
+    program: Program, name: str, constants: dict[str, tuple[np.ndarray, str]], reset: list[str],
+    steps: list[str], signature: str,
+) -> str:  # fmt: skip
+    called = "\n".join(steps)
+    unused = [f"  (void){key};" for key in ("s", *program.inputs)
+              if not re.search(rf"\b{key}\b", called)]  # fmt: skip
+    functions: list[str] = []
+    for key, text in reversed([*FUNCTIONS.items()]):  # each before those that call it
+        if f"@{key}(" in called:
+            functions, called = [text, *functions], called + text
+    listed = [
+        f"/* {what}, {list(array.shape)} */\n"
+        f"static const {_type(array)} {key}[{array.size}] = {_numbers(array)};"
+        for key, (array, what) in constants.items()
+    ]
+    return "\n".join([
+        f"/* {program.title}, written by rnnjax; {name}.h says how to call it. */",
+        "#include <math.h>", f'#include "{name}.h"', "", *listed, "", *functions, "",
+        "void @reset(struct @state *s) {", *(reset or ["  (void)s;"]), "}", "",
+        f"{signature} {{", *unused, *steps, "}", "",
+    ])  # fmt: skip
+
+
+def _array(name: str, one: Any) -> Value:
+    return Value.of(name, numbers(one.shape), kind_of(one.dtype))
+
+
+def _type(array: Any) -> str:
+    return TYPES[kind_of(array.dtype)]
 
 
 def _numbers(array: np.ndarray) -> str:
@@ -251,7 +197,7 @@ def _header(
 
     members = {key: (one.size, "float") for key, one in program.state.items() if one.size}
     state = sum(4 * size for size, _ in members.values())
-    between = sum(_BYTES[kind] * size for size, kind in scratch.values())
+    between = sum(BYTES[kind] * size for size, kind in scratch.values())
     sizes = {
         **{f"SIZE_OF_{key}": math.prod(one.shape)
            for key, one in (program.inputs | program.outputs).items()},

@@ -1,22 +1,24 @@
 """A step of a cell, or of a model, as a program with a state that C can hold."""
 
-import dataclasses
 import re
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
 from rnnjax.cells.base import Cell, Params
 from rnnjax.cells.onehot import Beside
 from rnnjax.engine import Scan
-from rnnjax.errors import InvalidInputError
+from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop import arrays
-from rnnjax.interop.c.streams import as_given, check_streams, start_of
-from rnnjax.interop.layers import describe_cell
-from rnnjax.interop.model import Model
+from rnnjax.interop.c.lowering import Lowering
+from rnnjax.interop.layers import Recurrent, describe_cell
+from rnnjax.interop.model import Functional, Model
+from rnnjax.interop.onnx.graph import Graph
+from rnnjax.interop.serving import input_shapes
 
 KEYWORDS = frozenset(re.findall(r"\w+", """
 and asm auto bool break case catch char class const constexpr continue default delete do double else
@@ -26,6 +28,7 @@ signed sizeof static step struct switch template this throw true try typedef typ
 using virtual void volatile while xor"""))  # fmt: skip
 """Words that C or C++ has for itself, and ``step``, which GNU's C library has."""
 _LOCALS = frozenset("ijklmnopqrs")  # of the functions that are written
+_TRIED = 6  # steps
 
 
 def identifier(name: str, taken: Collection[str] = ()) -> str:
@@ -41,27 +44,24 @@ def identifier(name: str, taken: Collection[str] = ()) -> str:
     return made
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A step ``(parameters, state, inputs) -> (state, outputs)``, and what it begins with.
-
-    Attributes:
-        title: what it is.
-        jaxpr: its equations.
-        params: the leaves of the parameters by name.
-        state: the leaves of the state at the start by name.
-        inputs: the shapes and types of the inputs by name.
-        outputs: those of the outputs.
-        rounded: whether parameters were rounded to float32.
-    """
+class Program(NamedTuple):
+    """A step ``(parameters, state, inputs) -> (state, outputs)``, whose leaves have names in C."""
 
     title: str
-    jaxpr: Any
+    jaxpr: ClosedJaxpr
     params: dict[str, np.ndarray]
-    state: dict[str, np.ndarray]
-    inputs: dict[str, Any]
+    state: dict[str, np.ndarray]  # with which a sequence begins
+    inputs: dict[str, Any]  # shapes and types
     outputs: dict[str, Any]
-    rounded: bool
+    rounded: bool  # whether parameters were rounded to float32
+
+    def lowered(self, **options: Any) -> tuple[ClosedJaxpr, dict[bytes, str]]:
+        """The equations of state and inputs, what is known computed, and names of constants."""
+        lowering, whole = Lowering(self.params, **options), self.jaxpr
+        known, given = self.params.values(), [*self.state.values(), *self.inputs.values()]
+        with jax.ensure_compile_time_eval():
+            run = lambda *xs: lowering.run(whole.jaxpr, whole.consts, [*known, *xs])  # noqa: E731
+            return jax.make_jaxpr(run)(*given), lowering.names
 
 
 def of_cell(cell: Cell, params: Params, input_size: Any) -> Program:
@@ -75,41 +75,108 @@ def of_cell(cell: Cell, params: Params, input_size: Any) -> Program:
                 "give input_size="
             ) from error
     *grid, size = input_size if isinstance(input_size, tuple) else (input_size,)
-    sizes = {
-        "x": size - cell.raw_size,
-        **{identifier(name, ["x"]): n for name, n in cell.raw.items()},
-    }
+    raw = {identifier(name, ["x"]): n for name, n in cell.raw.items()}
+    sizes = {"x": size - cell.raw_size} | raw
 
     def step(params: Params, carry: Any, xs: dict[str, Any]) -> Any:
         x, *raw = (xs.get(name, jnp.zeros((*grid, 0))) for name in sizes)
         return cell.step(params, carry, Beside(x, jnp.concatenate(raw, axis=-1)) if raw else x)
 
-    given = {name: (*grid, n) for name, n in sizes.items() if n}
-    shapes = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in given.items()}
+    shapes = {name: jax.ShapeDtypeStruct((*grid, n), np.float32) for name, n in sizes.items() if n}
     start = cell.start(params, tuple(grid))
-    return traced(describe_cell(cell), step, params, start, shapes)
+    return _traced(describe_cell(cell), step, params, start, shapes)
 
 
 def of_model(model: Model) -> Program:
     """The program of one step of a model, for a batch of one row."""
-    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), model.params)
-    wide = dataclasses.replace(model, params=params)
-    named, carry = check_streams(wide), start_of(wide)
-    keys = {identifier(key): key for key in named}
+    network = model.network
+    names = [call.name for call in getattr(network, "calls", ()) if call.states]
+    for name, layer in network.uses.items():
+        if name in names or not layer.streams:
+            raise InteropError(
+                f"C takes one step at a time, but layer {layer.name!r}, {layer}, does not: it "
+                "reads later steps or all of them, or makes fewer; write what is before it, or "
+                "train a model whose layers run forward in time"
+            )
+    given = _inputs(model)
+    keys, carry = {identifier(key): key for key in given}, model.initial_carry((1,))
+    for name, layer in network.stateful.items():  # whose start may be learned
+        if isinstance(layer, Recurrent) and name in carry and layer.name in model.params:
+            carry[name] = layer.cell.start(model.params[layer.name], (1,))
 
     def step(params: Params, carry: Any, xs: dict[str, Any]) -> Any:
-        given = {key: xs[name] for name, key in keys.items()}
-        return model.apply(params, as_given(model, given), carry, method=Scan())
+        named = {key: xs[name] for name, key in keys.items()}
+        return model.apply(params, _one_or_all(named), carry, method=Scan())
 
+    if isinstance(network, Graph) and not _streams(model, carry):
+        raise InteropError(
+            "C takes one step at a time, but this graph gives other outputs then: it reads later "
+            "steps or all of them; export one that runs forward in time, with a free axis of time"
+        )
     title = ", ".join(map(str, model.layers.values())) or "a graph of ONNX"
-    inputs = {name: named[key] for name, key in keys.items()}
-    return traced(title, step, model.params, carry, inputs)
+    inputs = {name: given[key] for name, key in keys.items()}
+    return _traced(title, step, model.params, carry, inputs)
 
 
-def traced(
+def _one_or_all(named: dict[str, Any]) -> Any:
+    return named if len(named) > 1 else next(iter(named.values()))
+
+
+def _streams(model: Model, start: Any) -> bool:
+    """Try whether steps one by one give what all give: nodes of ONNX do not say which axis is time.
+
+    Without a free axis all that a graph takes is one step.
+    """
+    rng, one = np.random.default_rng(0), _inputs(model)
+    for axis in range(2):
+        several = _inputs(model, axis)
+        free = [name for name in one if one[name].shape != several[name].shape]
+        xs = {n: (3 * rng.random(x.shape)).astype(x.dtype) for n, x in several.items()}
+        carry, each = start, []
+        try:
+            whole = model.apply(model.params, _one_or_all(xs), start)[1]
+            for t in range(_TRIED):
+                now = {name: x.take([t], axis) if name in free else x for name, x in xs.items()}
+                carry, ys = model.apply(model.params, _one_or_all(now), carry)
+                each.append(jax.tree.leaves(ys))
+        except (InvalidInputError, InteropError, TypeError, ValueError):  # too few for a node
+            continue
+        alike = []
+        for all_at_once, *ys in zip(jax.tree.leaves(whole), *each, strict=True):
+            y = ys[-1] if ys[-1].shape == all_at_once.shape else np.concatenate(ys, axis)
+            alike.append(y.shape == all_at_once.shape and np.allclose(y, all_at_once, 1e-4, 1e-4))
+        if free and all(alike):
+            return True
+    return all(_inputs(model, axis) == one for axis in range(2))
+
+
+def _inputs(model: Model, axis: int | None = None) -> dict[str, Any]:
+    """The shapes and types of the inputs of one step by name; of several along a graph's axis."""
+    network, shapes = model.network, {}
+    given = getattr(network, "inputs", ())
+    for one in given:
+        if one.shape is None or (isinstance(network, Functional) and None in one.shape[1:]):
+            raise InvalidInputError(
+                f"input {one.name!r} has a shape that is not known, {one.shape}, where C needs all "
+                "sizes but that of time; save the model with them"
+            )
+        if isinstance(network, Graph):
+            shape = [n or (1, _TRIED)[i == axis] for i, n in enumerate(one.shape)]
+            dtype = jax.dtypes.canonicalize_dtype(one.dtype)
+            shapes[one.name] = jax.ShapeDtypeStruct(shape, dtype)
+    if isinstance(network, Graph):
+        states = {name for node in network.nodes if node.layer for name in node.inputs[4:]}
+        return {name: one for name, one in shapes.items() if name not in states}
+    each = jax.tree.leaves(input_shapes(model, [1] * max(1, len(given)), 1))
+    ids = jnp.issubdtype(each[0].dtype, jnp.integer)
+    return dict(zip([one.name for one in given] or ["ids" if ids else "x"], each, strict=True))
+
+
+def _traced(
     title: str, step: Callable[..., Any], params: Params, start: Any, inputs: dict[str, Any]
 ) -> Program:
     """The equations of ``step(params, carry, inputs by name) -> (carry, outputs)``."""
+    title = re.sub(r"\s+|\*/", " ", title)  # for a comment
     for path, leaf in jax.tree_util.tree_leaves_with_path((params, start)):
         where = f"{('params', 'the state')[path[0].idx]}{jax.tree_util.keystr(path[1:])} of {title}"
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
@@ -119,34 +186,27 @@ def traced(
             )
         if path[0].idx == 0 and np.isnan(np.asarray(leaf, np.float32)).any():
             raise InvalidInputError(f"{where} has NaN; write parameters that are numbers")
-    wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
-    rounded = any(
-        jnp.result_type(leaf) in (np.float64, jnp.bfloat16) for leaf in jax.tree.leaves(params)
-    )
-    start = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), start)
-    tree = jax.tree.structure(start)
+    rounded = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)} & {
+        np.dtype(np.float64), jnp.dtype(jnp.bfloat16)}  # fmt: skip
+    params, start = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), (params, start))
 
     def program(params: Any, state: Any, xs: Any) -> Any:
-        named = dict(zip(inputs, xs, strict=True))
-        carry, ys = step(params, jax.tree.unflatten(tree, state), named)
-        return jax.tree.leaves(carry), ys
+        return step(params, state, dict(zip(inputs, xs, strict=True)))
 
-    given = wide, jax.tree.leaves(start), list(inputs.values())
+    given = params, start, list(inputs.values())
     jaxpr, (after, ys) = jax.make_jaxpr(program, return_shape=True)(*given)
-    state = by_name(start, "layer" if isinstance(start, tuple) else "state")
-    for (name, old), new in zip(state.items(), after, strict=True):
+    state = _by_name(start, "layer" if isinstance(start, tuple) else "state")
+    for (name, old), new in zip(state.items(), jax.tree.leaves(after), strict=True):
         if new.shape != old.shape:
             raise InvalidInputError(
                 f"{name} of {title} must keep its shape {old.shape}, but is {new.shape} after a "
                 "step; return a state like the one that came"
             )
-    title = re.sub(r"\s+|\*/", " ", title)  # for a comment
-    return Program(
-        title, jaxpr, by_name(wide, "layer"), state, inputs, by_name(ys, "y", inputs), rounded
-    )
+    outputs = _by_name(ys, "y", inputs)
+    return Program(title, jaxpr, _by_name(params, "layer"), state, inputs, outputs, bool(rounded))
 
 
-def by_name(tree: Any, alone: str, taken: Collection[str] = ()) -> dict[str, Any]:
+def _by_name(tree: Any, alone: str, taken: Collection[str] = ()) -> dict[str, Any]:
     """The leaves by their names in C; ``alone`` is that of one array, and stands before numbers."""
     found: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

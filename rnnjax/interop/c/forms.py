@@ -1,0 +1,119 @@
+"""What operations of JAX are in C: expressions of each entry, and functions that they call."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+TYPES = {"f": "float", "i": "int32_t", "b": "int32_t", "q": "int8_t"}
+"""The types of C by kinds: floating-point numbers, integers, booleans, and integers of 8 bits."""
+BYTES = {"float": 4, "int32_t": 4, "int8_t": 1}
+
+
+def kind_of(dtype: Any) -> str:
+    """The kind of a type of JAX; "" if C has none.
+
+    >>> kind_of(jnp.bfloat16), kind_of(bool), kind_of("int32"), kind_of(jnp.int8)
+    ('f', 'b', 'i', 'q')
+    """
+    kinds = {np.int8: "q", jnp.floating: "f", jnp.bool_: "b", jnp.integer: "i"}
+    return next((kind for one, kind in kinds.items() if jnp.issubdtype(dtype, one)), "")
+
+
+def literals(array: np.ndarray) -> list[str]:
+    """Numbers of C, in the nine digits that tell every float32 from its neighbours.
+
+    >>> literals(np.float32([0.1, -2, np.inf])), literals(np.array([True, False]))
+    (['0.100000001f', '-2.0f', 'INFINITY'], ['1', '0'])
+    """
+    if kind_of(array.dtype) != "f":
+        return [str(int(number)) for number in array.ravel().tolist()]
+    odd = {"nan": "NAN", "inf": "INFINITY", "-inf": "(-INFINITY)"}
+    texts = [f"{number:.9g}" for number in array.ravel().astype(np.float32).tolist()]
+    return [odd.get(text, text + ("f" if "." in text or "e" in text else ".0f")) for text in texts]
+
+
+_SIGNS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+_ARITHMETIC = {"add": "+", "add_any": "+", "sub": "-", "mul": "*", "div": "/"}
+_MATH = (
+    "acos", "acosh", "asin", "asinh", "atan", "atanh", "cbrt", "ceil", "cos", "cosh", "erf", "erfc",
+    "exp", "exp2", "expm1", "floor", "log", "log1p", "sin", "sinh", "sqrt", "tan",
+)  # fmt: skip
+_COMMON = {name: f"({{}} {sign} {{}})" for name, sign in (_SIGNS | _ARITHMETIC).items()}
+_COMMON |= {"neg": "(-{})"}
+FORMS: Mapping[str, Mapping[str, str]] = {
+    "f": _COMMON
+    | {name: f"{name}f({{}})" for name in _MATH}
+    | {name: f"@{name}({{}})" for name in ("square", "sign", "tanh", "logistic")}
+    | {"max": "@max({}, {})", "min": "@min({}, {})", "abs": "fabsf({})",
+       "rem": "fmodf({}, {})", "pow": "powf({}, {})", "atan2": "atan2f({}, {})",
+       "is_finite": "isfinite({})", "round": "roundf({})", "round even": "rintf({})",
+       "to i": "(int32_t){}", "to q": "(int8_t){}", "to b": "({} != 0.0f)"},
+    "i": _COMMON | {
+        "max": "@imax({}, {})", "min": "@imin({}, {})", "rem": "({} % {})", "not": "(~{})",
+        "and": "({} & {})", "or": "({} | {})", "to f": "(float){}", "to b": "({} != 0)",
+    },
+    "b": _COMMON | {
+        "select_n": "({} ? {} : {})", "not": "(!{})", "and": "({} && {})", "or": "({} || {})",
+        "to f": "(float){}", "to i": "{}",
+    },
+}  # fmt: skip
+"""By the kind of the first operand and the operation: {} for operands, @ before the functions."""
+
+REDUCTIONS: Mapping[tuple[str, str], tuple[str, str]] = {
+    ("reduce_sum", "f"): ("{} += {};", "0.0f"),
+    ("reduce_sum", "i"): ("{} += {};", "0"),
+    ("reduce_prod", "f"): ("{} *= {};", "1.0f"),
+    ("reduce_max", "f"): ("{} = @max({}, {});", "(-INFINITY)"),
+    ("reduce_min", "f"): ("{} = @min({}, {});", "INFINITY"),
+    ("reduce_and", "b"): ("{} = {} && {};", "1"),
+    ("reduce_or", "b"): ("{} = {} || {};", "0"),
+}
+"""By an operation and the kind of what it reduces how an entry is taken in, and the start."""
+
+FUNCTIONS: Mapping[str, str] = {
+    "max": "static float @max(float a, float b) { return a < b ? b : a; }",
+    "min": "static float @min(float a, float b) { return a > b ? b : a; }",
+    "imax": "static int32_t @imax(int32_t a, int32_t b) { return a < b ? b : a; }",
+    "imin": "static int32_t @imin(int32_t a, int32_t b) { return a > b ? b : a; }",
+    "square": "static float @square(float x) { return x * x; }",
+    "sign": "static float @sign(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x; }",
+    "tanh": """\
+/* x P(x^2) / Q(x^2), a least-squares fit on [0, 9] with weights that level the relative errors:
+   within 4e-7 of tanh, as float32 rounds it, and in loops that a compiler vectorises. */
+static float @tanh(float x) {
+  const float c = x < -9.0f ? -9.0f : x > 9.0f ? 9.0f : x;
+  const float z = c * c;
+  const float h = ((-1.22462249e-11f * z + 3.06424965e-08f) * z + 2.80312961e-05f) * z;
+  const float p = ((h + 0.00386950723f) * z + 0.136808559f) * z + 1.0f;
+  const float g = (1.28903412e-06f * z + 0.00039407119f) * z * z;
+  const float q = (g + 0.0272501539f * z + 0.470141888f) * z + 1.0f;
+  const float y = c * p / q;
+  return y < -1.0f ? -1.0f : y > 1.0f ? 1.0f : y;
+}""",
+    "logistic": "static float @logistic(float x) { return 0.5f + 0.5f * @tanh(0.5f * x); }",
+    "product": """\
+/* y (m) += x (n) times w (n, m): four inputs at a time, each with a row of contiguous weights. */
+static void @product(const float *x, float *y, const float *w, int n, int m) {
+  int i = 0;
+  for (; i + 4 <= n; i += 4, w += 4 * m) {
+    const float a = x[i], b = x[i + 1], c = x[i + 2], d = x[i + 3];
+    const float *u = w + m, *v = u + m, *t = v + m;
+    for (int j = 0; j < m; j++) y[j] += a * w[j] + b * u[j] + c * v[j] + d * t[j];
+  }
+  for (; i < n; i++, w += m) {
+    const float a = x[i];
+    for (int j = 0; j < m; j++) y[j] += a * w[j];
+  }
+}""",
+    "product8": """\
+/* The same of 8 bits, with a sum of 32. */
+static void @product8(const int8_t *x, int32_t *y, const int8_t *w, int n, int m) {
+  for (int i = 0; i < n; i++, w += m) {
+    const int32_t a = x[i];
+    for (int j = 0; j < m; j++) y[j] += a * w[j];
+  }
+}""",
+}
+"""The static functions of a file; each is written where it is called."""

@@ -1,0 +1,173 @@
+"""Equations of JAX as fewer kinds of equations, which C is written of."""
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Jaxpr, Literal
+
+_JAX = pathlib.PurePath(jax.__file__).parent
+_CALLS = {
+    "jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call",
+    "custom_vjp_call", "custom_vjp_call_jaxpr",
+}  # fmt: skip
+_IDENTITIES = {
+    "copy", "copy_p", "stop_gradient", "name", "reduce_precision", "optimization_barrier",
+}  # fmt: skip
+
+
+class Lowering:
+    """Evaluates what is known, and traces the rest, with calls inlined, by the rules below.
+
+    Args:
+        params: the parameters by name; what is computed from them alone is named after them.
+        product: ``(x, w, dimension numbers) -> x @ w`` for vectors ``x (*batch, ..., inputs)`` and
+            known weights ``w (*batch, inputs, outputs)``.
+    """
+
+    def __init__(
+        self, params: Mapping[str, np.ndarray], product: Callable[..., Any] = lax.dot_general
+    ) -> None:
+        self.names = {array.tobytes(): name for name, array in params.items()}
+        self._product = product
+
+    def run(self, jaxpr: Jaxpr, consts: Sequence[Any], given: Sequence[Any], done: str = "") -> Any:
+        """Run equations on arrays and tracers; those of the operation ``done`` stay as they are."""
+        values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *given], strict=True))
+
+        def read(atom: Any) -> Any:
+            if isinstance(atom, Literal):
+                return np.asarray(atom.val, getattr(atom.aval, "dtype", None))
+            return values[atom]
+
+        for equation in jaxpr.eqns:
+            where = _origin(equation)  # a function of JAX knows no line of ours
+            with jax.named_scope(where) if where else contextlib.nullcontext():
+                made = self._results(equation, [read(atom) for atom in equation.invars], done)
+            values.update(zip(equation.outvars, made, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _results(self, equation: Any, given: list[Any], done: str) -> Sequence[Any]:
+        name, p = equation.primitive.name, equation.params
+        known = [not isinstance(one, jax.core.Tracer) for one in given]
+        if name in _CALLS:
+            inner = next(p[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in p)
+            return self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), given)
+        if name in _IDENTITIES:
+            return given
+        if name == "scan" and p["length"] == 1:
+            start = p["num_consts"] + p["num_carry"]
+            xs = [lax.squeeze(x, [0]) for x in given[start:]]
+            made = self.run(p["jaxpr"].jaxpr, p["jaxpr"].consts, [*given[:start], *xs])
+            carry, ys = made[: p["num_carry"]], made[p["num_carry"] :]
+            return [*carry, *(lax.expand_dims(y, [0]) for y in ys)]
+        if name in RULES and name != done and not all(known):
+            more = {"by": self._product, "shape": equation.outvars[0].aval.shape}
+            rule = jax.make_jaxpr(lambda *xs: RULES[name](p | more, known, *xs))
+            if (traced := rule(*given)).out_avals:
+                return self.run(traced.jaxpr, traced.consts, given, name)
+        made = equation.primitive.bind(*given, **p)
+        made = made if equation.primitive.multiple_results else [made]
+        if all(known):
+            of = [self.names.get(np.asarray(one).tobytes(), "").split(" and ") for one in given]
+            name = " and ".join(dict.fromkeys(n for names in of for n in names if n))
+            self.names = {np.asarray(one).tobytes(): name for one in made if name} | self.names
+        return made
+
+
+def _origin(equation: Any) -> str:
+    """The file and line of the cell, or of what it called, that made an equation; empty if none."""
+    trace = equation.source_info.traceback
+    for frame in trace.frames if trace is not None else []:
+        path = pathlib.PurePath(frame.file_name)
+        if not path.is_relative_to(_JAX):
+            return f"{path.name}:{frame.line_num}, {frame.function_name}"
+    return ""
+
+
+# ---- rules (parameters, which operands are known, *operands), which give None where they apply not
+
+
+def _product(p: Any, known: Sequence[bool], x: Any, w: Any) -> Any:
+    """``x @ w`` with the known one, the weights, second, whose inputs and outputs are an axis each.
+
+    Without weights it is a sum of products.
+    """
+    (of_x, of_w), (batch_x, batch_w) = p["dimension_numbers"]
+    x_free, w_free = (
+        [axis for axis in range(one.ndim) if axis not in (*of, *batch)]
+        for one, of, batch in ((x, of_x, batch_x), (w, of_w, batch_w))
+    )
+    if known[0]:
+        swapped = {"dimension_numbers": ((of_w, of_x), (batch_w, batch_x)), "by": p["by"]}
+        y, first = _product(swapped, [False, True], w, x), len(batch_x)
+        return jnp.moveaxis(y, range(first, first + len(w_free)), range(-len(w_free), 0))
+    batch, outputs = [x.shape[axis] for axis in batch_x], [w.shape[axis] for axis in w_free]
+    lead = batch + [x.shape[axis] for axis in x_free]
+    x = x.transpose([*batch_x, *x_free, *of_x]).reshape(*lead, -1)
+    w = w.transpose([*batch_w, *of_w, *w_free]).reshape(*batch, x.shape[-1], -1)
+    if known[1]:
+        each = list(range(len(batch)))
+        y = p["by"](x, w, (([x.ndim - 1], [len(batch)]), (each, each)))
+    else:
+        y = x[..., None] * w.reshape(*batch, *[1] * len(x_free), *w.shape[-2:])
+        y = y[..., 0, :] if y.shape[-2] == 1 else y.sum(-2)  # of one each it is an outer product
+    return y.reshape(*lead, *outputs)
+
+
+def _convolution(p: Any, known: Sequence[bool], x: Any, w: Any) -> Any:
+    """One product: what the kernel sees at each place is a row."""
+    spec = p["dimension_numbers"]
+    if not p["feature_group_count"] == p["batch_group_count"] == 1 == max(p["lhs_dilation"]):
+        return None
+    x = x.transpose(spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1])
+    w = w.transpose(*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0])
+    x = jnp.pad(x, [(0, 0), *p["padding"], (0, 0)])
+    ways = zip(w.shape, x.shape[1:], p["window_strides"], p["rhs_dilation"], strict=False)
+    for axis, (size, n, stride, step) in reversed([*enumerate(ways, 1)]):
+        first = np.arange(0, n - step * (size - 1), stride)[:, None]
+        x = x.at[(slice(None),) * axis + (first + step * np.arange(size),)].get(mode="clip")
+    space = len(p["padding"])  # now (batch, *(places, kernel), channels)
+    x = x.transpose(0, *range(1, 2 * space, 2), *range(2, 2 * space + 1, 2), 2 * space + 1)
+    y = x.reshape(*x.shape[: space + 1], -1) @ w.reshape(-1, w.shape[-1])
+    return y.transpose(np.argsort([spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1]]))
+
+
+def _gather(p: Any, known: Sequence[bool], table: Any, ids: Any) -> Any:
+    """A row of a table by one id, or another block by the indices of its corner."""
+    numbers, sizes = p["dimension_numbers"], p["slice_sizes"]
+    axes = numbers.start_index_map
+    if known[1] or ids.size != len(axes) or numbers.operand_batching_dims:
+        return None
+    at = dict(zip(axes, ids.ravel(), strict=True))
+    starts = [at.get(axis, jnp.zeros((), ids.dtype)) for axis in range(table.ndim)]
+    block = lax.dynamic_slice_p.bind(table, *starts, slice_sizes=sizes)
+    if p["mode"] == lax.GatherScatterMode.FILL_OR_DROP:
+        fill = p["fill_value"]
+        fill = jnp.nan if fill is None else fill
+        for axis, i in at.items():
+            inside = (i >= 0) & (i <= table.shape[axis] - sizes[axis])
+            block = jnp.where(inside, block, jnp.asarray(fill, block.dtype))
+    return block.reshape(p["shape"])
+
+
+def _power(p: Any, known: Sequence[bool], x: Any) -> Any:
+    if p["y"] == 2:
+        return lax.square(x)
+    return 1 / x if p["y"] == -1 else lax.pow(x, jnp.full(x.shape, p["y"], x.dtype))
+
+
+RULES: Mapping[str, Callable[..., Any]] = {
+    "dot_general": _product,
+    "conv_general_dilated": _convolution,
+    "gather": _gather,
+    "integer_pow": _power,
+    "clamp": lambda p, known, low, x, high: jnp.minimum(jnp.maximum(x, low), high),
+    "rsqrt": lambda p, known, x: 1 / jnp.sqrt(x),
+}
+"""By an operation what it is in terms of others."""
