@@ -257,6 +257,19 @@ def test_tanh_and_the_logistic_function_are_within_1e_6(tmp_path: Path) -> None:
     assert np.nanmax(np.abs(y)) == 1
 
 
+def test_products_and_gates_vectorise(tmp_path: Path) -> None:
+    """By gcc, and without -ffast-math."""
+    _, source, _ = saved(tmp_path, LSTMCell(64))
+    command = [compiler("gcc"), "-std=c99", "-O3", "-fopt-info-vec", "-c", "cell.c"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = set(map(int, re.findall(r"cell\.c:(\d+):\d+: optimized: loop vec", done.stderr)))
+    lines = source.splitlines()
+    gates = {i for i, line in enumerate(lines) if " = " in line and "cell_tanh(" in line}
+    products = {i for i, line in enumerate(lines, 1) if "y[j] +=" in line}
+    assert len(gates) == len(products) == 2
+    assert gates | products <= found
+
+
 @dataclasses.dataclass(frozen=True)
 class Elementwise(rnnjax.Cell):
     """A cell of operations, which ``does`` computes; the state is not used."""
@@ -306,6 +319,9 @@ OPERATIONS = {
     "again": lambda x: jax.checkpoint(lambda x: jnp.sin(x) * x)(jax.lax.stop_gradient(x)),
     "softer": lambda x: jax.nn.relu(x) + jax.nn.softplus(x) + jax.nn.gelu(x) + jax.nn.silu(x),
     "table": lambda x: jnp.arange(12.0).reshape(6, 2)[jnp.clip(x[0].astype(int), 0, 5)] * x[0],
+    "padding": lambda x: jnp.array([[0.0, 0], [1, 2], [3, 4]])[
+        jnp.clip(jnp.abs(x[0] * 2).astype(int), 0, 2)
+    ] * x[1],
     "turned_table": lambda x: (
         jnp.stack([x, 2 * x, 3 * x, -x]).reshape(4, 2, 3)[::2].reshape(4, 3).T[
             jnp.clip(jnp.abs(x[0] * 2).astype(int), 0, 2)

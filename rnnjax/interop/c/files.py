@@ -48,12 +48,13 @@ def save(*what: Any, input_size: Any = None, weights: str = "float32", data: Any
 
     The step is what `Cell.step` computes, in float32: wider or narrower parameters are rounded.
     What depends on parameters alone is computed now. ``tanh`` and the logistic function are a
-    quotient of polynomials within 1e-6. Dropout and noise are left out, as for prediction.
+    rational function within 2e-7. Dropout and noise are left out, as for prediction.
 
     Of a model every layer must run forward in time: recurrent layers, dense ones, embeddings,
-    normalisations, activations, and causal convolutions, whose state is the steps before. It is run
-    over a few steps, at once and one by one, and refused if that differs. Ids are ``int32_t``. At a
-    step that a mask leaves out recurrent layers keep their state, and the outputs say nothing.
+    normalisations, activations, and causal convolutions, whose state is the steps before. The first
+    that does not is refused by its name; a graph of ONNX, whose nodes do not say which axis is
+    time, is run over a few steps, at once and one by one. Ids are ``int32_t``. At a step that a
+    mask leaves out recurrent layers keep their state, and the outputs say nothing.
 
     Args:
         cell: any cell whose step is made of operations that C is written of: those of the library,
@@ -167,7 +168,8 @@ def _source(
     ]
     return "\n".join([
         f"/* {program.title}, written by rnnjax; {name}.h says how to call it. */",
-        "#include <math.h>", f'#include "{name}.h"', "", *listed, "", *functions, "",
+        "#include <math.h>", f'#include "{name}.h"', "#ifdef __cplusplus",
+        "#define restrict __restrict", "#endif", "", *listed, "", *functions, "",
         "void @reset(struct @state *s) {", *(reset or ["  (void)s;"]), "}", "",
         f"{signature} {{", *unused, *steps, "}", "",
     ])  # fmt: skip

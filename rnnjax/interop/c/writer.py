@@ -304,7 +304,8 @@ class Writer:
         targets, slots, leaves = how.count("{}") - 1, [], []
         for leaf in value.leaves:  # of a constant there may be entries that are all alike
             array, _ = self.constants.get(leaf.name, (np.arange(0), ""))
-            entries = np.unique(array.ravel()[leaf.places]) if array.size else array
+            fixed = array.size and "&" not in value.text
+            entries = np.unique(array.ravel()[leaf.places]) if fixed else array[:0]
             slots.append(literals(entries)[0] if len(entries) == 1 else "{}")
             leaves += [] if len(entries) == 1 else [leaf]
         text = _bare(_NEUTRAL.sub("", value.text.format(*slots)))
