@@ -586,7 +586,7 @@ TABLE = (
     "tests/test_explain.py",
     "a method forgets the precision that it was given",
     "with {{how.method.precisely( => jax.default_matmul_precision(None}}):",
-    "rnnjax/interop/c/files.py tests/interop/test_c.py",
+    "rnnjax/interop/c/__init__.py tests/interop/test_c.py",
     "the error of weights of 8 bits is measured on those that are not rounded",
     "int8.error(exact, {{closed => exact}}, ",
     "rnnjax/interop/c/lowering.py tests/interop/test_c.py",

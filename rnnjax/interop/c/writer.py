@@ -1,6 +1,5 @@
 """Loops of C over flat arrays, made of equations; see `rnnjax.interop.c.lowering` for those."""
 
-import dataclasses
 import itertools
 import math
 import re
@@ -32,8 +31,7 @@ class Leaf(NamedTuple):
     table: str = ""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Value:
+class Value(NamedTuple):
     """Entries that are computed where they are read: an expression, with {} for each leaf.
 
     ``products`` of ``x (*lead, inputs)`` and weights ``(*batch, inputs, outputs)`` add to it; all
@@ -58,16 +56,14 @@ class Value:
 
     @property
     def places(self) -> np.ndarray:
-        """The places of entries of an array."""
+        """The places of the entries of an array."""
         return self.leaves[0].places
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Loop:
-    """A statement for all entries of a shape, with {} for an entry of each leaf."""
+class Loop(NamedTuple):
+    """A statement for all entries of leaves of one shape, with {} for an entry of each."""
 
     label: str
-    shape: tuple[int, ...]
     text: str
     leaves: tuple[Leaf, ...]
 
@@ -81,13 +77,13 @@ class Loop:
             return self
         leaves = tuple(leaf._replace(name=names.get(leaf.name, leaf.name)) for leaf in self.leaves)
         label = re.sub(r"\$\d+", lambda m: names.get(m[0], m[0]), self.label)
-        return dataclasses.replace(self, leaves=leaves, label=label)
+        return self._replace(leaves=leaves, label=label)
 
     def __str__(self) -> str:
         """C, in which neighbouring axes are one loop where they are one in all arrays."""
         ways: list[Any] = [affine(leaf.places) for leaf in self.leaves]
         nest: list[tuple[int, list[int]]] = []  # of each loop the number of turns, and the strides
-        for axis, n in enumerate(self.shape):
+        for axis, n in enumerate(self.leaves[0].places.shape):
             steps = [strides[axis] for _, strides in ways]
             if n > 1 and nest and all(a == n * b for a, b in zip(nest[-1][1], steps, strict=True)):
                 nest[-1] = nest[-1][0] * n, steps
@@ -160,7 +156,7 @@ class Writer:
         if name == "dot_general" and weights is not None:
             zero, w = self.constant(np.zeros(out.shape, out.dtype)), self.constant(weights, True)
             products = ((ins[0], w.leaves[0]),) if weights.size else ()
-            return dataclasses.replace(zero, products=products, label=self._label)
+            return zero._replace(products=products, label=self._label)
         if name == "select_n":
             ins = [ins[0], *ins[:0:-1]]  # C has the case of what is true first
         if name == "convert_element_type":
@@ -229,7 +225,7 @@ class Writer:
         if at.size > size or (value.products and not np.array_equal(at.ravel(), np.arange(size))):
             value = self.stored(value)
         leaves = tuple(leaf._replace(places=leaf.places.ravel()[at]) for leaf in value.leaves)
-        return dataclasses.replace(value, leaves=leaves, shape=at.shape)
+        return value._replace(leaves=leaves, shape=at.shape)
 
     def _alike(self, values: Sequence[Value], shape: tuple[int, ...]) -> list[Value]:
         """The values in a shape: an axis of one entry stands for any number."""
@@ -241,18 +237,16 @@ class Writer:
     ) -> Value:
         ins = self._alike([self.stored(v) if v.products else v for v in values], shape)
         bare = _bare if re.match(r"@?\w+\(", form) else str
-        leaves = tuple(leaf for v in ins for leaf in v.leaves)
-        return Value(
-            form.format(*(bare(v.text) for v in ins)), leaves, shape, kind, (), self._label
-        )
+        text, leaves = form.format(*(bare(v.text) for v in ins)), [v.leaves for v in ins]
+        return Value(text, (*itertools.chain(*leaves),), shape, kind, (), self._label)
 
     def _added(self, values: Sequence[Value], shape: tuple[int, ...]) -> Value:
         ins = self._alike(values, shape)
-        firsts = [dataclasses.replace(v, products=()) for v in ins]
+        firsts = [v._replace(products=()) for v in ins]
         rest = [v for v in firsts if v.text not in ("0.0f", "0")] or firsts[:1]
         both = rest[0] if len(rest) == 1 else self._computed("({} + {})", rest, shape, ins[0].kind)
         products = tuple(one for v in ins for one in v.products)
-        return dataclasses.replace(both, products=products, label=self._label)
+        return both._replace(products=products, label=self._label)
 
     def _moved(
         self, equation: Any, ins: Sequence[Value], each: Sequence[Any], moved: Sequence[Any]
@@ -334,7 +328,7 @@ class Writer:
                 leaf = Leaf(leaf.name, table.places, table.leaves[0].name)
             found.append(leaf)
         if leaves[0].places.size:
-            self.loops.append(Loop(label, leaves[0].places.shape, text, tuple(found)))
+            self.loops.append(Loop(label, text, tuple(found)))
 
 
 def _moves(equations: Sequence[Any], array_of: Callable[[Any], Any]) -> dict[Any, Any]:
