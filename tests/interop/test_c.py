@@ -322,6 +322,9 @@ OPERATIONS = {
     "padding": lambda x: jnp.array([[0.0, 0], [1, 2], [3, 4]])[
         jnp.clip(jnp.abs(x[0] * 2).astype(int), 0, 2)
     ] * x[1],
+    "outside": lambda x: jnp.take(
+        jnp.arange(12.0).reshape(6, 2), (x[0] * 4).astype(int), axis=0, mode="fill", fill_value=-7
+    ) * x[1],
     "turned_table": lambda x: (
         jnp.stack([x, 2 * x, 3 * x, -x]).reshape(4, 2, 3)[::2].reshape(4, 3).T[
             jnp.clip(jnp.abs(x[0] * 2).astype(int), 0, 2)
