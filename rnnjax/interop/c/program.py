@@ -16,7 +16,7 @@ from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop import arrays
 from rnnjax.interop.c.lowering import Lowering
 from rnnjax.interop.layers import Recurrent, describe_cell
-from rnnjax.interop.model import Functional, Model
+from rnnjax.interop.model import Functional, Model, Sequential
 from rnnjax.interop.onnx.graph import Graph
 from rnnjax.interop.serving import input_shapes
 
@@ -105,8 +105,10 @@ def of_model(model: Model) -> Program:
             carry[name] = layer.cell.start(model.params[layer.name], (1,))
 
     def step(params: Params, carry: Any, xs: dict[str, Any]) -> Any:
-        named = {key: xs[name] for name, key in keys.items()}
-        return model.apply(params, _one_or_all(named), carry, method=Scan())
+        named: Any = {key: xs[name] for name, key in keys.items()}
+        if isinstance(network, Sequential):
+            (named,) = named.values()
+        return model.apply(params, named, carry, method=Scan())
 
     if isinstance(network, Graph) and not _streams(model, carry):
         raise InteropError(
@@ -118,10 +120,6 @@ def of_model(model: Model) -> Program:
     return _traced(title, step, model.params, carry, inputs)
 
 
-def _one_or_all(named: dict[str, Any]) -> Any:
-    return named if len(named) > 1 else next(iter(named.values()))
-
-
 def _streams(model: Model, start: Any) -> bool:
     """Try whether steps one by one give what all give: nodes of ONNX do not say which axis is time.
 
@@ -130,14 +128,14 @@ def _streams(model: Model, start: Any) -> bool:
     rng, one = np.random.default_rng(0), _inputs(model)
     for axis in range(2):
         several = _inputs(model, axis)
-        free = [name for name in one if one[name].shape != several[name].shape]
         xs = {n: (3 * rng.random(x.shape)).astype(x.dtype) for n, x in several.items()}
+        free = {name for name, x in several.items() if x != one[name]}
         carry, each = start, []
         try:
-            whole = model.apply(model.params, _one_or_all(xs), start)[1]
+            whole = model(xs, start)[1]
             for t in range(_TRIED):
                 now = {name: x.take([t], axis) if name in free else x for name, x in xs.items()}
-                carry, ys = model.apply(model.params, _one_or_all(now), carry)
+                carry, ys = model(now, carry)
                 each.append(jax.tree.leaves(ys))
         except (InvalidInputError, InteropError, TypeError, ValueError):  # too few for a node
             continue

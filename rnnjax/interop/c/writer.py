@@ -190,7 +190,8 @@ class Writer:
         base = array.astype({"f": np.float32, "q": np.int8}.get(kind, np.int32))
         for axis in range(0 if whole or not array.size else array.ndim):
             first = base.take([0], axis)
-            base = first if (base == first).all() else base
+            same = np.array_equal(np.broadcast_to(first, base.shape), base, equal_nan=True)
+            base = first if same else base
         if base.size == 1 and not whole:
             return Value(literals(base)[0], (), array.shape, kind)
         key = kind, base.tobytes()
