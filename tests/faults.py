@@ -598,6 +598,12 @@ TABLE = (
     "a new state overwrites the old one that is read after it",
     "if all(np.array_equal(at[0], places) for places in at){{ and not any(\n"
     "            into.name in one.names() for one in later\n        ) => }}:",
+    "rnnjax/interop/layers.py tests/interop/test_c_models.py",
+    "a layer that runs backward is written as C",
+    "return {{not self.reverse and  => }}_runs_forward(self.cell)",
+    "rnnjax/interop/keras/operators.py tests/interop/test_c_models.py",
+    "a convolution of the past reads across a reset",
+    "seen = sequence[:, first : first + time] {{== => <=}} sequence[:, lags:]",
     "rnnjax/interop/c/program.py tests/interop/test_c_models.py",
     "a state that is learned begins as zeros in C",
     "carry[name] = {{layer.cell.start(model.params[layer.name], (1,)) => carry[name]}}",

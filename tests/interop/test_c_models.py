@@ -201,6 +201,14 @@ def test_what_takes_no_steps_is_refused_by_name(given: Any, named: str, tmp_path
         c.save(model, tmp_path / "model.c")
 
 
+def test_a_layer_that_begins_with_the_end_of_another_is_refused(tmp_path: Path) -> None:
+    x = keras.Input((None, FEATURES))
+    _, *states = layers.LSTM(4, return_state=True)(x)
+    y = layers.LSTM(4, name="second")(x, initial_state=states)
+    with pytest.raises(InteropError, match="one step at a time, but layer 'second'"):
+        c.save(from_keras.load(keras.Model(x, y)), tmp_path / "model.c")
+
+
 def test_an_input_of_unknown_size_is_refused(tmp_path: Path) -> None:
     x = keras.Input((None, None), name="any")
     model = from_keras.load(keras.Model(x, layers.Add()([x, x])))
