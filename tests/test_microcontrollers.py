@@ -5,12 +5,15 @@ import io
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from c_helpers import STRICT, Stream, compiler, library
+
+from benchmarks import keyword_bits
 
 PAGE = Path(__file__).parents[1] / "docs" / "do" / "microcontrollers.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -60,3 +63,16 @@ def test_8_bits_hear_as_well(names: dict[str, Any]) -> None:
         right[name] = np.mean(said == test["digits"][0])
     assert right["spotter"] == 1
     assert right["small"] > right["spotter"] - 0.005
+
+
+@pytest.mark.slow
+def test_the_command_of_the_page_measures_its_columns(monkeypatch: Any, capsys: Any) -> None:
+    """Of tones, which are heard after a few epochs; the sizes are those of the page."""
+    compiler("cc")
+    monkeypatch.setattr(sys, "argv", ["keyword_bits", "--data", "made", "--epochs", "12"])
+    keyword_bits.main()
+    rows = re.findall(r"^\| (\w+) \| ([0-9.]+) \| (.*) \|$", capsys.readouterr().out, re.MULTILINE)
+    assert [weights for weights, *_ in rows] == ["float32", "int8"]
+    for weights, right, sizes in rows:
+        assert float(right) > 90
+        assert f"| {weights} | 99.0 | {sizes} |" in TEXT
