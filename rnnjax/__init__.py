@@ -1,7 +1,9 @@
 """Recurrent networks for JAX and Flax: pure cells, explicit state, and a fast exact gradient."""
 
+import importlib
 import typing
 
+from rnnjax import checks
 from rnnjax.cells import (
     Cell,
     ConvLSTMCell,
@@ -144,12 +146,24 @@ __all__ = [
     "valid_steps",
 ]
 
-if not typing.TYPE_CHECKING:  # type checkers know which names there are
+if typing.TYPE_CHECKING:  # type checkers know which names there are
+    from rnnjax import interop as interop, linen as linen, nnx as nnx, online as online  # noqa: I001
+    from rnnjax import testing as testing, text as text, training as training
+else:
+    _ROOMS = "training", "testing", "online", "text", "interop", "linen", "nnx"
 
     def __getattr__(name: str) -> typing.Any:
-        """Suggest the nearest public name for a missing one: LSTMCell for LSTM."""
-        meant = [f"rnnjax.{name}Cell"] if f"{name}Cell" in __all__ else []
-        rooms = ("cells", "engine", "errors", "layers", "packing")
-        meant += [f"rnnjax.{room}.{name}" for room in rooms if hasattr(globals()[room], name)]
-        advice = f"; write {meant[0]}" if meant else ""
+        """Import a room when it is named; suggest a public name for a missing one."""
+        if name in _ROOMS:
+            return importlib.import_module(f"rnnjax.{name}")
+        meant = [f"write rnnjax.{name}Cell"] if f"{name}Cell" in __all__ else []
+        meant += [checks.HABITS[name]] if name in checks.HABITS else []
+        if not meant and not name.startswith("_"):
+            rooms = "cells", "engine", "errors", "layers", "packing", *_ROOMS[:4]
+            found = map(importlib.import_module, [f"rnnjax.{room}" for room in rooms])
+            meant += [f"write {room.__name__}.{name}" for room in found if hasattr(room, name)]
+        advice = f"; {meant[0]}" if meant else ""
         raise AttributeError(f"module 'rnnjax' has no attribute {name!r}{advice}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_ROOMS})

@@ -5,9 +5,12 @@ runs. An error says what was expected, what came and what to do.
 """
 
 import contextlib
+import functools
+import inspect
 import types
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +18,60 @@ import numpy as np
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
-from rnnjax.errors import InvalidInputError
+from rnnjax.errors import InteropError, InvalidInputError, RnnjaxError
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+HABITS = {  # words of Keras, PyTorch and Flax: arguments, attributes, names of the package
+    word: f"write {advice}"
+    for words, advice in {
+        "units features": "hidden_size=50", "num_layers": "rnnjax.Stack([cell, cell])",
+        "bidirectional merge_mode": "rnnjax.Bidirectional(cell)", "go_backwards": "reverse=True",
+        "batch_first time_major": "xs.swapaxes(0, 1), because xs is (time, batch, features)",
+        "input_size in_features": "cell.init(key, input_size), which makes params of that size",
+        "dropout recurrent_dropout": "rnnjax.Regularized(cell, input_dropout=0.1), and unroll(..., "
+        "key=key); between layers it is rnnjax.Stack(cells, dropout=rnnjax.Dropout(0.1))",
+        "training deterministic rngs": "unroll(..., key=key) in training, and no key to predict",
+        "return_sequences return_state": 'carry, y = unroll(..., outputs="last"), or "all"',
+        "stateful initial_state initial_carry": "carry, ys = unroll(cell, params, xs, carry)",
+        "seq_lengths": "lengths=lengths", "Masking": "mask=mask", "seed": "key=jax.random.key(0)",
+        "callbacks verbose": "hooks=[EarlyStopping(5), Silent()]", "Dense": "ys @ kernel + bias",
+        "batch_size shuffle x y": "rnnjax.training.minibatches(data, batch_size, axis=0)",
+        "validation_data validation_split": "evaluate=valid: train, valid = batches.split(0.2)",
+        "fit compile": "rnnjax.training.fit(loss_fn, params, optimizer, batches, epochs, key=key)",
+        "apply_fn tx": "TrainState.create(params, optimizer, key=key)", "Embedding": "table[ids]",
+        "apply forward": "rnnjax.unroll(cell, params, xs), or cell.step(params, carry, x)",
+        "RNN num_feature_axes": "rnnjax.linen.RNN(cell), rnnjax.nnx.RNN(cell) or rnnjax.unroll",
+        "initialize_carry": "cell.initial_carry(())", "summary": "jax.tree.map(jnp.shape, params)",
+        "state_dict load_state_dict": "rnnjax.training.save_params(path, params) and load_params",
+        "nn Module Sequential": "a function of params and xs, or a module with rnnjax.linen.RNN",
+    }.items()
+    for word in words.split()
+}  # fmt: skip
+
+
+def advised(function: FunctionT) -> FunctionT:
+    """Let a function refuse a word of `HABITS`, which it does not have, with the advice there."""
+    foreign = HABITS.keys() - inspect.signature(function).parameters.keys()
+
+    @functools.wraps(function)
+    def called(*args: Any, **named: Any) -> Any:
+        for name in foreign & named.keys():
+            raise InvalidInputError(f"{function.__qualname__} takes no {name}; {HABITS[name]}")
+        return function(*args, **named)
+
+    return called  # type: ignore[return-value]
+
+
+def package(name: str, what: str, extra: str, error: type[RnnjaxError] = InteropError) -> Any:
+    """Return the package that ``what`` needs, which is in an extra of ours."""
+    try:
+        return __import__(name)
+    except ImportError as missing:
+        dists = [point.dist for point in entry_points(group="console_scripts", name="rnnjax")]
+        ours = next((dist.name for dist in dists if dist), "rnnjax")  # perhaps by another name
+        raise error(
+            f"{what} need the package {name}, which is missing; pip install '{ours}[{extra}]'"
+        ) from missing
 
 
 def brief(value: Any) -> str:

@@ -28,7 +28,7 @@ from rnnjax.cells.matrix import Memory, joined, remembered
 from rnnjax.cells.products import at_least_float32
 from rnnjax.cells.step import plain_step, split_raw
 from rnnjax.cells.validation import as_inputs, check_features, check_fields, check_step, made_carry
-from rnnjax.checks import brief, check_batch_shape, floating_dtype, usual_promotion
+from rnnjax.checks import HABITS, brief, check_batch_shape, floating_dtype, usual_promotion
 from rnnjax.errors import InvalidInputError
 
 __all__ = [
@@ -169,18 +169,13 @@ class Cell(abc.ABC, Generic[CarryT]):
 
         def __call__(self, *_: Any, **__: Any) -> Any:
             """Raise an error that says how to run a cell."""
-            raise InvalidInputError(
-                f"{brief(self)} must be run by a step or over a sequence, but was called; write "
-                "carry, y = cell.step(params, carry, x), or rnnjax.unroll(cell, params, xs)"
-            )
+            raise InvalidInputError(f"{brief(self)} cannot be called; {HABITS['apply']}")
 
-        @property
-        def num_feature_axes(self) -> int:
-            """Raise an error for Flax's own ``RNN``, which reads this first of a cell."""
-            raise AttributeError(
-                f"{brief(self)} must be run by rnnjax.linen.RNN or rnnjax.nnx.RNN, but was given "
-                "to Flax's own; import RNN from there"
-            )
+        def __getattr__(self, name: str) -> Any:
+            """Say what a word of another framework is here."""
+            if name in HABITS:
+                raise AttributeError(f"{brief(self)} has no {name}; {HABITS[name]}")
+            return object.__getattribute__(self, name)  # raises what it raised
 
     # ---- what a subclass writes
 

@@ -14,7 +14,7 @@ from rnnjax.cells.activations import Initializer, get_initializer
 from rnnjax.cells.onehot import Beside, OneHot
 from rnnjax.cells.products import at_least_float32
 from rnnjax.cells.validation import check_init, check_names, check_sizes, check_takes_dtype
-from rnnjax.checks import brief
+from rnnjax.checks import HABITS, brief
 from rnnjax.errors import InvalidInputError, RnnjaxError
 
 if TYPE_CHECKING:  # with a default, so that Cell alone stands for a cell of any carry
@@ -160,10 +160,8 @@ def check_called(cls: Any, base: Any, args: tuple[Any, ...], named: Mapping[str,
     takes = inspect.signature(cls.__init__).parameters if unknown else {}
     unknown = [name for name in unknown if name not in takes]
     if unknown and all(one.kind is not one.VAR_KEYWORD for one in takes.values()):
-        raise InvalidInputError(
-            f"{cls.__name__} takes {', '.join([*takes][1:])}, but got {unknown[0]}; use one of "
-            "these names"
-        )
+        advice = HABITS.get(unknown[0], f"use one of {', '.join([*takes][1:])}")
+        raise InvalidInputError(f"{cls.__name__} takes no {unknown[0]}; {advice}")
 
 
 # ---- parameters

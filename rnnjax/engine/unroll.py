@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from rnnjax.cells.base import Carry, CarryT, Cell, Inputs, Params, ParamTree
 from rnnjax.cells.composite import Noise, over_layers, without_initializers
-from rnnjax.checks import check_choice, check_flag, check_key, usual_promotion
+from rnnjax.checks import advised, check_choice, check_flag, check_key, usual_promotion
 from rnnjax.engine.auto import Auto
 from rnnjax.engine.core.custom_primitive import traced
 from rnnjax.engine.core.masking import StepMarks, Steps, zero_masked
@@ -27,6 +27,7 @@ from rnnjax.engine.core.validation import (
 from rnnjax.meshes import automatic, match_devices
 
 
+@advised
 @usual_promotion()
 def unroll(
     cell: Cell[CarryT],

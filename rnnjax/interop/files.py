@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
+from rnnjax.checks import package as package
 from rnnjax.errors import InteropError, InvalidInputError
 
 HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
@@ -33,16 +34,6 @@ def describe(start: bytes, members: Sequence[str] = ()) -> str | None:
     if start.startswith(HDF5) or "config.json" in members:
         return "a model of Keras; call rnnjax.interop.keras.load"
     return None
-
-
-def package(name: str, what: str, extra: str) -> Any:
-    """The package that ``what`` needs, which is in an extra of ours."""
-    try:
-        return __import__(name)
-    except ImportError as error:
-        raise InteropError(
-            f"{what} need the package {name}, which is missing; pip install 'rnnjax[{extra}]'"
-        ) from error
 
 
 def opened(path: str | os.PathLike[str]) -> BinaryIO:

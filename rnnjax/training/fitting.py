@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rnnjax.checks import brief, check_instance, check_key, check_size
+from rnnjax.checks import advised, brief, check_instance, check_key, check_size
 from rnnjax.errors import InvalidInputError, NonFiniteError
 from rnnjax.training.hooks import Entry, Hook, Progress, Silent
 from rnnjax.training.identity import identity
@@ -69,6 +69,7 @@ class Fit:
         )
 
 
+@advised
 def fit(
     loss_fn: Callable[..., Any],
     params: Any,
@@ -337,7 +338,7 @@ class _Loop:
                         f"at step {done + i + 1} the loss is {step['loss']:g} and the norm of the "
                         f"gradient {step['grad_norm']:g}{after}; {self.folder.last_good()}; try a "
                         'smaller learning rate or clip the gradient (free={"optimizer"} lets the '
-                        "run resume with it), or let such steps be skipped"
+                        "run resume with it), or pass over such steps by skip_nonfinite=3"
                     )
                 self.means.add(step)
                 shown = step if finite else {"skipped": True}

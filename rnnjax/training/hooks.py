@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rnnjax.checks import check_size
+from rnnjax.checks import check_size, package
 from rnnjax.errors import InvalidInputError
 from rnnjax.training.files import write_whole, writing
 from rnnjax.training.processes import is_first
@@ -236,15 +236,9 @@ class TensorBoard(Hook):
 
     def on_start(self, state: TrainState) -> None:
         """Open the folder of the events."""
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise InvalidInputError(
-                "TensorBoard needs the package tensorboardX, which is not installed; install "
-                'rnnjax with it: pip install "rnnjax[tensorboard]"'
-            ) from error
+        events = package("tensorboardX", "TensorBoard logs", "tensorboard", InvalidInputError)
         if is_first():
-            self.writer = SummaryWriter(self.folder, purge_step=int(state.step) + 1)
+            self.writer = events.SummaryWriter(self.folder, purge_step=int(state.step) + 1)
 
     def on_dispatch(self, step: int, losses: Sequence[float], seconds: float | None) -> None:
         """Write the losses of some steps."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rnnjax.checks import advised
 from rnnjax.errors import InvalidInputError, RnnjaxError
 
 
@@ -34,6 +35,7 @@ class TrainState:
     key: jax.Array
 
     @classmethod
+    @advised
     def create(
         cls,
         params: Any,

@@ -194,7 +194,9 @@ def test_more_of_them_in_a_row_end_the_run_across_a_stop_too(tmp_path):
     options = {"data": functools.partial(batches, spoilt=[2, 3, 4]), "skip_nonfinite": 2}
     run(tmp_path, At(4, send(signal.SIGTERM)), **options)
     for folder in (None, tmp_path):
-        with pytest.raises(NonFiniteError, match=r"at step 5 .*after 2 that were skipped"):
+        with pytest.raises(
+            NonFiniteError, match=r"at step 5 .*after 2 that were .* by skip_nonfinite=3"
+        ):
             run(folder, **options)
 
 
