@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 import rnnjax
 
@@ -337,20 +337,25 @@ PICTURES = {
 def main(folder: Path) -> None:
     """Draw them all, the same bytes each time."""
     folder.mkdir(exist_ok=True)
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "rnnjax"}):
-        for name, draw in PICTURES.items():
-            figure = draw().figure
-            figure.savefig(folder / f"{name}.svg", transparent=True, metadata={"Date": None})
-            plt.close(figure)
+    for name, draw in PICTURES.items():
+        figure = draw().figure
+        # The first pictures are shown where fonts and backgrounds are others: they bring their own.
+        own = "path" if name in ("front", "badges") else "none"
+        with mpl.rc_context({"svg.fonttype": own, "svg.hashsalt": "rnnjax"}):
+            figure.savefig(
+                folder / f"{name}.svg", transparent=name != "front", metadata={"Date": None}
+            )
+        plt.close(figure)
 
 
 def copy(drawn: str, target: str) -> None:
     """Save a program's picture in the most unlike of its colours, at most as wide as a page."""
     with Image.open(drawn) as file:
-        picture = file.convert("RGB")
+        picture, legend = file.convert("RGB"), PngImagePlugin.PngInfo()
+        legend.add_text("Legend", file.info.get("Legend", ""))
     picture.thumbnail((PIXELS, 2 * PIXELS))
     colours, plain = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
-    picture.quantize(64, colours, dither=plain).save(target, optimize=True)
+    picture.quantize(64, colours, dither=plain).save(target, optimize=True, pnginfo=legend)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import nbformat
 import numpy as np
 import pytest
 from cell_table import CELLS, PUBLIC
+from PIL import Image
 
 import rnnjax
 from experiments import runs
@@ -381,6 +382,18 @@ def test_every_program_of_the_cookbook_has_its_card() -> None:
         assert "**Try next.** " in text, name
     shown = " ".join(cards.values())
     assert all(path.name in shown for path in (DOCS / "learn").glob("cookbook-*.png"))
+
+
+def test_what_a_picture_names_stands_on_the_page_that_shows_it() -> None:
+    """A picture that was not drawn anew keeps what its program no longer compares."""
+    named = 0
+    for path in DOCS.rglob("*.png"):
+        with Image.open(path) as picture:
+            legend = picture.info.get("Legend", "").splitlines()
+        shown = "".join(text for text in TEXTS.values() if path.name in text)
+        assert [name for name in legend if name not in shown] == [], path.name
+        named += len(legend)
+    assert named
 
 
 NOTEBOOKS = sorted((DOCS / "learn").glob("*.ipynb"))

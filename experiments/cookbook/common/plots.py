@@ -22,7 +22,10 @@ def _figure(
 
 
 def _save(plt: Any, figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=120)
+    # With the names in its legends, so that a test can hold a card to the picture beside it.
+    legends = [ax.get_legend() for ax in figure.axes if ax.get_legend()]
+    names = [text.get_text() for legend in legends for text in legend.get_texts()]
+    figure.savefig(path, dpi=120, metadata={"Legend": "\n".join(names)})
     plt.close(figure)
 
 
