@@ -7,6 +7,7 @@ drawn, with a palette of 64 colours: a third of the bytes.
 import ast
 import functools
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -320,7 +321,104 @@ def house() -> Any:
     return ax
 
 
+LETTERS, EXTENT = "abcdefghijklmnopqrstuvwxyz", (28, 13.6)
+# By the `quality` model of docs/learn/text-generator.md, with the command that stands there.
+WRITTEN = (
+    "Now, sir, resolve you to the world, that storms",
+    "As thou wert very thus shall live to hear",
+)
+
+
+def front() -> Any:
+    """Draw what the library is for: state, mask and reset; the time of a gradient; a text."""
+    figure, ax = plt.subplots(figsize=(14, 6.8), facecolor="white")
+    figure.subplots_adjust(0, 0, 1, 1)
+    ax.set(xlim=(0, EXTENT[0]), ylim=(0, EXTENT[1]))
+    ax.axis("off")
+    label(ax, 0.5, 12.8, "a state goes from step to step", ha="left", weight="bold", fontsize=29)
+    carried_states(ax)
+    label(ax, 18.1, 12.8, "time of a gradient", ha="left", weight="bold", fontsize=29)
+    label(ax, 18.1, 11.65, "LSTM, on a CPU", "gray", ha="left", fontsize=27)
+    gradient_times(ax)
+    for row, text in enumerate(WRITTEN):
+        style = {"family": "serif", "style": "italic", "fontsize": 31}
+        marked = f"  {text}”" if row else f"“{text}"
+        label(ax, 0.5, 2 - 1.25 * row, marked, ha="left", **style)
+    label(ax, 27.6, 0.75, "written by an LSTM", "gray", ha="right", fontsize=27)
+    return ax
+
+
+def carried_states(ax: Any) -> None:
+    """Two rows of a batch: one with a reset after four steps, one that ends after five."""
+    cell, texts = rnnjax.GRUCell(4), ("rainfall", "birds")
+    ids = np.array([[LETTERS.index(c) for c in text.ljust(8, "a")] for text in texts]).T
+    resets = np.zeros(ids.shape, bool)
+    resets[4, 0] = True
+    params = cell.init(jax.random.key(3), len(LETTERS))
+    xs = rnnjax.OneHot(jnp.asarray(ids), len(LETTERS))
+    known = {"resets": resets, "lengths": np.array([8, 5]), "masked_outputs": "last"}
+    states = np.asarray(rnnjax.unroll(cell, params, xs, **known)[1])
+    colours = mpl.colors.LinearSegmentedColormap.from_list("state", [BLUE, "white", RED])
+    for row, text in enumerate(texts):
+        bottom = 9.1 - 4.9 * row
+        for t in range(8):
+            x, held = 0.5 + 2.1 * t, t >= len(text)
+            for unit, value in enumerate(states[t, row]):
+                corner, colour = (x, bottom + 0.5 * unit), colours(0.5 + 0.8 * value)
+                ax.add_patch(mpl.patches.Rectangle(corner, 1.2, 0.5, fc=colour, ec="black", lw=1.5,
+                             alpha=0.35 if held else 1))  # fmt: skip
+            label(ax, x + 0.6, bottom - 0.75, "·" if held else text[t], fontsize=30)
+            if t < 7 and not resets[t + 1, row]:
+                style = {"arrowstyle": "-|>", "lw": 2.5, "mutation_scale": 24, "color": "black"}
+                ax.annotate("", (x + 2.1, bottom + 1), (x + 1.2, bottom + 1), arrowprops=style | {
+                    "alpha": 0.35 if held or t + 1 == len(text) else 1, "shrinkA": 0,
+                    "shrinkB": 0})  # fmt: skip
+    ax.plot([8.45, 8.45], [8, 11.4], color=RED, lw=4, ls="--")
+    label(ax, 8.75, 11.7, "reset", RED, ha="left", fontsize=28)
+    label(ax, 16.8, 6.8, "mask: the state is held", "gray", ha="right", fontsize=28)
+
+
+def gradient_times(ax: Any) -> None:
+    """The mean of an LSTM's gradient in docs/benchmarks.md, in multiples of rnnjax's time."""
+    table = (Path(__file__).parent / "benchmarks.md").read_text(encoding="utf-8")
+    (heads,) = (line for line in table.splitlines() if line.startswith("| H, batch | ms | of the"))
+    (means,) = (line for line in table.splitlines() if line.startswith("| LSTM, mean |"))
+    times = {"rnnjax": 1.0}
+    for name, mean in list(zip(heads.split("|"), means.split("|"), strict=True))[6:-1]:
+        times[name.strip()] = float(mean.split("/")[1])
+    for place, (name, time) in enumerate(sorted(times.items(), key=lambda each: each[1])):
+        y = 10.4 - 1.15 * place
+        colour = BLUE if name == "rnnjax" else "#b0b0b0"
+        ax.add_patch(mpl.patches.Rectangle((23, y - 0.4), 0.5 * time, 0.8, fc=colour))
+        label(ax, 22.7, y, name, ha="right", fontsize=27)
+        label(ax, 23.2 + 0.5 * time, y, f"{time:.2f}", ha="left", fontsize=27)
+
+
+def badges() -> Any:
+    """Draw what pyproject.toml says of the version, Python, JAX and the licence, as badges."""
+    said = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    pythons = [c.rpartition(" ")[2] for c in said["classifiers"] if "Python :: 3." in c]
+    (jax_from,) = (need[3:] for need in said["dependencies"] if need.startswith("jax>="))
+    facts = {"version": said["version"], "Python": f"{pythons[0]} to {pythons[-1]}"}
+    facts |= {"JAX": jax_from.replace(">=", "from "), "licence": said["license"]}
+    figure, ax = plt.subplots(figsize=(6.56, 0.24))
+    figure.subplots_adjust(0, 0, 1, 1)
+    ax.set(xlim=(0, 82), ylim=(0, 3))
+    ax.axis("off")
+    left = 0.0
+    for name, value in facts.items():
+        for text, colour in ((name, "#555555"), (value, BLUE)):
+            width = 1.6 + 1.02 * len(text)
+            ax.add_patch(mpl.patches.Rectangle((left, 0), width, 3, fc=colour))
+            label(ax, left + width / 2, 1.45, text, "white", fontsize=9)
+            left += width
+        left += 1
+    return ax
+
+
 PICTURES = {
+    "front": front,
+    "badges": badges,
     "house": house,
     "unit-simple": simple_unit,
     "unit-lstm": lstm_unit,
