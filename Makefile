@@ -8,6 +8,8 @@ LOCK := requirements.lock
 # Each takes a half, so that what a file makes for all of its tests is made once, and then what is left.
 WORKERS := -n 2 --dist worksteal
 INSTALL = $(BIN)/pip install --quiet --constraint $(LOCK) --editable
+# What the tests import of the extras; what else they need is the group `test` of pyproject.toml.
+EXTRAS := .[cookbook,export,interop,language-models]
 
 # What every version of JAX, Flax and NumPy has to pass: the cells, their laws, the wrappers, the package,
 # and the training but that on several devices.
@@ -16,7 +18,7 @@ CORE := $(addprefix tests/test_,$(addsuffix .py,arguments cells laws flax_wrappe
 	$(filter-out %/test_sharding.py %/test_devices.py,$(wildcard tests/training/test_*.py))
 
 .PHONY: demo check quick test tests durations test-slow test-cookbook test-core test-oldest parity bench accelerators accelerators-gpu cookbook \
-	docs dist lint test-shard lock clean
+	docs dist tagged lint test-shard lock clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m experiments.alphabet
@@ -79,10 +81,10 @@ test-oldest:
 
 # The tests against PyTorch and TensorFlow run where this has been done; elsewhere they are skipped.
 parity: $(VENV)/test.stamp
-	$(INSTALL) '.[test,parity]'
+	$(INSTALL) '$(EXTRAS)' --group test --group parity
 
 bench: $(VENV)/test.stamp
-	$(INSTALL) '.[test,bench]'
+	$(INSTALL) '$(EXTRAS)' --group test --group bench
 	$(BIN)/python -m benchmarks.keras_stateful
 	$(BIN)/python -m benchmarks.import_time
 	$(BIN)/python -m benchmarks.compile_time
@@ -119,6 +121,12 @@ docs: $(VENV)/docs.stamp $(VENV)/test.stamp
 	SITE_URL=$(call url,Documentation) REPO_URL=$(call url,Source) \
 		$(BIN)/python -m zensical build --strict --clean --config-file mkdocs.yml
 
+# A virtual environment, with a pip that knows groups: Python 3.11 brings pip 23.
+define MAKE_VENV
+$(PYTHON) -m venv $(VENV)
+$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+endef
+
 # What a package index gets, in dist/, checked.
 dist: $(VENV)/release.stamp
 	rm -rf dist
@@ -126,34 +134,40 @@ dist: $(VENV)/release.stamp
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
 
+# Before a release: fails where the tag is not the version, or the addresses are still an example's.
+tagged:
+	test '$(TAG)' = 'v$(call url,version)'
+	! grep -n 'example.org' pyproject.toml
+
 $(VENV)/demo.stamp: pyproject.toml $(LOCK)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rnnjax needs Python 3.11 or newer, but $(PYTHON) is " + sys.version)'
-	$(PYTHON) -m venv $(VENV)
+	$(MAKE_VENV)
 	$(INSTALL) '.[experiments]'
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp
-	$(INSTALL) '.[test]'
+	$(INSTALL) '$(EXTRAS)' --group test
 	touch $@
 
 $(VENV)/docs.stamp: pyproject.toml $(LOCK)
-	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) '.[docs]'
+	$(MAKE_VENV)
+	$(INSTALL) . --group docs
 	touch $@
 
 $(VENV)/release.stamp: pyproject.toml $(LOCK)
-	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) '.[release]'
+	$(MAKE_VENV)
+	$(INSTALL) . --group release
 	touch $@
 
 # Writes the locks anew: one for every Python, of the newest versions that work together, the heavy peers
 # among them, whose own versions stay free, and one of the oldest.
 lock: COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
-	--no-python-downloads --no-header --no-annotate --extra test pyproject.toml
+	--no-python-downloads --no-header --no-annotate pyproject.toml \
+	--extra cookbook --extra export --extra interop --extra language-models --group test
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet uv
-	$(COMPILE) --extra parity --extra docs --extra release > .venv-lock/all
+	$(COMPILE) --group parity --group docs --group release > .venv-lock/all
 	grep -v -E '^(torch|tensorflow|triton|nvidia|cuda)' .venv-lock/all > requirements.lock
 	$(COMPILE) --resolution lowest-direct > requirements-oldest.lock
 	rm -rf .venv-lock

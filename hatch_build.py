@@ -1,4 +1,7 @@
-"""README.md as a package index shows it: with links that lead into the project from anywhere."""
+"""README.md as a package index shows it: with links that lead into the project from anywhere.
+
+What a checkout installs as a folder is installed by its name there.
+"""
 
 import re
 from pathlib import Path
@@ -16,4 +19,6 @@ class Readme(MetadataHookInterface):
         text = (Path(self.root) / "README.md").read_text(encoding="utf-8")
         text = re.sub(r"(!\[[^\]]*\])\((?!https?:)", rf"\1({source}/raw/main/", text)
         text = re.sub(r"(?<!\!)(\[[^\]]*\])\((?!https?:)", rf"\1({source}/blob/main/", text)
+        text = text.replace("From a checkout, with Python", "With Python")
+        text = re.sub(r"(pip install '?)\.(?=[\n\[])", rf"\1{metadata['name']}", text)
         metadata["readme"] = {"content-type": "text/markdown", "text": text}

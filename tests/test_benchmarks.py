@@ -263,7 +263,7 @@ def test_a_program_is_hardly_longer_than_in_keras(module: Any) -> None:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_both_learn(name: str, side: str) -> None:
     """In full size: the contender raises if the error is larger than a program that learned has."""
-    pytest.importorskip("keras", reason="Keras is in the extra `test`")
+    pytest.importorskip("keras", reason="Keras is in the group `test`")
     settings = dataclasses.asdict(epochs.Settings(program=name))
     assert next(getattr(epochs, side)(settings)).value <= PROGRAMS[name].LEARNED
 

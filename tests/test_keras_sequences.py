@@ -17,7 +17,7 @@ import rnnjax
 from rnnjax import Bidirectional, GRUCell, LSTMCell, SimpleRNNCell
 
 os.environ["KERAS_BACKEND"] = "jax"
-keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
+keras = pytest.importorskip("keras", reason="keras is in the group `test`")
 assert keras.backend.backend() == "jax", "keras was imported with another backend before"
 
 BATCH, TIME, FEATURES, HIDDEN = 4, 5, 2, 3

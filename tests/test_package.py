@@ -31,6 +31,8 @@ def test_what_is_built_holds_the_library_and_can_run_the_readme_commands(tmp_pat
     links = re.findall(r"\]\(([^)]+)\)", metadata.partition("\n\n")[2])
     assert len(links) > 10
     assert all(link.startswith("https://") for link in links)
+    assert "\npip install rnnjax\n" in metadata
+    assert "pip install '." not in metadata
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {"Makefile", "pyproject.toml", "hatch_build.py", "mkdocs.yml", "README.md"}
@@ -74,6 +76,18 @@ def test_what_calls_make_names_its_targets():
     files = [*(ROOT / ".github").rglob("*.yml"), ROOT / ".ci/run", ROOT / ".pre-commit-config.yaml"]
     called = {name for path in files for name in CALL.findall(path.read_text())}
     assert {"test", "lint", "docs", "dist", "test-shard", "test-oldest"} <= called <= targets
+
+
+@pytest.mark.parametrize(
+    ("tag", "addresses", "ready"),
+    [("v0.1.0", "own.dev", True), ("v0.1.1", "own.dev", False), ("v0.1.0", "example.org", False)],
+)
+def test_only_the_tag_of_the_version_is_published(tmp_path, tag, addresses, ready):
+    """From a project with addresses of its own."""
+    project = (ROOT / "pyproject.toml").read_text().replace("example.org", addresses)
+    (tmp_path / "pyproject.toml").write_text(project)
+    command = ["make", "-C", tmp_path, "-f", ROOT / "Makefile", "tagged", f"TAG={tag}"]
+    assert (subprocess.run(command, capture_output=True).returncode == 0) == ready
 
 
 def test_every_file_of_tests_is_in_a_shard():

@@ -96,7 +96,7 @@ def test_what_is_printed_runs(suffix, options, random_like, assert_close, ids, t
             inputs = module.embedding(inputs) if options else inputs
             ys = module.dense(module.lstm(inputs)[0]).numpy()
     else:
-        names = {"keras": pytest.importorskip("keras", reason="keras is in the extra `test`")}
+        names = {"keras": pytest.importorskip("keras", reason="keras is in the group `test`")}
         exec("\n".join(lines), names)
         kinds = [*["Embedding"] * bool(options), *["LSTM"] * 2, "Dense"]
         assert [type(layer).__name__ for layer in names["model"].layers] == kinds

@@ -11,7 +11,7 @@ from rnnjax import InteropError, InvalidInputError, LSTMCell
 from rnnjax.interop.functions import Nonlinearity, get_function
 from rnnjax.interop.keras.layers import Entry, cell_function, function_of, name_of
 
-keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
+keras = pytest.importorskip("keras", reason="keras is in the group `test`")
 
 # Around the kinks of all of them, but on none, and far out.
 XS = np.concatenate([np.linspace(-8, 8, 640) + 0.0123, [-30, 30]]).astype(np.float32).reshape(-1, 6)

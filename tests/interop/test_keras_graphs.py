@@ -21,7 +21,7 @@ from rnnjax.interop import Model, convert
 from rnnjax.interop import keras as interop
 from rnnjax.interop.keras.graph import network_of
 
-keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
+keras = pytest.importorskip("keras", reason="keras is in the group `test`")
 layers = keras.layers
 pytestmark = [
     # Keras's variables give their arrays to NumPy 2 in the way of NumPy 1, where it saves a model.

@@ -18,7 +18,7 @@ from rnnjax.interop import keras as interop
 from rnnjax.interop.functions import Nonlinearity
 from rnnjax.training import keras_adam
 
-keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
+keras = pytest.importorskip("keras", reason="keras is in the group `test`")
 layers = keras.layers
 # Keras's variables give their arrays to NumPy 2 in the way of NumPy 1, where it saves a model.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

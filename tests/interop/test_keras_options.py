@@ -92,7 +92,7 @@ def check_options(said: dict[str, Any], version: float) -> tuple[set[str], set[s
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_option_of_keras_3(kind: str) -> None:
-    keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
+    keras = pytest.importorskip("keras", reason="keras is in the group `test`")
     if kind not in OF_KERAS_2:
         check_options(made(keras, kind), 3)
 

@@ -84,7 +84,7 @@ def test_a_split_leaves_a_batch_on_both_sides(fraction):
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 def test_validation_has_the_numbers_of_keras():
     """300 rows by 32, of which a fifth is no whole number of batches; nothing is learned."""
-    keras = pytest.importorskip("keras", reason="Keras is in the extra `test`")
+    keras = pytest.importorskip("keras", reason="Keras is in the group `test`")
     rng = np.random.default_rng(0)
     xs, ys = rng.normal(size=(300, 3)), np.exp(rng.normal(size=(300, 1)))
     xs, ys = xs.astype(np.float32), ys.astype(np.float32)

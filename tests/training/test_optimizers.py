@@ -22,7 +22,7 @@ RESETS = np.array([[1, 1, 1], [0, 0, 1], [0, 0, 0], [0, 1, 0], [0, 0, 0]], bool)
 
 
 def test_equals_the_adam_of_keras():
-    keras = pytest.importorskip("keras", reason="Keras is in the extra `test`")
+    keras = pytest.importorskip("keras", reason="Keras is in the group `test`")
     rng = np.random.default_rng(0)
     # From ordinary ones to those that the epsilon dominates.
     gradients = (10.0 ** rng.integers(-9, 1, (1, 40)) * rng.normal(size=(30, 40))).astype("float32")
@@ -66,7 +66,7 @@ def test_updates_have_the_type_of_the_parameters():
 )
 def test_constraints_equal_those_of_keras(name, options, ours):
     """Constraints of the page about Keras; other parameters are updated freely."""
-    keras = pytest.importorskip("keras", reason="Keras is in the extra `test`")
+    keras = pytest.importorskip("keras", reason="Keras is in the group `test`")
     params, grads = ({"kernel": YS[i], "bias": np.ones(5, np.float32)} for i in (0, 1))
     optimizer = optax.chain(optax.sgd(0.5), constrain(lambda p: {**p, "kernel": ours(p["kernel"])}))
     updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
