@@ -53,7 +53,7 @@ TRIES: dict[str, list[tuple[Callable[[], Any], str]]] = {
         (lambda: run(time_major=True), "(time, batch, features)"),
         (lambda: CELL.compile("adam", "mse"), "rnnjax.training.fit"),
         (lambda: CELL.fit(XS, XS), "rnnjax.training.fit"),
-        (lambda: CELL.summary(), "jnp.shape"),
+        (lambda: CELL.summary(), "jax.tree.map(np.shape, params)"),
         (lambda: train(batch_size=32), "rnnjax.training.minibatches"),
         (lambda: train(validation_data=(XS, XS)), "evaluate=valid"),
         (lambda: train(validation_split=0.2), "batches.split(0.2)"),
