@@ -162,8 +162,7 @@ else:
             rooms = "cells", "engine", "errors", "layers", "packing", *_ROOMS[:4]
             found = map(importlib.import_module, [f"rnnjax.{room}" for room in rooms])
             meant += [f"write {room.__name__}.{name}" for room in found if hasattr(room, name)]
-        advice = f"; {meant[0]}" if meant else ""
-        raise AttributeError(f"module 'rnnjax' has no attribute {name!r}{advice}")
+        raise AttributeError("; ".join([f"module 'rnnjax' has no attribute {name!r}", *meant[:1]]))
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *_ROOMS})

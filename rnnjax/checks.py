@@ -9,7 +9,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import packages_distributions
 from typing import Any, TypeVar
 
 import jax
@@ -67,8 +67,7 @@ def package(name: str, what: str, extra: str, error: type[RnnjaxError] = Interop
     try:
         return __import__(name)
     except ImportError as missing:
-        dists = [point.dist for point in entry_points(group="console_scripts", name="rnnjax")]
-        ours = next((dist.name for dist in dists if dist), "rnnjax")  # perhaps by another name
+        ours = packages_distributions().get("rnnjax", ["rnnjax"])[0]  # as an index may name it
         raise error(
             f"{what} need the package {name}, which is missing; pip install '{ours}[{extra}]'"
         ) from missing
@@ -161,10 +160,9 @@ def floating_dtype(name: str, value: DTypeLike) -> Any:
     Raises:
         InvalidInputError: it is not a real floating-point type of 16 bits or more.
     """
-    try:
+    dtype = None
+    with contextlib.suppress(TypeError):
         dtype = None if value is None else jnp.dtype(value)  # NumPy takes None for float64
-    except TypeError:
-        dtype = None
     if dtype is None or not is_floating(dtype):
         raise InvalidInputError(
             f"{name} must be a floating-point type of 16 bits or more, such as jnp.float32 or "
@@ -179,11 +177,9 @@ def as_array(name: str, value: Any) -> jax.Array:
     Raises:
         InvalidInputError: it cannot be converted.
     """
-    if not isinstance(value, Mapping):
-        try:
+    with contextlib.suppress(TypeError, ValueError):
+        if not isinstance(value, Mapping):
             return jnp.asarray(value)
-        except (TypeError, ValueError):
-            pass
     raise InvalidInputError(
         f"{name} must be an array, but is {brief(value)}; rows of several lengths are padded "
         "to one by rnnjax.pad"
@@ -213,14 +209,12 @@ def check_lengths(lengths: Any, num_steps: Any, of: str, advice: str) -> None:
 
 def check_key(key: Any) -> None:
     """Raise unless ``key`` is a single random key."""
-    try:
-        single = jax.random.key_data(key).ndim == 1
-    except (TypeError, ValueError, AttributeError):
-        single = False
-    if not single:
-        raise InvalidInputError(
-            f"key must be a JAX random key such as jax.random.key(0), but is {brief(key)}"
-        )
+    with contextlib.suppress(TypeError, ValueError, AttributeError):
+        if jax.random.key_data(key).ndim == 1:
+            return
+    raise InvalidInputError(
+        f"key must be a JAX random key such as jax.random.key(0), but is {brief(key)}"
+    )
 
 
 def check_batch_shape(batch_shape: Any) -> None:

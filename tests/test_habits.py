@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -139,8 +138,8 @@ def test_a_missing_package_is_installed_by_the_name_that_we_are_installed_by(
     name: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An index may know the library by another name than it is imported by."""
-    point = SimpleNamespace(dist=SimpleNamespace(name=name) if name else None)
-    monkeypatch.setattr("rnnjax.checks.entry_points", lambda **_: [point])
+    found = {"rnnjax": [name]} if name else {}
+    monkeypatch.setattr("rnnjax.checks.packages_distributions", lambda: found)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(rnnjax.InteropError, match=rf"pip install '{name or 'rnnjax'}\[onnx\]'$"):
         package("onnx", "ONNX models", "onnx")
