@@ -39,11 +39,11 @@ HABITS = {  # words of Keras, PyTorch and Flax: arguments, attributes, names of 
         "validation_data validation_split": "evaluate=valid: train, valid = batches.split(0.2)",
         "fit compile": "rnnjax.training.fit(loss_fn, params, optimizer, batches, epochs, key=key)",
         "apply_fn tx": "TrainState.create(params, optimizer, key=key)", "Embedding": "table[ids]",
-        "apply forward": "rnnjax.unroll(cell, params, xs), or cell.step(params, carry, x)",
+        "apply forward predict": "rnnjax.unroll(cell, params, xs), or cell.step(params, carry, x)",
         "RNN num_feature_axes": "rnnjax.linen.RNN(cell), rnnjax.nnx.RNN(cell) or rnnjax.unroll",
         "initialize_carry": "cell.initial_carry((8,))", "summary": "jax.tree.map(np.shape, params)",
         "state_dict load_state_dict": "rnnjax.training.save_params(path, params) and load_params",
-        "nn Module Sequential": "a function of params and xs, or a module with rnnjax.linen.RNN",
+        "nn Module Model Sequential": "a function of params and xs, or a module of rnnjax.linen",
     }.items()
     for word in words.split()
 }  # fmt: skip

@@ -52,6 +52,8 @@ TRIES: dict[str, list[tuple[Callable[[], Any], str]]] = {
         (lambda: run(time_major=True), "(time, batch, features)"),
         (lambda: CELL.compile("adam", "mse"), "rnnjax.training.fit"),
         (lambda: CELL.fit(XS, XS), "rnnjax.training.fit"),
+        (lambda: CELL.predict(XS), "rnnjax.unroll(cell, params, xs)"),
+        (lambda: rnnjax.Model(XS, XS), "a function of params and xs"),
         (lambda: CELL.summary(), "jax.tree.map(np.shape, params)"),
         (lambda: train(batch_size=32), "rnnjax.training.minibatches"),
         (lambda: train(validation_data=(XS, XS)), "evaluate=valid"),
@@ -90,7 +92,7 @@ TRIES: dict[str, list[tuple[Callable[[], Any], str]]] = {
         (lambda: run(seq_lengths=[5, 2]), "lengths=lengths"),
         (lambda: run(initial_carry=None), "unroll(cell, params, xs, carry)"),
         (lambda: TrainState.create(apply_fn=None, params=PARAMS, tx=None), "optimizer, key=key"),
-        (lambda: rnnjax.Module(), "rnnjax.linen.RNN"),
+        (lambda: rnnjax.Module(), "a module of rnnjax.linen"),
         (lambda: train(seed=0), "key=jax.random.key(0)"),
     ],
 }  # fmt: skip
