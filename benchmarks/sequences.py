@@ -17,6 +17,7 @@ from benchmarks.questions import (
     resets,
     time_cells,
 )
+from benchmarks.questions.variants import variants
 
 if __name__ == "__main__":
     questions = {
@@ -30,6 +31,6 @@ if __name__ == "__main__":
         "resets": resets,
         "packing": packing,
         "online": online,
-        "language_models": language_models,
+        **variants(language_models),
     }
     command.main("benchmarks.sequences", questions)

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.questions import layers
-from benchmarks.reports import Outcome, Point, Report
+from benchmarks.questions.memory import MEGABYTE, peak_of_process, start_of_peak
+from benchmarks.reports import Outcome, Point, Report, markdown, short
 from benchmarks.timing import Contender, Question
 
-__all__ = ["QUICK", "Settings", "question", "remarks", "tables"]
+__all__ = ["QUICK", "VARIANTS", "Settings", "question", "remarks", "tables"]
 
 # Their own rounding of a whole model, and RWKV-7's package reads in its own order.
 TOLERANCE = 1e-3
@@ -46,9 +47,21 @@ class Settings:
     prompt: int = 512
     rows: int = 4
     """The rows of a training step, each as long as the prompt."""
+    patience: float = 100
+    """Seconds after which a contender is given up: a slow form of Mamba takes a minute a step."""
 
 
 QUICK = Settings(("mamba2",), width=64, layers=1, vocabulary=16, prompt=6, rows=2)
+# A process for each: a peak is that of the first call, before which nothing large was freed.
+VARIANTS = {"language_models": (Settings(), QUICK)} | {
+    f"language_models_memory_{family}": (
+        Settings((family,), ("training",), prompt=4096, rows=1, patience=400),
+        dataclasses.replace(QUICK, families=(family,), parts=("training",)),
+    )
+    for family in Settings().families
+    if family != "rwkv7"
+}
+"""By the name on the command line: the settings, and those of the quick mode."""
 
 
 def peer(family: str, settings: Settings) -> Any:
@@ -132,9 +145,14 @@ def tokens_of(settings: Settings, rows: int) -> np.ndarray:
 
 
 def timed(call: Callable[[], float], build_began: float) -> Iterator[Outcome]:
-    """Call again and again; a short call is repeated for a tenth of a second."""
+    """Call again and again; a short call is repeated for a tenth of a second.
+
+    The first outcome says by how many megabytes its call raised the peak of the process.
+    """
+    before = start_of_peak()
     value = call()
-    yield Outcome(perf_counter() - build_began, value)
+    raised = (peak_of_process() - before) / MEGABYTE
+    yield Outcome(perf_counter() - build_began, value, {"raised": raised})
     began = perf_counter()
     call()
     count = max(1, math.ceil(0.1 / (perf_counter() - began)))
@@ -166,7 +184,7 @@ def rnnjax_repetitions(given: dict[str, Any]) -> Iterator[Outcome]:
             logits = apply(params, tokens[:-1], carry)[1]
             return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[1:]).mean()
 
-        step = jax.jit(jax.value_and_grad(loss))
+        step = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
         return timed(lambda: float(jax.block_until_ready(step(params))[0]), began)
 
     @jax.jit
@@ -281,14 +299,21 @@ def question(settings: Settings) -> Question:
         value_name="the loss, or the root of the mean square of the logits after the last token",
         tolerance=TOLERANCE,
         relative=True,
-        patience=100,  # a slow form of Mamba takes a minute a step
+        patience=settings.patience,
         points=points,
     )
 
 
 def tables(report: Report) -> str:
-    """A row a family and part."""
-    return layers.peer_table(report, report.points, ["family"], lambda point: [point.name])
+    """A row a family and part, and below them the memory of the first call."""
+    rows = [["family", *(f"{name}, MB" for name in dict.fromkeys(r.name for r in report.results))]]
+    rows.append(["---"] * len(rows[0]))
+    for point in report.points:
+        found = report.at(point).values()
+        raised = [result.first.details["raised"] if result.first else None for result in found]
+        rows.append([point.name, *("–" if size is None else short(size) for size in raised)])
+    times = layers.peer_table(report, report.points, ["family"], lambda point: [point.name])
+    return f"{times}\n\n{markdown(rows)}"
 
 
 remarks = layers.remarks
