@@ -452,7 +452,7 @@ def _filled(slots: int, leaf: Any) -> Any:
         return leaf
     if isinstance(leaf, jax.Array):
         return jnp.concatenate([leaf, jnp.broadcast_to(leaf[:1], (missing, *leaf.shape[1:]))])
-    filled = np.empty((slots, *leaf.shape[1:]), leaf.dtype)
+    filled = np.zeros((slots, *leaf.shape[1:]), leaf.dtype)
     filled[:-missing] = leaf
     return filled
 

@@ -24,7 +24,7 @@ from rnnjax.training import (
     pad_rows,
     sources,
 )
-from rnnjax.training.sources import Source
+from rnnjax.training.sources import Source, _filled
 
 STEPS, ROWS = 11, 6
 OPTIMIZER = optax.adam(1e-2)
@@ -201,6 +201,14 @@ def test_groups_of_steps(small, monkeypatch):
     assert groups(generator) == [(0, 1, 3)] * STEPS
     monkeypatch.setattr(sources, "_BYTES_OF_GROUP", 1)
     assert groups((XS, YS)) == [(0, 1, 1)] * STEPS
+
+
+def test_what_fills_a_group_is_no_garbage_of_float64(monkeypatch):
+    """Which overflows in the cast to float32, with a warning that says nothing to the user."""
+    huge = np.full((3, 2), 1e300)
+    monkeypatch.setattr(np, "empty", lambda shape, dtype: np.full(shape, 1e300, dtype))
+    assert _filled(3, huge) is huge
+    assert not _filled(5, huge)[3:].any()
 
 
 def test_arrays_of_one_group_stay_on_the_device_and_what_a_function_returns_does_not():
