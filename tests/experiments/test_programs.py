@@ -61,7 +61,7 @@ WRONG = [
     ("tasks --tasks sorting", "there is no task sorting; there are parity"),
     ("tasks --cells RNN", "there is no cell RNN; there are LSTM"),
     ("tasks --seeds 0", "--seeds must be at least 1, but is 0"),
-    ("cookbook forecasts", "there is no program forecasts; there are autoencoder"),
+    ("cookbook forecasts", "there is no program forecasts; there are anomalies"),
     ("cookbook.flip_flop --seed -1", "--seed must be at least 0, but is -1"),
     ("cookbook.dynamics --cell Gru", "--cell must name a cell of rnnjax"),
     ("cookbook.dynamics --units 1", "--units must be at least 2 for a plane, but is 1"),
