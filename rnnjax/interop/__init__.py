@@ -21,19 +21,6 @@ from rnnjax.interop.model import Functional, Model, Network, Sequential
 from rnnjax.interop.serving import export
 
 __all__ = [
-    "Activation",
-    "Dense",
-    "Dropout",
-    "Embedding",
-    "Flow",
-    "Functional",
-    "Layer",
-    "Masking",
-    "Model",
-    "Network",
-    "OneHotIds",
-    "Recurrent",
-    "Sequential",
-    "export",
-    "load",
-]
+    "Activation", "Dense", "Dropout", "Embedding", "Flow", "Functional", "Layer", "Masking",
+    "Model", "Network", "OneHotIds", "Recurrent", "Sequential", "export", "load",
+]  # fmt: skip

@@ -96,6 +96,13 @@ class Layer(abc.ABC):
         Where a layer takes several arrays, a tuple of `Flow` stands for one.
         """
 
+    def __str__(self) -> str:
+        own: Any = self
+        told = [getattr(self, one.name) for one in dataclasses.fields(own)[1:]]
+        told = [x for x in told if not isinstance(x, bool) and x != "linear"] or ["linear"]
+        shown = (f"{x:g}" if isinstance(x, float) else _spell(x) for x in told)
+        return f"{type(self).__name__}({', '.join(shown)})"
+
 
 @dataclasses.dataclass(frozen=True)
 class Recurrent(Layer):
@@ -193,14 +200,8 @@ class Dense(Layer):
                 f"the inputs of layer {self.name!r} have {xs.shape[-1]} features, but its kernel "
                 f"takes {kernel.shape[0]}; check the last axis of xs"
             )
-        ys = xs @ kernel
-        if self.use_bias:
-            ys = ys + params["bias"]
+        ys = xs @ kernel + params["bias"] if self.use_bias else xs @ kernel
         return None, flow._replace(xs=get_function(self.activation)(ys))
-
-    def __str__(self) -> str:
-        function = "" if self.activation == "linear" else f", {_spell(self.activation)}"
-        return f"Dense({self.size}{function})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,9 +236,6 @@ class Embedding(Layer):
         rows = jnp.take(params["embedding"], jnp.where(outside, 0, ids), axis=0, mode="clip")
         return None, Flow(jnp.where(outside[..., None], jnp.nan, rows), mask, sequence)
 
-    def __str__(self) -> str:
-        return f"Embedding({self.vocabulary_size}, {self.size})"
-
 
 @dataclasses.dataclass(frozen=True)
 class OneHotIds(Layer):
@@ -250,9 +248,6 @@ class OneHotIds(Layer):
         """Stand for the vectors without building them: see `rnnjax.OneHot`."""
         ids = _ids(self, flow)
         return None, ids._replace(xs=OneHot(ids.xs, self.size))
-
-    def __str__(self) -> str:
-        return f"OneHotIds({self.size})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,9 +263,6 @@ class Masking(Layer):
         valid = jnp.any(xs != self.value, axis=-1)
         mask = valid if flow.mask is None else flow.mask & valid
         return None, Flow(jnp.where(valid[..., None], xs, 0), mask)
-
-    def __str__(self) -> str:
-        return f"Masking({self.value:g})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,9 +290,6 @@ class Activation(Layer):
     def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
         """Apply the function to the features."""
         return None, flow._replace(xs=get_function(self.function)(single(self, flow)))
-
-    def __str__(self) -> str:
-        return f"Activation({_spell(self.function)})"
 
 
 def describe_cell(cell: Cell) -> str:

@@ -30,15 +30,7 @@ from rnnjax.interop.keras.config import (
 from rnnjax.interop.keras.files import KerasFile, write_file
 from rnnjax.interop.keras.graph import network_of
 from rnnjax.interop.keras.layers import MODELS, entry_of, layers_in, version_of
-from rnnjax.interop.layers import (
-    Layer,
-    OneHotIds,
-    Recurrent,
-    Shape,
-    Weights,
-    describe_cell,
-    fits,
-)
+from rnnjax.interop.layers import Layer, OneHotIds, Recurrent, Shape, Weights, describe_cell, fits
 from rnnjax.interop.model import (
     Functional,
     Input,
@@ -215,32 +207,27 @@ def _list(shapes: Weights) -> str:
     return ", ".join(spelled) or "none"
 
 
-Places = dict[str, list[list[str]]]
-"""For each layer by name, the paths of the arrays of its units in a file."""
+Places = dict[str, list[str]]
+"""For each layer by name, the paths of its arrays in a file, in the order of its units."""
 
 
 def build(network: Network, file: KerasFile, places: Places) -> Model:
     """The model of these layers, with the parameters that their arrays become."""
     params = {}
     for layer in network.layers.values():
-        units = units_of(layer)
-        if not units:
-            continue
-        parts = []
-        for unit, paths in zip(units, places[layer.name], strict=True):
+        units, parts = units_of(layer), []
+        for unit, paths in zip(units, _split(layer, units, places[layer.name]), strict=True):
             arrays = [file.arrays[path] for path in paths]
-            place = f" at {unit.path!r}" if len(units) > 1 else ""
+            place = f" at {unit.path!r}" if units[1:] else ""
             parts.append(to_params(unit, arrays, f"layer {layer.name[:80]!r}{place}"))
         if isinstance(layer, Recurrent):
-            structure = jax.tree.structure(_tree(layer.cell))
-            params[layer.name] = jax.tree.unflatten(structure, parts)
-        else:
+            params[layer.name] = jax.tree.unflatten(jax.tree.structure(_tree(layer.cell)), parts)
+        elif units:
             params[layer.name] = {name: array for part in parts for name, array in part.items()}
     return Model(network, params, {"file": file, "network": network, "places": places})
 
 
-def _split(layer: Layer, arrays: Sequence[str]) -> list[list[str]]:
-    units = units_of(layer)
+def _split(layer: Layer, units: Sequence[Unit], arrays: Sequence[str]) -> list[list[str]]:
     counts = [unit.count for unit in units]
     old = [max(unit.count, 3 * len(getattr(unit.owner, "gates", ()))) for unit in units]
     counts = old if sum(old) == len(arrays) else counts  # Keras 1 has three for each gate
@@ -319,10 +306,7 @@ def as_like(file: KerasFile, like: Model) -> Model:
                 f"the file holds weights of {len(full)} layers, but the model given as like has "
                 f"{len(layers.layer_list)} with weights; give one of the same layers"
             )
-        places = {
-            layer.name: _split(layer, paths)
-            for layer, paths in zip(layers.layer_list, full, strict=True)
-        }
+        places = dict(zip(layers.layers, full, strict=True))
     made = build(layers, file, places)
     try:
         return like.with_params({**like.params, **made.params})
@@ -337,24 +321,23 @@ def _at_paths(network: Network, groups: Mapping[str, str], file: KerasFile) -> P
     tops = {path.partition("/")[0] for path in rest}
     found: Places = {}
     for layer in network.layers.values():
-        parts = []
+        paths = found[layer.name] = []
         for unit in units_of(layer):
             places = [
                 f"{top}/{groups[layer.name]}/{within}{unit.path}".rstrip("/")
                 for top in tops
                 for within in ("", "layer/", "_")  # of a TimeDistributed, of Keras 2's heads
             ]
-            part: list[str] = []
-            while keys := [key for p in places if (key := f"{p}/vars/{len(part)}") in rest]:
-                part.append(keys[0])
+            count = 0
+            while keys := [key for p in places if (key := f"{p}/vars/{count}") in rest]:
+                paths.append(keys[0])
                 rest.remove(keys[0])
-            if unit.count and not part:
+                count += 1
+            if unit.count and not count:
                 raise InteropError(
                     f"the file has no arrays of layer {layer.name[:80]!r}: it was not built, or is "
                     "shared, which is not known here; give each model layers of its own"
                 )
-            parts.append(part)
-        found[layer.name] = parts
     if rest:
         raise InteropError(
             f"the file has an array {min(rest)[:80]!r}, which no layer takes; give the model that "
@@ -376,7 +359,7 @@ def _in_groups(network: Network, groups: Sequence[tuple[str, Mapping[str, str]]]
             names = [name for name in those if name.partition("/")[0] == own]
             names = names or [name for name in those if own in name.split("/")]
             paths = [those.pop(name) for name in names]
-        found[layer.name] = _split(layer, paths)
+        found[layer.name] = paths
     left = [name for name, paths in by_name.items() if paths]
     if left:
         raise InteropError(
@@ -462,9 +445,9 @@ def _as_it_was(model: Model) -> KerasFile:
     file, places = model.origin["file"], model.origin["places"]
     arrays = dict(file.arrays)
     for layer in model.network.layers.values():
-        for (_, own), paths in zip(arrays_of(layer, model), places[layer.name], strict=True):
-            for array, one in zip(own, paths, strict=True):
-                arrays[one] = array.astype(arrays[one].dtype)
+        own = (array for _, each in arrays_of(layer, model) for array in each)
+        for array, one in zip(own, places[layer.name], strict=True):
+            arrays[one] = array.astype(arrays[one].dtype)
     return dataclasses.replace(file, arrays=arrays)
 
 

@@ -11,21 +11,12 @@ from rnnjax.cells import Cell, LSTMCell
 from rnnjax.errors import InteropError
 from rnnjax.interop.functions import FORMS
 from rnnjax.interop.keras.layers import name_of, options_of
-from rnnjax.interop.keras.operators import OPERATORS, Operation
-from rnnjax.interop.layers import (
-    Activation,
-    Dense,
-    Dropout,
-    Embedding,
-    Layer,
-    Masking,
-    Recurrent,
-)
+from rnnjax.interop.keras.operators import MERGES, Operation, keeps_mask
+from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.interop.model import Call, Functional, Input, Model, Value
 from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
 
 _NAMES = {name for name, _ in FORMS["keras"].values()}
-_MERGES = [kind for kind, row in OPERATORS.items() if callable(row.mask)]
 _USE_MASKS = "GlobalAveragePooling1D", "Attention", "MultiHeadAttention"
 _APART = object()  # in the place of a mask that Keras 3 merges in another way
 _WAYS = "layer", "backward_layer"  # of a Bidirectional
@@ -138,13 +129,10 @@ class _Graph:
         elif kind == "ops.GetItem":
             args = [*takes, _key(told["key"])]
         self.node(call.layer, call.name, args, options)
-        keeps = getattr(layer, "return_sequences", True)
-        if isinstance(layer, Operation):
-            keeps = OPERATORS[layer.kind].mask is not None or layer.each_step
         if isinstance(layer, Masking) or getattr(layer, "mask_zero", False):
             self.marks[Value(call.name)] = call
-        elif keeps and any(masks):
-            old = kind in _MERGES and told["version"] < 3.04
+        elif keeps_mask(layer) and any(masks):
+            old = kind in MERGES and told["version"] < 3.04
             apart = old and any(one is not masks[0] for one in masks)
             self.marks[Value(call.name)] = _APART if apart else masks[0]
 

@@ -11,18 +11,12 @@ import jax
 
 from rnnjax.errors import InteropError
 from rnnjax.interop.keras.layers import LARGEST, MODELS, Entry, layer_of, layers_in
-from rnnjax.interop.keras.operators import OPERATORS, SEVERAL, Operation
+from rnnjax.interop.keras.operators import MERGES, OPERATORS, Operation, keeps_mask
 from rnnjax.interop.layers import Activation, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.interop.model import Call, Functional, Input, Sequential, Value
 
 _TENSORS = ("query", "value", "key", "x1", "x2")  # by which calls name arrays that they take
 _LASTS = ("SimpleRNN", "LSTM", "GRU", "RNN", "CuDNNLSTM", "CuDNNGRU", "Bidirectional")
-_MERGES = {kind for kind, row in OPERATORS.items() if row.mask and row.arrays == SEVERAL}
-_KEEPS = {kind for kind, row in OPERATORS.items() if row.mask} | {
-    "Dense", "Activation", "TimeDistributed", "Dropout", "SpatialDropout1D", "Softmax", "ReLU",
-    "GaussianNoise", "GaussianDropout",
-    "LeakyReLU", "ELU",
-}  # fmt: skip
 _SAME_AXES = {
     kind for kind, row in OPERATORS.items() if row.arrays != (1, 1) or "dtype" in row.options
 } - {"Dot"}  # of (batch, time), where no layer has seen a time
@@ -192,10 +186,8 @@ class _Graph:
             made = made._replace(mask=own, masked_by=name)
         elif isinstance(layer, Embedding) and layer.mask_zero:
             made = made._replace(mask=(first.value, (None, 0)), masked_by=name)
-        elif masked_by and (
-            entry.kind in _KEEPS or (isinstance(layer, Recurrent) and layer.return_sequences)
-        ):
-            same_mask = mask is None and first.mask is not None and entry.kind not in _MERGES
+        elif masked_by and keeps_mask(layer):
+            same_mask = mask is None and first.mask is not None and entry.kind not in MERGES
             own, by = (first.mask, first.masked_by) if same_mask else (object(), name)
             made = made._replace(mask=own, masked_by=by)
         return [made, *(_Tensor(Value(called, i)) for i in range(1, 1 + begin))]
@@ -310,13 +302,12 @@ def _keeps_axes(layer: Layer) -> bool:
 
 def _simplest(network: Functional) -> Sequential | Functional:
     """The layers in a row over time, if that is all that the graph says."""
-    layers = network.layer_list
-    names = [network.inputs[0].name, *(layer.name for layer in layers)]
-    row = [Call(name, name, (Value(source),)) for source, name in itertools.pairwise(names)]
-    plain = not any(isinstance(layer, Operation) for layer in layers)
-    alone = len(network.inputs) == 1 and network.inputs[0].sequence and network.names is None
-    fits = alone and plain and [*network.calls] == row and network.outputs == (Value(names[-1]),)
-    return Sequential(layers) if fits else network
+    layers, first = network.layer_list, network.inputs[0]
+    names = [first.name, *(layer.name for layer in layers)]
+    calls = (Call(name, name, (Value(source),)) for source, name in itertools.pairwise(names))
+    row = Functional((first,), layers, tuple(calls), (Value(names[-1]),))
+    over_time = first.sequence and not any(isinstance(layer, Operation) for layer in layers)
+    return Sequential(layers) if network == row and over_time else network
 
 
 def _input(entry: Entry, looked_up: bool, masks: bool) -> Input:

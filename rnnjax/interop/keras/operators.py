@@ -20,7 +20,7 @@ from rnnjax.cells.base import Carry, Params
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop import functions
 from rnnjax.interop.functions import get_function
-from rnnjax.interop.layers import Context, Flow, Layer, Ran, Shape, Weights, single
+from rnnjax.interop.layers import Context, Embedding, Flow, Layer, Ran, Shape, Weights, single
 from rnnjax.layers.dropout import factors
 
 
@@ -443,3 +443,13 @@ OPERATORS: Mapping[str, Operator] = {
     "ops.OnesLike": _row(lambda at, x: jnp.ones_like(x, at.config["dtype"]), dtype=None),
 }
 """The function, the parameters and the mask of each layer, by its class in Keras."""
+
+MERGES = [kind for kind, row in OPERATORS.items() if callable(row.mask)]
+"""The layers that make one mask of several."""
+
+
+def keeps_mask(layer: Layer) -> bool:
+    """Whether what a layer gives has the mask of what it takes, if it makes none of its own."""
+    if isinstance(layer, Operation):
+        return layer.each_step or OPERATORS[layer.kind].mask is not None
+    return getattr(layer, "return_sequences", not isinstance(layer, Embedding))

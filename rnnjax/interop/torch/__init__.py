@@ -271,9 +271,7 @@ def _saved_state(file: BinaryIO, at: str | None) -> Mapping[Any, Any]:
 
 
 def _read(
-    state: Mapping[Any, Any],
-    modules: Sequence[str | Layer] | None,
-    nonlinearity: Nonlinearity,
+    state: Mapping[Any, Any], modules: Sequence[str | Layer] | None, nonlinearity: Nonlinearity
 ) -> Model:
     if nonlinearity not in ("tanh", "relu"):
         raise InvalidInputError(
