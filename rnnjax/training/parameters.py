@@ -109,12 +109,16 @@ def save_params(path: str | os.PathLike[str], params: Any) -> None:
 
 
 def _from_file(path: Path, like: Any) -> Any:
-    from rnnjax.interop.torch.files import read_arrays, read_metadata
+    from rnnjax.interop.torch.files import read_arrays
 
-    content = from_first(path.read_bytes)
+    def read() -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        with path.open("rb") as file:
+            arrays, metadata = read_arrays(file)
+            return jax.tree.map(np.array, arrays), metadata
+
     try:
-        arrays = read_arrays(content)
-        names = json.loads(read_metadata(content).get(_TREE, "null"))
+        arrays, metadata = from_first(read)
+        names = json.loads(metadata.get(_TREE, "null"))
     except (InteropError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     like = nested(str(path), arrays, names) if like is None else like

@@ -23,7 +23,7 @@ from rnnjax.interop.arrays import layer_arrays
 from rnnjax.interop.files import opened
 from rnnjax.interop.layers import Layer, Recurrent
 from rnnjax.interop.model import Model, Sequential, with_axes, with_parameters
-from rnnjax.interop.torch.files import map_arrays, read_arrays, read_index, write_arrays
+from rnnjax.interop.torch.files import read_arrays, read_index, write_arrays
 from rnnjax.interop.torch.modules import (
     find_modules,
     find_state,
@@ -129,7 +129,7 @@ def load(
     with opened(path) as file, _loading(path):
         saved = is_saved_by_torch(file.read(32))
         file.seek(0)
-        state = _saved_state(file, at) if saved else find_state(read_arrays(file.read()), at)
+        state = _saved_state(file, at) if saved else find_state(read_arrays(file)[0], at)
         model = _read(state, modules, nonlinearity)
     return with_axes(model, time_first)
 
@@ -167,7 +167,7 @@ def load_state_dict(
         if str(path).endswith(".json"):
             index = read_index(path)
         elif not is_saved_by_torch(file.read(32)):
-            return map_arrays(file)
+            return read_arrays(file)[0]
         else:
             state = _saved_state(file, at).items()
             if not (arrays := {str(key): x for key, x in state if isinstance(x, np.ndarray)}):

@@ -1,12 +1,10 @@
 """Named arrays in ``.safetensors`` files, and the index of several files."""
 
-import contextlib
 import json
 import mmap
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
-from operator import itemgetter
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import jax.numpy as jnp
@@ -24,33 +22,38 @@ DTYPES: Mapping[str, Any] = {
 _LONGEST_HEADER = 10 * 2**20  # some hundred thousand arrays; parsed, it is several times as large
 
 
-def read_arrays(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a ``.safetensors`` file, in the order of their names.
+def read_arrays(file: BinaryIO) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays of a ``.safetensors`` file, in the order of their names, and its metadata.
 
-    Nothing is allocated by the sizes that it states: it is read as far as it goes, and what it
-    states is compared with that.
+    The arrays are views of the file, of which nothing is read yet. Nothing is allocated by the
+    sizes that it states: they are compared with its length.
     """
-    deserialize = package("safetensors", "files in .safetensors", "safetensors").deserialize
-    _check_header(content, len(content))
-    with _as_damaged():
-        entries = deserialize(content)
-    return _arrays((name, entry, entry["data"]) for name, entry in entries)
-
-
-def map_arrays(file: BinaryIO) -> dict[str, np.ndarray]:
-    """The arrays of a ``.safetensors`` file, as views of the file, of which nothing is read yet."""
     safe_open = package("safetensors", "files in .safetensors", "safetensors").safe_open
     file.seek(0)
     start, length = file.read(16), file.seek(0, os.SEEK_END)
     _check_header(start, length)
     begin = 8 + int.from_bytes(start[:8], "little")
     content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    with _as_damaged(), safe_open(file.name, "numpy"):  # which compares all that the header says
-        header = json.loads(content[8:begin])
-    header.pop("__metadata__", None)
-    data = memoryview(content)[begin:]
-    named = ((name, entry, data[slice(*entry["data_offsets"])]) for name, entry in header.items())
-    return _arrays(named)
+    try:
+        with safe_open(file.name, "numpy"):  # which compares all that the header says
+            header = json.loads(content[8:begin])
+    except Exception as error:  # the package's own error, which is no class of Python's
+        raise InteropError(f"it is damaged ({in_a_line(error)}); get it again") from error
+    metadata, data, arrays = header.pop("__metadata__", {}), memoryview(content)[begin:], {}
+    for name, entry in sorted(header.items()):
+        if entry["dtype"] not in DTYPES:
+            raise InteropError(
+                f"{name[:80]!r} is of type {entry['dtype']}, but should be one of "
+                f"{', '.join(DTYPES)}; convert it before it is saved"
+            )
+        flat = np.frombuffer(data[slice(*entry["data_offsets"])], np.dtype(DTYPES[entry["dtype"]]))
+        try:
+            arrays[name] = flat.reshape(entry["shape"])
+        except ValueError as error:  # more axes, or longer ones, than NumPy has
+            raise InteropError(
+                f"{name[:80]!r} has a shape that no array has ({in_a_line(error)}); get it again"
+            ) from error
+    return arrays, metadata
 
 
 def read_index(path: str | os.PathLike[str]) -> dict[pathlib.Path, list[str]]:
@@ -73,39 +76,6 @@ def read_index(path: str | os.PathLike[str]) -> dict[pathlib.Path, list[str]]:
     return found
 
 
-def _arrays(entries: Iterable[tuple[str, Any, Any]]) -> dict[str, np.ndarray]:
-    """The arrays of names, what a header says of each, and its bytes."""
-    arrays = {}
-    for name, entry, data in sorted(entries, key=itemgetter(0)):  # another order each time
-        if entry["dtype"] not in DTYPES:
-            raise InteropError(
-                f"{name[:80]!r} is of type {entry['dtype']}, but should be one of "
-                f"{', '.join(DTYPES)}; convert it before it is saved"
-            )
-        flat = np.frombuffer(data, np.dtype(DTYPES[entry["dtype"]]))
-        try:
-            arrays[name] = flat.reshape(entry["shape"])
-        except ValueError as error:  # more axes, or longer ones, than NumPy has
-            raise InteropError(
-                f"{name[:80]!r} has a shape that no array has ({in_a_line(error)}); get it again"
-            ) from error
-    return arrays
-
-
-@contextlib.contextmanager
-def _as_damaged() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # the package's own error, which is no class of Python's
-        raise InteropError(f"it is damaged ({in_a_line(error)}); get it again") from error
-
-
-def read_metadata(content: bytes) -> dict[str, str]:
-    """The metadata of a ``.safetensors`` file, whose arrays were read."""
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")].decode())
-    return header.get("__metadata__", {})
-
-
 def write_arrays(
     path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Any = None
 ) -> None:
@@ -117,15 +87,12 @@ def write_arrays(
     write_whole(path, save(dict(arrays), {"format": "pt", **(metadata or {})}))
 
 
-def _check_header(content: bytes, length: int) -> None:
-    """What the package does not say plainly: other formats, and headers that would take memory.
-
-    ``content`` is the file, or its first 16 bytes, and ``length`` the number of its bytes.
-    """
-    size, what = int.from_bytes(content[:8], "little"), describe(content[:16])
-    if what and content[8:9] != b"{":
+def _check_header(start: bytes, length: int) -> None:
+    """What the package does not say plainly: other formats, and headers that would take memory."""
+    size, what = int.from_bytes(start[:8], "little"), describe(start)
+    if what and start[8:9] != b"{":
         raise InteropError(f"it is {what}")
-    if length < 10 or size > length - 8 or content[8:9] != b"{":
+    if length < 10 or size > length - 8 or start[8:9] != b"{":
         raise InteropError(
             f"it is no .safetensors file, or not a whole one, and none that torch.save wrote since "
             f"2018: its {length} bytes do not begin with a header that fits in; get it again"
