@@ -9,6 +9,7 @@ Everything that a file says of itself is checked before anything is read by it.
 """
 
 import contextlib
+import io
 import json
 import math
 import sys
@@ -118,7 +119,7 @@ def _limit(most_bytes: int, file_bytes: int) -> None:
 def main(path: str, most_bytes: int, file_bytes: int) -> None:
     """Write what the file holds to the standard output, or one line that says why not."""
     _limit(most_bytes, file_bytes)
-    out, arrays, header = sys.stdout.buffer, [], []
+    out, arrays, names = sys.stdout.buffer, [], []
     try:
         import h5py
         import numpy
@@ -126,11 +127,8 @@ def main(path: str, most_bytes: int, file_bytes: int) -> None:
         with h5py.File(path, "r") as file:
             attributes, found = read(h5py, file, most_bytes)
             for name, dataset in found:
-                array = numpy.ascontiguousarray(dataset[()])
-                narrow = is_bfloat16(dataset)
-                kind = array.dtype if narrow else array.dtype.newbyteorder("=")
-                arrays.append(array.astype(kind, copy=False))
-                header.append((name, "bfloat16" if narrow else kind.str, dataset.shape))
+                arrays.append(dataset[()])
+                names.append(name)
     except (Exception, SystemExit) as error:  # whatever the reader thinks of a damaged file
         words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         why = f"the HDF5 file is damaged ({words}); get it again"
@@ -140,9 +138,10 @@ def main(path: str, most_bytes: int, file_bytes: int) -> None:
             why = f"the process that reads HDF5 cannot import h5py ({words}); check that it can"
         out.write(json.dumps({"why": why}).encode())
         return
-    out.write(json.dumps({"attributes": attributes, "arrays": header}).encode() + b"\n")
+    out.write(json.dumps({"attributes": attributes, "arrays": names}).encode() + b"\n")
     for array in arrays:
-        out.write(array.tobytes())
+        numpy.save(stream := io.BytesIO(), array, allow_pickle=False)
+        out.write(stream.getbuffer())
 
 
 if __name__ == "__main__":
