@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -102,8 +103,7 @@ class Sequential(Network):
                 f"LSTMCell(50)), but got {strange[0] if strange else 'none'}"
             )
         names = [layer.name for layer in self.layer_list]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
+        if twice := [name for name in names if names.count(name) > 1]:
             raise InvalidInputError(f"layers need own names, but {twice[0]} occurs twice; rename")
 
     def run(self, params: Params, xs: Any, carry: Carries, mask: Any, context: Context) -> Result:
@@ -341,13 +341,7 @@ class Model:
         Raises:
             InvalidInputError: they have another structure, or another shape somewhere.
         """
-        ours, theirs = (
-            {
-                jax.tree_util.keystr(path): np.shape(leaf)
-                for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-            }
-            for tree in (self.params, params)
-        )
+        ours, theirs = map(_shapes, (self.params, params))
         differing = sorted(k for k in ours | theirs if ours.get(k) != theirs.get(k))[:6]
         if differing:
             listed = "; ".join(f"{k} {ours.get(k)}, got {theirs.get(k)}" for k in differing)
@@ -432,18 +426,21 @@ class Model:
         rows = [("layer", "what it is", "parameters")]
         for name in dict.fromkeys([*self.layers, *self.params]):
             layer = self.layers.get(name, "arrays of the graph")
-            leaves = jax.tree_util.tree_leaves_with_path(self.params.get(name, {}))
-            shapes = ", ".join(
-                f"{jax.tree_util.keystr(path, simple=True, separator='.')} {np.shape(leaf)}"
-                for path, leaf in leaves
-            )
-            count = sum(np.size(leaf) for _, leaf in leaves)
+            shapes = _shapes(self.params.get(name, {}))
+            listed = ", ".join(f"{path} {shape}" for path, shape in shapes.items())
+            count = sum(map(math.prod, shapes.values()))
             shown = repr(name)[1:-1]  # names of files may hold what moves a terminal
             kind = f"{layer}{self.network.wiring(name)}"
-            rows.append((shown, kind, f"{count:,}  {shapes}" if leaves else "none"))
+            rows.append((shown, kind, f"{count:,}  {listed}" if shapes else "none"))
         widths = [max(len(row[i]) for row in rows) for i in range(2)]
         lines = [f"{name:{widths[0]}}  {kind:{widths[1]}}  {shapes}" for name, kind, shapes in rows]
         return "\n".join([*lines, f"{'axes':{widths[0]}}  {self.network.axes}"])
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    paths = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
+    return dict(zip(paths, (np.shape(leaf) for _, leaf in leaves), strict=True))
 
 
 def check_model(model: Any) -> None:

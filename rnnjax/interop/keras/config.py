@@ -87,15 +87,13 @@ class _Graph:
             self.at[one.name] = one.name, 0
         self.entries |= configs  # in the order by which Keras names the places of arrays
         read = [*network.outputs, *(value for call in network.calls for value in call.reads)]
+        ends = {value.source for value in read if value.output}
         for call in network.calls:
-            if any(value.source == call.name and value.output for value in read):
+            if call.name in ends:
                 told = configs[call.layer]["config"]
                 for one in [told[n]["config"] for n in _WAYS if n in told] or [told]:
                     one["return_state"] = True
             self.call(call)
-
-    def read_again(self, value: Value) -> bool:
-        return self.readers.count(value) > 1
 
     def tensor(self, value: Value) -> dict[str, Any]:
         return _tensor(*self.at[value.source], value.output)
@@ -140,35 +138,32 @@ class _Graph:
         """Raise where Keras 3 would do otherwise with masks than the version that wrote it."""
         kind, config = getattr(layer, "kind", ""), dict(getattr(layer, "config", ()))
         version: Any = config.get("version")
-        uses = isinstance(layer, Recurrent) or kind in _USE_MASKS
-        # A MultiHeadAttention of Keras 3 takes the masks off its inputs, for all that read them.
-        heads = kind == "MultiHeadAttention" and any(masks)
-        taken = heads and version < 3 and (version < 2.10 or any(map(self.read_again, call.takes)))
-        if (
-            (uses and _APART in masks)
-            or (kind == "Multiply" and any(masks) and version < 3.04)
-            or taken
-        ):
+        apart = _APART in masks and (isinstance(layer, Recurrent) or kind in _USE_MASKS)
+        if any(masks) and kind == "Multiply":
+            apart = version < 3.04
+        elif any(masks) and kind == "MultiHeadAttention" and version < 3:
+            # That of Keras 3 takes the masks off its inputs, for all that read them.
+            read_again = any(self.readers.count(value) > 1 for value in call.takes)
+            apart = apart or version < 2.10 or read_again
+        if apart:
             raise InteropError(
                 f"layer {layer.name!r}, {layer}, treats masks otherwise in Keras 3; {_KEEP}"
             )
 
     def mask(self, made: Call) -> dict[str, Any]:
         """The mask that a layer makes, as operations of Keras 3."""
-        layer, value = self.layers[made.layer], made.takes[0]
-        key = f"{made.name}_mask"
+        layer, key = self.layers[made.layer], f"{made.name}_mask"
+
+        def operation(kind: str, args: Any, **config: Any) -> None:
+            name = f"{key}_{kind.lower()}"
+            self.entries[name] = keras_layer(kind, {"name": name, **config}, _OPS)
+            self.names[plain(name)] = name
+            self.node(name, key, args, {})
+
         if key not in self.at:
-            own = layer.value if isinstance(layer, Masking) else 0
-            for kind, takes, more in (
-                ("NotEqual", [self.tensor(value), own], {}),
-                ("Any", None, {"axis": -1}),
-            )[: 1 + isinstance(layer, Masking)]:
-                name = f"{key}_{kind.lower()}"
-                args = [self.tensor(Value(key))] if takes is None else takes
-                config = {"name": name, **({"axis": -1, "keepdims": False} if more else {})}
-                self.entries[name] = keras_layer(kind, config, _OPS)
-                self.names[plain(name)] = name
-                self.node(name, key, args, {})
+            operation("NotEqual", [self.tensor(made.takes[0]), getattr(layer, "value", 0)])
+            if isinstance(layer, Masking):
+                operation("Any", [self.tensor(Value(key))], axis=-1, keepdims=False)
         return self.tensor(Value(key))
 
     def order(self, ends: Sequence[tuple[str, int]]) -> list[str]:

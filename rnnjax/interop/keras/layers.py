@@ -60,43 +60,25 @@ class Entry:
         self.asked.update(names)
         return next((self.config[name] for name in names if name in self.config), default)
 
-    def flag(self, name: str, default: bool = False) -> bool:
-        """An option that is True or False."""
-        value = self.get(name, default=default)
-        if not isinstance(value, bool | int | None) or value not in (True, False, None):
-            self.refuse(name, "True or False", value)
-        return bool(value)
-
-    def size(self, name: str) -> int:
-        """An option that is a positive integer."""
-        value = self.get(name)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LARGEST:
-            self.refuse(name, "a positive integer", value)
-        return int(value)
-
-    def number(self, *names: str, default: float = 0.0) -> float:
-        """An option that is a number."""
+    def option(self, kind: str, *names: str, default: Any = 0) -> Any:
+        """An option of a kind of `_OPTIONS`; what is None is the default."""
         value = self.get(*names, default=default)
         if isinstance(value, dict) and "value" in value:  # an array, as Keras 2 writes it
             value = value["value"]
         value = default if value is None else value
-        whole = isinstance(value, int | float) and not isinstance(value, bool)
-        if not whole or not abs(value) <= sys.float_info.max:
-            self.refuse(names[0], "a number", value)
-        return float(value)
+        expected, fits, made = _OPTIONS[kind]
+        number = isinstance(value, int | float) and (kind == "flag" or not isinstance(value, bool))
+        if not number or not fits(value):
+            self.refuse(names[0], expected, value)
+        return made(value)
+
+    def flag(self, name: str) -> bool:
+        """An option that is False where it is left out."""
+        return self.option("flag", name)
 
     def function(self, name: str, default: str) -> str | Function:
         """An option that is an activation."""
         return function_of(self.get(name, default=default), self)
-
-    def rate(self, name: str) -> float:
-        """An option that is a dropout rate."""
-        rate = self.number(name)
-        if not 0 <= rate < 1:
-            self.refuse(name, "at least 0 and below 1", rate)
-        return rate
 
     def inner(self, name: str) -> "Entry":
         """A layer inside of this one."""
@@ -107,7 +89,7 @@ class Entry:
         if name == "activation":
             return self.function(name, usual)
         if name == "dropout":
-            return self.rate(name)
+            return self.option("rate", name)
         value = self.get(name, default=usual)
         try:
             return self.key(value) if name == "key" else _frozen(value)
@@ -142,6 +124,14 @@ class Entry:
             "Keras and save the model again"
         )
 
+
+_OPTIONS: Mapping[str, tuple[str, Callable[[Any], bool], type]] = {
+    "flag": ("True or False", lambda value: value in (True, False), bool),
+    "size": ("a positive integer", lambda value: 0 < value <= LARGEST and value % 1 == 0, int),
+    "number": ("a number", lambda value: abs(value) <= sys.float_info.max, float),
+    "rate": ("at least 0 and below 1", lambda value: 0 <= value < 1, float),
+}
+"""By the kind of an option what is expected, whether a number is that, and its type here."""
 
 _KERAS_1 = {
     "TimeDistributedDense": "Dense", "output_dim": "units", "bias": "use_bias", "p": "rate",
@@ -267,7 +257,7 @@ def layer_function(entry: Entry) -> str | Function:
     """The function that one of ``ACTIVATION_LAYERS`` is."""
     if entry.kind in _ALPHAS:
         kind, names, default = _ALPHAS[entry.kind]
-        return entry.checked(Nonlinearity(kind, entry.number(*names, default=default)))
+        return entry.checked(Nonlinearity(kind, entry.option("number", *names, default=default)))
     if entry.kind == "Softmax" and entry.get("axis", default=-1) in (-1, [-1]):
         return entry.checked("softmax")
     cut = entry.get("max_value")
@@ -336,14 +326,10 @@ def _read(kind: type, entry: Entry, **defaults: Any) -> dict[str, Any]:
         default = defaults.get(name, default)
         if "activation" in name:
             told[name] = entry.function(there, default)
-        elif "dropout" in name:
-            told[name] = entry.rate(there)
-        elif isinstance(default, bool):
-            told[name] = entry.flag(there, default)
-        elif isinstance(default, float):
-            told[name] = entry.number(there, default=default)
-        else:
-            told[name] = entry.size(there)
+            continue
+        option = {bool: "flag", float: "number"}.get(type(default), "size")
+        option = "rate" if "dropout" in name else option
+        told[name] = entry.option(option, there, default=0 if option == "size" else default)
     return told
 
 
@@ -443,7 +429,7 @@ def _bidirectional(entry: Entry) -> Recurrent:
 
 
 def _plain(kind: Any, entry: Entry) -> Layer:
-    if kind is Embedding and entry.rate("dropout"):  # of Keras 1
+    if kind is Embedding and entry.option("rate", "dropout"):  # of Keras 1
         entry.refuse("dropout", "0, as no words are dropped here", entry.get("dropout"))
     return kind(entry.name, **_read(kind, entry))
 
@@ -452,12 +438,14 @@ def _dropout(entry: Entry) -> Dropout:
     if entry.get("noise_shape") is not None:
         entry.refuse("noise_shape", "left out, as of a SpatialDropout1D", entry.get("noise_shape"))
     spatial = entry.kind == "SpatialDropout1D"
-    return Dropout(entry.name, DropoutRate(entry.rate("rate"), "sequence" if spatial else "step"))
+    return Dropout(
+        entry.name, DropoutRate(entry.option("rate", "rate"), "sequence" if spatial else "step")
+    )
 
 
 def _noise(entry: Entry) -> Activation:
     """Noise of training alone; none is drawn here."""
-    _ = entry.number("stddev"), entry.rate("rate")
+    _ = entry.option("number", "stddev"), entry.option("rate", "rate")
     return Activation(entry.name, "linear")
 
 
