@@ -13,8 +13,6 @@ or ``SimpleRNNCarry(hidden=h)``.
 """
 
 import dataclasses
-import functools
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,8 +42,8 @@ __all__ = ["from_params", "to_params"]
 
 Arrays = Mapping[str, np.ndarray]
 Path = tuple[Any, ...]
-Found = list[tuple[Path, Layout]]
-"""The cells of a tree, two for both directions, else one: where they are, and their layout."""
+Found = list[tuple[Path, Layout, Tree]]
+"""The cells of a tree, two for both directions, else one: where they are, their layout, arrays."""
 
 _WAYS = "forward_rnn", "backward_rnn"
 
@@ -104,11 +102,10 @@ def from_params(
     tree = flax.core.meta.unbox(params)
     found = _find(tree, ())
     cells, entries = [], []
-    for path, layout in found:
+    for path, layout, part in found:
         options: dict[str, Any] = {"activation": named(activation_fn)}  # by which it runs fast
         if layout.cell is not SimpleRNNCell:
             options["recurrent_activation"] = named(gate_fn)
-        part = functools.reduce(operator.getitem, path, tree)
         cell, entry = _read_cell(part, _spelled(path), layout, options)
         cells.append(cell)
         entries.append(entry)
@@ -122,7 +119,8 @@ def from_params(
         # A second cell like the first is left out, as in Bidirectional(cell).
         whole = Bidirectional(cells[0], None if cells[0] == cells[1] else cells[1])
         params = Directions(*entries)
-    origin = {"laid_out": found, "functions": (named(gate_fn), named(activation_fn))}
+    laid_out = [(path, layout) for path, layout, _ in found]
+    origin = {"laid_out": laid_out, "functions": (named(gate_fn), named(activation_fn))}
     return dataclasses.replace(Model.of(whole, params, name), origin=origin)
 
 
@@ -171,7 +169,7 @@ def to_params(model: Model, *, form: Form | None = None) -> Any:
             f"{[*map(str, model.layers.values())]}; write each by itself, as Model.of(cell, params)"
         )
     cells = [in_prediction(cell, repr(name), "Flax") for cell, _ in rows[0]]
-    places: Found = model.origin.get("laid_out", [])
+    places: list[tuple[Path, Layout]] = model.origin.get("laid_out", [])
     came = [each.cell for _, each in places] == [*map(type, cells)]
     if not came or form not in (None, places[0][1].form):
         theirs: Form = form or (places[0][1].form if places else "linen")
@@ -203,7 +201,7 @@ def _spelled(path: Path) -> str:
 def _find(tree: Any, path: Path) -> Found:
     layout = _find_layout(_spelled(path), tree)
     if layout is not None:
-        return [(path, layout)]
+        return [(path, layout, tree)]
     # The random numbers of a module of nnx are no parameters.
     inside = {
         key: child

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rnnjax.cells import Cell, GRUCell, LSTMCell, SimpleRNNCell
+from rnnjax.cells import Cell, GRUCell
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import as_jax, float_array, with_one_bias
 from rnnjax.interop.files import check_path
@@ -26,6 +26,7 @@ from rnnjax.interop.keras.config import (
     input_entry,
     keras_layer,
     layer_entry,
+    plain,
 )
 from rnnjax.interop.keras.files import KerasFile, write_file
 from rnnjax.interop.keras.graph import network_of
@@ -52,21 +53,15 @@ class Unit:
 
     owner: Cell | Layer  # a cell of `CELLS`, or a layer
     path: str  # its place below the layer, such as "forward_layer/cell"; empty for the layer
-    shapes: Weights  # of its parameters, by our names for them; None for a size of the inputs
-
-    @property
-    def count(self) -> int:
-        """The number of its arrays."""
-        return len(self.shapes) - (isinstance(self.owner, GRUCell) and self.owner.reset_after
-                                   and self.owner.use_bias)  # fmt: skip
+    shapes: Weights  # of its arrays, by our names for them; None for a size of the inputs
 
 
 def units_of(layer: Layer) -> list[Unit]:
     """The units of a layer in the order of its arrays.
 
     >>> import rnnjax
-    >>> units = units_of(Recurrent("rnn", rnnjax.Bidirectional(LSTMCell(2))))
-    >>> [(unit.path, unit.count) for unit in units]
+    >>> units = units_of(Recurrent("rnn", rnnjax.Bidirectional(rnnjax.LSTMCell(2))))
+    >>> [(unit.path, len(unit.shapes)) for unit in units]
     [('forward_layer/cell', 3), ('backward_layer/cell', 3)]
     """
     if not isinstance(layer, Recurrent):
@@ -97,10 +92,11 @@ def _cells(cell: Cell, path: str, name: str) -> Iterator[Unit]:
 
 
 def _shapes_of(cell: Cell) -> dict[str, Shape]:
-    """Return the shapes of a cell's parameters, without the second of two additive biases."""
+    """Return the shapes of a cell's arrays: of two biases there is the sum, of a GRU a stack."""
     one, two = ({name: p.shape for name, p in cell.parameters(n).items()} for n in (1, 2))
-    if isinstance(cell, SimpleRNNCell | LSTMCell):
-        one.pop("recurrent_bias", None)
+    second = one.pop("recurrent_bias", None)
+    if second is not None and isinstance(cell, GRUCell):
+        one["bias"] = two["bias"] = 2, *second
     return {
         name: tuple(a if a == b else None for a, b in zip(shape, two[name], strict=True))
         for name, shape in one.items()
@@ -137,18 +133,16 @@ def to_params(unit: Unit, arrays: Sequence[np.ndarray], where: str) -> dict[str,
         order = places("keras", owner)
         arrays = [reordered(array, order) for array in _one_layout(owner, arrays)]
     named = dict(zip(unit.shapes, arrays, strict=False))
-    if isinstance(owner, GRUCell) and owner.reset_after and owner.use_bias:
-        bias = named.get("bias")
-        if bias is not None and bias.ndim == 2 and len(bias) == 2:
-            named["bias"], named["recurrent_bias"] = bias
     came = {name: array.shape for name, array in named.items()}
-    if not fits(unit.shapes, came) or len(arrays) != unit.count:
+    if not fits(unit.shapes, came) or len(arrays) != len(unit.shapes):
         raise InteropError(
             f"{where} should have arrays of the shapes {_list(unit.shapes)}, but they are "
             f"{', '.join(str(array.shape) for array in arrays) or 'none'}; give its own weights"
         )
     if _has_second(unit):
         named["recurrent_bias"] = np.zeros_like(named["bias"])
+    elif isinstance(owner, GRUCell) and len(unit.shapes.get("bias", ())) == 2:
+        named["bias"], named["recurrent_bias"] = named["bias"]
     return {n: as_jax(float_array(f"{n} of {where}", array)) for n, array in named.items()}
 
 
@@ -166,15 +160,16 @@ def to_arrays(unit: Unit, params: Any, where: str) -> list[np.ndarray]:
     if isinstance(unit.owner, Cell):
         order = np.argsort(places("keras", unit.owner)).tolist()
         named = {name: reordered(array, order) for name, array in named.items()}
+    biases = [named.get(name, np.zeros(())) for name in ("bias", "recurrent_bias")]
+    if isinstance(unit.owner, GRUCell) and biases[0].shape == biases[1].shape != ():
+        named["bias"], _ = np.stack(biases), named.pop("recurrent_bias")
     came = {name: array.shape for name, array in named.items()}
     if not fits(unit.shapes, came):
         raise InteropError(
             f"{where} should have parameters {_list(unit.shapes)}, but they are {_list(came)}; "
             "take those of this model"
         )
-    if isinstance(unit.owner, GRUCell) and "recurrent_bias" in named:
-        named["bias"] = np.stack([named["bias"], named.pop("recurrent_bias")])
-    return [named[name] for name in unit.shapes if name in named]
+    return [named[name] for name in unit.shapes]
 
 
 def _one_layout(cell: Cell, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
@@ -228,8 +223,8 @@ def build(network: Network, file: KerasFile, places: Places) -> Model:
 
 
 def _split(layer: Layer, units: Sequence[Unit], arrays: Sequence[str]) -> list[list[str]]:
-    counts = [unit.count for unit in units]
-    old = [max(unit.count, 3 * len(getattr(unit.owner, "gates", ()))) for unit in units]
+    counts = [len(unit.shapes) for unit in units]
+    old = [max(len(unit.shapes), 3 * len(getattr(unit.owner, "gates", ()))) for unit in units]
     counts = old if sum(old) == len(arrays) else counts  # Keras 1 has three for each gate
     if sum(counts) != len(arrays):
         raise InteropError(
@@ -294,11 +289,8 @@ def as_like(file: KerasFile, like: Model) -> Model:
     """The model ``like``, with the weights of a file that holds nothing else."""
     layers = Sequential(tuple(one for one in like.network.layers.values() if units_of(one)))
     if file.groups is None:
-        if "file" in like.origin:
-            groups = dict(_groups_in(*_model_in(like.origin["file"])))
-        else:
-            groups = groups_of(configs_of(like.network))
-        places = _at_paths(layers, groups, file)
+        known = like.origin["file"] if "file" in like.origin else _anew(like)
+        places = _at_paths(layers, dict(_groups_in(*_model_in(known))), file)
     else:
         full = [list(paths.values()) for _, paths in file.groups if paths]
         if len(full) != len(layers.layer_list):
@@ -333,7 +325,7 @@ def _at_paths(network: Network, groups: Mapping[str, str], file: KerasFile) -> P
                 paths.append(keys[0])
                 rest.remove(keys[0])
                 count += 1
-            if unit.count and not count:
+            if unit.shapes and not count:
                 raise InteropError(
                     f"the file has no arrays of layer {layer.name[:80]!r}: it was not built, or is "
                     "shared, which is not known here; give each model layers of its own"
@@ -416,10 +408,11 @@ def _anew(model: Model) -> KerasFile:
     configs = configs_of(network)
     if not configs:
         raise InteropError("the model has no layer that Keras knows; there is nothing to write")
-    if isinstance(network, Functional):
-        whole, configs = graph_config(network, configs)
-        return KerasFile(whole, _WRITTEN_BY, dict(_placed(model, groups_of(configs))))
-    arrays = dict(_placed(model, groups_of(configs)))
+    graph = isinstance(network, Functional)
+    whole = graph_config(network, configs) if graph else {"config": {"layers": [*configs.values()]}}
+    arrays = dict(_placed(model, dict(_groups_in("", whole["config"]))))
+    if graph:
+        return KerasFile(whole, _WRITTEN_BY, arrays)
     first = next(iter(model.layers.values()))
     features = first.size if isinstance(first, OneHotIds) else None
     if features is None and arrays:
@@ -435,8 +428,8 @@ def _placed(model: Model, groups: Mapping[str, str]) -> Iterator[tuple[str, np.n
     """The arrays of a model where Keras 3 has them."""
     for name, layer in model.layers.items():
         inner = "layer/" if getattr(layer, "each_step", False) else ""
-        for unit, own in arrays_of(layer, model) if name in groups else ():
-            place = f"layers/{groups[name]}/{inner}{unit.path}".rstrip("/")
+        for unit, own in arrays_of(layer, model) if plain(name) in groups else ():
+            place = f"layers/{groups[plain(name)]}/{inner}{unit.path}".rstrip("/")
             yield from ((f"{place}/vars/{i}", array) for i, array in enumerate(own))
 
 
@@ -456,9 +449,3 @@ def configs_of(network: Network) -> dict[str, dict[str, Any]]:
     layers = list(network.layers.values())
     told = layers[isinstance(layers[0], OneHotIds) :]
     return {layer.name: layer_entry(layer) for layer in told if units_of(layer) is not None}
-
-
-def groups_of(configs: Mapping[str, Any]) -> dict[str, str]:
-    """Return where Keras 3 puts the arrays of each layer, by the layer's name."""
-    used: dict[str, int] = {}
-    return {name: unique(snake(one["class_name"]), used) for name, one in configs.items()}

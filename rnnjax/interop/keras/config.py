@@ -85,7 +85,7 @@ class _Graph:
         for one in network.inputs:
             self.entries[one.name] = input_entry(one)
             self.at[one.name] = one.name, 0
-        self.entries |= configs  # in the order by which Keras names the places of arrays
+        self.entries |= configs
         read = [*network.outputs, *(value for call in network.calls for value in call.reads)]
         ends = {value.source for value in read if value.output}
         for call in network.calls:
@@ -190,28 +190,24 @@ class _Graph:
         return sorted(depths, key=lambda name: (-depths[name], met[name]))
 
 
-def graph_config(
-    network: Functional, configs: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config of a functional model of Keras 3, and those of its layers in Keras's order."""
+def graph_config(network: Functional, configs: dict[str, Any]) -> dict[str, Any]:
+    """The config of a functional model of Keras 3, with its layers in Keras's order."""
     graph = _Graph(network, configs)
     order = graph.order([graph.at[value.source] for value in network.outputs])
-    ordered = {name: configs[name] for name in order if name in configs}
+    order = [*dict.fromkeys([*(one.name for one in network.inputs), *order])]
     places = [(*graph.at[value.source], value.output) for value in network.outputs]
     ends = [[plain(name), place, output] for name, place, output in places]
     outputs: Any = ends if ends[1:] else ends[0]  # one by itself, as it is called
     if network.names is not None:
         outputs = dict(zip(network.names, ends, strict=True))
-    listed = [{"name": plain(n), "inbound_nodes": [], **one} for n, one in graph.entries.items()]
-    twice = {one["name"] for one in listed}
-    if len(twice) < len(configs) + len(network.inputs):
+    listed = [{"name": plain(n), "inbound_nodes": [], **graph.entries[n]} for n in order]
+    if len({*map(plain, graph.entries)}) < len(configs) + len(network.inputs):
         raise InteropError("two layers or inputs of the model would have one name; rename one")
     begin = [[plain(one.name), 0, 0] for one in network.inputs]
     inputs: Any = begin if begin[1:] else begin[0]
     config = {"name": "functional", "layers": listed, "input_layers": inputs}
     made = keras_layer("Functional", {**config, "output_layers": outputs})
-    made |= {"module": "keras.src.models.functional", "registered_name": "Functional"}
-    return made, ordered
+    return made | {"module": "keras.src.models.functional", "registered_name": "Functional"}
 
 
 # --- What Keras 2 computed ---

@@ -5,7 +5,7 @@ import functools
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rnnjax.cells import GRUCell, LSTMCell, SimpleRNNCell
@@ -215,7 +215,13 @@ _ALPHAS: Mapping[str, tuple[str, tuple[str, ...], float]] = {
 }
 """Layers that are a `Nonlinearity`: its kind, names of the option, Keras 2's last; the default."""
 
-ACTIVATION_LAYERS = (*_ALPHAS, "ReLU", "Softmax")
+_NAMED: Mapping[str, tuple[str, Sequence[tuple[Any, str]]]] = {
+    "ReLU": ("max_value", [(None, "relu"), (6, "relu6")]),
+    "Softmax": ("axis", [(None, "softmax"), (-1, "softmax"), ([-1], "softmax")]),
+}
+"""Layers that are a function by the value of an option, None where that is left out."""
+
+ACTIVATION_LAYERS = (*_ALPHAS, *_NAMED)
 """The layers of Keras that are nothing but an activation with options, by class name."""
 
 
@@ -258,18 +264,12 @@ def layer_function(entry: Entry) -> str | Function:
     if entry.kind in _ALPHAS:
         kind, names, default = _ALPHAS[entry.kind]
         return entry.checked(Nonlinearity(kind, entry.option("number", *names, default=default)))
-    if entry.kind == "Softmax" and entry.get("axis", default=-1) in (-1, [-1]):
-        return entry.checked("softmax")
-    cut = entry.get("max_value")
-    if entry.kind == "ReLU" and cut in (None, 6):
-        slope, threshold = (entry.get(name) or 0 for name in ("negative_slope", "threshold"))
-        if slope == threshold == 0:
-            return entry.checked("relu" if cut is None else "relu6")
-    has = {name: value for name, value in entry.config.items() if name in entry.asked}
-    raise InteropError(
-        f"{entry.where} has {has!r:.200}, but should be a Softmax over the features, or a ReLU "
-        "with max_value=6 or without options; compute it in JAX"
-    )
+    option, known = _NAMED[entry.kind]
+    value = entry.get(option)
+    for usual, function in known:
+        if value == usual:
+            return entry.checked(function)
+    return entry.refuse(option, f"{known[-1][0]!r} or left out", value)
 
 
 def name_of(function: str | Function, where: str) -> str | dict[str, Any]:
@@ -477,8 +477,8 @@ def _activation(entry: Entry) -> Layer:
 _NONE: tuple[Any, ...] = (None, False, [], 0)
 _UNUSED: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(
-        ("renorm", "rms_scaling", "use_gate", "sliding_window", "keepdims", "normalize", "causal",
-         "num_constants", "softmax_robust_masking"), _NONE
+        ("negative_slope", "threshold", "renorm", "rms_scaling", "use_gate", "sliding_window",
+         "keepdims", "normalize", "causal", "num_constants", "softmax_robust_masking"), _NONE
     ),
     "attention_axes": (None, [1]),
     "initial": (None,),  # 0 counts too

@@ -127,11 +127,7 @@ def load(
     True
     """
     with opened(path) as file, _loading(path):
-        saved = is_saved_by_torch(file.read(32))
-        file.seek(0)
-        state = _saved_state(file, at) if saved else find_state(read_arrays(file)[0], at)
-        model = _read(state, modules, nonlinearity)
-    return with_axes(model, time_first)
+        return with_axes(_read(_state_in(file, at), modules, nonlinearity), time_first)
 
 
 def load_state_dict(
@@ -162,17 +158,13 @@ def load_state_dict(
     ...     {name: x.shape for name, x in load_state_dict(path).items() if "bias" not in name}
     {'weight_hh_l0': (15, 5), 'weight_ih_l0': (15, 3)}
     """
-    index = {}
     with opened(path) as file, _loading(path):
-        if str(path).endswith(".json"):
-            index = read_index(path)
-        elif not is_saved_by_torch(file.read(32)):
-            return read_arrays(file)[0]
-        else:
-            state = _saved_state(file, at).items()
+        if not str(path).endswith(".json"):
+            state = _state_in(file, at).items()
             if not (arrays := {str(key): x for key, x in state if isinstance(x, np.ndarray)}):
                 raise InteropError("it holds no arrays by name; say in at where they are")
             return arrays
+        index = read_index(path)
     arrays = {}
     for beside, names in index.items():
         held = load_state_dict(beside, at=at)
@@ -256,8 +248,10 @@ def _loading(path: Any) -> Iterator[None]:
         raise InteropError(f"{path} cannot be loaded: {error}") from error
 
 
-def _saved_state(file: BinaryIO, at: str | None) -> Mapping[Any, Any]:
-    """The state dict in a file of torch.save; its arrays take little more memory than the file."""
+def _state_in(file: BinaryIO, at: str | None) -> Mapping[Any, Any]:
+    """The state dict in a file; its arrays take little more memory than the file."""
+    if not is_saved_by_torch(file.read(32)):
+        return find_state(read_arrays(file)[0], at)
     size = file.seek(0, os.SEEK_END)
     tree, unread = read_saved(file)
     state = find_state(tree, at, unread)

@@ -248,8 +248,10 @@ def _read_recurrent(module: Module, named: Mapping[str, np.ndarray], nonlinearit
         )
     where = repr(module.name[:60])
     first, takes = _read_cell(where + rows[0][0], places[rows[0][0]], nonlinearity)
-    cells, params, expected = [], [], takes
-    for row in rows:
+    layer: Cell = Bidirectional(first) if ways[1:] else first
+    params: list[Any] = []
+    for k, row in enumerate(rows):
+        expected = layer.output_size if k else takes
         for place in row:
             cell, inputs = _read_cell(where + place, places[place], nonlinearity)
             if (cell, inputs) != (first, expected):
@@ -258,12 +260,9 @@ def _read_recurrent(module: Module, named: Mapping[str, np.ndarray], nonlinearit
                     f"inputs, and not {first} for {expected}; {_COMPLETE}"
                 )
         both = [_to_ours(Recurrent, places[place]) for place in row]
-        params.append(Directions(*both) if len(ways) == 2 else both[0])
-        cells.append(Bidirectional(first) if len(ways) == 2 else first)
-        expected = cells[0].output_size
-    if len(rows) == 1:
-        return Reading(Recurrent(module.name, cells[0]), params[0], takes, expected)
-    return Reading(Recurrent(module.name, Stack(cells)), tuple(params), takes, expected)
+        params.append(Directions(*both) if ways[1:] else both[0])
+    whole, held = (Stack([layer] * len(rows)), tuple(params)) if rows[1:] else (layer, params[0])
+    return Reading(Recurrent(module.name, whole), held, takes, layer.output_size)
 
 
 def _read_cell(where: str, arrays: Mapping[str, np.ndarray], nonlinearity: str) -> tuple[Cell, int]:
