@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rnnjax.cells import Cell, GRUCell, LSTMCell, ProjectionLSTMCell, SimpleRNNCell
+from rnnjax.cells import Cell, ConvLSTMCell, GRUCell, LSTMCell, ProjectionLSTMCell, SimpleRNNCell
 from rnnjax.cells.activations import ACTIVATIONS
 from rnnjax.errors import InvalidInputError
 
@@ -114,7 +114,12 @@ def get_function(function: str | Function) -> Function:
 _GRU = "GRU", ("z", "r", "n")
 
 FORMS: Mapping[str, dict[type[Cell], tuple[str, tuple[str, ...]]]] = {
-    "keras": {SimpleRNNCell: ("SimpleRNN", ()), LSTMCell: ("LSTM", ()), GRUCell: _GRU},
+    "keras": {
+        SimpleRNNCell: ("SimpleRNN", ()),
+        LSTMCell: ("LSTM", ()),
+        GRUCell: _GRU,
+        ConvLSTMCell: ("ConvLSTM", ()),
+    },
     "torch": {
         SimpleRNNCell: ("RNN", ()),
         LSTMCell: ("LSTM", ()),
