@@ -136,6 +136,16 @@ def steps(x: Any) -> Any:
     return [layers.LSTM(2)(layers.TimeDistributed(layers.Flatten())(x))]
 
 
+def grids(x: Any) -> Any:
+    """Convolutional LSTMs, of which the convolution keeps the grid or makes it smaller."""
+    row = layers.ConvLSTM1D(2, 3, dilation_rate=2, use_bias=False)(layers.Reshape((2, 6, 1))(x))
+    x = layers.Reshape((2, 3, 2, 1))(x)
+    x = layers.ConvLSTM2D(2, (2, 1), padding="same", return_sequences=True, dropout=0.2)(x)
+    smaller = layers.ConvLSTM2D(2, 2, return_sequences=True, go_backwards=True)(x)
+    last = layers.ConvLSTM2D(3, (2, 1), strides=2, recurrent_activation="hard_sigmoid")(x)
+    return [x, layers.BatchNormalization()(smaller), *map(layers.Flatten(), (last, row))]
+
+
 def models(x: Any, ids: Any) -> Any:
     """Models that are layers: one called twice, one of two inputs behind masks, a row."""
     a, b = keras.Input((TIME, 3), name="a"), keras.Input((TIME, 2), name="b")
@@ -294,8 +304,8 @@ def random_graph(seed: int, of: Any = keras, more: bool = False) -> Callable[...
 
 
 GRAPHS = [
-    merges, windows, pools, attention, translation, directions, by_hand, functions, steps, models,
-    parts, row, words, to_a_list, to_a_dict,
+    merges, windows, pools, attention, translation, directions, by_hand, functions, steps, grids,
+    models, parts, row, words, to_a_list, to_a_dict,
     *(pytest.param(random_graph(i), marks=pytest.mark.slow, id=f"{i}") for i in range(40)),
 ]  # fmt: skip
 

@@ -10,11 +10,12 @@ from rnnjax import InteropError
 from rnnjax.interop.keras.layers import _LAYERS, entry_of, layer_of
 
 KINDS = sorted(kind for kind in _LAYERS if not kind.startswith("ops."))
+CONVOLUTIONS = ("Conv1D", "Conv2D", "ConvLSTM1D", "ConvLSTM2D")
 OF_KERAS_2 = ("CuDNNGRU", "CuDNNLSTM")
 
 MADE: dict[str, dict[str, Any]] = {
     **{kind: {"units": 2} for kind in ("SimpleRNN", "LSTM", "GRU", "Dense", *OF_KERAS_2)},
-    **{kind: {"filters": 2, "kernel_size": 2} for kind in ("Conv1D", "Conv2D")},
+    **{kind: {"filters": 2, "kernel_size": 2} for kind in CONVOLUTIONS},
     **{kind: {"pool_size": 2} for kind in ("MaxPooling1D", "MaxPooling2D", "AveragePooling1D")},
     **{kind: {"rate": 0.1} for kind in ("Dropout", "SpatialDropout1D", "GaussianDropout")},
     "GaussianNoise": {"stddev": 0.1},

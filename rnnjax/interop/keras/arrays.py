@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rnnjax.cells import Cell, GRUCell
+from rnnjax.cells import Cell, ConvLSTMCell, GRUCell
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import as_jax, float_array, with_one_bias
 from rnnjax.interop.files import check_path
@@ -81,7 +81,7 @@ def _cells(cell: Cell, path: str, name: str) -> Iterator[Unit]:
             for unit in _cells(part, "", name):
                 place = unique(snake(class_of(unit.owner)), used)
                 yield dataclasses.replace(unit, path=f"{path}/cells/{place}")
-    elif type(cell) in CELLS:
+    elif type(cell) in CELLS and (path or not isinstance(cell, ConvLSTMCell)):
         yield Unit(cell, path, _shapes_of(cell))
     else:
         raise InteropError(

@@ -7,16 +7,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from rnnjax.cells import Cell, LSTMCell
+from rnnjax.cells import Cell
 from rnnjax.errors import InteropError
 from rnnjax.interop.functions import FORMS
 from rnnjax.interop.keras.layers import name_of, options_of
-from rnnjax.interop.keras.operators import MERGES, Operation, keeps_mask
+from rnnjax.interop.keras.operators import MERGES, Operation, OverGrids, keeps_mask
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.interop.model import Call, Functional, Input, Model, Value
 from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
 
-_NAMES = {name for name, _ in FORMS["keras"].values()}
 _USE_MASKS = "GlobalAveragePooling1D", "Attention", "MultiHeadAttention"
 _APART = object()  # in the place of a mask that Keras 3 merges in another way
 _WAYS = "layer", "backward_layer"  # of a Bidirectional
@@ -26,7 +25,8 @@ _KEEP = "write it to .onnx, which has that"
 
 def class_of(cell: Any) -> str:
     """The class that Keras has for a cell."""
-    return f"{FORMS['keras'][type(cell)][0]}Cell"
+    axes = f"{len(cell.kernel_shape)}D" if hasattr(cell, "kernel_shape") else ""
+    return f"{FORMS['keras'][type(cell)][0]}{axes}Cell"
 
 
 def keras_layer(
@@ -253,7 +253,7 @@ def _cell_in_keras_3(cell: Any, params: Any) -> tuple[Any, Any]:
         return Bidirectional(forward, backward, cell.merge), Directions(*each)
     both = "activation", "recurrent_activation"
     fields = [name for name in both if getattr(cell, name, None) == _OLD]
-    if not fields or (isinstance(cell, LSTMCell) and "activation" in fields):
+    if not fields or (len(cell.gates) == 4 and "activation" in fields):
         return cell, params
     inner = cell.gates if len(cell.gates) < 2 else ("g", "n")  # the gates of `activation`
     named = [both[gate not in inner] in fields for gate in cell.gates]
@@ -320,6 +320,9 @@ def _recurrent(layer: Recurrent, where: str) -> tuple[str, dict[str, Any]]:
     }
     if not isinstance(layer.cell, Bidirectional):
         kind, options = _direction(layer.cell, where)
+        if "kernel_size" in options:
+            own = layer if isinstance(layer, OverGrids) else OverGrids(layer.name, layer.cell)
+            common |= options_of(own, where)
         return kind, common | options
     ways = []
     for way, cell in zip(("forward", "backward"), layer.cell.cells, strict=True):
@@ -333,8 +336,8 @@ def _recurrent(layer: Recurrent, where: str) -> tuple[str, dict[str, Any]]:
 def _direction(cell: Cell, where: str) -> tuple[str, dict[str, Any]]:
     """The layer around a cell, by its class and its options."""
     inner = _cell(cell, where)
-    kind = inner["class_name"].removesuffix("Cell")
-    return (kind, inner["config"]) if kind in _NAMES else ("RNN", {"cell": inner})
+    alone = inner["class_name"].endswith("Cell")
+    return (inner["class_name"][:-4], inner["config"]) if alone else ("RNN", {"cell": inner})
 
 
 def _cell(cell: Cell, where: str) -> dict[str, Any]:

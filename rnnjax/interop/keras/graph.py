@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 import jax
 
 from rnnjax.errors import InteropError
-from rnnjax.interop.keras.layers import LARGEST, MODELS, Entry, layer_of, layers_in
-from rnnjax.interop.keras.operators import MERGES, OPERATORS, Operation, keeps_mask
+from rnnjax.interop.keras.layers import LARGEST, MODELS, RECURRENT, Entry, layer_of, layers_in
+from rnnjax.interop.keras.operators import MERGES, OPERATORS, Operation, OverGrids, keeps_mask
 from rnnjax.interop.layers import Activation, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.interop.model import Call, Functional, Input, Sequential, Value
 
 _TENSORS = ("query", "value", "key", "x1", "x2")  # by which calls name arrays that they take
-_LASTS = ("SimpleRNN", "LSTM", "GRU", "RNN", "CuDNNLSTM", "CuDNNGRU", "Bidirectional")
 _SAME_AXES = {
     kind for kind, row in OPERATORS.items() if row.arrays != (1, 1) or "dtype" in row.options
 } - {"Dot"}  # of (batch, time), where no layer has seen a time
@@ -306,8 +305,8 @@ def _simplest(network: Functional) -> Sequential | Functional:
     names = [first.name, *(layer.name for layer in layers)]
     calls = (Call(name, name, (Value(source),)) for source, name in itertools.pairwise(names))
     row = Functional((first,), layers, tuple(calls), (Value(names[-1]),))
-    over_time = first.sequence and not any(isinstance(layer, Operation) for layer in layers)
-    return Sequential(layers) if network == row and over_time else network
+    plain = not any(isinstance(layer, Operation | OverGrids) for layer in layers)
+    return Sequential(layers) if network == row and first.sequence and plain else network
 
 
 def _input(entry: Entry, looked_up: bool, masks: bool) -> Input:
@@ -357,7 +356,7 @@ def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[_Use]:
             raise InteropError(f"layer {name[:80]!r} is given {what} in its call; leave that out")
         found += [ref for refs in named.values() for ref in refs]
         takes = _refs(found)
-        if entry.kind in _LASTS:
+        if entry.kind in RECURRENT:
             takes, states = takes[:1], (*takes[1:], *states)
         arguments = tuple(None if isinstance(a, tuple) else a for a in found)
         yield _Use(takes, arguments, options, states, marks)

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rnnjax.cells import GRUCell, LSTMCell, SimpleRNNCell
+from rnnjax.cells import ConvLSTMCell, GRUCell, LSTMCell, SimpleRNNCell
 from rnnjax.cells.activations import ACTIVATIONS
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.functions import FUNCTIONS, Function, Nonlinearity
-from rnnjax.interop.keras.operators import OPERATORS, Operation
+from rnnjax.interop.keras.operators import OPERATORS, Operation, OverGrids
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.layers import Bidirectional, Regularized, Stack
 from rnnjax.layers import Dropout as DropoutRate
@@ -299,14 +299,19 @@ _KINDS: Mapping[str, type[Cell]] = {
     "CuDNNLSTM": LSTMCell,
     "CuDNNGRU": GRUCell,
 }
+RECURRENT = (*_KINDS, "ConvLSTM1D", "ConvLSTM2D", "RNN", "Bidirectional")
+"""The recurrent layers by their classes in Keras."""
+
 _SAME = ("activation", "recurrent_activation", "use_bias", "unit_forget_bias", "reset_after")
 _CELL = {"hidden_size": "units", **{name: name for name in _SAME}}
 _FIELDS: Mapping[type, Mapping[str, str]] = {
     **dict.fromkeys(_KINDS.values(), _CELL),
+    ConvLSTMCell: {**_CELL, "hidden_size": "filters", "kernel_shape": "kernel_size"},
     Regularized: {"input_dropout": "dropout", "recurrent_dropout": "recurrent_dropout"},
     Dense: {"size": "units", "activation": "activation", "use_bias": "use_bias"},
     Embedding: {"vocabulary_size": "input_dim", "size": "output_dim", "mask_zero": "mask_zero"},
     Masking: {"value": "mask_value"},
+    OverGrids: {name: name for name in ("padding", "strides", "dilation_rate")},
     Activation: {"function": "activation"},
 }
 """By a class here, its fields and what Keras calls them."""
@@ -326,10 +331,15 @@ def _read(kind: type, entry: Entry, **defaults: Any) -> dict[str, Any]:
         default = defaults.get(name, default)
         if "activation" in name:
             told[name] = entry.function(there, default)
-            continue
-        option = {bool: "flag", float: "number"}.get(type(default), "size")
-        option = "rate" if "dropout" in name else option
-        told[name] = entry.option(option, there, default=0 if option == "size" else default)
+        elif "dropout" in name:
+            told[name] = entry.option("rate", there)
+        elif isinstance(default, bool | float):
+            kind_of = "flag" if isinstance(default, bool) else "number"
+            told[name] = entry.option(kind_of, there, default=default)
+        elif default is dataclasses.MISSING:
+            told[name] = entry.option("size", there)
+        else:
+            told[name] = entry.plain(there, default)
     return told
 
 
@@ -363,7 +373,7 @@ def layer_of(entry: Entry) -> Layer:
 
 
 def _cell(entry: Entry) -> Cell:
-    kind: Any = _KINDS[entry.kind.removesuffix("Cell")]
+    kind: Any = _KINDS.get(entry.kind.removesuffix("Cell"), ConvLSTMCell)
     new = entry.version >= TENSORFLOW or entry.kind.startswith("CuDNN")
     old = {} if new else {"recurrent_activation": "hard_sigmoid", "reset_after": False}
     told = _read(kind, entry, **old)
@@ -390,9 +400,12 @@ def _recurrent(entry: Entry) -> Recurrent:
     zero = entry.flag("zero_output_for_mask")
     if zero and not sequences:
         entry.refuse("zero_output_for_mask", "False for a last output", True)
-    return Recurrent(
+    grid = _read(OverGrids, entry, padding="valid") if "Conv" in entry.kind else {}
+    kind: Any = OverGrids if grid else Recurrent
+    return kind(
         entry.name,
         cell,
+        **grid,
         reverse=backwards,
         keep_order=not backwards,
         return_sequences=sequences,
@@ -524,7 +537,7 @@ _AT_EACH_STEP: Mapping[str, Callable[[Entry], Layer]] = {
 }
 _LAYERS: Mapping[str, Callable[[Entry], Layer]] = {
     **dict.fromkeys(OPERATORS, operation),
-    **dict.fromkeys((*_KINDS, "RNN"), _recurrent),
+    **dict.fromkeys(RECURRENT, _recurrent),
     **_AT_EACH_STEP,
     "Bidirectional": _bidirectional,
     "TimeDistributed": _time_distributed,
