@@ -300,13 +300,10 @@ def describe_cell(cell: Cell) -> str:
     'Stack(Bidirectional(GRUCell(5)), LSTMCell(4))'
     """
     kind = type(cell).__name__
-    if isinstance(cell, Stack):
-        return f"{kind}({', '.join(map(describe_cell, cell.cells))})"
-    if isinstance(cell, Bidirectional):
-        parts = [cell.forward, *([] if cell.backward in (None, cell.forward) else [cell.backward])]
+    parts = [cell.cell] if isinstance(cell, Regularized) else getattr(cell, "cells", ())
+    if isinstance(cell, Stack | Bidirectional | Regularized):
+        parts = dict.fromkeys(parts) if isinstance(cell, Bidirectional) else parts
         return f"{kind}({', '.join(map(describe_cell, parts))})"
-    if isinstance(cell, Regularized):
-        return f"{kind}({describe_cell(cell.cell)})"
     told: Any = dataclasses.fields(cell) if dataclasses.is_dataclass(cell) else ()
     own = [one.name for one in told if "activation" in one.name]
     own = [name for name in own if getattr(cell, name) != getattr(type(cell), name, None)]

@@ -309,31 +309,26 @@ def as_like(file: KerasFile, like: Model) -> Model:
 def _at_paths(network: Network, groups: Mapping[str, str], file: KerasFile) -> Places:
     """The arrays of Keras 3's layout, where each unit has a place of its own."""
     # Without the states of random numbers, which some versions of Keras write.
-    rest = {path for path in file.arrays if "/seed_generator/" not in path}
-    tops = {path.partition("/")[0] for path in rest}
+    arrays = (path for path in file.arrays if "/seed_generator/" not in path)
+    rest = {path.partition("/")[2]: path for path in arrays}
     found: Places = {}
     for layer in network.layers.values():
         paths = found[layer.name] = []
         for unit in units_of(layer):
-            places = [
-                f"{top}/{groups[layer.name]}/{within}{unit.path}".rstrip("/")
-                for top in tops
-                for within in ("", "layer/", "_")  # of a TimeDistributed, of Keras 2's heads
-            ]
-            count = 0
-            while keys := [key for p in places if (key := f"{p}/vars/{count}") in rest]:
-                paths.append(keys[0])
-                rest.remove(keys[0])
-                count += 1
-            if unit.shapes and not count:
+            # Those of a TimeDistributed are in its layer; Keras 2's heads begin with a line.
+            places = [f"{groups[layer.name]}/{inner}{unit.path}" for inner in ("", "layer/", "_")]
+            names = (f"{place}/vars/{i}".replace("//", "/") for i in range(9) for place in places)
+            own = [rest.pop(name) for name in names if name in rest]
+            paths += own
+            if unit.shapes and not own:
                 raise InteropError(
                     f"the file has no arrays of layer {layer.name[:80]!r}: it was not built, or is "
                     "shared, which is not known here; give each model layers of its own"
                 )
     if rest:
         raise InteropError(
-            f"the file has an array {min(rest)[:80]!r}, which no layer takes; give the model that "
-            "its weights are of"
+            f"the file has an array {min(rest.values())[:80]!r}, which no layer takes; give the "
+            "model that its weights are of"
         )
     return found
 

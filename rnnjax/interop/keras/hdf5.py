@@ -110,9 +110,8 @@ def _limit(most_bytes: int, file_bytes: int) -> None:
         resource.RLIMIT_CORE: 0,
     }
     for kind, bound in bounds.items():
-        hard = resource.getrlimit(kind)[1]
-        bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
-        with contextlib.suppress(ValueError, OSError):  # a system without this one
+        # A system may lack one, or have a lower bound already, which stays.
+        with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(kind, (bound, bound))
 
 

@@ -468,7 +468,7 @@ def _time_distributed(entry: Entry) -> Layer:
         instead = f"known are {', '.join(sorted(k for k in _AT_EACH_STEP if '.' not in k))}"
         if inner.kind in MODELS:
             instead = "apply each of its layers in a TimeDistributed of its own"
-        elif inner.kind in (*_KINDS, "RNN", "Bidirectional"):
+        elif inner.kind in RECURRENT:
             instead = "load it in a model of its own, and map that over the steps with jax.vmap"
         raise InteropError(
             f"{entry.where} applies a layer of class {inner.kind[:80]!r} at each step, which is "

@@ -78,11 +78,8 @@ class Operation(Layer):
     def _lags(self) -> int:
         """How many steps before each one a causal convolution sees; 0 for other layers."""
         config = dict(self.config)
-        if (
-            self.each_step
-            or config.get("padding") != "causal"
-            or _many(config["strides"], 1)[0] > 1
-        ):
+        causal = config.get("padding") == "causal" and not self.each_step
+        if not causal or _many(config["strides"], 1)[0] > 1:
             return 0
         size, step = (_many(config[name], 1)[0] for name in ("kernel_size", "dilation_rate"))
         return step * (size - 1)
@@ -388,12 +385,10 @@ def _heads(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> jax.A
 def _head_weights(config: Mapping[str, Any]) -> Mapping[str, Weights]:
     heads, size = config["num_heads"], config["key_dim"]
     wide = config.get("value_dim") or size
-    shapes: dict[str, tuple[Shape, Shape]] = {
-        "query": ((None, heads, size), (heads, size)),
-        "key": ((None, heads, size), (heads, size)),
-        "value": ((None, heads, wide), (heads, wide)),
-        "output": ((heads, wide, None), (None,)),
-    }
+    each = (("query", size), ("key", size), ("value", wide))
+    shapes: dict[str, tuple[Shape, Shape]]
+    shapes = {name: ((None, heads, n), (heads, n)) for name, n in each}
+    shapes["output"] = (heads, wide, None), (None,)
     return {
         f"{name}_dense": {f"{name}_kernel": kernel}
         | ({f"{name}_bias": bias} if config["use_bias"] else {})

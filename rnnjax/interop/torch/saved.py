@@ -203,25 +203,16 @@ class _Unpickler(_BASE):  # type: ignore[misc]  # _BASE is private, hence Any
             raise ValueError(f"its storage {key[:20]!r} is named twice, with other types or sizes")
         return storage
 
-    def call(self) -> None:
-        """``REDUCE`` or ``NEWOBJ``: one of the functions here."""
+    def call(self, by_name: Any = None) -> None:
+        """``REDUCE`` or ``NEWOBJ``: one of the functions here, without arguments by name."""
         args, function = self.stack.pop(), self.stack.pop()
         if not callable(function) or type(args) is not tuple:
             raise ValueError("its pickle calls what is no function, or with no tuple")
         # No more than they take: a pickle might give the same million a million times.
         self.append(function(*args[:7]))
 
-    def call_by_name(self) -> None:
-        """``NEWOBJ_EX``, which gives arguments by their names too."""
-        self.stack.pop()
-        self.call()
-
-    def set_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        _set(self.stack[-1], [(key, value)])
-
-    def set_items(self) -> None:
-        items = self.pop_mark()
+    def set_items(self, items: list[Any]) -> None:
+        """``SETITEM`` or ``SETITEMS``: keys, each with its value behind it."""
         _set(self.stack[-1], zip(items[::2], items[1::2], strict=True))
 
 
@@ -233,7 +224,7 @@ _ALLOWED = (
     "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "BINPUT", "LONG_BINPUT", "MEMOIZE",
     "BINGET", "LONG_BINGET", "BINPERSID", "GLOBAL", "STACK_GLOBAL",
 )  # fmt: skip
-_STEPS: Mapping[int, Callable[[_Unpickler], None]] = {
+_STEPS: Mapping[int, Callable[[_Unpickler], Any]] = {
     **{code: _BASE.dispatch[code] for code, name in _NAMES.items() if name in _ALLOWED},
     # No set is made: what it holds might take for ever to hash.
     pickle.EMPTY_SET[0]: _BASE.dispatch[pickle.EMPTY_LIST[0]],
@@ -242,11 +233,11 @@ _STEPS: Mapping[int, Callable[[_Unpickler], None]] = {
     pickle.BYTEARRAY8[0]: _BASE.dispatch[pickle.BINBYTES8[0]],
     pickle.FROZENSET[0]: _BASE.dispatch[pickle.TUPLE[0]],
     **dict.fromkeys((pickle.REDUCE[0], pickle.NEWOBJ[0]), _Unpickler.call),
-    pickle.NEWOBJ_EX[0]: _Unpickler.call_by_name,
+    pickle.NEWOBJ_EX[0]: lambda machine: machine.call(machine.stack.pop()),
     # The versions of modules, and what is not read, are all that has a state.
     pickle.BUILD[0]: lambda machine: machine.stack.pop(),
-    pickle.SETITEM[0]: _Unpickler.set_item,
-    pickle.SETITEMS[0]: _Unpickler.set_items,
+    pickle.SETITEM[0]: lambda machine: machine.set_items([machine.stack.pop(i) for i in (-2, -1)]),
+    pickle.SETITEMS[0]: lambda machine: machine.set_items(machine.pop_mark()),
 }
 
 
