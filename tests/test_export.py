@@ -162,7 +162,7 @@ def test_a_row_batch_first_is_one_program(random_like):
     assert [str(n) for n in program.in_avals[-1].shape] == ["batch", "time", "3"]
     _, ys = program.call(jax.tree.leaves(model.initial_carry((4,))), xs)
     np.testing.assert_allclose(ys, jax.jit(model)(xs)[1], atol=1e-6)
-    with pytest.raises(rnnjax.InvalidInputError, match=r"expected a rnnjax\.interop\.Model"):
+    with pytest.raises(rnnjax.InvalidInputError, match=r"model must be a rnnjax\.interop\.Model"):
         interop.export(cell)
 
 

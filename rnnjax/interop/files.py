@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
+from rnnjax.checks import check_instance
 from rnnjax.checks import package as package
 from rnnjax.errors import InteropError, InvalidInputError
 
@@ -48,8 +49,7 @@ def opened(path: str | os.PathLike[str]) -> BinaryIO:
 
 def check_path(path: Any, *suffixes: str) -> None:
     """Raise InvalidInputError unless it is a path, whose name ends in one of the suffixes."""
-    if not isinstance(path, str | os.PathLike):
-        raise InvalidInputError(f"path should be the name of a file, but is {type(path)}")
+    check_instance("path", path, str | os.PathLike, "the name of a file")
     if suffixes and not (name := pathlib.Path(path).name).endswith(suffixes):
         ends = " or ".join(suffixes)
         raise InvalidInputError(

@@ -24,6 +24,7 @@ from flax import nnx
 
 from rnnjax.cells import Cell, SimpleRNNCell
 from rnnjax.cells.activations import Activation, get_activation, named
+from rnnjax.checks import check_instance
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.flax_cells import LAYOUTS, Form, Layout, Tree, params_of
 from rnnjax.interop.arrays import (
@@ -94,11 +95,10 @@ def from_params(
         params = nnx.state(params, nnx.Param)
     if isinstance(params, nnx.State):
         params = nnx.to_pure_dict(params)
-    if not isinstance(params, Mapping):
-        raise InvalidInputError(
-            f"parameters of Flax should be a dict, a nnx.State or a module of nnx, but are "
-            f"{type(params).__name__}; give module.init(key, inputs) or nnx.state(module)"
-        )
+    expected = (
+        "parameters of Flax, a dict, a nnx.State or a module of nnx such as module.init gives"
+    )
+    check_instance("params", params, Mapping, expected)
     tree = flax.core.meta.unbox(params)
     found = _find(tree, ())
     cells, entries = [], []

@@ -406,9 +406,7 @@ class Model:
                 f"carry must be a dict with entries for some of {sorted(known)}, but is {came}; "
                 "start from model.initial_carry(batch_shape), or leave it out"
             )
-        if not isinstance(params, Mapping):
-            kind = type(params).__name__
-            raise InvalidInputError(f"params should be a dict like model.params, but is {kind}")
+        check_instance("params", params, Mapping, "a dict like model.params")
         if lengths is not None:
             lengths = jnp.asarray(lengths)
             if not jnp.issubdtype(lengths.dtype, jnp.integer):
@@ -445,10 +443,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 def check_model(model: Any) -> None:
     """Raise InvalidInputError unless it is a model."""
-    if not isinstance(model, Model):
-        raise InvalidInputError(
-            f"expected a rnnjax.interop.Model, but got {type(model)}; give Model.of(cell, params)"
-        )
+    check_instance("model", model, Model, "a rnnjax.interop.Model, such as Model.of(cell, params)")
 
 
 def with_axes(model: Model, time_first: bool) -> Model:

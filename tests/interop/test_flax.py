@@ -340,7 +340,7 @@ def test_trees_that_do_not_fit_are_refused(tree: Any, match: str) -> None:
 
 
 def test_arguments_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(InvalidInputError, match="State or a module"):
+    with pytest.raises(InvalidInputError, match="State or a module of nnx"):
         from_params([1, 2])
     with pytest.raises(InvalidInputError, match="unknown activation 'step'"):
         from_params(LSTM, gate_fn="step")

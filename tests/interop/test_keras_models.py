@@ -66,8 +66,8 @@ def test_what_is_no_model() -> None:
         (lambda: interop.load(3), r"a Keras model, .*; put a layer into a keras"),
         (lambda: interop.load(layers.LSTM(2)), r"a Keras model, .*; put a layer into a keras"),
         (lambda: interop.load(lstm, like=interop.load(lstm)), "weights alone"),
-        (lambda: interop.load("x.weights.h5", like=lstm), "like should be"),
-        (lambda: interop.save(lstm, "model.keras"), r"expected a rnnjax\.interop\.Model"),
+        (lambda: interop.load("x.weights.h5", like=lstm), "like must be"),
+        (lambda: interop.save(lstm, "model.keras"), r"model must be a rnnjax\.interop\.Model"),
     ):
         with pytest.raises(InvalidInputError, match=says):
             call()

@@ -212,7 +212,7 @@ def test_narrow_parameters_are_written_in_float32() -> None:
 def test_arguments(tmp_path: Path) -> None:
     model = made(Recurrent("gru", GRUCell(2)))
     with pytest.raises(
-        InvalidInputError, match=r"expected a rnnjax\.interop\.Model, but got .*GRUCell"
+        InvalidInputError, match=r"model must be a rnnjax\.interop\.Model, .*but is GRUCell"
     ):
         to_proto(GRUCell(2))
     with pytest.raises(InvalidInputError, match="metadata must be strings, but has 'a': 3"):

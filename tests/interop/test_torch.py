@@ -513,8 +513,8 @@ def test_state_dicts_that_do_not_fit_are_refused(state: dict[str, Any], match: s
         ({"modules": []}, "a list"),
         ({"modules": ["rnn", "rnn"]}, "takes 3 features, but gets 8"),
         ({"modules": ["rnn", Dense("a", 3)]}, "without parameters"),
-        ({"nonlinearity": "gelu"}, "'tanh' or 'relu'"),
-        ({"nonlinearity": {"rnn": "relu"}}, "'tanh' or 'relu'"),
+        ({"nonlinearity": "gelu"}, '"tanh" or "relu"'),
+        ({"nonlinearity": {"rnn": "relu"}}, '"tanh" or "relu"'),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(options: dict[str, Any], match: str) -> None:
@@ -523,5 +523,5 @@ def test_arguments_that_do_not_fit_are_refused(options: dict[str, Any], match: s
 
 
 def test_a_module_is_no_state_dict() -> None:
-    with pytest.raises(InvalidInputError, match=r"call module\.state_dict"):
+    with pytest.raises(InvalidInputError, match=r"as module\.state_dict\(\) gives, but is"):
         from_state_dict(LSTM)

@@ -34,6 +34,7 @@ import os
 import tempfile
 from typing import Any
 
+from rnnjax.checks import check_instance
 from rnnjax.errors import InteropError, InvalidInputError, RnnjaxError
 from rnnjax.interop.keras.arrays import as_like, save, whole
 from rnnjax.interop.keras.files import read_file
@@ -76,8 +77,7 @@ def load(source: Any, *, like: Model | None = None, time_first: bool = True) -> 
     lstm   LSTMCell(5)  180  bias (20,), kernel (3, 20), recurrent_kernel (5, 20)
     axes   time first
     """
-    if like is not None and not isinstance(like, Model):
-        raise InvalidInputError(f"like should be a rnnjax.interop.Model, but is {type(like)}")
+    check_instance("like", like, Model | None, "a rnnjax.interop.Model")
     if not isinstance(source, str | os.PathLike):
         if not hasattr(source, "layers") or not callable(getattr(source, "save", None)):
             raise InvalidInputError(

@@ -32,15 +32,7 @@ from rnnjax.interop.keras.files import KerasFile, write_file
 from rnnjax.interop.keras.graph import network_of
 from rnnjax.interop.keras.layers import MODELS, entry_of, layers_in, version_of
 from rnnjax.interop.layers import Layer, OneHotIds, Recurrent, Shape, Weights, describe_cell, fits
-from rnnjax.interop.model import (
-    Functional,
-    Input,
-    Model,
-    Network,
-    Sequential,
-    check_model,
-    with_axes,
-)
+from rnnjax.interop.model import Functional, Model, Network, Sequential, check_model, with_axes
 from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
 
 CELLS = FORMS["keras"]
@@ -413,8 +405,8 @@ def _anew(model: Model) -> KerasFile:
     if features is None and arrays:
         features = next(iter(arrays.values())).shape[0]
     ids = next(iter(configs.values()))["class_name"] == "Embedding"
-    begin = Input("input_layer", [None] if ids else [None, features], "int32" if ids else "float32")
-    entries = [input_entry(begin), *configs.values()]
+    begin = ([None], "int32") if ids else ([None, features], "float32")
+    entries = [input_entry("input_layer", *begin), *configs.values()]
     whole = keras_layer("Sequential", {"name": "sequential", "layers": entries})
     return KerasFile({**whole, "module": "keras"}, _WRITTEN_BY, arrays)
 

@@ -13,7 +13,7 @@ from rnnjax.interop.functions import FORMS
 from rnnjax.interop.keras.layers import name_of, options_of
 from rnnjax.interop.keras.operators import MERGES, Operation, OverGrids, keeps_mask
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
-from rnnjax.interop.model import Call, Functional, Input, Model, Value
+from rnnjax.interop.model import Call, Functional, Model, Value
 from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
 
 _USE_MASKS = "GlobalAveragePooling1D", "Attention", "MultiHeadAttention"
@@ -42,9 +42,9 @@ def plain(name: str) -> str:
     return name.replace("/", "_")
 
 
-def input_entry(one: Input) -> dict[str, Any]:
+def input_entry(name: str, shape: Sequence[Any], dtype: str) -> dict[str, Any]:
     """An input as it stands in a config."""
-    told = {"name": one.name, "batch_shape": [None, *one.shape], "dtype": one.dtype}
+    told = {"name": name, "batch_shape": [None, *shape], "dtype": dtype}
     return keras_layer("InputLayer", told)
 
 
@@ -83,7 +83,7 @@ class _Graph:
         self.marks: dict[Value, Any] = {}  # the call that made the mask of a value, if it has one
         self.readers = [value for call in network.calls for value in set(call.takes)]
         for one in network.inputs:
-            self.entries[one.name] = input_entry(one)
+            self.entries[one.name] = input_entry(*one[:3])
             self.at[one.name] = one.name, 0
         self.entries |= configs
         read = [*network.outputs, *(value for call in network.calls for value in call.reads)]

@@ -18,20 +18,14 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.checks import check_instance
+from rnnjax.errors import InteropError
 from rnnjax.interop.arrays import layer_arrays
 from rnnjax.interop.files import opened
 from rnnjax.interop.layers import Layer, Recurrent
-from rnnjax.interop.model import Model, Sequential, with_axes, with_parameters
+from rnnjax.interop.model import Model, with_axes, with_parameters
 from rnnjax.interop.torch.files import read_arrays, read_index, write_arrays
-from rnnjax.interop.torch.modules import (
-    find_modules,
-    find_state,
-    given_order,
-    infer_order,
-    to_theirs,
-    write_recurrent,
-)
+from rnnjax.interop.torch.modules import find_state, read_model, to_theirs, write_recurrent
 from rnnjax.interop.torch.saved import is_saved_by_torch, read_saved
 
 _MOST_REPEATED = 4  # times that what a file holds may be in its state dict: averages, tied weights
@@ -90,12 +84,8 @@ def from_state_dict(
     >>> sorted(to_state_dict(model)) == sorted(state)
     True
     """
-    if not isinstance(mapping, Mapping):
-        raise InvalidInputError(
-            f"a state dict should be a mapping, but is {type(mapping).__name__}; call "
-            "module.state_dict()"
-        )
-    return with_axes(_read(find_state(mapping, at), modules, nonlinearity), time_first)
+    check_instance("mapping", mapping, Mapping, "a state dict, as module.state_dict() gives")
+    return with_axes(read_model(find_state(mapping, at), modules, nonlinearity), time_first)
 
 
 def load(
@@ -127,7 +117,7 @@ def load(
     True
     """
     with opened(path) as file, _loading(path):
-        return with_axes(_read(_state_in(file, at), modules, nonlinearity), time_first)
+        return with_axes(read_model(_state_in(file, at), modules, nonlinearity), time_first)
 
 
 def load_state_dict(
@@ -262,29 +252,3 @@ def _state_in(file: BinaryIO, at: str | None) -> Mapping[Any, Any]:
             f"the file has {size:,}; save copies of them"
         )
     return state
-
-
-def _read(
-    state: Mapping[Any, Any], modules: Sequence[str | Layer] | None, nonlinearity: Nonlinearity
-) -> Model:
-    if nonlinearity not in ("tanh", "relu"):
-        raise InvalidInputError(
-            f"nonlinearity should be 'tanh' or 'relu', but is {nonlinearity!r}; give one of them"
-        )
-    if not all(isinstance(key, str) for key in state):
-        raise InteropError("a state dict has text for keys, unlike this; say in at where it is")
-    found = find_modules(state)
-    if modules is not None and found:
-        order = given_order(found, nonlinearity, modules)
-    elif any(module.known for module in found.values()):
-        order = infer_order(found, nonlinearity)
-    else:
-        listed = f", only {', '.join(map(str, [*found.values()][:8]))}" if found else ""
-        raise InteropError(f"the state dict has no module to read{listed}; check what was saved")
-    names = {reading.layer.name for reading in order} & set(found)
-    origin = {
-        "prefixes": {name: found[name].prefix for name in names},
-        "single_cells": {name for name in names if "weight_hh" in found[name].entries},
-    }
-    network = Sequential(tuple(reading.layer for reading in order))
-    return Model(network, {r.layer.name: r.params for r in order if r.params}, origin)

@@ -10,11 +10,12 @@ import numpy as np
 from rnnjax.cells import Cell, GRUCell, LSTMCell, ProjectionLSTMCell, SimpleRNNCell
 from rnnjax.cells.activations import named
 from rnnjax.cells.base import Params
+from rnnjax.checks import check_choice
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import as_jax, cell_arrays, check_one_type, float_array, in_prediction
 from rnnjax.interop.functions import FORMS
 from rnnjax.interop.layers import Dense, Embedding, Layer, OneHotIds, Recurrent
-from rnnjax.interop.model import WithParameters, rows_of
+from rnnjax.interop.model import Model, Sequential, WithParameters, rows_of
 from rnnjax.interop.torch.saved import ALONE
 from rnnjax.layers import Bidirectional, Directions, Stack
 
@@ -437,3 +438,27 @@ def given_order(
     raise InteropError(
         f"{other.layer.name!r} takes {takes}, but gets {one.gives} features; correct the order"
     )
+
+
+def read_model(
+    state: Mapping[Any, Any], modules: Sequence[str | Layer] | None, nonlinearity: str
+) -> Model:
+    """The model of a state dict: all of its modules, or those that are named."""
+    check_choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+    if not all(isinstance(key, str) for key in state):
+        raise InteropError("a state dict has text for keys, unlike this; say in at where it is")
+    found = find_modules(state)
+    if modules is not None and found:
+        order = given_order(found, nonlinearity, modules)
+    elif any(module.known for module in found.values()):
+        order = infer_order(found, nonlinearity)
+    else:
+        listed = f", only {', '.join(map(str, [*found.values()][:8]))}" if found else ""
+        raise InteropError(f"the state dict has no module to read{listed}; check what was saved")
+    names = {reading.layer.name for reading in order} & set(found)
+    origin = {
+        "prefixes": {name: found[name].prefix for name in names},
+        "single_cells": {name for name in names if "weight_hh" in found[name].entries},
+    }
+    network = Sequential(tuple(reading.layer for reading in order))
+    return Model(network, {r.layer.name: r.params for r in order if r.params}, origin)
