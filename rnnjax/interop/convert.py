@@ -11,6 +11,7 @@ from typing import Any
 
 from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.interop import c, keras, onnx, torch
+from rnnjax.interop.files import check_path
 from rnnjax.interop.model import Model, with_axes
 
 _OF_TORCH, _OF_KERAS = (".safetensors", ".pt", ".pth", ".ckpt"), (".weights.h5", ".h5", ".hdf5")
@@ -105,12 +106,8 @@ def suffix_of(path: str | os.PathLike[str], known: Sequence[str]) -> str:
     >>> suffix_of("model.weights.h5", SOURCES), suffix_of("model.h5", SOURCES)
     ('.weights.h5', '.h5')
     """
-    for suffix in known:
-        if pathlib.Path(path).name.endswith(suffix):
-            return suffix
-    raise InvalidInputError(
-        f"the name of the file must end in one of {', '.join(known)}, but is {os.fspath(path)!r}"
-    )
+    check_path(path, *known)
+    return next(suffix for suffix in known if pathlib.Path(path).name.endswith(suffix))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

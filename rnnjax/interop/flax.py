@@ -95,9 +95,7 @@ def from_params(
         params = nnx.state(params, nnx.Param)
     if isinstance(params, nnx.State):
         params = nnx.to_pure_dict(params)
-    expected = (
-        "parameters of Flax, a dict, a nnx.State or a module of nnx such as module.init gives"
-    )
+    expected = "parameters of Flax: a dict, a nnx.State or a module of nnx"
     check_instance("params", params, Mapping, expected)
     tree = flax.core.meta.unbox(params)
     found = _find(tree, ())

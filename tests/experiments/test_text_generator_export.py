@@ -109,7 +109,7 @@ def test_what_cannot_be_written(random_like, tmp_path):
     with pytest.raises(InteropError, match="reset_after"):
         export(model, VOCABULARY, params, tmp_path / "model.safetensors")
     assert not [*tmp_path.iterdir()]
-    with pytest.raises(InvalidInputError, match=r"must end in one of \.keras"):
+    with pytest.raises(InvalidInputError, match=r"should end in \.keras"):
         export(model, VOCABULARY, params, tmp_path / "model.bin")
     (tmp_path / "other.onnx.vocabulary.json").write_text("before")
     with pytest.raises(InvalidInputError, match=r"other\.onnx\.vocabulary\.json is there already"):

@@ -181,8 +181,8 @@ def test_the_console_script_is_this_program() -> None:
 
 
 WRONG = {
-    "source suffix": (["show", "model.pkl"], "must end in one of .keras, .weights.h5, .h5"),
-    "target suffix": (["convert", "a.onnx", "b.h5"], "must end in one of .keras, .weights.h5, .sa"),
+    "source suffix": (["show", "model.pkl"], "should end in .keras or .weights.h5 or .h5"),
+    "target suffix": (["convert", "a.onnx", "b.h5"], "should end in .keras or .weights.h5 or .sa"),
     "source": (["show", "missing.keras"], "missing.keras"),
     "there": (["convert", "a.onnx", "there.keras"], "there.keras is there already; give --force"),
     "folder": (["convert", "m.safetensors", "no/b.onnx"], "no/b.onnx cannot be written: No such"),

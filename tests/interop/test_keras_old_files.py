@@ -219,7 +219,7 @@ def test_keras_1_options_that_change_what_is_computed() -> None:
         ("Embedding", "dropout", 0.5),
     ):
         with pytest.raises(InteropError, match=f"{option} of layer .* but is {value!r}"):
-            made(kind, **{option: value}, pool_size=2)
+            made(kind, **{option: value}, pool_size=2, input_dim=3, output_dim=2)
 
 
 @pytest.mark.parametrize(

@@ -72,10 +72,6 @@ class Entry:
             self.refuse(names[0], expected, value)
         return made(value)
 
-    def flag(self, name: str) -> bool:
-        """An option that is False where it is left out."""
-        return self.option("flag", name)
-
     def function(self, name: str, default: str) -> str | Function:
         """An option that is an activation."""
         return function_of(self.get(name, default=default), self)
@@ -195,9 +191,8 @@ def _frozen(value: Any) -> Any:
     """Replace lists by tuples; raise TypeError if it is not JSON of a layer."""
     if isinstance(value, list | tuple):
         return tuple(map(_frozen, value))
-    if not isinstance(value, bool | int | float | str | None):
-        raise TypeError
-    if type(value) is int and abs(value) > LARGEST:
+    large = type(value) is int and abs(value) > LARGEST
+    if large or not isinstance(value, bool | int | float | str | None):
         raise TypeError
     return value
 
@@ -266,9 +261,8 @@ def layer_function(entry: Entry) -> str | Function:
         return entry.checked(Nonlinearity(kind, entry.option("number", *names, default=default)))
     option, known = _NAMED[entry.kind]
     value = entry.get(option)
-    for usual, function in known:
-        if value == usual:
-            return entry.checked(function)
+    if fits := [function for usual, function in known if value == usual]:
+        return entry.checked(fits[0])
     return entry.refuse(option, f"{known[-1][0]!r} or left out", value)
 
 
@@ -396,8 +390,8 @@ def _any_cell(value: Any, entry: Entry, stack: bool = True) -> Cell:
 
 def _recurrent(entry: Entry) -> Recurrent:
     cell = _any_cell(entry.get("cell"), entry) if entry.kind == "RNN" else _cell(entry)
-    backwards, sequences = entry.flag("go_backwards"), entry.flag("return_sequences")
-    zero = entry.flag("zero_output_for_mask")
+    flags = ("go_backwards", "return_sequences", "zero_output_for_mask")
+    backwards, sequences, zero = (entry.option("flag", flag) for flag in flags)
     if zero and not sequences:
         entry.refuse("zero_output_for_mask", "False for a last output", True)
     grid = _read(OverGrids, entry, padding="valid") if "Conv" in entry.kind else {}
@@ -431,29 +425,20 @@ def _bidirectional(entry: Entry) -> Recurrent:
     merge = entry.get("merge_mode", default="concat")
     if merge not in ("concat", "sum", "mul", "ave"):
         entry.refuse("merge_mode", "concat, sum, mul or ave, and what follows split them", merge)
-    merged = Bidirectional(
-        forward.cell,
-        None if backward.cell == forward.cell else backward.cell,
-        "average" if merge == "ave" else merge,
-    )
+    other = None if backward.cell == forward.cell else backward.cell
+    merged = Bidirectional(forward.cell, other, "average" if merge == "ave" else merge)
     # From TensorFlow on both directions give zeros where they are masked, whatever they say.
     outputs = "zero" if entry.version >= TENSORFLOW else forward.masked_outputs
     return dataclasses.replace(forward, name=entry.name, cell=merged, masked_outputs=outputs)
 
 
 def _plain(kind: Any, entry: Entry) -> Layer:
-    if kind is Embedding and entry.option("rate", "dropout"):  # of Keras 1
-        entry.refuse("dropout", "0, as no words are dropped here", entry.get("dropout"))
     return kind(entry.name, **_read(kind, entry))
 
 
 def _dropout(entry: Entry) -> Dropout:
-    if entry.get("noise_shape") is not None:
-        entry.refuse("noise_shape", "left out, as of a SpatialDropout1D", entry.get("noise_shape"))
-    spatial = entry.kind == "SpatialDropout1D"
-    return Dropout(
-        entry.name, DropoutRate(entry.option("rate", "rate"), "sequence" if spatial else "step")
-    )
+    per: Any = "sequence" if entry.kind == "SpatialDropout1D" else "step"
+    return Dropout(entry.name, DropoutRate(entry.option("rate", "rate"), per))
 
 
 def _noise(entry: Entry) -> Activation:
@@ -499,6 +484,7 @@ _UNUSED: Mapping[str, tuple[Any, ...]] = {
     "dim_ordering": (None, "tf"),
     "mode": (None, 0),  # of a BatchNormalization, as the line above of Keras 1
     "score_mode": (None, "dot"),
+    "dropout": (None, 0),  # of an Embedding of Keras 1, which drops words
 }  # fmt: skip
 """Options that change what is computed, and the values with which they do not."""
 
