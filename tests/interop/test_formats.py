@@ -69,6 +69,8 @@ CANNOT: list[tuple[str, Any, str]] = [
     ("keras", [Recurrent("rnn", BOTH, masked_outputs="last")], "masked_outputs of layer 'rnn' is"),
     ("keras", [Recurrent("rnn", LSTM, masked_outputs="a third")], "masked_outputs .* is 'a third'"),
     ("keras", [IDS], "nothing to write"),
+    ("keras", rnnjax.ConvLSTMCell(4), "'rnn' runs over a grid, whose sizes Keras has to know"),
+    ("keras", Stack([rnnjax.ConvLSTMCell(4)]), "which Keras has not at this place"),
     ("keras", [Masking("m"), IDS], "'ids' is a OneHotIds"),
     ("onnx", [Activation("a", jnp.arctan)], "'a' computes the operator 'atan' of JAX"),
     (

@@ -401,11 +401,15 @@ def _anew(model: Model) -> KerasFile:
     if graph:
         return KerasFile(whole, _WRITTEN_BY, arrays)
     first = next(iter(model.layers.values()))
-    features = first.size if isinstance(first, OneHotIds) else None
-    if features is None and arrays:
-        features = next(iter(arrays.values())).shape[0]
+    kernel = next((array.shape for array in arrays.values()), (None,))
+    if len(kernel) > 2:
+        raise InteropError(
+            f"layer {first.name!r} runs over a grid, whose sizes Keras has to know; write a "
+            "Functional, whose Input has them"
+        )
+    size = first.size if isinstance(first, OneHotIds) else kernel[0]
     ids = next(iter(configs.values()))["class_name"] == "Embedding"
-    begin = ([None], "int32") if ids else ([None, features], "float32")
+    begin = ([None], "int32") if ids else ([None, size], "float32")
     entries = [input_entry("input_layer", *begin), *configs.values()]
     whole = keras_layer("Sequential", {"name": "sequential", "layers": entries})
     return KerasFile({**whole, "module": "keras"}, _WRITTEN_BY, arrays)
