@@ -12,7 +12,7 @@ from typing import Any
 from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.interop import c, keras, onnx, torch
 from rnnjax.interop.files import check_path
-from rnnjax.interop.model import Model, with_axes
+from rnnjax.interop.model import Model, with_axes, with_layers
 
 _OF_TORCH, _OF_KERAS = (".safetensors", ".pt", ".pth", ".ckpt"), (".weights.h5", ".h5", ".hdf5")
 SOURCES = (".keras", *_OF_KERAS, *_OF_TORCH, ".onnx")
@@ -72,7 +72,7 @@ def load(source: str | os.PathLike[str], **options: Any) -> Model:
             files = ", *".join(_OPTIONS[name][0])
             raise InvalidInputError(f"--{name} says what files named *{files} do not; leave it out")
     if "like" in options:
-        options["like"] = _layers(load(options["like"]), "like")
+        options["like"] = with_layers(load(options["like"]), "like")
     reader = torch if suffix in _OF_TORCH else onnx if suffix == ".onnx" else keras
     return reader.load(source, **options)
 
@@ -89,15 +89,7 @@ def write(model: Model, target: str | os.PathLike[str], **options: Any) -> None:
             f"{', '.join(options)} are options of .onnx and .c files; leave them out"
         )
     save = torch.save if suffix == ".safetensors" else keras.save
-    return save(_layers(model, f"a file named *{suffix}"), target)
-
-
-def _layers(model: Model, what: str) -> Model:
-    if isinstance(model.network, onnx.Graph):
-        raise InvalidInputError(
-            f"{what} holds layers, but this model is a graph of ONNX; keep it as *.onnx"
-        )
-    return model
+    return save(with_layers(model, f"a file named *{suffix}"), target)
 
 
 def suffix_of(path: str | os.PathLike[str], known: Sequence[str]) -> str:
@@ -179,7 +171,7 @@ def _convert(given: argparse.Namespace) -> None:
     model = _read(given)
     print(f"{given.source} holds\n\n{model}\n", flush=True)
     if given.batch_first:
-        model = with_axes(_layers(model, "a file with --batch-first"), False)
+        model = with_axes(with_layers(model, "a file with --batch-first"), False)
     write(model, target, **{"states": False} if given.stateless else {})
     if suffix in (".safetensors", ".weights.h5"):
         print(f"{target} holds the arrays alone: the layers are for the code to say")

@@ -446,6 +446,16 @@ def check_model(model: Any) -> None:
     check_instance("model", model, Model, "a rnnjax.interop.Model, such as Model.of(cell, params)")
 
 
+def with_layers(model: Model, what: str) -> Model:
+    """The model, for ``what`` holds layers; raise InvalidInputError if it is a graph of ONNX."""
+    check_model(model)
+    if not isinstance(model.network, Sequential | Functional):
+        raise InvalidInputError(
+            f"{what} holds layers, but this model is a graph of ONNX; keep it as *.onnx"
+        )
+    return model
+
+
 def with_axes(model: Model, time_first: bool) -> Model:
     """The model whose data has time first, or batch first."""
     network: Any = model.network

@@ -111,7 +111,7 @@ def test_weights_alone_take_their_layers_from_another_file(tmp_path: Path, capsy
     capsys.readouterr()
     assert main(["show", str(source), "--like", str(target)]) == 2
     assert "like holds layers, but this model is a graph of ONNX" in capsys.readouterr().err
-    with pytest.raises(InvalidInputError, match="is a graph of ONNX; keep that"):
+    with pytest.raises(InvalidInputError, match="is a graph of ONNX; keep it as"):
         keras.save(read, tmp_path / "b.keras")
 
 

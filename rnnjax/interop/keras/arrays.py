@@ -32,7 +32,7 @@ from rnnjax.interop.keras.files import KerasFile, write_file
 from rnnjax.interop.keras.graph import network_of
 from rnnjax.interop.keras.layers import MODELS, entry_of, layers_in, version_of
 from rnnjax.interop.layers import Layer, OneHotIds, Recurrent, Shape, Weights, describe_cell, fits
-from rnnjax.interop.model import Functional, Model, Network, Sequential, check_model, with_axes
+from rnnjax.interop.model import Functional, Model, Network, Sequential, with_axes, with_layers
 from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
 
 CELLS = FORMS["keras"]
@@ -377,12 +377,8 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
             h5py is missing.
         InvalidInputError: the name ends in something else, or ``model`` is no model of layers.
     """
-    check_model(model)
+    with_layers(model, "a file of Keras")
     check_path(path, ".keras", ".weights.h5")
-    if not isinstance(model.network, Sequential | Functional):
-        raise InvalidInputError(
-            f"{path} holds layers, but this model is a graph of ONNX; keep that"
-        )
     came = model.origin if "file" in model.origin else {}
     new = came and came["file"].groups is None and version_of(came["file"].version) >= 3
     as_it_was = new and with_axes(model, True).network == came["network"]

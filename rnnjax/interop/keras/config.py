@@ -114,8 +114,19 @@ class _Graph:
         if call.states:
             options["initial_state"] = [self.tensor(value) for value in call.states]
         masks = [self.marks.get(value) for value in call.takes]
-        self.check(layer, call, masks)
-        if isinstance(call.mask, Value) and (isinstance(layer, Recurrent) or kind in _USE_MASKS):
+        uses, version = isinstance(layer, Recurrent) or kind in _USE_MASKS, told.get("version", 3)
+        apart = uses and _APART in masks
+        if any(masks) and kind == "Multiply":
+            apart = version < 3.04
+        elif any(masks) and kind == "MultiHeadAttention" and version < 3:
+            # That of Keras 3 takes the masks off its inputs, for all that read them.
+            read_again = any(self.readers.count(value) > 1 for value in call.takes)
+            apart = apart or version < 2.10 or read_again
+        if apart:  # Keras 3 would do otherwise than the version that wrote it
+            raise InteropError(
+                f"layer {layer.name!r}, {layer}, treats masks otherwise in Keras 3; {_KEEP}"
+            )
+        if isinstance(call.mask, Value) and uses:
             options["mask"] = self.tensor(call.mask)
         elif call.states and call.mask and masks[0]:  # Keras 3 hands on none to such a layer
             options["mask"] = self.mask(masks[0])
@@ -130,25 +141,9 @@ class _Graph:
         if isinstance(layer, Masking) or getattr(layer, "mask_zero", False):
             self.marks[Value(call.name)] = call
         elif keeps_mask(layer) and any(masks):
-            old = kind in MERGES and told["version"] < 3.04
+            old = kind in MERGES and version < 3.04
             apart = old and any(one is not masks[0] for one in masks)
             self.marks[Value(call.name)] = _APART if apart else masks[0]
-
-    def check(self, layer: Layer, call: Call, masks: Sequence[Any]) -> None:
-        """Raise where Keras 3 would do otherwise with masks than the version that wrote it."""
-        kind, config = getattr(layer, "kind", ""), dict(getattr(layer, "config", ()))
-        version: Any = config.get("version")
-        apart = _APART in masks and (isinstance(layer, Recurrent) or kind in _USE_MASKS)
-        if any(masks) and kind == "Multiply":
-            apart = version < 3.04
-        elif any(masks) and kind == "MultiHeadAttention" and version < 3:
-            # That of Keras 3 takes the masks off its inputs, for all that read them.
-            read_again = any(self.readers.count(value) > 1 for value in call.takes)
-            apart = apart or version < 2.10 or read_again
-        if apart:
-            raise InteropError(
-                f"layer {layer.name!r}, {layer}, treats masks otherwise in Keras 3; {_KEEP}"
-            )
 
     def mask(self, made: Call) -> dict[str, Any]:
         """The mask that a layer makes, as operations of Keras 3."""
