@@ -386,7 +386,6 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
 
 
 def _anew(model: Model) -> KerasFile:
-    model = in_keras_3(model)
     network: Any = model.network
     configs = configs_of(network)
     if not configs:
@@ -417,6 +416,7 @@ def _placed(model: Model, groups: Mapping[str, str]) -> Iterator[tuple[str, np.n
         inner = "layer/" if getattr(layer, "each_step", False) else ""
         for unit, own in arrays_of(layer, model) if plain(name) in groups else ():
             place = f"layers/{groups[plain(name)]}/{inner}{unit.path}".rstrip("/")
+            own = in_keras_3(unit.owner, own)
             yield from ((f"{place}/vars/{i}", array) for i, array in enumerate(own))
 
 

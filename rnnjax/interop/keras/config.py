@@ -1,6 +1,5 @@
 """What Keras 3 has in a config: layers, and graphs of them, with what older versions computed."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,11 +9,11 @@ import numpy as np
 from rnnjax.cells import Cell
 from rnnjax.errors import InteropError
 from rnnjax.interop.functions import FORMS
-from rnnjax.interop.keras.layers import name_of, options_of
+from rnnjax.interop.keras.layers import name_of, options_of, scaled
 from rnnjax.interop.keras.operators import MERGES, Operation, OverGrids, keeps_mask
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
-from rnnjax.interop.model import Call, Functional, Model, Value
-from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
+from rnnjax.interop.model import Call, Functional, Value
+from rnnjax.layers import Bidirectional, Regularized, Stack
 
 _USE_MASKS = "GlobalAveragePooling1D", "Attention", "MultiHeadAttention"
 _APART = object()  # in the place of a mask that Keras 3 merges in another way
@@ -208,53 +207,19 @@ def graph_config(network: Functional, configs: dict[str, Any]) -> dict[str, Any]
 # --- What Keras 2 computed ---
 
 
-def in_keras_3(model: Model) -> Model:
-    """The model with layers that Keras 3 has: its hard_sigmoid is that of Keras 2 of 1.2 times x.
+def in_keras_3(owner: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """The arrays of a cell or a layer for Keras 3, whose hard_sigmoid is Keras 2's of 1.2 times x.
 
     So where the old one follows a product, kernels and biases of those gates take the factor.
     """
-    network: Any = model.network
-    layers, params = [], dict(model.params)
-    for layer in network.layer_list:
-        own: Any = layer
-        if isinstance(layer, Recurrent):
-            cell, params[layer.name] = _cell_in_keras_3(layer.cell, params.get(layer.name))
-            own = dataclasses.replace(layer, cell=cell)
-        elif isinstance(layer, Dense) and layer.activation == _OLD:
-            own = dataclasses.replace(layer, activation="hard_sigmoid")
-        elif isinstance(layer, Operation) and ("activation", _OLD) in layer.config:
-            told = dict(layer.config) | {"activation": "hard_sigmoid"}
-            own = dataclasses.replace(layer, config=tuple(told.items()))
-        if own is not layer and not isinstance(layer, Recurrent):
-            params[layer.name] = jax.tree.map(lambda a: np.asarray(a) * _TIMES, params[layer.name])
-        layers.append(own)
-    network = dataclasses.replace(network, layer_list=tuple(layers), time_first=True)
-    return Model(network, params)
-
-
-_OLD, _TIMES = "legacy_hard_sigmoid", np.float32(1.2)
-
-
-def _cell_in_keras_3(cell: Any, params: Any) -> tuple[Any, Any]:
-    if isinstance(cell, Regularized):
-        inner, params = _cell_in_keras_3(cell.cell, params)
-        return dataclasses.replace(cell, cell=inner), params
-    if isinstance(cell, Stack | Bidirectional):
-        pairs = zip(cell.cells, params or (), strict=False)
-        cells, each = zip(*(_cell_in_keras_3(*pair) for pair in pairs), strict=True)
-        if isinstance(cell, Stack):
-            return dataclasses.replace(cell, cells=cells), each
-        forward, backward = cells
-        return Bidirectional(forward, backward, cell.merge), Directions(*each)
-    both = "activation", "recurrent_activation"
-    fields = [name for name in both if getattr(cell, name, None) == _OLD]
-    if not fields or (len(cell.gates) == 4 and "activation" in fields):
-        return cell, params
-    inner = cell.gates if len(cell.gates) < 2 else ("g", "n")  # the gates of `activation`
-    named = [both[gate not in inner] in fields for gate in cell.gates]
-    times = np.where(np.repeat(named, cell.hidden_size), _TIMES, np.float32(1))
-    made = dataclasses.replace(cell, **dict.fromkeys(fields, "hard_sigmoid"))
-    return made, {name: np.asarray(array) * times for name, array in params.items()}
+    old = scaled(owner)
+    if not old or not isinstance(owner, Cell):
+        return [array * np.float32(1.2) for array in arrays] if old else arrays
+    gates = FORMS["keras"][type(owner)][1] or owner.gates
+    inner = gates if len(gates) < 2 else ("g", "n")  # the gates of `activation`
+    named = ["activation" if gate in inner else "recurrent_activation" for gate in gates]
+    times = np.repeat([1.2 if name in old else 1.0 for name in named], owner.hidden_size)
+    return [array * times.astype(np.float32) for array in arrays]
 
 
 # --- A layer ---
@@ -283,7 +248,8 @@ def layer_entry(layer: Layer) -> dict[str, Any]:
 def _operation(layer: Operation, where: str) -> dict[str, Any]:
     config = {"name": layer.name, **dict(layer.config)}
     if "activation" in config:
-        config["activation"] = name_of(config["activation"], where)
+        function = "hard_sigmoid" if scaled(layer) else config["activation"]
+        config["activation"] = name_of(function, where)
     axis = config.get("axis")
     if layer.kind == "BatchNormalization" and isinstance(axis, tuple):
         (config["axis"],) = axis

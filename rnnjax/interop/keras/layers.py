@@ -344,7 +344,21 @@ def options_of(made: Any, where: str) -> dict[str, Any]:
     {'units': 3, 'activation': 'softmax', 'use_bias': True}
     """
     told = {there: getattr(made, name) for name, (_, there) in _fields(type(made)).items()}
+    told |= dict.fromkeys(scaled(made), "hard_sigmoid")
     return {n: name_of(v, where) if "activation" in n else v for n, v in told.items()}
+
+
+def scaled(owner: Any) -> list[str]:
+    """The activations of a cell or a layer that are Keras 2's hard_sigmoid of products alone.
+
+    Kernels and biases can take the factor to that of Keras 3. Of an LSTM the activation is one of
+    its cell state too.
+    """
+    names = ("activation", "recurrent_activation")
+    told = dict(getattr(owner, "config", ()))
+    told = told or {name: getattr(owner, name, None) for name in names}
+    old = [name for name in names if told.get(name) == "legacy_hard_sigmoid"]
+    return [] if "activation" in old and len(getattr(owner, "gates", ())) == 4 else old
 
 
 def layer_of(entry: Entry) -> Layer:
