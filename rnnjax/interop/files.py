@@ -3,7 +3,7 @@
 import contextlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from rnnjax.checks import check_instance
@@ -37,14 +37,20 @@ def describe(start: bytes, members: Sequence[str] = ()) -> str | None:
     return None
 
 
-def opened(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file for reading."""
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file for reading; errors about what is in it then name it."""
     check_path(path)
     try:
-        return pathlib.Path(path).open("rb")
+        file = pathlib.Path(path).open("rb")  # noqa: SIM115  # closed below
     except (OSError, ValueError) as error:  # the latter of a name with a zero byte
         said = getattr(error, "strerror", None) or error
         raise InteropError(f"{path} cannot be read: {said}; check the path") from error
+    try:
+        with file:
+            yield file
+    except (InteropError, OSError) as error:
+        raise InteropError(f"{path} cannot be loaded: {error}") from error
 
 
 def check_path(path: Any, *suffixes: str) -> None:

@@ -18,7 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -55,13 +55,12 @@ def read_file(path: str | os.PathLike[str]) -> KerasFile:
     """
     with opened(path) as file:
         start = file.read(16)
-    path = Path(path)
-    if start.startswith(ZIP):
-        return _read_archive(path)
-    if start.startswith(HDF5):
-        return _from_hdf5(path, *_read_hdf5(path))
-    neither = "neither a .keras archive nor an HDF5 file; save it with model.save('model.keras')"
-    return _refuse(path, f"it is {describe(start) or neither}")
+        if start.startswith(ZIP):
+            return _read_archive(Path(path))
+        if start.startswith(HDF5):
+            return _from_hdf5(*_read_hdf5(Path(path)))
+        neither = "neither a .keras archive nor an HDF5 file; save it with model.save('a.keras')"
+        raise InteropError(f"it is {describe(start) or neither}")
 
 
 def _read_archive(path: Path) -> KerasFile:
@@ -69,49 +68,50 @@ def _read_archive(path: Path) -> KerasFile:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()  # nothing is put anywhere by them
             if _CONFIG not in names and (what := describe(b"", names)):
-                _refuse(path, f"it is {what}")
+                raise InteropError(f"it is {what}")
             bound = max(_AT_LEAST, 4 * path.stat().st_size)
-            config = _member(path, archive, _CONFIG, _LONGEST_JSON)
-            metadata = _member(path, archive, _METADATA, _LONGEST_JSON)
-            weights = _member(path, archive, _WEIGHTS, bound)
+            config = _member(archive, _CONFIG, _LONGEST_JSON)
+            metadata = _member(archive, _METADATA, _LONGEST_JSON)
+            weights = _member(archive, _WEIGHTS, bound)
     except _ZIP_ERRORS as error:
-        _refuse(path, f"the archive is damaged ({in_a_line(error)}); get it again", error)
-    about = _parsed(path, _METADATA, metadata)
+        raise InteropError(f"the archive is damaged ({in_a_line(error)}); get it again") from error
+    about = _parsed(_METADATA, metadata)
     version = about.get("keras_version") if isinstance(about, dict) else None
     with tempfile.TemporaryDirectory() as folder:
         inner = Path(folder) / _WEIGHTS
         inner.write_bytes(weights)
-        _, arrays = _read_hdf5(inner, shown=path)
-    parsed = _parsed(path, _CONFIG, config)
+        _, arrays = _read_hdf5(inner)
+    parsed = _parsed(_CONFIG, config)
     return KerasFile(parsed, version if isinstance(version, str) else "3", arrays)
 
 
-def _member(path: Path, archive: zipfile.ZipFile, name: str, bound: int) -> bytes:
+def _member(archive: zipfile.ZipFile, name: str, bound: int) -> bytes:
     count = archive.namelist().count(name)
     if count != 1:
-        _refuse(path, f"it should have one member {name}, but has {count}; save it with Keras 3")
+        raise InteropError(
+            f"it should have one member {name}, but has {count}; save it with Keras 3"
+        )
     with archive.open(name) as file:
         content = file.read(bound + 1)  # what comes is counted, not what is said to come
     if len(content) > bound:
-        _refuse(path, f"its member {name} unfolds to more than {bound} bytes")
+        raise InteropError(f"its member {name} unfolds to more than {bound} bytes")
     return content
 
 
-def _parsed(path: Path, name: str, text: Any) -> Any:
+def _parsed(name: str, text: Any) -> Any:
     try:
         return json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:  # TypeError of what is no text
-        _refuse(path, f"{name} cannot be read as JSON ({in_a_line(error)}); get it again", error)
+        raise InteropError(
+            f"{name} cannot be read as JSON ({in_a_line(error)}); get it again"
+        ) from error
 
 
-def _read_hdf5(
-    path: Path, shown: Path | None = None
-) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
+def _read_hdf5(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
     """Attributes and arrays by path, from a process that may crash without harm."""
     package("h5py", "files of Keras", "keras-files")
-    shown = shown or path
     if not sys.executable or getattr(sys, "frozen", False):
-        _refuse(shown, "HDF5 is read by a Python process of its own; load it in a plain Python")
+        raise InteropError("HDF5 is read by a Python process of its own; load it in a plain Python")
     try:
         size = path.stat().st_size
         bound = max(_AT_LEAST, 4 * size)
@@ -134,20 +134,22 @@ def _read_hdf5(
             },
         )
     except subprocess.TimeoutExpired as error:
-        _refuse(shown, "the HDF5 library does not come to an end with it; get it again", error)
+        raise InteropError(
+            "the HDF5 library does not come to an end with it; get it again"
+        ) from error
     except (OSError, ValueError) as error:  # the former also where rnnjax has no sources
-        _refuse(shown, f"it cannot be read ({error}); check the path", error)
+        raise InteropError(f"it cannot be read ({error}); check the path") from error
     header, _, data = done.stdout.partition(b"\n")
     try:
         said = json.loads(header)
         if "why" in said:
-            _refuse(shown, said["why"])
+            raise InteropError(said["why"])
         stream = io.BytesIO(data)
         arrays = {name: _native(np.load(stream)) for name in said["arrays"]}
     except (ValueError, KeyError, TypeError, EOFError) as error:
         code = done.returncode
         how = f"signal {-code}" if code < 0 else f"status {code}"
-        _refuse(shown, f"the HDF5 library fails on it ({how}); get the file again", error)
+        raise InteropError(f"the HDF5 library fails on it ({how}); get the file again") from error
     return said["attributes"], arrays
 
 
@@ -158,25 +160,25 @@ def _native(array: np.ndarray) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _from_hdf5(
-    path: Path, attributes: dict[str, dict[str, Any]], arrays: dict[str, np.ndarray]
-) -> KerasFile:
+def _from_hdf5(attributes: dict[str, dict[str, Any]], arrays: dict[str, np.ndarray]) -> KerasFile:
     top = attributes.get("", {})
     config = top.get("model_config")
     if config is not None:
-        config = _parsed(path, "its attribute model_config", config)
+        config = _parsed("its attribute model_config", config)
     if any(name.startswith(("layers/", "_layer_checkpoint_dependencies/")) for name in arrays):
         return KerasFile(config, "3", arrays)
     places = [at for at in ("model_weights", "") if _names(attributes, at, "layer_names")]
     if not places:
-        _refuse(path, "it has no weights of Keras; save them with model.save or save_weights")
+        raise InteropError("it has no weights of Keras; save them with model.save or save_weights")
     above, groups = places[0], []
     for layer in _names(attributes, above, "layer_names"):
         at = f"{above}/{layer}" if above else layer
         inside = {}
         for name in _names(attributes, at, "weight_names"):
             if f"{at}/{name}" not in arrays:
-                _refuse(path, f"layer {layer[:80]!r} lists {name[:80]!r}, which is not in the file")
+                raise InteropError(
+                    f"layer {layer[:80]!r} lists {name[:80]!r}, which is not in the file"
+                )
             inside[name] = f"{at}/{name}"
         groups.append((layer, inside))
     version = top.get("keras_version") or attributes.get(above, {}).get("keras_version")
@@ -209,7 +211,3 @@ def write_file(path: Path, file: KerasFile) -> None:
             archive.writestr(_CONFIG, json.dumps(file.config))
             archive.writestr(_WEIGHTS, weights)
     write_whole(path, content.getvalue())
-
-
-def _refuse(path: Path, why: str, cause: BaseException | None = None) -> NoReturn:
-    raise InteropError(f"{path} cannot be used: {why}") from cause

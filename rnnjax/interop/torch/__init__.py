@@ -11,9 +11,8 @@ carry of a layer is `rnnjax.LSTMCarry` or the like, a tuple of them for several 
 `rnnjax.Directions` for both directions.
 """
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -116,7 +115,7 @@ def load(
     ...     load(path).layers["rnn"].cell == cell
     True
     """
-    with opened(path) as file, _loading(path):
+    with opened(path) as file:
         return with_axes(read_model(_state_in(file, at), modules, nonlinearity), time_first)
 
 
@@ -148,7 +147,7 @@ def load_state_dict(
     ...     {name: x.shape for name, x in load_state_dict(path).items() if "bias" not in name}
     {'weight_hh_l0': (15, 5), 'weight_ih_l0': (15, 3)}
     """
-    with opened(path) as file, _loading(path):
+    with opened(path) as file:
         if not str(path).endswith(".json"):
             state = _state_in(file, at).items()
             if not (arrays := {str(key): x for key, x in state if isinstance(x, np.ndarray)}):
@@ -227,15 +226,6 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
 'model.pt'; rename it
     """
     write_arrays(path, to_state_dict(model))
-
-
-@contextlib.contextmanager
-def _loading(path: Any) -> Iterator[None]:
-    """Name the file in the errors about it."""
-    try:
-        yield
-    except (InteropError, OSError) as error:
-        raise InteropError(f"{path} cannot be loaded: {error}") from error
 
 
 def _state_in(file: BinaryIO, at: str | None) -> Mapping[Any, Any]:
