@@ -2,14 +2,22 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rnnjax.cells import Cell, ConvLSTMCell, GRUCell, LSTMCell, ProjectionLSTMCell, SimpleRNNCell
+from rnnjax.cells import (
+    Cell,
+    ConvLSTMCell,
+    GRUCell,
+    LSTMCell,
+    PeepholeLSTMCell,
+    ProjectionLSTMCell,
+    SimpleRNNCell,
+)
 from rnnjax.cells.activations import ACTIVATIONS
 from rnnjax.errors import InvalidInputError
 
@@ -56,16 +64,31 @@ def exact_gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
+def _program(name: str, function: Function) -> Function:
+    """The function as a program with a name of ours, by which a writer knows it in another one."""
+
+    def run(x: jax.Array) -> jax.Array:
+        return function(x)
+
+    run.__name__ = f"rnnjax.{name}"
+    program: Any = jax.jit(run)
+    program.__name__ = name
+    return cast("Function", program)
+
+
 FUNCTIONS: Mapping[str, Function] = {
-    **ACTIVATIONS,
-    "softmax": jax.nn.softmax,
-    "log_softmax": jax.nn.log_softmax,
-    "log_sigmoid": jax.nn.log_sigmoid,
-    "exponential": jnp.exp,
-    "relu6": jax.nn.relu6,
-    "mish": jax.nn.mish,
-    "hard_silu": jax.nn.hard_silu,
-    "exact_gelu": exact_gelu,
+    name: _program(name, function)
+    for name, function in {
+        **ACTIVATIONS,
+        "softmax": jax.nn.softmax,
+        "log_softmax": jax.nn.log_softmax,
+        "log_sigmoid": jax.nn.log_sigmoid,
+        "exponential": jnp.exp,
+        "relu6": jax.nn.relu6,
+        "mish": jax.nn.mish,
+        "hard_silu": jax.nn.hard_silu,
+        "exact_gelu": exact_gelu,
+    }.items()
 }
 
 
@@ -126,7 +149,11 @@ FORMS: Mapping[str, dict[type[Cell], tuple[str, tuple[str, ...]]]] = {
         GRUCell: ("GRU", ()),
         ProjectionLSTMCell: ("LSTM", ()),
     },
-    "onnx": {SimpleRNNCell: ("RNN", ()), GRUCell: _GRU, LSTMCell: ("LSTM", ("i", "o", "f", "g"))},
+    "onnx": {
+        SimpleRNNCell: ("RNN", ()),
+        GRUCell: _GRU,
+        **dict.fromkeys((LSTMCell, PeepholeLSTMCell), ("LSTM", ("i", "o", "f", "g"))),
+    },
 }
 """By the format, the cells that it has: the name there of a class, an operator or a module, and the
 gates in its order, by the names that the cell declares; none where it is the cell's own."""

@@ -18,14 +18,12 @@ from rnnjax.engine import Method, Scan
 from rnnjax.engine.core.masking import Steps
 from rnnjax.errors import InteropError, InvalidInputError, RnnjaxError
 from rnnjax.interop.files import check_path, write_whole
-from rnnjax.interop.functions import Function, get_function
-from rnnjax.interop.layers import Activation, Context, Dense, Layer, Masking
+from rnnjax.interop.layers import Context, Masking
 from rnnjax.interop.model import Functional, Model, Sequential, check_model
 from rnnjax.interop.onnx.graph import CONSTANTS
 from rnnjax.interop.onnx.primitives import Value, Writer, marked
 from rnnjax.interop.onnx.read import holders, import_onnx, read_array
 from rnnjax.interop.onnx.recurrent import (
-    activation_to_onnx,
     attributes_to_onnx,
     params_from_onnx,
     params_to_onnx,
@@ -47,9 +45,9 @@ def to_proto(
 
     Its axes have the order that ``print(model)`` says; those of ``time`` and ``batch`` are open.
     The graph is the program that runs here, so whatever a layer computes leaves with it: masks,
-    convolutions, attention, states that go from layer to layer. An `rnnjax.LSTMCell`, a
-    `rnnjax.GRUCell` and a `rnnjax.SimpleRNNCell` are nodes of ONNX. The steps of any other cell,
-    and of a layer whose mask comes from the data, are the body of a Scan. The graph has
+    convolutions, attention, states that go from layer to layer. An `rnnjax.LSTMCell`, also with
+    peepholes, a `rnnjax.GRUCell` and a `rnnjax.SimpleRNNCell` are nodes of ONNX. The steps of any
+    other cell, and of a layer whose mask comes from the data, are the body of a Scan. The graph has
 
     - an input ``xs``, float32 ``(time, batch, features)``, or ``ids``, int64 ``(time, batch)``,
       where the first layer takes ids; those of a `Functional` by their names, a time of its own
@@ -247,46 +245,21 @@ def _write_node(
     starts = ["" if v.known else w.with_axes("Unsqueeze", v.at, [0]) for v in values[:count]]
     outer = w.scope  # of the layer, which may hold several nodes
     w.scope = starts[0].removesuffix("_h") if starts[0].endswith("_h") else outer
-    weights = zip("WRB", params_to_onnx(cell, params), strict=True)
-    held = ["" if array is None else w.constant(array, letter) for letter, array in weights]
+    weights = zip("WRBP", params_to_onnx(cell, params), strict=True)
+    *held, P = ("" if array is None else w.constant(array, letter) for letter, array in weights)
     outputs = [w.value(name) for name in ("Y", "Y_h", "Y_c")[: 1 + count]]
     name = outputs[0] if w.scope in w.labels else w.scope
     w.labels.add(name)
-    inputs = [values[count].at, *held, "lengths" * lengths, *starts]
+    inputs = [values[count].at, *held, "lengths" * lengths, *starts, *([P] if P else [])]
     w.add(op_type, *inputs, outputs=outputs, name=name, **attributes)
     w.scope = outer
     ys, *ends = (w.with_axes("Squeeze", y, [int(i == 0)]) for i, y in enumerate(outputs))
     return [Value(y) for y in (*ends, ys)]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Named:
-    """A function that is one operator of ONNX."""
-
-    function: str | Function
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return marked(self.write, lambda x: [get_function(self.function)(x)], x)[0]
-
-    def write(self, w: Writer, x: Value) -> list[Value]:
-        op_type, numbers = activation_to_onnx(self.function)
-        return [Value(w.add(op_type, x.at, **numbers))]
-
-
-def _marked(layer: Layer) -> Layer:
-    """The layer, whose function is an operator if there is one."""
-    own: Any = layer
-    for kind, field in ((Dense, "activation"), (Activation, "function")):
-        function = getattr(layer, field, "linear")
-        if isinstance(layer, kind) and function != "linear" and activation_to_onnx(function)[0]:
-            own = dataclasses.replace(own, **{field: _Named(function)})
-    return own
-
-
 def _written(model: Model, states: bool, lengths: bool) -> Any:
     """The program of a model as a graph, with its states as inputs and outputs."""
     network: Any = model.network
-    network = dataclasses.replace(network, layer_list=tuple(map(_marked, network.layer_list)))
     calls = network.calls if isinstance(network, Functional) else ()
     given = {call.name for call in calls if call.states}
     rows = [name for name in network.recurrent if states and name not in given]

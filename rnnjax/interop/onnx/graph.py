@@ -16,7 +16,7 @@ from rnnjax.interop.layers import Carries, Context, Layer, Recurrent, Shape, fit
 from rnnjax.interop.model import Input, Network, Result
 from rnnjax.interop.onnx.control import At, is_fixed, made, naming, traced_dtype
 from rnnjax.interop.onnx.operators import run_operator
-from rnnjax.interop.onnx.recurrent import RECURRENT, check_weights, params_from_onnx
+from rnnjax.interop.onnx.recurrent import PLACES, RECURRENT, check_weights, params_from_onnx
 from rnnjax.layers import Directions
 
 # Of the elements that a run may make: whatever is given, for each element that is given, and for
@@ -40,7 +40,7 @@ class Node:
     outputs: tuple[str, ...]  # the names of those it makes
     # pairs of names and values; a graph is a `Body`
     attributes: tuple[tuple[str, Any], ...] = ()
-    # of a recurrent node, the name of its layer; W, R and B are left out of its inputs if the
+    # of a recurrent node, the name of its layer; its weights are left out of its inputs if the
     # parameters of the layer are made of them
     layer: str = ""
 
@@ -223,10 +223,9 @@ class _Run:
         xs = jnp.asarray(values[node.inputs[0]])
         if xs.ndim != 3:
             raise InteropError(f"its input X is {list(xs.shape)}, but should have three axes")
-        _, *weights, lengths, h, c = (
-            jnp.asarray(values[name]) if name in values else None
-            for name in (node.input(i) for i in range(7))
-        )
+        given = [jnp.asarray(values[name]) if name in values else None
+                 for name in map(node.input, range(8))]  # fmt: skip
+        weights, (lengths, h, c) = [given[i] for i in PLACES], given[4:7]
         batch_first = node.get("layout", 0)  # then of all that it takes and gives
         if batch_first:
             xs = jnp.swapaxes(xs, 0, 1)

@@ -16,6 +16,7 @@ from jax import lax
 from jax.extend.core import Literal, Primitive
 
 from rnnjax.errors import InteropError
+from rnnjax.interop.functions import ONNX
 from rnnjax.interop.onnx.read import import_onnx
 
 _TYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -223,6 +224,9 @@ class Writer:
         inside = params.get("jaxpr", params.get("call_jaxpr"))
         if name in _SAME:
             return values
+        if params.get("name") in _FUNCTIONS:
+            op_type, numbers = _FUNCTIONS[params["name"]]
+            return [Value(self.add(op_type, self.full(values[0], ins[0].shape), **numbers))]
         if inside is not None and name not in PRIMITIVES:
             return self.run(inside, values)
         each = name in ELEMENTWISE
@@ -626,6 +630,8 @@ PRIMITIVES: Mapping[str, Callable[..., Any]] = {
 }  # fmt: skip
 """By the name of an operator of JAX, what writes its nodes."""
 
+_FUNCTIONS = {f"rnnjax.{name}": one for name, one in ONNX.items() if name != "linear"}
+"""By the name of a program, the operator that it is, and its attributes."""
 _SEEN = {"broadcast_in_dim", "scan", "onnx", "dim_as_value", "iota"}  # that take a `Value` each
 _SAME = {"stop_gradient", "optimization_barrier", "name", "copy", "copy_p", "pvary", "pcast",
          "sharding_constraint"}  # fmt: skip

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import as_jax
 from rnnjax.interop.files import in_a_line, opened, package
@@ -26,13 +25,12 @@ from rnnjax.interop.onnx.control import dtype_of, naming, traced_dtype
 from rnnjax.interop.onnx.graph import CONSTANTS, Body, Graph, Node, all_nodes
 from rnnjax.interop.onnx.operators import OPERATORS
 from rnnjax.interop.onnx.recurrent import (
+    PLACES,
     RECURRENT,
-    activations_from_onnx,
     cell_from_onnx,
     check_weights,
     params_from_onnx,
 )
-from rnnjax.layers import Bidirectional
 
 _EXTERNAL = 1  # TensorProto.DataLocation
 TENSOR, GRAPH = 4, 5  # AttributeProto.AttributeType
@@ -293,10 +291,9 @@ class _Reader:
         )
         _check_against_schema(node, self.opset)  # whose tensors have their data now
         odd = [name for name, value in attributes if name in _NOT_READ and np.any(value)]
-        if odd or (node.op_type == "LSTM" and read.input(7)):
+        if odd:
             raise InteropError(
-                f"{odd[0] if odd else 'peepholes'} is not read here; export the model without it, "
-                "or run it in onnxruntime"
+                f"{odd[0]} is not read here; export the model without it, or run it in onnxruntime"
             )
         if node.op_type == "If" and any(body.inputs for body in read.bodies):
             raise InteropError("its branches should have no inputs, but one has; get it again")
@@ -399,19 +396,19 @@ class _Reader:
                 for name, value in node.attributes
             )
             return dataclasses.replace(node, attributes=attributes)
-        names = tuple(node.input(place) for place in (1, 2, 3))
+        names = tuple(map(node.input, PLACES))
         arrays = [self.constants.get(name) for name in names]
         owned = all(not name or (name in self.constants and self.uses[name] == 1) for name in names)
-        direction = node.get("direction", "forward")
         with naming(node.label):
-            cell = self.cell(node, arrays, direction, owned)
+            cell = cell_from_onnx(node, arrays, owned)
             check_weights(cell, arrays)
-        layer = Recurrent(self.layer_name(node), cell, reverse=direction == "reverse")
+        reverse = node.get("direction") == "reverse"
+        layer = Recurrent(self.layer_name(node), cell, reverse=reverse)
         self.layers[layer.name] = layer
         if not owned:
             return dataclasses.replace(node, layer=layer.name)
         self.take(layer.name, names, params_from_onnx(cell, *arrays))
-        inputs = tuple("" if i in (1, 2, 3) else name for i, name in enumerate(node.inputs))
+        inputs = tuple("" if i in PLACES else name for i, name in enumerate(node.inputs))
         return dataclasses.replace(node, layer=layer.name, inputs=inputs)
 
     def layer_name(self, node: Node) -> str:
@@ -425,41 +422,6 @@ class _Reader:
             self.namesakes[base] += 1  # so that many nodes do not count from the start
             name = f"{base}_{self.namesakes[base]}"
         return name
-
-    def cell(self, node: Node, arrays: Sequence[Any], direction: str, owned: bool) -> Cell:
-        if direction not in ("forward", "reverse", "bidirectional"):
-            raise InteropError(f"{direction!r} is no direction")
-        kernel, recurrent, bias = arrays
-        sides, default = 1 + (direction == "bidirectional"), RECURRENT[node.op_type]
-        size = node.get("hidden_size", np.shape(recurrent)[-1] if np.ndim(recurrent) else 0)
-        if not 0 < size <= 2**24:
-            raise InteropError(f"its hidden_size is {size}, but should be a positive integer")
-        activations = node.get("activations", default * sides)
-        # ONNX's own default for one activation has two, whatever the direction.
-        if len(default) == sides == 1 and activations == default * 2:
-            activations = default
-        if len(activations) != len(default) * sides:
-            takes = f"{node.op_type} takes {len(default) * sides}"
-            raise InteropError(f"it has {len(activations)} activations, but {takes}")
-        numbers = (node.get(f"activation_{key}", ()) for key in ("alpha", "beta"))
-        functions = activations_from_onnx(activations, *numbers)
-        # Whether the second bias of each gate is one: Keras has none, and its exporters write 0.
-        second = owned and np.ndim(bias) == 2 and np.any(bias[:, bias.shape[1] // 2 :] != 0)
-        each, clip = len(default), node.get("clip")
-        options: dict[str, Any] = {"use_recurrent_bias": bool(second)}
-        if node.op_type == "GRU":
-            options = {"reset_after": bool(node.get("linear_before_reset", 0))}
-        options |= {
-            "use_bias": bool(node.input(3)),
-            "param_dtype": jnp.float32 if kernel is None else kernel.dtype,
-        }
-        cells = [
-            cell_from_onnx(node.op_type, int(size), functions[i : i + each], clip, **options)
-            for i in range(0, len(functions), each)
-        ]
-        if sides == 1:
-            return cells[0]
-        return Bidirectional(cells[0], None if cells[0] == cells[1] else cells[1])
 
     def is_weight(self, name: str) -> bool:
         """Whether it is trained: floats, and no single number in somebody's program.

@@ -1,19 +1,18 @@
 """ONNX's RNN, GRU and LSTM as cells and their parameters, and the way back."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells import GRUCell, LSTMCell, SimpleRNNCell
+from rnnjax.cells import GRUCell, LSTMCell, PeepholeLSTMCell, SimpleRNNCell
 from rnnjax.cells.base import Cell, Params
 from rnnjax.errors import InteropError
 from rnnjax.interop.functions import (
     FORMS,
     IN_CELLS,
     NUMBERED,
-    ONNX,
     Function,
     Nonlinearity,
     places,
@@ -23,11 +22,15 @@ from rnnjax.interop.layers import fits
 from rnnjax.layers import Bidirectional, Directions
 
 Weights = tuple[Any, ...]
-"""The parameters W, R and B of one RNN, GRU or LSTM node, as ONNX has them.
+"""The parameters W, R, B and P of one RNN, GRU or LSTM node, as ONNX has them.
 
-They are ``(directions, gates * hidden_size, input_size)``, ``(..., hidden_size)``, and the biases
-of the inputs and then of the state, ``(directions, 2 * gates * hidden_size)``, or None.
+They are ``(directions, gates * hidden_size, input_size)``, ``(..., hidden_size)``, the biases of
+the inputs and then of the state, ``(directions, 2 * gates * hidden_size)``, or None, and the
+peepholes of the gates i, o, f, ``(directions, 3 * hidden_size)``, or None.
 """
+
+PLACES = 1, 2, 3, 7  # of these among the inputs of a node
+_PEEPHOLES = 0, 2, 1  # ours among those of ONNX, and the other way round
 
 RECURRENT: Mapping[str, tuple[str, ...]] = {
     "RNN": ("Tanh",),
@@ -87,38 +90,58 @@ def _narrow(numbers: Mapping[str, float]) -> dict[str, float]:
     return {key: float(str(np.float32(number))) for key, number in numbers.items()}
 
 
-def activation_to_onnx(function: str | Function) -> tuple[str, Mapping[str, Any]]:
-    """The operator of ONNX that computes a function of ours, or "", and its numbers.
-
-    >>> activation_to_onnx("legacy_hard_sigmoid")
-    ('HardSigmoid', {'alpha': 0.2, 'beta': 0.5})
-    """
-    if isinstance(function, Nonlinearity):
-        return function.kind, {key: getattr(function, key) for key in NUMBERED[function.kind]}
-    return ONNX.get(function, ("", {})) if isinstance(function, str) else ("", {})
-
-
 _SATURATED = frozenset({"sigmoid", "tanh", "hard_sigmoid", "legacy_hard_sigmoid"})
 
 
-def cell_from_onnx(
-    op_type: str, size: int, activations: Sequence[str | Function], clip: Any = None, **options: Any
-) -> Cell:
-    """The cell of one direction of a node; ``activations`` are ours, in ONNX's order f, g, h.
+def cell_from_onnx(node: Any, weights: Sequence[Any], owned: bool) -> Cell:
+    """The cell of a node, whose weights are None where they are not known.
 
-    >>> cell_from_onnx("LSTM", 5, ["sigmoid", "tanh", "tanh"]) == LSTMCell(5)
-    True
+    ``owned`` says whether the parameters of a layer are made of them.
     """
-    # Some exporters write a bound that nothing reaches: beyond it these functions are constant.
-    if clip is not None and not (clip >= 50 and _SATURATED.issuperset(activations[:2])):
-        raise InteropError(f"it clips at {clip}, which no cell does; export it without clip")
-    options |= zip(_FIELDS[op_type], activations, strict=True)
-    if [options[field] for field in _FIELDS[op_type]] != [*activations]:
-        raise InteropError(
-            "its candidate and output have unlike activations, as no cell; use basic operators"
-        )
-    kinds: Mapping[str, Any] = {"RNN": SimpleRNNCell, "GRU": GRUCell, "LSTM": LSTMCell}
-    return kinds[op_type](size, **options)
+    kernel, recurrent, bias, _ = weights
+    op_type, direction = node.op_type, node.get("direction", "forward")
+    if direction not in ("forward", "reverse", "bidirectional"):
+        raise InteropError(f"{direction!r} is no direction")
+    sides, default = 1 + (direction == "bidirectional"), RECURRENT[op_type]
+    size = node.get("hidden_size", np.shape(recurrent)[-1] if np.ndim(recurrent) else 0)
+    if not 0 < size <= 2**24:
+        raise InteropError(f"its hidden_size is {size}, but should be a positive integer")
+    names = node.get("activations", default * sides)
+    # ONNX's own default for one activation has two, whatever the direction.
+    if len(default) == sides == 1 and names == default * 2:
+        names = default
+    if len(names) != len(default) * sides:
+        takes = f"{op_type} takes {len(default) * sides}"
+        raise InteropError(f"it has {len(names)} activations, but {takes}")
+    numbers = (node.get(f"activation_{key}", ()) for key in ("alpha", "beta"))
+    functions, clip = activations_from_onnx(names, *numbers), node.get("clip")
+    options: dict[str, Any] = {
+        "use_bias": bool(node.input(3)),
+        "param_dtype": jnp.float32 if kernel is None else kernel.dtype,
+    }
+    if op_type == "GRU":
+        options["reset_after"] = bool(node.get("linear_before_reset", 0))
+    elif not node.input(7):
+        # Whether the second bias of each gate is one: Keras has none, and its exporters write 0.
+        second = owned and np.ndim(bias) == 2 and np.any(bias[:, bias.shape[1] // 2 :] != 0)
+        options["use_recurrent_bias"] = bool(second)
+    lstm = PeepholeLSTMCell if node.input(7) else LSTMCell
+    kinds: Mapping[str, Any] = {"RNN": SimpleRNNCell, "GRU": GRUCell, "LSTM": lstm}
+    cells = []
+    for i in range(0, len(functions), len(default)):
+        own = functions[i : i + len(default)]
+        # Some exporters write a bound that nothing reaches: beyond it these functions are constant.
+        if clip is not None and not (clip >= 50 and _SATURATED.issuperset(own[:2])):
+            raise InteropError(f"it clips at {clip}, which no cell does; export it without clip")
+        if op_type == "LSTM" and own[1] != own[2]:
+            raise InteropError(
+                "its candidate and output have unlike activations, as no cell; use basic operators"
+            )
+        cells.append(kinds[op_type](int(size), **dict(zip(_FIELDS[op_type], own, strict=True)),
+                                    **options))  # fmt: skip
+    if sides == 1:
+        return cells[0]
+    return Bidirectional(cells[0], None if cells[0] == cells[1] else cells[1])
 
 
 def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[str, Any]]:
@@ -129,16 +152,15 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
     >>> attributes_to_onnx(GRUCell(5, activation="relu"))
     ('GRU', {'hidden_size': 5, 'activations': ['Sigmoid', 'Relu'], 'linear_before_reset': 1})
     """
+    own: Any = cell
     op_type, _ = FORMS["onnx"].get(type(cell), ("", ()))
-    if not op_type:
+    spelled = [_spelled(getattr(own, field)) for field in _FIELDS.get(op_type, ())]
+    names = [name for name, _ in spelled]
+    if not op_type or "" in names:
         return "", {}
-    attributes: dict[str, Any] = {"hidden_size": int(cast("Any", cell).hidden_size)}
+    attributes: dict[str, Any] = {"hidden_size": int(own.hidden_size)}
     if reverse:
         attributes["direction"] = "reverse"
-    spelled = [activation_to_onnx(getattr(cell, field)) for field in _FIELDS[op_type]]
-    names = [name for name, _ in spelled]
-    if not set(names) <= set(_KINDS):
-        return "", {}
     if names != [*RECURRENT[op_type]]:
         attributes["activations"] = names
     for key in ("alpha", "beta"):
@@ -150,7 +172,14 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
     return op_type, attributes
 
 
-def params_from_onnx(cell: Any, W: Any, R: Any, B: Any = None) -> Params:
+def _spelled(function: Any) -> tuple[str, Mapping[str, Any]]:
+    """What recurrent operators call a function, or "", and its numbers."""
+    if isinstance(function, Nonlinearity):
+        return function.kind, {key: getattr(function, key) for key in NUMBERED[function.kind]}
+    return IN_CELLS.get(function, ("", {})) if isinstance(function, str) else ("", {})
+
+
+def params_from_onnx(cell: Any, W: Any, R: Any, B: Any = None, P: Any = None) -> Params:
     """The parameters of a cell from the arrays of a node, see `Weights` for their shapes.
 
     They are arrays of NumPy unless JAX's came; `rnnjax.Directions` of two for two directions. The
@@ -162,11 +191,13 @@ def params_from_onnx(cell: Any, W: Any, R: Any, B: Any = None) -> Params:
         params = {name: reordered(array, order, 0).T for name, array in each.items()}
         if B is not None:
             first, second = B[i].reshape(2, -1)
-            if one.use_recurrent_bias or (isinstance(one, GRUCell) and one.reset_after):
+            if getattr(one, "use_recurrent_bias", False) or getattr(one, "reset_after", False):
                 params["recurrent_bias"] = reordered(second, order, 0)
             else:
                 first = first + second
             params["bias"] = reordered(first, order, 0)
+        if P is not None:
+            params["peephole"] = reordered(P[i], _PEEPHOLES).reshape(3, -1)
         sides.append(params)
     return Directions(*sides) if isinstance(cell, Bidirectional) else sides[0]
 
@@ -178,21 +209,25 @@ def params_to_onnx(cell: Cell, params: Params) -> Weights:
 
     >>> import jax
     >>> cell = LSTMCell(5)
-    >>> W, R, B = params_to_onnx(cell, cell.init(jax.random.key(0), 3))
-    >>> W.shape, R.shape, B.shape
-    ((1, 20, 3), (1, 20, 5), (1, 40))
+    >>> W, R, B, P = params_to_onnx(cell, cell.init(jax.random.key(0), 3))
+    >>> W.shape, R.shape, B.shape, P
+    ((1, 20, 3), (1, 20, 5), (1, 40), None)
     """
     cells = cell.cells if isinstance(cell, Bidirectional) else (cell,)
     each = params if isinstance(cell, Bidirectional) else (params,)
     sides = []
     for one, own in zip(cells, each, strict=True):
         order = np.argsort(places("onnx", one)).tolist()
-        arrays = {name: reordered(np.asarray(array).T, order, 0) for name, array in own.items()}
+        given = {name: np.asarray(array) for name, array in own.items()}
+        peephole = None
+        if "peephole" in given:
+            peephole = reordered(given.pop("peephole").reshape(-1), _PEEPHOLES)
+        arrays = {name: reordered(array.T, order, 0) for name, array in given.items()}
         biases = None
         if "bias" in arrays:
             second = arrays.get("recurrent_bias", np.zeros_like(arrays["bias"]))
             biases = np.concatenate([arrays["bias"], second])
-        sides.append((arrays["kernel"], arrays["recurrent_kernel"], biases))
+        sides.append((arrays["kernel"], arrays["recurrent_kernel"], biases, peephole))
     return tuple(
         None if any(part is None for part in parts) else np.stack(parts)
         for parts in zip(*sides, strict=True)
@@ -200,12 +235,12 @@ def params_to_onnx(cell: Cell, params: Params) -> Weights:
 
 
 def check_weights(cell: Cell, weights: Sequence[Any]) -> None:
-    """Raise unless W, R and B are of the shapes that the attributes of a node ask for."""
+    """Raise unless W, R, B and P are of the shapes that the attributes of a node ask for."""
     cells = cell.cells if isinstance(cell, Bidirectional) else (cell,)
     size, sides = cells[0].output_size, len(cells)
     rows = len(places("onnx", cells[0])) * size
-    shapes = (sides, rows, None), (sides, rows, size), (sides, 2 * rows)
-    for name, shape, array in zip("WRB", shapes, weights, strict=True):
+    shapes = (sides, rows, None), (sides, rows, size), (sides, 2 * rows), (sides, 3 * size)
+    for name, shape, array in zip("WRBP", shapes, weights, strict=True):
         if array is None:
             continue
         well = fits({"": shape}, {"": array.shape}) and 0 not in array.shape
