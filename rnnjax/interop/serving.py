@@ -1,6 +1,7 @@
 """A model as one program that needs no Python: the state goes in and comes out."""
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -9,9 +10,10 @@ import numpy as np
 from jax import export as jax_export
 from jax.export import Exported
 
-from rnnjax.errors import InvalidInputError
+from rnnjax.cells.base import Params
+from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.interop.arrays import input_size
-from rnnjax.interop.layers import Embedding, OneHotIds, Recurrent
+from rnnjax.interop.layers import Context, Embedding, OneHotIds, Recurrent
 from rnnjax.interop.model import Functional, Model, Sequential, check_model
 
 
@@ -27,7 +29,7 @@ def export(
     Args:
         model: an imported or trained model; `Model.of` makes one from a cell and its parameters.
         steps: the number of steps of a call, 1 if a server answers every step. By default any
-            number, the same for all input sequences, unless the model fixes it.
+            number, of each input its own unless the layers want one for all, or the model fixes it.
         platforms: for which to export, such as ``["cpu", "cuda"]``; by default the current one.
 
     Returns:
@@ -55,20 +57,51 @@ def export(
         )
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise InvalidInputError(f"steps should be a positive integer or None, but is {steps!r}")
-    time, batch = cast("Any", jax_export.symbolic_shape("time, batch"))
-    count = len(model.network.inputs) if isinstance(model.network, Functional) else 1
-    xs = input_shapes(model, [time if steps is None else steps] * count, batch)
-    calls = model.network.calls if isinstance(model.network, Functional) else ()
+
+    def exported(xs: Any, carry: Any, batch: Any) -> Exported:
+        state, tree = jax.tree.flatten(dict(carry))
+
+        def program(state: Any, xs: Any) -> Any:
+            after, ys = model(xs, jax.tree.unflatten(tree, state))
+            return jax.tree.leaves({name: after[name] for name in carry}), ys
+
+        return jax_export.export(jax.jit(program), platforms=platforms)(state, xs)
+
+    return cast("Exported", of_any(model, exported, steps))
+
+
+def of_any(model: Model, make: Callable[..., Any], steps: Any) -> Any:
+    """Return what ``make`` makes of a model's inputs and states for any batch.
+
+    ``make`` takes the shapes and types of the inputs, those of the states in order and by name, and
+    the size of the batch. Layers that begin with the states of others have none. Without ``steps``
+    each input has a time of its own, or all have one if they have to.
+    """
+    network, calls = model.network, getattr(model.network, "calls", ())
     given = {call.name for call in calls if call.states}
-    carry = jax.eval_shape(lambda: model.initial_carry((batch,)))
-    carry = {name: state for name, state in carry.items() if name not in given}
-    state, tree = jax.tree.flatten(carry)
+    names = [name for name in network.stateful if name not in given]
+    count = len(getattr(network, "inputs", [None]))
+    times = ["time", *(f"time_{i}" for i in range(2, 1 + count))]
+    batch: Any
+    batch, size, *each = jax_export.symbolic_shape(", ".join(["batch", "size", *times]))
+    ways = [[steps] * count] if steps else [each, each[:1] * count][: min(count, 2)]
 
-    def program(state: Any, xs: Any) -> Any:
-        after, ys = model(xs, jax.tree.unflatten(tree, state))
-        return jax.tree.leaves({name: after[name] for name in carry}), ys
+    def run(params: Params, xs: Any) -> Any:
+        return network.run(params, xs, {}, None, Context())[0]
 
-    return jax_export.export(jax.jit(program), platforms=platforms)(state, xs)
+    for i, way in enumerate(ways):
+        try:
+            xs = input_shapes(model, way, batch, size)
+            carry = jax.eval_shape(run, model.params, xs)
+            return make(xs, OrderedDict((name, carry[name]) for name in names), batch)
+        except RnnjaxError:  # which may be a ValueError, and says more
+            if i == len(ways) - 1:
+                raise
+        except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
+            failed = error
+    raise InvalidInputError(
+        f"params do not belong to {', '.join(model.layers)} ({failed}); give each its own"
+    ) from failed
 
 
 def input_shapes(model: Model, steps: Sequence[Any], batch: Any, size: Any = 3) -> Any:

@@ -1,19 +1,20 @@
 """Whole models of Keras go out: to ONNX, as onnxruntime runs them, and to files of Keras 3."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import CELLS
 from interop_helpers import distance
 from made_models import MODELS, made
 from onnx_helpers import session
 
 from rnnjax import InteropError
-from rnnjax.interop import Dense, Functional, Model, keras, onnx
+from rnnjax.interop import Dense, Flow, Functional, Layer, Model, keras, onnx
 from rnnjax.interop.model import Call, Input, Value
 
 pytestmark = [
@@ -113,27 +114,48 @@ def test_three_times_around(build: Callable[..., Any], tmp_path: Path) -> None:
         assert distance(run(onnx.to_proto(back), arrays), expected) < MOST
 
 
-# --- A law of leaving: any cell, its state and all ---
+@dataclasses.dataclass(frozen=True)
+class Own(Layer):
+    """A layer of the user's own."""
 
-ORDINARY = ("peephole", "mlstm", "lru", "stack-nested")
-# Whose kernels do not tell how many features they take.
-UNTOLD = ("user-step", "convlstm-1d", "convlstm-2d")
+    name: str
+    function: Any
+
+    def run(self, params: Any, flow: Flow, carry: Any, context: Any) -> Any:
+        return None, flow._replace(xs=self.function(flow.xs))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in ORDINARY else pytest.mark.slow)
-        for name in CELLS
-        if name not in UNTOLD
-    ],
-)
-def test_every_cell_leaves_with_its_state(name: str, random_like: Any) -> None:
-    cell: Any = CELLS[name]
-    model = Model.of(cell, random_like(lambda: cell.init(jax.random.key(0), 3), 0))
-    carry = random_like(lambda: cell.initial_carry((2,)), 1)
-    xs = np.random.default_rng(2).standard_normal((5, 2, 3), np.float32)
-    after, ys = model(xs, {"rnn": carry})
-    states = [np.asarray(leaf)[None] for leaf in jax.tree.leaves(carry)]
-    made = run(onnx.to_proto(model), [xs, *states])
-    assert distance(made, [ys, *(leaf[None] for leaf in jax.tree.leaves(after))]) < MOST
+def spectrum(x: jax.Array) -> jax.Array:
+    return jnp.abs(jnp.fft.fft(x))
+
+
+def test_a_layer_of_ones_own(tmp_path: Path) -> None:
+    """To ONNX it goes by what it computes; Keras has no class for it."""
+    xs = np.random.default_rng(0).standard_normal((2, 3, 4), np.float32)
+    for function in (jnp.square, spectrum):
+        call = Call("own", "own", (Value("x"),))
+        inputs = (Input("x", (None, 4)),)
+        model = Model(Functional(inputs, (Own("own", function),), (call,), (Value("own"),)), {})
+        if function is jnp.square:
+            assert distance(run(onnx.to_proto(model), [xs]), [xs**2]) < MOST
+            continue
+        with pytest.raises(InteropError, match=r"layer 'own' computes .*, which is not written to"):
+            onnx.to_proto(model)
+        with pytest.raises(InteropError, match="own") as caught:
+            keras.save(model, tmp_path / "own.keras")
+        assert "\n" not in str(caught.value)
+
+
+def test_an_output_that_is_a_mask(tmp_path: Path) -> None:
+    of = pytest.importorskip("keras", reason="keras is in the extra `parity`")
+    ids = of.layers.Input((None,), dtype="int32")
+    embedding = of.layers.Embedding(5, 3, mask_zero=True)
+    mask = of.layers.LSTM(3)(embedding(ids)), embedding.compute_mask(ids)
+    theirs, given = of.Model(ids, mask), np.array([[1, 2, 0], [4, 0, 0]], np.int32)
+    theirs.save(tmp_path / "mask.keras")
+    expected = [np.asarray(y) for y in theirs(given)]
+    model = keras.load(tmp_path / "mask.keras", time_first=False)
+    made = run(onnx.to_proto(model, states=False), [given])
+    assert made[1].dtype == bool
+    np.testing.assert_array_equal(made[1], expected[1])
+    assert distance(made[0], expected[0]) < MOST

@@ -9,14 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import export as jax_export
 
 import rnnjax
 from rnnjax.cells.base import Cell, Params
 from rnnjax.cells.onehot import OneHot
 from rnnjax.engine import Method, Scan
 from rnnjax.engine.core.masking import Steps
-from rnnjax.errors import InteropError, InvalidInputError, RnnjaxError
+from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.files import check_path, write_whole
 from rnnjax.interop.layers import Context, Masking
 from rnnjax.interop.model import Functional, Model, Sequential, check_model
@@ -28,7 +27,7 @@ from rnnjax.interop.onnx.recurrent import (
     params_from_onnx,
     params_to_onnx,
 )
-from rnnjax.interop.serving import input_shapes
+from rnnjax.interop.serving import of_any
 
 OPSET = 20
 """The version of ONNX's operators that is written: the oldest that has every function of ours."""
@@ -59,8 +58,9 @@ def to_proto(
       ``<layer>_h_out`` and ``<layer>_c_out``. In place of ``<layer>`` stand ``<layer>_0``,
       ``<layer>_1``... in a `rnnjax.Stack`, and ``<layer>_forward`` and ``<layer>_backward`` in a
       `rnnjax.Bidirectional`, each direction of which is a node; states of other cells have the
-      names of their fields. A sequence begins with zeros, and continues with the outputs fed back.
-      A layer that begins with the states of another has none;
+      names of their fields, and the earlier steps of a causal convolution are ``<layer>_state``. A
+      sequence begins with zeros, and continues with the outputs fed back. A layer that begins with
+      the states of another has none;
     - with ``lengths`` an input of that name, int32 ``(batch,)``: the valid steps of each row, one
       at least.
 
@@ -261,8 +261,6 @@ def _written(model: Model, states: bool, lengths: bool) -> Any:
     """The program of a model as a graph, with its states as inputs and outputs."""
     network: Any = model.network
     calls = network.calls if isinstance(network, Functional) else ()
-    given = {call.name for call in calls if call.states}
-    rows = [name for name in network.recurrent if states and name not in given]
     if lengths and not network.recurrent:
         raise InvalidInputError(
             "lengths are for recurrent layers, but the model has none; leave them out"
@@ -271,16 +269,22 @@ def _written(model: Model, states: bool, lengths: bool) -> Any:
     method = _Nodes(lengths and not own and all(call.mask is True for call in calls))
 
     def program(params: Any, xs: Any, lengths: Any, begin: Any) -> Any:
-        begin, mask = jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), begin), None
+        mask = None
         if lengths is not None:
             mask = jnp.arange(network.num_steps(params, xs))[:, None] < lengths
-        carry = dict(zip(rows, begin, strict=True))
+        carry = jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), dict(begin))
         after, ys = network.run(params, xs, carry, mask, Context(method=method))
         ys = [ys[name] for name in network.names] if isinstance(ys, dict) else ys
-        return ys, jax.tree.map(lambda leaf: leaf[None], [after[name] for name in rows])
+        return ys, jax.tree.map(lambda leaf: leaf[None], [after[name] for name in begin])
+
+    def traced_of(xs: Any, carry: Any, batch: Any) -> tuple[Any, list[str]]:
+        one = jax.ShapeDtypeStruct((batch,), np.int32) if lengths else None
+        begin = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), carry)
+        begin = begin if states else type(begin)()
+        return jax.make_jaxpr(program)(params, xs, one, begin), _names(begin)
 
     params = jax.tree.map(_float32, dict(model.params))
-    traced, begin = _traced(program, model, params, rows, lengths)
+    traced, begin = of_any(dataclasses.replace(model, params=params), traced_of, None)
     w, values = Writer(), [Value(array) for array in jax.tree.leaves(params)]
     for path, array in jax.tree_util.tree_leaves_with_path(params):
         w.called[id(array)] = jax.tree_util.keystr(path[-1:], simple=True)
@@ -312,36 +316,11 @@ def _written(model: Model, states: bool, lengths: bool) -> Any:
     return proto
 
 
-def _traced(
-    program: Any, model: Model, params: Any, rows: Sequence[str], lengths: bool
-) -> tuple[Any, list[str]]:
-    """A program for any batch and any number of steps, and the names of its states."""
-    count = len(model.network.inputs) if isinstance(model.network, Functional) else 1
-    times = ["time", *(f"time_{i}" for i in range(2, 1 + count))]
-    batch: Any
-    batch, size, *steps = jax_export.symbolic_shape(", ".join(["batch", "size", *times]))
-    carry = jax.eval_shape(lambda: model.initial_carry((batch,)))
-    begin = [carry[name] for name in rows]
-    names = [
-        "_".join([row, *(_SHORT.get(key := jax.tree_util.keystr((one,), simple=True), key)
-                         for one in path)])
-        for row, state in zip(rows, begin, strict=True)
-        for path, _ in jax.tree_util.tree_leaves_with_path(state)
-    ]  # fmt: skip
-    begin = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), begin)
-    each = jax.ShapeDtypeStruct((batch,), np.int32) if lengths else None
-    for one in (steps, steps[:1] * count)[2 - min(count, 2) :]:  # all alike only if they have to be
-        try:
-            xs = input_shapes(model, one, batch, size)
-            return jax.make_jaxpr(program)(params, xs, each, begin), names
-        except RnnjaxError:  # which may be a ValueError, and says more
-            if one is not steps or count == 1:
-                raise
-        except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
-            failed = error
-    raise InvalidInputError(
-        f"params do not belong to {', '.join(model.layers)} ({failed}); give each its own"
-    ) from failed
+def _names(states: Any) -> list[str]:
+    """Names of states for the inputs of a graph."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(states)]
+    keys = [[jax.tree_util.keystr((one,), simple=True) for one in path] for path in paths]
+    return ["_".join([row, *(_SHORT.get(n, n) for n in more or ["state"])]) for row, *more in keys]
 
 
 _SHORT = {"hidden": "h", "cell": "c"}
