@@ -24,6 +24,7 @@ from onnx_helpers import (
     node,
     normal,
     proto_of,
+    session,
     value,
     weights,
 )
@@ -260,6 +261,90 @@ def test_packed_sequences_and_computed_states_of_torch(fold: bool, assert_close:
 
 
 # --- Shared tensors, states and lengths ---
+
+
+def enhancer(norm: str) -> Any:
+    """Strided convolutions with normalised weights, an LSTM, and their transposes behind it."""
+    import torch
+    from torch import nn
+
+    where = nn.utils.parametrizations if norm == "parametrized" else nn.utils
+
+    class Enhancer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            normed = where.weight_norm
+            self.down = nn.ModuleList(
+                [normed(nn.Conv1d(a, b, 4, 2, padding=1)) for a, b in ((1, 4), (4, 12))]
+            )
+            self.lstm = nn.LSTM(6, 6, batch_first=True)
+            self.up = nn.ModuleList(
+                [
+                    normed(nn.ConvTranspose1d(6, 4, 4, 2, padding=1, output_padding=1, groups=2)),
+                    normed(nn.ConvTranspose1d(4, 1, 4, 2, padding=1, dilation=2)),
+                ]
+            )
+            self.slope = nn.PReLU(4)
+
+        def forward(self, x: Any) -> Any:
+            y = nn.functional.glu(self.down[1](self.slope(self.down[0](x))), dim=1)
+            y = y + self.lstm(y.transpose(1, 2))[0].transpose(1, 2)
+            return torch.tanh(self.up[1](torch.relu(self.up[0](y))))
+
+    return Enhancer()
+
+
+def crnn(_: str) -> Any:
+    """Images of text: convolutions, pools whose last window is not whole, and both directions."""
+    from torch import nn
+
+    class CRNN(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image = nn.Sequential(
+                nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
+                nn.MaxPool2d(2, 2, ceil_mode=True), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(),
+                nn.MaxPool2d((3, 2), (2, 1), padding=(1, 0), ceil_mode=True),
+            )  # fmt: skip
+            self.rnn = nn.LSTM(6 * 3, 4, bidirectional=True, num_layers=2)
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x: Any) -> Any:
+            y = self.image(x).flatten(1, 2).permute(2, 0, 1)
+            return self.head(self.rnn(y)[0]).log_softmax(2)
+
+    return CRNN()
+
+
+FILES: list[Any] = [
+    pytest.param(enhancer, "parametrized", True, (2, 1, 38), marks=pytest.mark.slow),
+    (enhancer, "hooked", False, (2, 1, 38)),
+    pytest.param(enhancer, "hooked", True, (2, 1, 38), marks=pytest.mark.slow),
+    (crnn, "", True, (2, 1, 9, 13)),
+]
+
+
+@pytest.mark.parametrize(("build", "norm", "fold", "shape"), FILES)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_an_enhancer_and_a_reader_of_images_of_torch(
+    build: Any, norm: str, fold: bool, shape: Any, assert_close: Any
+) -> None:
+    """Of any number of rows; weights that nodes put together are the parameters that they are."""
+    torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
+    axes = {"x": {0: "batch"}}
+    export = Export(
+        build(norm), (torch.tensor(normal(*shape)),), ["x"], do_constant_folding=fold,
+        dynamic_axes=axes,
+    )  # fmt: skip
+    model, proto = rnnjax_onnx.load(export.file), onnx.load_from_string(export.file)
+    for rows in (2, 3):
+        xs = normal(rows, *shape[1:])
+        (expected,) = session(proto).run(None, {"x": xs})
+        assert_close(jax.jit(model.__call__)(xs)[1], expected, TOLERANCE)
+    assert_close(model(export.given)[1], export.outputs[0], TOLERANCE)
+    directions = [n for n in model.params["constants"] if n.endswith(("weight_v", "original1"))]
+    assert len(directions) == (4 if build is enhancer else 0)
+    assert rnnjax_onnx.to_proto(model) == proto
 
 
 def test_a_tensor_of_two_nodes_is_one_parameter(assert_close: Any) -> None:
