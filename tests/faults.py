@@ -661,7 +661,7 @@ TABLE = (
     "a node of ONNX that runs in reverse is written as one that runs forward",
     "op_type, attributes = attributes_to_onnx(cell, reverse={{reverse => False}})",
     "a node of ONNX takes no notice of the lengths",
-    'inputs = [values[count].at, *held, "lengths" * {{lengths => False}}, *starts,',
+    'inputs = [values[count], *held, "lengths" * {{lengths => False}}, *starts,',
     "rnnjax/interop/onnx/operators.py",
     "tests/interop/test_onnx_control.py::test_all_that_a_graph_makes_is_bounded",
     "each array of an ONNX graph is bounded, and not all of them",

@@ -175,18 +175,14 @@ def _written_back(model: Model) -> Any:
     for layer, names in model.origin["slots"].items():
         arrays = [read_array(held[name], None, name) if name else None for name in names]
         before: Sequence[Any] = arrays
-        after: Sequence[Any]
-        if layer == CONSTANTS:
-            after = [np.asarray(params[layer][name]) for name in names]
-        else:
+        after: Sequence[Any] = [params[layer][name] for name in names if layer == CONSTANTS]
+        if layer != CONSTANTS:
             cell = model.network.recurrent[layer].cell
             before = params_to_onnx(cell, params_from_onnx(cell, *arrays))
             after = params_to_onnx(cell, params[layer])
-        for name, was, now, array in zip(names, before, after, arrays, strict=True):
-            if array is None:
-                continue
-            now = now.astype(array.dtype)
-            if now.tobytes() == was.tobytes():
+        for name, was, new, array in zip(names, before, after, arrays, strict=True):
+            now = None if array is None else np.asarray(new).astype(array.dtype)
+            if now is None or now.tobytes() == was.tobytes():
                 continue
             tensor = onnx.numpy_helper.from_array(now, held[name].name)
             constant = not isinstance(held[name], onnx.TensorProto)
@@ -240,9 +236,10 @@ def _write_node(
 ) -> list[Value]:
     """An RNN, GRU or LSTM node of a state, of inputs, and of the parameters of these names."""
     count = len(values) - len(names) - 1
-    params = dict(zip(names, (value.at for value in values[count + 1 :]), strict=True))
+    params = dict(zip(names, values[count + 1 :], strict=True))
     op_type, attributes = attributes_to_onnx(cell, reverse=reverse)
-    starts = ["" if v.known else w.with_axes("Unsqueeze", v.at, [0]) for v in values[:count]]
+    wide = [v if isinstance(v, str) or not v.any() else w.constant(v, "h") for v in values[:count]]
+    starts = [w.view("Unsqueeze", v, [0]) if isinstance(v, str) else "" for v in wide]
     outer = w.scope  # of the layer, which may hold several nodes
     w.scope = starts[0].removesuffix("_h") if starts[0].endswith("_h") else outer
     weights = zip("WRBP", params_to_onnx(cell, params), strict=True)
@@ -250,11 +247,11 @@ def _write_node(
     outputs = [w.value(name) for name in ("Y", "Y_h", "Y_c")[: 1 + count]]
     name = outputs[0] if w.scope in w.labels else w.scope
     w.labels.add(name)
-    inputs = [values[count].at, *held, "lengths" * lengths, *starts, *([P] if P else [])]
+    inputs = [values[count], *held, "lengths" * lengths, *starts, *([P] if P else [])]
     w.add(op_type, *inputs, outputs=outputs, name=name, **attributes)
     w.scope = outer
-    ys, *ends = (w.with_axes("Squeeze", y, [int(i == 0)]) for i, y in enumerate(outputs))
-    return [Value(y) for y in (*ends, ys)]
+    ys, *ends = (w.view("Squeeze", y, [int(i == 0)]) for i, y in enumerate(outputs))
+    return [*ends, ys]
 
 
 def _written(model: Model, states: bool, lengths: bool) -> Any:
@@ -285,7 +282,7 @@ def _written(model: Model, states: bool, lengths: bool) -> Any:
 
     params = jax.tree.map(_float32, dict(model.params))
     traced, begin = of_any(dataclasses.replace(model, params=params), traced_of, None)
-    w, values = Writer(), [Value(array) for array in jax.tree.leaves(params)]
+    w, values = Writer(), jax.tree.leaves(params)
     for path, array in jax.tree_util.tree_leaves_with_path(params):
         w.called[id(array)] = jax.tree_util.keystr(path[-1:], simple=True)
     avals = traced.in_avals[len(values) :]
@@ -296,7 +293,7 @@ def _written(model: Model, states: bool, lengths: bool) -> Any:
     for i, (name, aval) in enumerate(zip(names, avals, strict=True)):
         wide = ids and i == 0
         infos.append(w.add_input(name, np.int64 if wide else aval.dtype, aval.shape))
-        values.append(Value(w.cast(name, aval.dtype) if wide else name))
+        values.append(w.cast(name, aval.dtype) if wide else name)
     ends = ["ys"]
     if calls:
         ends = [*(network.names or (f"{a}_{b}" if b else a for a, b in network.outputs))]

@@ -6,9 +6,10 @@ nodes. So what is written is what runs here, and a layer needs no writer of its 
 
 import ast
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,23 +24,8 @@ _TYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
 _EVERYTHING = np.iinfo(np.int64).max  # the end of a slice: as far as there is
 
 
-class Value(NamedTuple):
-    """A value of a program.
-
-    Attributes:
-        at: its name in the graph, or the array itself where that is known.
-        thin: whether it has axes of size 1 where the program has more, or if it is known none in
-            front. Broadcasting makes up for that in most nodes, and an Expand before the others.
-    """
-
-    at: Any
-    thin: bool = False
-
-    @property
-    def known(self) -> bool:
-        """Whether it is an array."""
-        return not isinstance(self.at, str)
-
+Value = str | np.ndarray
+"""A value of a program: its name in the graph, or the array itself where that is known."""
 
 _MARKED = Primitive("onnx")
 _MARKED.multiple_results = True
@@ -71,8 +57,8 @@ class Writer:
         self._taken: set[str] = set()
         self._sizes: dict[str, Any] = {}  # by the text of an open size, where it stands
         self._kept: dict[int, tuple[Any, str]] = {}  # the constants by their identities
-        self._moved: dict[str, tuple[str, tuple[int, ...]]] = {}  # by what a Transpose made
-        self._undone: dict[tuple[str, str, tuple[int, ...]], str] = {}  # by what would undo a node
+        self._views: dict[Any, str] = {}  # by what would make them again, or would undo a node
+        self._thin: dict[str, Value] = {}  # by what an Expand made, what it was made of
 
     def add(
         self, op_type: str, *inputs: Any, outputs: Sequence[str] = (), name: str = "", **more: Any
@@ -109,13 +95,9 @@ class Writer:
 
     def value(self, name: str) -> str:
         """Make a name for a value inside of the graph, which other layers do not have."""
-        base = name = f"{self.scope}/{name}"
-        count = 1
-        while name in self._taken:
-            count += 1
-            name = f"{base}_{count}"
-        self._taken.add(name)
-        return name
+        base = f"{self.scope}/{name}"
+        names = itertools.chain([base], (f"{base}_{i}" for i in itertools.count(2)))
+        return self.claim(next(one for one in names if one not in self._taken))
 
     def info(self, name: str, dtype: Any, sizes: Sequence[Any]) -> Any:
         """Describe a value; the axes of its open sizes have their names if these are plain."""
@@ -167,48 +149,47 @@ class Writer:
             self._sizes[text] = made
         return self._sizes[text]
 
-    def full(self, value: Value, shape: Sequence[Any]) -> Any:
-        """Return the name of a value, or the array, with all axes of its shape."""
-        if not value.thin:
-            return value.at
-        if value.known and all(isinstance(size, int) for size in shape):
-            return np.broadcast_to(value.at, shape)
-        return self.add("Expand", value.at, self.shape(shape))
-
-    def transposed(self, x: Any, order: Sequence[int]) -> Any:
-        """Put the axes in another order; what puts them back is no node."""
-        if not isinstance(x, str):
-            return np.transpose(x, order)
-        source, before = self._moved.get(x, (x, tuple(range(len(order)))))
-        order = tuple(before[axis] for axis in order)
-        if order == tuple(range(len(order))):
-            return source
-        made = self.add("Transpose", source, perm=order)
-        self._moved[made] = source, order
+    def expanded(self, x: Value, shape: Sequence[Any]) -> str:
+        """Put an array into a wider shape; nodes that broadcast take what it was before."""
+        (before,) = self.before([x])
+        made = self.add("Expand", before, self.shape(shape))
+        self._thin[made] = before
         return made
 
-    def with_axes(self, op_type: str, x: Any, axes: Sequence[int]) -> Any:
-        """Squeeze or Unsqueeze; what undoes the other is no node."""
-        if not axes:
+    def before(self, values: Sequence[Value]) -> list[Value]:
+        """Values before an Expand, and parameters before axes that broadcasting puts in front."""
+        return [self._thin.get(x, x) if isinstance(x, str) else self._named(x) for x in values]
+
+    def _named(self, x: Any) -> Any:
+        base: Any = getattr(x, "base", None)  # of what expand_dims made
+        if id(base) not in self.called:
+            return x
+        inner = x.shape[-base.ndim :], x.strides[-base.ndim :]  # a transpose has other strides
+        return base if inner == (base.shape, base.strides) else x
+
+    def view(self, op_type: str, x: Any, by: Sequence[int]) -> Any:
+        """Transpose, Squeeze or Unsqueeze; what undoes another one is no node."""
+        by, turns, (plain, back) = tuple(by), op_type == "Transpose", _VIEWS[op_type]
+        if not by or (turns and by == tuple(range(len(by)))):
             return x
         if not isinstance(x, str):
-            return (np.expand_dims if op_type == "Unsqueeze" else np.squeeze)(x, tuple(axes))
-        undoes = {"Squeeze": "Unsqueeze", "Unsqueeze": "Squeeze"}[op_type]
-        if (x, op_type, tuple(axes)) not in self._undone:
-            made = self.add(op_type, x, np.array(axes, np.int64))
-            self._undone[made, undoes, tuple(axes)] = x
-            self._undone[x, op_type, tuple(axes)] = made
-        return self._undone[x, op_type, tuple(axes)]
+            return plain(x, by)
+        if (x, op_type, by) not in self._views:
+            more: dict[str, Any] = {"perm": by} if turns else {}
+            made = self.add(op_type, x, *([] if turns else [np.array(by)]), **more)
+            undo = tuple(np.argsort(by).tolist()) if turns else by
+            self._views |= {(x, op_type, by): made, (made, back, undo): x}
+        return self._views[x, op_type, by]
 
     def run(self, program: Any, values: Sequence[Value]) -> list[Value]:
         """Write the equations of a program, and return what it gives."""
-        consts = [Value(np.asarray(one)) for one in getattr(program, "consts", ())]
+        consts = [np.asarray(one) for one in getattr(program, "consts", ())]
         jaxpr = getattr(program, "jaxpr", program)
         names = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *values], strict=True))
 
         def read(var: Any) -> Value:
             literal = isinstance(var, Literal)
-            return Value(np.asarray(var.val, var.aval.dtype)) if literal else names[var]
+            return np.asarray(var.val, var.aval.dtype) if literal else names[var]
 
         outer = self.scope
         for equation in jaxpr.eqns:
@@ -226,87 +207,74 @@ class Writer:
             return values
         if params.get("name") in _FUNCTIONS:
             op_type, numbers = _FUNCTIONS[params["name"]]
-            return [Value(self.add(op_type, self.full(values[0], ins[0].shape), **numbers))]
+            return [self.add(op_type, *values, **numbers)]
         if inside is not None and name not in PRIMITIVES:
             return self.run(inside, values)
-        each = name in ELEMENTWISE
-        rank, pairs = len(outs[0].shape), list(zip(values, ins, strict=True))
-        thin = each and rank > 0 and all(v.thin for v, a in pairs if len(a.shape) == rank)
-        fixed = thin or all(isinstance(size, int) for aval in outs for size in aval.shape)
-        if name not in _SEEN and fixed and all(value.known for value in values):
-            arrays = [v.at if each else self.full(v, a.shape) for v, a in pairs]
-            made = equation.primitive.bind(*(np.broadcast_arrays(*arrays) if each else arrays),
-                                           **params)  # fmt: skip
+        fixed = all(isinstance(size, int) for aval in outs for size in aval.shape)
+        if fixed and name not in _SEEN and not any(isinstance(value, str) for value in values):
+            made = equation.primitive.bind(*values, **params)
             several = made if equation.primitive.multiple_results else [made]
-            return [Value(np.asarray(one), thin) for one in several]
+            return [np.asarray(one) for one in several]
         strange = [aval.dtype for aval in outs if aval.dtype.name not in _TYPES]
-        if strange or (name not in ELEMENTWISE and name not in PRIMITIVES):
+        if strange or name not in PRIMITIVES:
             what = f"in {strange[0]}" if strange else f"the operator {name!r} of JAX"
             raise InteropError(
                 f"layer {self.scope!r} computes {what}, which is not written to ONNX; write the "
                 "model by rnnjax.interop.export, or a layer without dtype"
             )
-        if each:
-            return [Value(ELEMENTWISE[name](self, equation, *(v.at for v in values)), thin)]
-        if name in _SEEN:
-            return PRIMITIVES[name](self, equation, *values)
-        made = PRIMITIVES[name](self, equation, *(self.full(v, a.shape) for v, a in pairs))
-        return [Value(one) for one in (made if isinstance(made, list) else [made])]
+        before = self.before(values)
+        whole = (v is b and a.shape for v, b, a in zip(values, before, ins, strict=True))
+        if name in ELEMENTWISE and any(whole):  # whose nodes broadcast the others
+            values = before
+        made = PRIMITIVES[name](self, equation, *values)
+        return made if isinstance(made, list) else [made]
 
     def graph(
         self, inputs: Sequence[Any], outputs: Mapping[str, Value], avals: Any, whole: bool = True
     ) -> Any:
         """The graph of the nodes that lead to the outputs; that of a node sees what is around."""
-        infos = []
+        first, infos, names = self._first if whole else [], [], dict[str, str]()
+        made = {name for node in (*first, *self.nodes) for name in node.output}
         for (name, value), aval in zip(outputs.items(), avals, strict=True):
-            self.add("Identity", self.full(value, aval.shape), outputs=[name])
+            if isinstance(value, str) and value in made and value not in names:
+                names[value] = name  # its node gives the output by itself
+            else:
+                self.add("Identity", value, outputs=[name])
             infos.append(self.info(name, aval.dtype, aval.shape))
-        nodes, wanted = [], set(outputs)
-        for node in reversed([*self._first, *self.nodes] if whole else self.nodes):
+        nodes, wanted = list[Any](), {*outputs, *names}
+        for node in reversed([*first, *self.nodes]):
             if wanted & set(node.output):
-                nodes.append(node)
-                wanted |= _reads(node)
+                nodes.insert(0, node)
+                wanted |= {name for one in _every([node]) for name in one.input}
+        for node in _every(nodes):
+            for ends in (node.input, node.output):
+                ends[:] = [names.get(name, name) for name in ends]
         held = [one for one in self.constants if whole and one.name in wanted]
-        nodes = _by_themselves(nodes[::-1], outputs)
         return self.onnx.helper.make_graph(nodes, "rnnjax", inputs, infos, held)
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
         """Write nodes of a graph in a node, whose values are not seen around it."""
-        outer = self.nodes, self._moved, self._undone
-        self.nodes, self._moved, self._undone = [], {**self._moved}, {**self._undone}
+        outer = self.nodes, self._views, self._thin
+        self.nodes, self._views, self._thin = [], {**self._views}, {**self._thin}
         yield
-        self.nodes, self._moved, self._undone = outer
+        self.nodes, self._views, self._thin = outer
 
 
-def _reads(node: Any) -> set[str]:
-    """The names that a node reads, and the graphs in it."""
-    inside = [one for attribute in node.attribute for one in attribute.g.node]
-    return {*node.input}.union(*map(_reads, inside))
+_VIEWS: Mapping[str, tuple[Callable[..., Any], str]] = {
+    "Transpose": (np.transpose, "Transpose"),
+    "Squeeze": (np.squeeze, "Unsqueeze"),
+    "Unsqueeze": (np.expand_dims, "Squeeze"),
+}
+"""By its name, what an operator does to an array, and what undoes it."""
 
 
-def _by_themselves(nodes: Sequence[Any], outputs: Mapping[str, Any]) -> list[Any]:
-    """Let nodes give the outputs of a graph by themselves where an Identity does no more."""
-    made = {name for node in nodes for name in node.output}
-    names: dict[str, str] = {}
-    kept = []
+def _every(nodes: Iterable[Any]) -> Iterator[Any]:
+    """The nodes, and those of the graphs in them."""
     for node in nodes:
-        own = node.op_type == "Identity" and node.output[0] in outputs and node.input[0] in made
-        if own and node.input[0] not in names:
-            names[node.input[0]] = node.output[0]
-        else:
-            kept.append(node)
-    for node in kept:
-        _rename(node, names)
-    return kept
-
-
-def _rename(node: Any, names: Mapping[str, str]) -> None:
-    node.input[:] = [names.get(name, name) for name in node.input]
-    node.output[:] = [names.get(name, name) for name in node.output]
-    for attribute in node.attribute:
-        for inner in attribute.g.node:
-            _rename(inner, names)
+        yield node
+        for attribute in node.attribute:
+            yield from _every(attribute.g.node)
 
 
 def _cast(w: Writer, equation: Any, x: Any) -> Any:
@@ -325,14 +293,10 @@ def _logical(op_type: str) -> Callable[..., Any]:
     return write
 
 
-def _power(w: Writer, equation: Any, x: Any) -> Any:
-    return w.add("Pow", x, np.asarray(equation.params["y"], equation.invars[0].aval.dtype))
-
-
 def _reshape(w: Writer, equation: Any, x: Any) -> Any:
     before, order = equation.invars[0].aval.shape, equation.params["dimensions"]
     if order is not None:
-        x, before = w.transposed(x, order), [before[axis] for axis in order]
+        x, before = w.view("Transpose", x, order), [before[axis] for axis in order]
     return _reshaped(w, x, before, equation.outvars[0].aval.shape)
 
 
@@ -346,25 +310,15 @@ def _reshaped(w: Writer, x: Any, before: Sequence[Any], after: Sequence[Any]) ->
     return w.add("Reshape", x, w.shape(sizes))
 
 
-def _broadcast(w: Writer, equation: Any, x: Value) -> list[Value]:
+def _broadcast(w: Writer, equation: Any, x: Any) -> Any:
     shape, places = (equation.params[name] for name in ("shape", "broadcast_dimensions"))
-    new = [axis for axis in range(len(shape)) if axis not in places]
-    wider = [axis for axis in new if not isinstance(shape[axis], int) or shape[axis] > 1]
-    before = equation.invars[0].aval.shape
-    thin = (
-        x.thin
-        or bool(wider)
-        or any(
-            before[i] is not shape[axis] and before[i] != shape[axis]
-            for i, axis in enumerate(places)
-        )
-    )
-    if x.known and new == [*range(len(new))]:  # which broadcasting puts there, or `full`
-        return [Value(x.at, thin or bool(new))]
-    if x.known:
-        missing = (1,) * (len(before) - x.at.ndim)
-        return [Value(np.expand_dims(x.at.reshape(*missing, *x.at.shape), new), thin)]
-    return [Value(w.with_axes("Unsqueeze", x.at, new), thin)]
+    y = w.view("Unsqueeze", x, [axis for axis in range(len(shape)) if axis not in places])
+    before = dict(zip(places, equation.invars[0].aval.shape, strict=True))
+    sizes = [before.get(axis, 1) for axis in range(len(shape))]
+    if all(a is b or a == b for a, b in zip(sizes, shape, strict=True)):
+        return y
+    known = not isinstance(y, str) and all(isinstance(size, int) for size in shape)
+    return np.broadcast_to(y, shape) if known else w.expanded(y, shape)
 
 
 def _slice(w: Writer, equation: Any, x: Any) -> Any:
@@ -385,13 +339,9 @@ def _flipped(w: Writer, x: Any, axes: Sequence[int]) -> Any:
     return w.add("Slice", x, *map(w.shape, (back, ends, axes, back)))
 
 
-def _concatenate(w: Writer, equation: Any, *xs: Any) -> Any:
-    return w.add("Concat", *xs, axis=equation.params["dimension"])
-
-
 def _stack(w: Writer, equation: Any, *xs: Any) -> Any:
     axis = equation.params["axis"]
-    return w.add("Concat", *(w.with_axes("Unsqueeze", x, [axis]) for x in xs), axis=axis)
+    return w.add("Concat", *(w.view("Unsqueeze", x, [axis]) for x in xs), axis=axis)
 
 
 def _padded(w: Writer, x: Any, around: Sequence[Any], value: Any) -> Any:
@@ -437,14 +387,17 @@ def _number(w: Writer, size: Any, dtype: Any) -> str:
     return w.cast(w.add("Squeeze", w.shape([size]), w.shape([0])), dtype)
 
 
-def _iota(w: Writer, equation: Any) -> list[Value]:
-    p = equation.params
-    zero, one, size = np.array(0, p["dtype"]), np.array(1, p["dtype"]), p["shape"][p["dimension"]]
-    new = [axis for axis in range(len(p["shape"])) if axis != p["dimension"]]
-    if isinstance(size, int):
-        return [Value(np.expand_dims(np.arange(size, dtype=p["dtype"]), new), bool(new))]
-    steps = w.add("Range", zero, _number(w, size, p["dtype"]), one)
-    return [Value(w.with_axes("Unsqueeze", steps, new), bool(new))]
+def _iota(w: Writer, equation: Any) -> Any:
+    shape, along, dtype = (equation.params[key] for key in ("shape", "dimension", "dtype"))
+    zero, one = np.array(0, dtype), np.array(1, dtype)
+    steps: Value = (
+        np.arange(shape[along])
+        if isinstance(shape[along], int)
+        else w.add("Range", zero, _number(w, shape[along], dtype), one)
+    )
+    new = [axis for axis in range(len(shape)) if axis != along]
+    steps = w.view("Unsqueeze", steps, new)
+    return w.expanded(steps, shape) if new else steps
 
 
 def _dot(w: Writer, equation: Any, x: Any, y: Any) -> Any:
@@ -453,10 +406,14 @@ def _dot(w: Writer, equation: Any, x: Any, y: Any) -> Any:
     free = [[i for i in range(rank) if i not in (*c, *b)]
             for rank, c, b in zip(ranks, (cx, cy), (bx, by), strict=True)]  # fmt: skip
     if len(cx) == 1 and not bx and len(free[1]) == 1:
-        return w.add("MatMul", w.transposed(x, [*free[0], *cx]), w.transposed(y, [*cy, *free[1]]))
+        return w.add(
+            "MatMul",
+            w.view("Transpose", x, [*free[0], *cx]),
+            w.view("Transpose", y, [*cy, *free[1]]),
+        )
     if len(cx) == len(free[0]) == len(free[1]) == 1:
         rows, columns = [*bx, *free[0], *cx], [*by, *cy, *free[1]]
-        return w.add("MatMul", w.transposed(x, rows), w.transposed(y, columns))
+        return w.add("MatMul", w.view("Transpose", x, rows), w.view("Transpose", y, columns))
     letters, used = [chr(ord("a") + i) for i in range(ranks[0])], iter("nopqrstuvwxyz")
     pairs = dict(zip((*by, *cy), (*bx, *cx), strict=True))
     other = [letters[pairs[i]] if i in pairs else next(used) for i in range(ranks[1])]
@@ -475,14 +432,14 @@ def _conv(w: Writer, equation: Any, x: Any, kernel: Any) -> Any:
     lhs, rhs, out = p["dimension_numbers"]
     if p["batch_group_count"] != 1 or set(p["lhs_dilation"]) != {1}:
         raise InteropError(f"layer {w.scope!r} is a transposed convolution, which is not written")
-    x, pads = w.transposed(x, lhs), p["padding"]
+    x, pads = w.view("Transpose", x, lhs), p["padding"]
     if _around(pads) is None:
         x, pads = _padded(w, x, [(0, 0), (0, 0), *pads], np.float32(0)), [(0, 0)] * len(pads)
     y = w.add(
-        "Conv", x, w.transposed(kernel, rhs), strides=p["window_strides"],
+        "Conv", x, w.view("Transpose", kernel, rhs), strides=p["window_strides"],
         dilations=p["rhs_dilation"], pads=_around(pads), group=p["feature_group_count"],
     )  # fmt: skip
-    return w.transposed(y, np.argsort(out).tolist())
+    return w.view("Transpose", y, np.argsort(out).tolist())
 
 
 def _window(maximum: bool) -> Callable[..., Any]:
@@ -498,7 +455,7 @@ def _window(maximum: bool) -> Callable[..., Any]:
             return w.add("Identity", x)
         pads: Sequence[Any]
         sizes, strides, pads, dilations = zip(*(every[i] for i in space), strict=True)
-        x, order = w.transposed(x, [*rest, *space]), [*rest, *space]
+        x, order = w.view("Transpose", x, [*rest, *space]), [*rest, *space]
         if len(rest) != 2:
             flat = [math.prod(before[i] for i in rest), 1, *(before[i] for i in space)]
             x = _reshaped(w, x, [before[i] for i in order], flat)
@@ -513,7 +470,7 @@ def _window(maximum: bool) -> Callable[..., Any]:
         y = y if maximum else w.add("Mul", y, np.float32(math.prod(sizes)))
         if len(rest) != 2:
             y = _reshaped(w, y, [], [after[i] for i in order])
-        return w.transposed(y, np.argsort(order).tolist())
+        return w.view("Transpose", y, np.argsort(order).tolist())
 
     return write
 
@@ -528,65 +485,58 @@ def _gather(w: Writer, equation: Any, x: Any, ids: Any) -> Any:
         starts = np.asarray(ids, np.int64) if not isinstance(ids, str) else w.cast(ids, np.int64)
         sizes = w.shape([p["slice_sizes"][axis] for axis in axes])
         part = w.add("Slice", x, starts, w.add("Add", starts, sizes), w.shape(axes))
-        return w.with_axes("Squeeze", part, away)
+        return w.view("Squeeze", part, away)
     rest = [i for i in range(len(shape)) if i not in axes]
     whole = all(str(shape[i]) == str(p["slice_sizes"][i]) for i in rest)
     clipped = p["mode"] == lax.GatherScatterMode.CLIP and isinstance(shape[axes[0]], int)
-    if (
-        numbers.operand_batching_dims
-        or away != axes
-        or not whole
-        or not (certain or (clipped and len(axes) == 1))
-    ):
+    known = certain or (clipped and len(axes) == 1)
+    if numbers.operand_batching_dims or away != axes or not whole or not known:
         raise InteropError(f"layer {w.scope!r} gathers in a way that is not written to ONNX")
-    axis, kind, place = axes[0], equation.invars[1].aval.dtype, axes[0]
+    kind, place = equation.invars[1].aval.dtype, axes[0]
     if len(axes) == 1:
-        ids = w.with_axes("Squeeze", ids, [count])
+        ids = w.view("Squeeze", ids, [count])
         if not certain:
-            ids = w.add("Clip", ids, np.array(0, kind), np.array(shape[axis] - 1, kind))
-        rows = w.add("Gather", x, ids, axis=axis)
+            ids = w.add("Clip", ids, np.array(0, kind), np.array(shape[place] - 1, kind))
+        rows = w.add("Gather", x, ids, axis=place)
     else:
         wide = w.cast(ids, np.int64) if isinstance(ids, str) else np.asarray(ids, np.int64)
-        rows, place = w.add("GatherND", w.transposed(x, [*axes, *rest]), wide), 0
+        rows, place = w.add("GatherND", w.view("Transpose", x, [*axes, *rest]), wide), 0
     rank = count + len(rest)
     made = [*range(place, place + count)]  # the axes of the ids in what was gathered
     order = np.empty(rank, int)
     order[[i for i in range(rank) if i not in numbers.offset_dims]] = made
     order[[*numbers.offset_dims]] = [i for i in range(rank) if i not in made]
-    return w.transposed(rows, order.tolist())
+    return w.view("Transpose", rows, order.tolist())
 
 
-def _scan(w: Writer, equation: Any, *values: Value) -> list[Value]:
+def _scan(w: Writer, equation: Any, *values: Value) -> list[str]:
     p, program = equation.params, equation.params["jaxpr"]
     consts, states = p["num_consts"], p["num_consts"] + p["num_carry"]
-    avals = [var.aval for var in equation.invars]
-    begin = [w.full(v, a.shape) for v, a in zip(values[consts:], avals[consts:], strict=True)]
+    begin: list[Any] = [*values[consts:]]
     if p["reverse"]:
         begin[p["num_carry"] :] = [_flipped(w, x, [0]) for x in begin[p["num_carry"] :]]
     within = [var.aval for var in program.jaxpr.invars[consts:]]
     names = [w.value("state" if i < p["num_carry"] else "step") for i in range(len(within))]
     infos = [w.info(name, a.dtype, a.shape) for name, a in zip(names, within, strict=True)]
     if states == len(values):  # Scan goes along something
-        length = w.shape([p["length"]])
-        begin.append(w.add("ConstantOfShape", length))
+        begin.append(w.add("ConstantOfShape", w.shape([p["length"]])))
         infos.append(w.info(w.value("step"), np.float32, []))
     with w.inside():
-        made = w.run(program, [*values[:consts], *map(Value, names)])
+        made = w.run(program, [*values[:consts], *names])
         ends = {w.value("made"): one for one in made}
         body = w.graph(infos, ends, [var.aval for var in program.jaxpr.outvars], whole=False)
     ys = [w.value("Scan") for _ in made]
-    scanned = len(begin) - p["num_carry"]
-    w.add("Scan", *begin, outputs=ys, body=body, num_scan_inputs=scanned)
+    w.add("Scan", *begin, outputs=ys, body=body, num_scan_inputs=len(begin) - p["num_carry"])
     if p["reverse"]:
         ys[p["num_carry"] :] = [_flipped(w, y, [0]) for y in ys[p["num_carry"] :]]
-    return [Value(y) for y in ys]
+    return ys
 
 
 def _by_mark(w: Writer, equation: Any, *values: Value) -> Sequence[Value]:
     """Nodes of their own, which see zeros as such."""
-    pairs = zip(values, (var.aval.shape for var in equation.invars), strict=True)
-    whole = [v if v.known and not v.at.any() else Value(w.full(v, shape)) for v, shape in pairs]
-    return equation.params["write"](w, *whole)
+    pairs = zip(values, w.before(values), strict=True)
+    seen = (v if isinstance(b, str) or b.any() else b for v, b in pairs)
+    return [*equation.params["write"](w, *seen)]
 
 
 def _one(op_type: str, **attributes: Any) -> Callable[..., Any]:
@@ -595,7 +545,7 @@ def _one(op_type: str, **attributes: Any) -> Callable[..., Any]:
 
 _F1 = np.float32(1)
 
-# Each entry of what they give follows from the entries at its place: inputs may be thin.
+# Each entry of what they give follows from the entries at its place.
 ELEMENTWISE: Mapping[str, Callable[..., Any]] = {
     **{name: _one(name.capitalize()) for name in (
         "abs", "ceil", "cos", "erf", "exp", "floor", "log", "neg", "sign", "sin", "sqrt", "tanh",
@@ -610,20 +560,24 @@ ELEMENTWISE: Mapping[str, Callable[..., Any]] = {
     "log1p": lambda w, _, x: w.add("Log", w.add("Add", x, _F1)),
     "select_n": lambda w, _, where, x, y: w.add("Where", where, y, x),
     "clamp": lambda w, _, low, x, high: w.add("Min", w.add("Max", low, x), high),
-    "round": _one("Round"), "integer_pow": _power, "convert_element_type": _cast,
+    "integer_pow": lambda w, e, x: w.add(
+        "Pow", x, np.asarray(e.params["y"], e.invars[0].aval.dtype)),
+    "round": _one("Round"), "erfc": lambda w, _, x: w.add("Sub", _F1, w.add("Erf", x)),
+    "convert_element_type": _cast,
 }  # fmt: skip
 
 PRIMITIVES: Mapping[str, Callable[..., Any]] = {
+    **ELEMENTWISE,
     "reshape": _reshape, "broadcast_in_dim": _broadcast, "slice": _slice, "pad": _pad,
-    "transpose": lambda w, e, x: w.transposed(x, e.params["permutation"]),
-    "squeeze": lambda w, e, x: w.with_axes("Squeeze", x, e.params["dimensions"]),
+    "transpose": lambda w, e, x: w.view("Transpose", x, e.params["permutation"]),
+    "squeeze": lambda w, e, x: w.view("Squeeze", x, e.params["dimensions"]),
     "rev": lambda w, e, x: _flipped(w, x, e.params["dimensions"]),
-    "concatenate": _concatenate, "split": _split, "argmax": _argmax, "cumsum": _cumsum,
-    "stack": _stack,
+    "concatenate": lambda w, e, *xs: w.add("Concat", *xs, axis=e.params["dimension"]),
+    "split": _split, "argmax": _argmax, "cumsum": _cumsum, "stack": _stack,
     "reduce_sum": _reduction("ReduceSum"), "reduce_prod": _reduction("ReduceProd"),
     "reduce_max": _reduction("ReduceMax"), "reduce_min": _reduction("ReduceMin"),
     "reduce_or": _reduction("ReduceMax"), "reduce_and": _reduction("ReduceMin"),
-    "dim_as_value": lambda w, e: [Value(_number(w, e.params["dim"], e.outvars[0].aval.dtype))],
+    "dim_as_value": lambda w, e: _number(w, e.params["dim"], e.outvars[0].aval.dtype),
     "iota": _iota, "dot_general": _dot, "conv_general_dilated": _conv, "gather": _gather,
     "reduce_window_max": _window(True), "reduce_window_sum": _window(False), "scan": _scan,
     "onnx": _by_mark,
@@ -632,6 +586,6 @@ PRIMITIVES: Mapping[str, Callable[..., Any]] = {
 
 _FUNCTIONS = {f"rnnjax.{name}": one for name, one in ONNX.items() if name != "linear"}
 """By the name of a program, the operator that it is, and its attributes."""
-_SEEN = {"broadcast_in_dim", "scan", "onnx", "dim_as_value", "iota"}  # that take a `Value` each
+_SEEN = {"onnx", "dim_as_value", "broadcast_in_dim"}  # which JAX does not compute here
 _SAME = {"stop_gradient", "optimization_barrier", "name", "copy", "copy_p", "pvary", "pcast",
          "sharding_constraint"}  # fmt: skip
