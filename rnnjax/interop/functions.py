@@ -9,16 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rnnjax.cells import (
-    Cell,
-    ConvLSTMCell,
-    GRUCell,
-    LSTMCell,
-    PeepholeLSTMCell,
-    ProjectionLSTMCell,
-    SimpleRNNCell,
-)
+from rnnjax import cells
 from rnnjax.cells.activations import ACTIVATIONS
+from rnnjax.cells.base import Cell
 from rnnjax.errors import InvalidInputError
 
 Function = Callable[[jax.Array], jax.Array]
@@ -134,27 +127,22 @@ def get_function(function: str | Function) -> Function:
     )
 
 
-_GRU = "GRU", ("z", "r", "n")
+_GRU, _LSTM = ("GRU", ("z", "r", "n")), ("LSTM", ("i", "o", "f", "g"))
 
 FORMS: Mapping[str, dict[type[Cell], tuple[str, tuple[str, ...]]]] = {
     "keras": {
-        SimpleRNNCell: ("SimpleRNN", ()),
-        LSTMCell: ("LSTM", ()),
-        GRUCell: _GRU,
-        ConvLSTMCell: ("ConvLSTM", ()),
+        cells.SimpleRNNCell: ("SimpleRNN", ()), cells.LSTMCell: ("LSTM", ()), cells.GRUCell: _GRU,
+        cells.ConvLSTMCell: ("ConvLSTM", ()),
     },
     "torch": {
-        SimpleRNNCell: ("RNN", ()),
-        LSTMCell: ("LSTM", ()),
-        GRUCell: ("GRU", ()),
-        ProjectionLSTMCell: ("LSTM", ()),
+        cells.SimpleRNNCell: ("RNN", ()), cells.LSTMCell: ("LSTM", ()), cells.GRUCell: ("GRU", ()),
+        cells.ProjectionLSTMCell: ("LSTM", ()),
     },
     "onnx": {
-        SimpleRNNCell: ("RNN", ()),
-        GRUCell: _GRU,
-        **dict.fromkeys((LSTMCell, PeepholeLSTMCell), ("LSTM", ("i", "o", "f", "g"))),
+        cells.SimpleRNNCell: ("RNN", ()), cells.GRUCell: _GRU, cells.LSTMCell: _LSTM,
+        cells.PeepholeLSTMCell: _LSTM,
     },
-}
+}  # fmt: skip
 """By the format, the cells that it has: the name there of a class, an operator or a module, and the
 gates in its order, by the names that the cell declares; none where it is the cell's own."""
 

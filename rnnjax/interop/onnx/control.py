@@ -87,11 +87,9 @@ class At:
             raise InteropError(f"its {what} are {came}, but should be integers")
         return [int(number) for number in array.reshape(-1)]
 
-    def listed(self, name: str, given: Any) -> list[int] | None:
+    def listed(self, name: str, given: Any) -> Any:
         """Integers from an attribute in old models and from an input in new ones."""
-        if self.get(name) is not None:
-            return list(self.get(name))
-        return None if given is None else self.integers(given, name)
+        return self.get(name, None if given is None else tuple(self.integers(given, name)))
 
     def axis(self, axis: int, rank: int) -> int:
         """The axis, counted from the first."""
@@ -99,11 +97,19 @@ class At:
             raise InteropError(f"axis {axis} is not one of the {rank} axes of its input")
         return axis % rank
 
-    def computed(self, function: Callable[..., Any], *arrays: Any) -> Any:
-        """What JAX makes of arrays, if arrays of that size may be made; see `by_jax`."""
-        leaves = jax.tree.leaves(jax.eval_shape(function, *arrays))
-        self.bound([sum(math.prod(leaf.shape) for leaf in leaves)])
-        return by_jax(function, *arrays)
+    def by_jax(self, function: Callable[..., Any], *arrays: Any) -> Any:
+        """Compute by JAX; known arrays give a known result all the same, if it may be made."""
+
+        def run() -> Any:
+            return function(*(None if x is None else jnp.asarray(x) for x in arrays))
+
+        if not all(map(is_known, arrays)):
+            return run()
+        # Under jit as well, and with all bits: what is known may be the end of a slice, 2^63 - 1.
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            leaves = jax.tree.leaves(jax.eval_shape(run))
+            self.bound([sum(math.prod(leaf.shape) for leaf in leaves)])
+            return jax.tree.map(np.asarray, run())
 
     def inside(self, body: Any, inputs: Sequence[Any], times: int | None = None) -> list[Any]:
         """Run a graph in the node's attributes on its inputs.
@@ -150,19 +156,6 @@ def is_known(array: Any) -> bool:
 def module_of(*arrays: Any) -> Any:
     """NumPy where all are known, so that what follows from them stays known; else JAX's."""
     return np if all(map(is_known, arrays)) else jnp
-
-
-def by_jax(function: Callable[..., Any], *arrays: Any) -> Any:
-    """Compute by JAX; known arrays give a known result all the same."""
-
-    def run() -> Any:
-        return function(*(None if x is None else jnp.asarray(x) for x in arrays))
-
-    if not all(map(is_known, arrays)):
-        return run()
-    # Under jit as well, and with all bits: what is known may be the end of a slice, 2^63 - 1.
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        return jax.tree.map(np.asarray, run())
 
 
 def traced_dtype(dtype: np.dtype[Any], what: str) -> np.dtype[Any]:

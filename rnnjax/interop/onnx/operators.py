@@ -21,7 +21,6 @@ from rnnjax.interop.functions import FUNCTIONS, NUMBERED, ONNX, Nonlinearity
 from rnnjax.interop.onnx.control import (
     At,
     branch,
-    by_jax,
     dtype_of,
     is_fixed,
     is_known,
@@ -49,7 +48,7 @@ def _activation(kind: str, ours: str = "") -> Run:
                 f"it should have ONNX's own numbers, but has {numbers}; export basic operators"
             )
         function = FUNCTIONS[ours] if ours else Nonlinearity(kind, **{**NUMBERED[kind], **numbers})
-        return by_jax(function, x)
+        return at.by_jax(function, x)
 
     return run
 
@@ -109,22 +108,18 @@ def _power(xp: Any, x: Any, y: Any) -> Any:
     return xp.power(x, y).astype(x.dtype if xp is np else jax.dtypes.canonicalize_dtype(x.dtype))
 
 
-def _matmul(at: At, x: Any, y: Any) -> Any:
-    batch = jnp.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-    at.bound((*batch, *x.shape[-2:-1], *(y.shape[-1:] if y.ndim > 1 else ())))
-    return module_of(x, y).matmul(x, y)
-
-
 def _gemm(at: At, a: Any, b: Any, c: Any = None) -> Any:
     """``alpha a b + beta c``."""
     if a.ndim != 2 or b.ndim != 2:
         raise InteropError(f"it needs two matrices, but got {list(a.shape)} and {list(b.shape)}")
-    a, b = (x.T if at.get(n, 0) else x for x, n in ((a, "transA"), (b, "transB")))
-    xp = module_of(a, b, c)
-    y = xp.asarray(at.get("alpha", 1.0), a.dtype) * _matmul(at, a, b)
-    if c is not None:
-        y = y + xp.asarray(at.get("beta", 1.0), a.dtype) * xp.broadcast_to(c, y.shape)
-    return y
+
+    def run(a: Any, b: Any, c: Any) -> Any:
+        a, b = (x.T if at.get(n, 0) else x for x, n in ((a, "transA"), (b, "transB")))
+        y = jnp.asarray(at.get("alpha", 1.0), a.dtype) * (a @ b)
+        by = jnp.asarray(at.get("beta", 1.0), a.dtype)
+        return y if c is None else y + by * jnp.broadcast_to(c, y.shape)
+
+    return at.by_jax(run, a, b, c)
 
 
 def _reduction(name: str) -> Run:
@@ -145,7 +140,7 @@ def _softmax(function: Callable[..., Any]) -> Run:
         new = at.run.graph.opset >= 13
         first = at.axis(at.get("axis", -1 if new else 1), x.ndim)
         axes = first if new else tuple(range(first, x.ndim))
-        return by_jax(lambda x: function(x, axis=axes), x)
+        return at.by_jax(lambda x: function(x, axis=axes), x)
 
     return run
 
@@ -153,7 +148,7 @@ def _softmax(function: Callable[..., Any]) -> Run:
 def _cumsum(at: At, x: Any, axis_input: Any) -> Any:
     (number,) = at.integers(axis_input, "axis")
     axis = at.axis(number, x.ndim)
-    return by_jax(lambda x: jnp.cumsum(x, axis=axis, dtype=x.dtype), x)
+    return at.by_jax(lambda x: jnp.cumsum(x, axis=axis, dtype=x.dtype), x)
 
 
 def _channels_last(at: At, function: Callable[..., Any], x: Any, *others: Any) -> Any:
@@ -162,7 +157,7 @@ def _channels_last(at: At, function: Callable[..., Any], x: Any, *others: Any) -
     def run(x: Any, *others: Any) -> Any:
         return jnp.moveaxis(function(jnp.moveaxis(x, 1, -1), *others), -1, 1).astype(x.dtype)
 
-    return at.computed(run, x, *others)
+    return at.by_jax(run, x, *others)
 
 
 def _batch_norm(at: At, x: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> Any:
@@ -180,7 +175,7 @@ def _standardized(at: At, first: int, last: int) -> Callable[..., Any]:
 def _layer_norm(at: At, x: Any, scale: Any, bias: Any = None) -> Any:
     """Normalise each row over the axes from ``axis`` on; return only the first output."""
     first = at.axis(at.get("axis", -1), x.ndim)
-    return at.computed(_standardized(at, first, x.ndim), x, scale, bias)
+    return at.by_jax(_standardized(at, first, x.ndim), x, scale, bias)
 
 
 def _window(at: At, x: Any, sizes: Sequence[int]) -> tuple[Any, Any, Any]:
@@ -301,7 +296,7 @@ def _pad(at: At, x: Any, pads: Any = None, value: Any = None, axes: Any = None) 
         filling = jnp.asarray(0 if value is None else value, x.dtype).reshape(())
         return lax.pad(x, filling, [(low, high, 0) for low, high in around])
 
-    return at.computed(run, x, at.get("value", value))
+    return at.by_jax(run, x, at.get("value", value))
 
 
 def _reshape(at: At, x: Any, shape: Any = None) -> Any:
@@ -316,17 +311,6 @@ def _flatten(at: At, x: Any) -> Any:
     axis = at.get("axis", 1)
     axis = axis if axis == x.ndim else at.axis(axis, x.ndim)
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
-
-
-def _squeeze(at: At, x: Any, axes_input: Any = None) -> Any:
-    axes = at.listed("axes", axes_input)
-    return module_of(x).squeeze(x, None if axes is None else tuple(axes))
-
-
-def _concat(at: At, *arrays: Any) -> Any:
-    axis = at.axis(at.get("axis", 1), arrays[0].ndim)
-    at.bound([sum(x.size for x in arrays)])
-    return module_of(*arrays).concatenate(arrays, axis=axis)
 
 
 def _split(at: At, x: Any, sizes_input: Any = None) -> Any:
@@ -393,14 +377,14 @@ def _gather_elements(at: At, x: Any, indices: Any) -> Any:
         inside = [slice(None) if n == axis else slice(0, s) for n, s in enumerate(indices.shape)]
         return jnp.take_along_axis(x[tuple(inside)], indices, axis, mode=_outside(x))
 
-    return at.computed(run, x, indices)
+    return at.by_jax(run, x, indices)
 
 
 def _gather_nd(at: At, x: Any, indices: Any) -> Any:
     def run(x: Any, indices: Any) -> Any:
         return x.at[tuple(jnp.moveaxis(indices, -1, 0))].get(mode=_outside(x))
 
-    return at.computed(run, x, indices)
+    return at.by_jax(run, x, indices)
 
 
 def _scatter_nd(at: At, x: Any, indices: Any, updates: Any) -> Any:
@@ -409,12 +393,7 @@ def _scatter_nd(at: At, x: Any, indices: Any, updates: Any) -> Any:
         how = {"none": "set", "add": "add", "mul": "mul", "min": "min", "max": "max"}
         return getattr(where, how[at.get("reduction", "none")])(updates, mode="drop")
 
-    return at.computed(run, x, indices, updates)
-
-
-def _expand(at: At, x: Any, shape: Any) -> Any:
-    sizes = jnp.broadcast_shapes(x.shape, tuple(at.integers(shape, "sizes")))
-    return module_of(x).broadcast_to(x, at.bound(sizes))
+    return at.by_jax(run, x, indices, updates)
 
 
 def _tile(at: At, x: Any, repeats: Any) -> Any:
@@ -437,11 +416,7 @@ def _reverse_sequence(at: At, x: Any, lengths: Any) -> Any:
         places = jnp.expand_dims(places.T if time else places, tuple(range(2, x.ndim)))
         return jnp.take_along_axis(x, places, axis=time)
 
-    return by_jax(reverse, x, lengths)
-
-
-def _constant_of_shape(at: At, shape: Any) -> Any:
-    return np.full(at.bound(at.integers(shape, "sizes")), at.get("value", np.float32(0)))
+    return at.by_jax(reverse, x, lengths)
 
 
 def _range(at: At, start: Any, limit: Any, delta: Any) -> Any:
@@ -457,10 +432,11 @@ def _one_hot(at: At, indices: Any, depth: Any, values: Any) -> Any:
 
     def vectors(indices: Any, values: Any) -> Any:
         ids = indices.astype(jnp.result_type(int))  # the sum below may not fit into fewer bits
-        hot = jnp.where(ids < 0, ids + size, ids)[..., None] == jnp.arange(size)
-        return jnp.where(jnp.moveaxis(hot, -1, axis), values[1], values[0])
+        ids = jnp.where(ids < 0, ids + size, ids)
+        hot = jax.nn.one_hot(ids, size, dtype=bool, axis=axis)
+        return jnp.where(hot, values[1], values[0])
 
-    return by_jax(vectors, indices, values)
+    return at.by_jax(vectors, indices, values)
 
 
 def _nonzero(at: At, x: Any) -> Any:
@@ -474,7 +450,7 @@ _SMALL = ("Abs", "Ceil", "Cos", "Floor", "Log", "Reciprocal", "Round", "Sign", "
 _REDUCTIONS = ("Max", "Mean", "Min", "Prod", "Sum")
 
 # Left out on purpose, for no recurrent model was seen to have them: quantised numbers, Affine,
-# ConvTranspose, Einsum, GroupNormalization, ScaledTanh, ThresholdedRelu, TopK and Trilu.
+# GroupNormalization, ScaledTanh, ThresholdedRelu, TopK and Trilu.
 OPERATORS: Mapping[str, Run] = {
     **{name: _each(name.lower()) for name in _SMALL},
     # A relu's derivative at 0 is 0, unlike that of a maximum.
@@ -489,9 +465,9 @@ OPERATORS: Mapping[str, Run] = {
     **{f"Reduce{name}": _reduction(name.lower()) for name in _REDUCTIONS},
     "Cast": lambda at, x: _as_type(at, x, dtype_of(at.get("to", 0), "what a Cast makes")),
     "CastLike": lambda at, x, y: _as_type(at, x, y.dtype),
-    "Einsum": lambda at, *xs: at.computed(functools.partial(jnp.einsum, at.get("equation")), *xs),
-    "Erf": lambda at, x: by_jax(jax.scipy.special.erf, x),
-    "Gelu": lambda at, x: by_jax(lambda x: jax.nn.gelu(x, at.get("approximate") == "tanh"), x),
+    "Einsum": lambda at, *xs: at.by_jax(functools.partial(jnp.einsum, at.get("equation")), *xs),
+    "Erf": lambda at, x: at.by_jax(jax.scipy.special.erf, x),
+    "Gelu": lambda at, x: at.by_jax(lambda x: jax.nn.gelu(x, at.get("approximate") == "tanh"), x),
     "Identity": lambda at, x: x,
     "Mod": lambda at, x, y: _broadcast("fmod" if at.get("fmod", 0) else "mod")(at, x, y),
     "PRelu": _broadcast(lambda xp, x, slope: xp.where(x >= 0, x, slope * x)),
@@ -515,14 +491,24 @@ OPERATORS: Mapping[str, Run] = {
         at, _standardized(at, 1, x.ndim - 1), x, scale, bias
     ),
     "ReduceL2": lambda at, x, axes=None: module_of(x).sqrt(_reduction("sum")(at, x * x, axes)),
-    "BatchNormalization": _batch_norm, "Clip": _clip, "Concat": _concat,
-    "ConstantOfShape": _constant_of_shape, "Conv": _conv, "CumSum": _cumsum, "Dropout": _dropout,
+    "BatchNormalization": _batch_norm, "Clip": _clip,
+    "Conv": _conv, "CumSum": _cumsum, "Dropout": _dropout,
     "ConvTranspose": _conv_transpose,
-    "Expand": _expand, "Flatten": _flatten, "Gather": _gather, "GatherElements": _gather_elements,
-    "GatherND": _gather_nd, "Gemm": _gemm, "LayerNormalization": _layer_norm, "MatMul": _matmul,
+    "Concat": lambda at, *xs: at.bound([sum(x.size for x in xs)])
+    and module_of(*xs).concatenate(xs, axis=at.get("axis", 1)),
+    "ConstantOfShape": lambda at, shape: np.full(
+        at.bound(at.integers(shape, "sizes")), at.get("value", np.float32(0))
+    ),
+    "Expand": lambda at, x, shape: module_of(x).broadcast_to(
+        x, at.bound(jnp.broadcast_shapes(x.shape, tuple(at.integers(shape, "sizes"))))
+    ),
+    "Squeeze": lambda at, x, axes=None: module_of(x).squeeze(x, at.listed("axes", axes)),
+    "Flatten": _flatten, "Gather": _gather, "GatherElements": _gather_elements,
+    "GatherND": _gather_nd, "Gemm": _gemm, "LayerNormalization": _layer_norm,
+    "MatMul": lambda at, *xs: at.by_jax(jnp.matmul, *xs),
     "NonZero": _nonzero, "OneHot": _one_hot, "Pad": _pad, "Range": _range, "Reshape": _reshape,
     "ReverseSequence": _reverse_sequence, "ScatterND": _scatter_nd, "Slice": _slice,
-    "Split": _split, "Squeeze": _squeeze, "Tile": _tile, "If": branch, "Loop": loop, "Scan": scan,
+    "Split": _split, "Tile": _tile, "If": branch, "Loop": loop, "Scan": scan,
 }  # fmt: skip
 """The functions that run operators, by name."""
 
