@@ -13,7 +13,7 @@ import numpy as np
 import rnnjax
 from rnnjax.cells.base import Cell, Params
 from rnnjax.cells.onehot import OneHot
-from rnnjax.engine import Method, Scan
+from rnnjax.engine import Scan
 from rnnjax.engine.core.masking import Steps
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.files import check_path, write_whole
@@ -191,7 +191,7 @@ def _written_back(model: Model) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class _Nodes(Method):
+class _Nodes(Scan):
     """Run a cell as a node of ONNX, or where none computes it, step by step.
 
     Args:
@@ -200,35 +200,25 @@ class _Nodes(Method):
 
     lengths: bool = False
 
-    def refusal(self, cell: Cell) -> str | None:
-        """Return None: the steps of every cell can be written."""
-        return None
-
     def run(
         self, cell: Cell, params: Params, xs: Any, carry: Any, reverse: bool, steps: Steps
     ) -> tuple[Any, jax.Array]:
         """Run the cell over ``xs``."""
         if isinstance(xs, OneHot):  # its kernel stays one array
             xs = jax.nn.one_hot(xs.ids, xs.size)
-        plain, valid = functools.partial(Scan().run, cell), steps.per_step.valid
+        valid, scan = steps.per_step.valid, super().run
         alone = jax.tree.leaves(steps._replace(per_step=steps.per_step._replace(valid=None))) == []
         fits = alone and attributes_to_onnx(cell)[0] and (valid is None or self.lengths)
+
+        def plain(carry: Any, xs: Any, params: Any) -> Any:
+            return scan(cell, params, xs, carry, reverse, steps)
+
         if not fits or getattr(xs, "ndim", 0) != 3:
-            return plain(params, xs, carry, reverse, steps)
-        write = functools.partial(
-            _write_node, cell, reverse, valid is not None, tuple(sorted(params))
-        )
-
-        def run(carry: Any, xs: Any, params: Any) -> Any:
-            return plain(params, xs, carry, reverse, steps)
-
-        return marked(write, run, carry, xs, dict(params))
-
-    def explain(
-        self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
-    ) -> list[str]:
-        """Say that a node runs the cell."""
-        return ["a node of ONNX"]
+            return scan(cell, params, xs, carry, reverse, steps)
+        names = tuple(sorted(params))
+        write = functools.partial(_write_node, cell, reverse, valid is not None, names)
+        after, ys = marked(write, plain, carry, xs, dict(params))
+        return after, ys
 
 
 def _write_node(
