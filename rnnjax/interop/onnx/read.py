@@ -367,11 +367,11 @@ class _Reader:
         self.uses = _uses(nodes, outputs)
         nodes = [self.with_layer(node) for node in nodes]
         self.readers: dict[str, list[Node]] = collections.defaultdict(list)
-        self.makers: dict[str, str] = {}
+        self.products: set[str] = set()
         for node in all_nodes(nodes):
             for name in filter(None, node.inputs):
                 self.readers[name].append(node)
-            self.makers.update((name, node.op_type) for name in node.outputs)
+            self.products.update(node.outputs if node.op_type in _PRODUCTS else ())
         names = [name for name in _uses(nodes, outputs) if name in self.constants]
         weights = {name: self.constants[name] for name in names if self.is_weight(name)}
         if weights:
@@ -431,21 +431,14 @@ class _Reader:
         array, readers = self.constants[name], self.readers[name]
         if not jnp.issubdtype(array.dtype, jnp.floating) or not array.size:
             return False
-        if all(
-            node.op_type == "OneHot"
-            or (node.op_type == "BatchNormalization" and name in node.inputs[3:])
-            for node in readers
-        ):
-            return not readers
-        if name in self.initializers and array.size > 1:
+        none = {"OneHot": 0, "BatchNormalization": 3}  # from which input on there are none
+        if readers and all(name in one.inputs[none.get(one.op_type, 99) :] for one in readers):
+            return False
+        if not readers or (name in self.initializers and array.size > 1):
             return True
         return array.ndim > 0 and any(
-            node.op_type in _WITH_WEIGHTS
-            or (
-                node.op_type == "Add"
-                and any(self.makers.get(other) in _PRODUCTS for other in node.inputs)
-            )
-            for node in readers
+            one.op_type in _WITH_WEIGHTS or (one.op_type == "Add" and self.products & {*one.inputs})
+            for one in readers
         )
 
 
