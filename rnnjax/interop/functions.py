@@ -225,6 +225,4 @@ def standardize(
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = wide.mean(axes, keepdims=True)
     variance = jnp.square(wide - mean).mean(axes, keepdims=True)
-    ys = normalize(wide, mean, variance, epsilon, None, None).astype(x.dtype)
-    ys = ys if scale is None else ys * scale
-    return ys if shift is None else ys + shift
+    return normalize(wide, mean, variance, epsilon, scale, shift).astype(x.dtype)
