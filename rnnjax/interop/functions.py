@@ -1,6 +1,7 @@
 """Functions that several formats share, and their names for cells and activations."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -38,6 +39,10 @@ class Nonlinearity:
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The function of every entry of ``x``."""
+        numbers = (str(getattr(self, key)) for key in NUMBERED[self.kind])
+        return _program(" ".join([self.kind, *numbers]), self._of)(x)
+
+    def _of(self, x: jax.Array) -> jax.Array:
         if self.kind == "HardSigmoid":
             return jnp.clip(self.alpha * x + self.beta, 0, 1)
         below = x if self.kind == "LeakyRelu" else jnp.expm1(jnp.minimum(x, 0))
@@ -57,6 +62,7 @@ def exact_gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
+@functools.cache
 def _program(name: str, function: Function) -> Function:
     """The function as a program with a name of ours, by which a writer knows it in another one."""
 
@@ -110,6 +116,20 @@ ONNX: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "exact_gelu": ("Gelu", {}),
 }
 """By a name of ``FUNCTIONS``, the one operator of ONNX that is it, and its attributes."""
+
+
+def operator_of(program: Any) -> tuple[str, Mapping[str, Any]] | None:
+    """The one operator of ONNX that a program with a name of ours is, and its attributes; or None.
+
+    >>> operator_of("rnnjax.LeakyRelu 0.25"), operator_of("relu")
+    (('LeakyRelu', {'alpha': 0.25}), None)
+    """
+    if not str(program).startswith("rnnjax."):
+        return None
+    kind, *numbers = program.removeprefix("rnnjax.").split()
+    if kind in NUMBERED:
+        return kind, dict(zip(NUMBERED[kind], map(float, numbers), strict=True))
+    return None if kind == "linear" else ONNX.get(kind)
 
 
 def get_function(function: str | Function) -> Function:

@@ -197,6 +197,9 @@ def test_every_function(assert_close: Any) -> None:
     for function, ys in zip(FUNCTIONS, expected, strict=True):
         proto = to_proto(made(Activation("f", function)))
         assert_close(run(session(proto), proto, xs, {}), {"ys": ys}, TOLERANCE)
+        kind = getattr(function, "kind", fn.ONNX.get(function, ("",))[0])
+        if kind and function != "linear":
+            assert [one.op_type for one in proto.graph.node] == [kind]
 
 
 def test_narrow_parameters_are_written_in_float32() -> None:

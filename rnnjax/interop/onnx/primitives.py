@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend.core import Literal, Primitive
 
 from rnnjax.errors import InteropError
-from rnnjax.interop.functions import ONNX
+from rnnjax.interop.functions import operator_of
 from rnnjax.interop.onnx.read import import_onnx
 
 _TYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -205,9 +205,8 @@ class Writer:
         inside = params.get("jaxpr", params.get("call_jaxpr"))
         if name in _SAME:
             return values
-        if params.get("name") in _FUNCTIONS:
-            op_type, numbers = _FUNCTIONS[params["name"]]
-            return [self.add(op_type, *values, **numbers)]
+        if known := operator_of(params.get("name")):
+            return [self.add(known[0], *values, **known[1])]
         if inside is not None and name not in PRIMITIVES:
             return self.run(inside, values)
         fixed = all(isinstance(size, int) for aval in outs for size in aval.shape)
@@ -584,8 +583,6 @@ PRIMITIVES: Mapping[str, Callable[..., Any]] = {
 }  # fmt: skip
 """By the name of an operator of JAX, what writes its nodes."""
 
-_FUNCTIONS = {f"rnnjax.{name}": one for name, one in ONNX.items() if name != "linear"}
-"""By the name of a program, the operator that it is, and its attributes."""
 _SEEN = {"onnx", "dim_as_value", "broadcast_in_dim"}  # which JAX does not compute here
 _SAME = {"stop_gradient", "optimization_barrier", "name", "copy", "copy_p", "pvary", "pcast",
          "sharding_constraint"}  # fmt: skip
