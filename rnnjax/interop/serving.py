@@ -93,12 +93,13 @@ def of_any(model: Model, make: Callable[..., Any], steps: Any) -> Any:
         try:
             xs = input_shapes(model, way, batch, size)
             carry = jax.eval_shape(run, model.params, xs)
-            return make(xs, OrderedDict((name, carry[name]) for name in names), batch)
         except RnnjaxError:  # which may be a ValueError, and says more
             if i == len(ways) - 1:
                 raise
         except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
             failed = error
+        else:
+            return make(xs, OrderedDict((name, carry[name]) for name in names), batch)
     raise InvalidInputError(
         f"params do not belong to {', '.join(model.layers)} ({failed}); give each its own"
     ) from failed
