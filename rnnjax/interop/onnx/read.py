@@ -258,17 +258,17 @@ class _Reader:
         self.made |= {prefix + name for name in scope.maps[0]}
         read = []
         for i, node in enumerate(graph.node):
-            op_type = repr(node.op_type)[1:-1]  # which may hold what moves a terminal
-            label = f"{repr(node.name) if node.name else i} ({op_type})"
+            op_type = repr(node.op_type[:60])[1:-1]  # which may hold what moves a terminal
+            label = f"{repr(node.name[:60]) if node.name else i} ({op_type})"
             with naming(label):
                 read.append(self.node(node, i, label, scope, prefix))
         return [node for node in read if node.op_type != _CONSTANT]
 
     def node(self, node: Any, place: int, label: str, scope: Scope, prefix: str) -> Node:
         if node.domain not in ("", "ai.onnx") or node.op_type not in _KNOWN:
-            where = f" of {node.domain!r}" if node.domain else ""
+            where = f" of {node.domain[:60]!r}" if node.domain else ""
             raise InteropError(
-                f"the operator {repr(node.op_type)[1:-1]}{where} is not read here; export the "
+                f"the operator {repr(node.op_type[:60])[1:-1]}{where} is not read here; export the "
                 f"model without it, or run it in onnxruntime; read are {', '.join(sorted(_KNOWN))}"
             )
         missing = [name for name in node.input if name and name not in scope]
