@@ -227,7 +227,7 @@ def run(command: str) -> tuple[int, str]:
             convert.main(["convert", "model.keras", "model.onnx"])
         return convert.main([*words[1:], *(["--force"] if words[1] == "convert" else [])]), ""
     module, arguments = words[2].removeprefix("experiments").removeprefix("."), words[3:]
-    if module.startswith(("cookbook", "tasks")):
+    if module.startswith(("cookbook", "forecast", "tasks")):
         return options_are_known(words[2], arguments), ""
     small = SMALL.get(" ".join([module, *arguments[:1]]), SMALL.get(module, ""))
     if "--run-dir run" in small and "train" in arguments and Path("run").exists():
@@ -252,7 +252,7 @@ def run(command: str) -> tuple[int, str]:
 
 
 def options_are_known(module: str, arguments: list[str]) -> int:
-    """A program of the cookbook, or that of the tasks, reads its options; its own test runs it."""
+    """The cookbook, the forecasts and the tasks read their options; their own tests run them."""
     target = importlib.import_module(module if module.count(".") == 2 else f"{module}.__main__")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["program", *arguments])

@@ -18,8 +18,11 @@ import tyro
 from experiments import runs
 from rnnjax.errors import InvalidInputError
 
+# Those that outgrew one file are a folder beside this one.
+FOLDERS = ("forecast",)
 PROGRAMS = sorted(
-    path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("__")
+    [path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("__")]
+    + [*FOLDERS]
 )
 
 
@@ -50,7 +53,8 @@ def main() -> int:
         print("spoken_digits is left out: its recordings are no single file; see its --help")
         names = [name for name in names if name != "spoken_digits"]
     for name in names:
-        command = [sys.executable, "-m", f"experiments.cookbook.{name}"]
+        module = f"experiments.{name}" if name in FOLDERS else f"experiments.cookbook.{name}"
+        command = [sys.executable, "-m", module]
         command += ["--run-dir", str(folder / name)]
         command += ["--data", config.data] if config.data else []
         print(f"== {name}", flush=True)

@@ -52,12 +52,21 @@ def curves(
 def forecasts(
     path: Path, panels: Mapping[str, tuple[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]]
 ) -> None:
-    """Series, each with its unit and lines by name, ``(times, values)``; the first is measured."""
+    """Series, each with its unit and lines by name, ``(times, values)``; the first is measured.
+
+    Values ``(n, 3)`` are the lower border of a band, the line within, and the upper border. A line
+    is broken at a value that is NaN.
+    """
     plt, figure, axes = _figure(len(panels), 1, (8, 2.6 * len(panels)))
     for ax, (name, (unit, lines)) in zip(axes[:, 0], panels.items(), strict=True):
         for index, (label, (times, values)) in enumerate(lines.items()):
-            ax.plot(times, values, color=f"C{index - 1}" if index else "black", linewidth=0.9,
-                    marker="." if len(values) < 2 else "", label=label)  # fmt: skip
+            color = f"C{index - 1}" if index else "black"
+            line = values[:, 1] if values.ndim == 2 else values
+            if values.ndim == 2:
+                ax.fill_between(times, values[:, 0], values[:, 2], color=color, alpha=0.25,
+                                linewidth=0)  # fmt: skip
+            ax.plot(times, line, color=color, linewidth=0.9, marker="." if len(line) < 2 else "",
+                    label=label)  # fmt: skip
         ax.set(title=name, ylabel=unit)
         ax.legend(fontsize="small")
     _save(plt, figure, path)

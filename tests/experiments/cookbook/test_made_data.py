@@ -26,12 +26,6 @@ PROGRAMS = {
         )
         for cell in ("SimpleRNN", "GRU", "LSTM")
     },
-    "forecast": (
-        "forecasts", {"seeds": 3, "epochs": 30},
-        {"airline-passengers: GRU, mean forecast": (0, "airline-passengers: change 12 before"),
-         "airline-passengers: change 12 before": (0, 9),
-         "airline-passengers: last value": (18, 20)},
-    ),
     # The next of the made chords follows from the last: only what reads it can know.
     "music": (
         "written", {"seeds": 1, "units": 16, "epochs": 60},

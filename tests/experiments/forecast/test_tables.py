@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from experiments.cookbook.common.tables import read_series
+from experiments.forecast.tables import read_series
 from rnnjax.errors import InvalidInputError
 
 
@@ -30,7 +30,8 @@ def test_a_table_is_read_as_it_comes(text, encoding):
     assert series.values.T.tolist() == [[1000.5, 2000.5, -3]]
     assert [str(time) for time in series.times] == ["2024-01", "2024-02", "2024-03"]
     assert series.periods == (12,)
-    assert series.inputs.shape == (3, 1, 0)
+    assert series.past.shape == series.future.shape == (3, 1, 0)
+    assert series.static.shape == (1, 0)
     assert of(text, encoding=encoding).values.tolist() == series.values.tolist()  # the only one
 
 
@@ -43,10 +44,10 @@ def test_without_header_and_dates_there_are_numbers_of_rows():
 
 
 def test_gaps_are_there_and_rows_are_put_in_order():
-    series = of("t;a;b\n5.1.2024;5;NA\n1.1.2024;1;10\n2.1.2024;;20\n", "a", inputs=["b"])
+    series = of("t;a;b\n5.1.2024;5;NA\n1.1.2024;1;10\n2.1.2024;;20\n", "a", past=["b"])
     nan = np.nan
     np.testing.assert_array_equal(series.values[:, 0], [1, nan, nan, nan, 5])
-    np.testing.assert_array_equal(series.inputs[:, 0, 0], [10, 20, nan, nan, nan])
+    np.testing.assert_array_equal(series.past[:, 0, 0], [10, 20, nan, nan, nan])
     assert str(series.times[2]) == "2024-01-03"
     assert series.periods == (7, 365)
 
@@ -64,6 +65,22 @@ def test_rows_of_several_series():
     np.testing.assert_array_equal(series.values[:, 1], range(10, 100, 10))
     with pytest.raises(InvalidInputError, match=r"one row for each time, but has 2 .* by --by"):
         of(text, "sold")
+
+
+def test_inputs_are_numbers_or_words_and_what_does_not_change_is_of_a_series():
+    text = "day,shop,kind,holiday,sold\n" + "".join(
+        f"2024-01-{day:02},{shop},{kind},{'Easter' if day == 2 else ''},{day if day < 4 else ''}\n"
+        for day in range(1, 5)
+        for shop, kind in (("a", "small"), ("b", "large"), ("c", "large"))
+    )
+    series = of(text, "sold", by="shop", future=["holiday"], past=["kind,holiday"], static=["kind"])
+    assert series.past.shape[-1] == 3
+    np.testing.assert_array_equal(series.values[:, 1], [1, 2, 3, np.nan])
+    assert series.future[:, 2, 0].tolist() == [0, 1, 0, 0]
+    assert series.static.shape == (3, 2)
+    np.testing.assert_allclose(series.static[0], -2 * series.static[1])
+    with pytest.raises(InvalidInputError, match="must hold one value for each series, but has sev"):
+        of(text, "sold", by="shop", static=["holiday"])
 
 
 @pytest.mark.parametrize(

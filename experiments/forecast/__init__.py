@@ -1,0 +1,1 @@
+"""Forecasts the series of a CSV file, with intervals, a backtest, and baselines to beat."""

@@ -1,0 +1,121 @@
+"""Shows on known and on made series whether intervals cover, beside ETS and ARIMA.
+
+Three well-known series and three made ones (seasonal, a change of regime, heavy tails): how often
+intervals of 80 % cover, by every way to calibrate them. With ``--many`` 60 made series of uneven
+length with gaps, in one model. Both tables are Markdown, and are made again by their seed.
+
+    python -m experiments.forecast.backtest
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import runs
+from experiments.cookbook.common import data
+from experiments.forecast import baselines, intervals, made, model
+from experiments.forecast.output import OURS
+from experiments.forecast.problem import Problem
+from experiments.forecast.scores import score
+from experiments.forecast.tables import Series, read_series
+from experiments.runs import Positive, Seed
+from rnnjax.training.files import write_json
+
+HORIZON, LEVEL = 12, 0.8
+# How many origins are tested.
+FILES = {"airline-passengers": 60, "monthly-sunspots": 400, "daily-min-temperatures": 400}
+MADE = {"seasonal": 100, "regime": 100, "tails": 100}
+MANY = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Test how often intervals cover, on six series; or one model of 60 series, with --many."""
+
+    names: tuple[str, ...] = ()
+    """Some of the series; by default all."""
+    many: bool = False
+    """Forecast 60 made series by one model instead."""
+    data: str | None = None
+    """A folder with the well-known files, or "made", which leaves them out."""
+    run_dir: Path | None = None
+    """Where result.json goes; by default a new folder under runs/forecast."""
+    seeds: Positive = 5
+    """The number of networks for each part of the backtest."""
+    seed: Seed = 0
+    """The seed of the networks and of the made series."""
+    epochs: Positive = 60
+    """At most so many."""
+
+    def check(self) -> None:
+        """Raise InvalidInputError unless the options fit."""
+        runs.check_ranges(self)
+
+
+def problems(config: Config) -> Iterator[tuple[str, Problem]]:
+    """The series, each with its origins."""
+
+    def wanted(name: str) -> bool:
+        return not config.names or name in config.names
+
+    def posed(series: Series, origins: int) -> Problem:
+        return Problem(series, HORIZON, series.periods, origins, LEVEL)
+
+    if config.many:
+        yield "60 made series", posed(made.many(config.seed), MANY)
+        return
+    for name, origins in FILES.items() if config.data != data.MADE else ():
+        if wanted(name):
+            yield name, posed(read_series(data.table(name, config.data), name), origins)
+    for name, origins in MADE.items():
+        if wanted(name):
+            yield name, posed(made.single(name, config.seed), origins)
+
+
+def compare(config: Config, problem: Problem) -> dict[str, np.ndarray]:
+    """What the network forecasts with each way to calibrate, and what the baselines do."""
+    trained = model.train(problem, config.seeds, config.seed, config.epochs)
+    scores = intervals.scores(trained.ys, problem.steps.targets)
+    found = {}
+    for method in intervals.METHODS:
+        factors = intervals.factors(scores, problem.cuts[0], problem.first, LEVEL, method)
+        ys = problem.values_of(intervals.widened(trained.ys, factors))
+        found[f"{OURS}, {method}"] = ys
+    return found | baselines.compare(problem)
+
+
+def run(config: Config) -> int:
+    """Print the table, a row for each series and way."""
+    run_dir, began = runs.new_folder("forecast", config.run_dir), time.perf_counter()
+    print("| series | origins n | 0.8 ± 2 √(0.16 / n) | | MASE | pinball | coverage | width |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    results: list[dict[str, Any]] = []
+    for name, problem in problems(config):
+        print(f"{name}, at {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+        bound = 2 * np.sqrt(LEVEL * (1 - LEVEL) / problem.origins)
+        title = f"{name} | {problem.origins} | {LEVEL - bound:.2f} to {LEVEL + bound:.2f}"
+        for who, ys in compare(config, problem).items():
+            one = score(problem, ys)
+            inside = "" if abs(one.coverage - LEVEL) <= bound else " ×"
+            print(f"| {title} | {who} | {one.mase:.3f} | {one.pinball:.3f} | {one.coverage:.3f}"
+                  f"{inside} | {one.width:.2f} |", flush=True)  # fmt: skip
+            results.append({"series": name, "who": who, "bound": bound, **one._asdict()})
+            title = " | | "
+    seconds = time.perf_counter() - began
+    write_json(run_dir / "result.json", {"seconds": seconds, "results": results})
+    print(f"{seconds:.0f} s; result.json in {run_dir}", file=sys.stderr)
+    return 0
+
+
+def main() -> int:
+    """Read the options, and run."""
+    return run(runs.options(Config, "forecast.backtest", "--many"))
+
+
+if __name__ == "__main__":
+    runs.exit_with(main)
