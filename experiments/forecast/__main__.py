@@ -136,7 +136,7 @@ def run(config: Config) -> int:
         ]  # fmt: skip
         for k, name in enumerate(problem.series.names):
             if len(panels) < 4:
-                lines = output.panel(problem, result, k, config.level)
+                lines = output.panel(problem, result, k)
                 panels[title or name] = config.unit or KNOWN.get(folder, ""), lines
     output.write(run_dir / "forecasts.csv", OF_FORECASTS, table)
     if backtest:

@@ -83,7 +83,7 @@ def coming_lines(problem: Problem, coming: Coming, level: int) -> list[str]:
     for name, times, ys in zip(names[:SHOWN], *(part[:SHOWN] for part in coming), strict=True):
         lines.append(f"{name:<20}{'forecast':>12}{f'{level} % within':>26}")
         for time, (low, middle, high) in zip(times[:12], ys[:12], strict=False):
-            lines.append(f"  {time!s:<18}{middle:>12.6g}{low:>13.6g}{high:>13.6g}")
+            lines.append(f"  {written(time):<18}{middle:>12.6g}{low:>13.6g}{high:>13.6g}")
         if len(times) > 12:
             lines.append(f"  and {len(times) - 12} more")
     if len(names) > SHOWN:
@@ -91,10 +91,19 @@ def coming_lines(problem: Problem, coming: Coming, level: int) -> list[str]:
     return lines
 
 
+def written(time: Any) -> str:
+    """A time as a spreadsheet writes it.
+
+    >>> written(np.datetime64("2024-03-15T06:00:00")), written(np.datetime64("2024-03"))
+    ('2024-03-15 06:00', '2024-03')
+    """
+    return str(time).replace("T", " ").removesuffix(":00")
+
+
 def forecast_rows(problem: Problem, coming: Coming, title: str = "") -> list[tuple[Any, ...]]:
     """Rows of forecasts.csv."""
     return [
-        (str(time), title or name, middle, low, high)
+        (written(time), title or name, middle, low, high)
         for name, times, each in zip(problem.series.names, *coming, strict=True)
         for time, (low, middle, high) in zip(times, each, strict=True)
     ]
@@ -106,7 +115,7 @@ def write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> N
         csv.writer(out).writerows([header, *rows])
 
 
-def panel(problem: Problem, result: Result, k: int, level: int) -> dict[str, Any]:
+def panel(problem: Problem, result: Result, k: int) -> dict[str, Any]:
     """The lines of a picture: the end of a series, forecasts of its test, and what comes.
 
     The forecasts of the test are pieces, one from every ``horizon``-th origin.
@@ -124,7 +133,7 @@ def panel(problem: Problem, result: Result, k: int, level: int) -> dict[str, Any
                 (times[then][: horizon + (horizon > 1)], piece[: horizon + (horizon > 1)])
             )
         if pieces:
-            label = f"{OURS}, from every {horizon}th origin" if horizon > 1 else OURS
+            label = f"{OURS}, an origin every {horizon} steps" if horizon > 1 else OURS
             then, values = zip(*pieces, strict=True)
             lines[label] = np.concatenate(then), np.concatenate(values)
     lines[f"{OURS}, what comes"] = result.coming.times[k], result.coming.ys[k]

@@ -248,8 +248,8 @@ def test_a_picture_shows_pieces_and_what_comes():
     ys = np.arange(90 * 9.0).reshape(90, 1, 3, 3)
     coming = output.Coming.of(problem, ys)
     assert coming.times[0].astype(str).tolist() == ["2007-07", "2007-08", "2007-09"]
-    lines = output.panel(problem, output.Result(ys, coming, [], {}), 0, 80)
-    times, values = lines["GRU, from every 3th origin"]
+    lines = output.panel(problem, output.Result(ys, coming, [], {}), 0)
+    times, values = lines["GRU, an origin every 3 steps"]
     assert len(times) == len(values)
     kept = np.isfinite(values[:, 0])
     assert kept.sum() == 3 * (~kept).sum()
