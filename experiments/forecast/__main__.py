@@ -55,7 +55,7 @@ def backtested(config: Config, problem: Problem, path: Path) -> Result:
     )
     place = np.arange(len(problem.ends))
     ys = problem.values_of(intervals.widened(trained.ys, factors))
-    last = factors[problem.ends, place]
+    last = factors[np.maximum(problem.ends, problem.first), place]
     print("the baselines", file=sys.stderr, flush=True)
     found = {OURS: ys, **baselines.compare(problem)}
     output.save_params(path, trained.params)

@@ -10,7 +10,7 @@ length with gaps, in one model. Both tables are Markdown, and are made again by 
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,23 +103,52 @@ def compare(config: Config, problem: Problem) -> dict[str, np.ndarray]:
     return found | baselines.compare(problem)
 
 
+def tables(results: list[dict[str, Any]]) -> list[str]:
+    """Two Markdown tables, a row for each series: coverage and width of intervals, and MASE.
+
+    × marks a coverage outside of the bounds. The columns before those of the baselines are ways
+    to calibrate the network.
+    """
+    series = {one["series"]: one for one in results}
+    found = {(one["series"], one["who"]): one for one in results}
+    who = [one["who"] for one in results if one["series"] == results[0]["series"]]
+
+    def cell(name: str, each: str) -> str:
+        one = found[name, each]
+        mark = "" if abs(one["coverage"] - LEVEL) <= one["bound"] else " ×"
+        return f"{one['coverage']:.2f}{mark}, {one['width']:.2f}"
+
+    def row(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    shown = [each for each in who if "naive" not in each]
+    titles = [each.removeprefix(f"{OURS}, ") for each in shown]
+    lines = [row(["coverage, width", "n", "bounds", *titles]), row(["---"] * (len(titles) + 3))]
+    for name, one in series.items():
+        bounds = f"{LEVEL - one['bound']:.2f} to {LEVEL + one['bound']:.2f}"
+        lines.append(row([name, str(one["n"]), bounds, *(cell(name, each) for each in shown)]))
+    models = [OURS, *(each for each in who if not each.startswith(OURS))]
+    whose = {model: model if model in who else f"{OURS}, heads" for model in models}
+    lines += ["", row(["MASE", *models]), row(["---"] * (len(models) + 1))]
+    return lines + [
+        row([name, *(f"{found[name, whose[model]]['mase']:.3f}" for model in models)])
+        for name in series
+    ]
+
+
 def run(config: Config) -> int:
-    """Print the table, a row for each series and way."""
+    """Print the tables."""
     run_dir, began = runs.new_folder("forecast", config.run_dir), time.perf_counter()
-    print("| series | origins n | 0.8 ± 2 √(0.16 / n) | | MASE | pinball | coverage | width |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
     results: list[dict[str, Any]] = []
     for name, problem in problems(config):
         print(f"{name}, at {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
         bound = 2 * np.sqrt(LEVEL * (1 - LEVEL) / problem.origins)
-        title = f"{name} | {problem.origins} | {LEVEL - bound:.2f} to {LEVEL + bound:.2f}"
-        for who, ys in compare(config, problem).items():
-            one = score(problem, ys)
-            inside = "" if abs(one.coverage - LEVEL) <= bound else " ×"
-            print(f"| {title} | {who} | {one.mase:.3f} | {one.pinball:.3f} | {one.coverage:.3f}"
-                  f"{inside} | {one.width:.2f} |", flush=True)  # fmt: skip
-            results.append({"series": name, "who": who, "bound": bound, **one._asdict()})
-            title = " | | "
+        about = {"series": name, "n": problem.origins, "bound": float(bound)}
+        results += [
+            {**about, "who": who, **score(problem, ys)._asdict()}
+            for who, ys in compare(config, problem).items()
+        ]
+    print("\n".join(tables(results)))
     seconds, cpu = time.perf_counter() - began, time.process_time()
     write_json(run_dir / "result.json",
                {"seconds": seconds, "cpu_seconds": cpu, "results": results})  # fmt: skip

@@ -6,6 +6,8 @@ fitted (Hyndman & Athanasopoulos, "Forecasting: principles and practice", 2021, 
 
 import functools
 import itertools
+import sys
+import time
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -37,16 +39,17 @@ def compare(problem: Problem) -> dict[str, np.ndarray]:
     The season is the one whose last value forecast best before the test; ETS and ARIMA take it if
     it has at most 24 steps.
     """
-    season = _season(problem)
-    found = {"naive": _all(problem, functools.partial(naive, lag=0), "")}
+    season, scale, some = _season(problem), problem.scale, functools.partial
+    ways: dict[str, tuple[Method, str]] = {"naive": (some(naive, lag=0), "")}
     if season:
-        ways = functools.partial(naive, lag=season)
-        found["seasonal naive"] = _all(problem, ways, "")
+        ways["seasonal naive"] = some(naive, lag=season), ""
     if find_spec("statsmodels"):
         short = season if season <= LONGEST else 0
-        found["ETS"] = _all(problem, functools.partial(ets, period=short), problem.scale)
-        found["ARIMA"] = _all(problem, functools.partial(arima, period=short), problem.scale)
-    return found
+        ways |= {
+            "ETS": (some(ets, period=short), scale),
+            "ARIMA": (some(arima, period=short), scale),
+        }
+    return {name: _all(problem, name, *way) for name, way in ways.items()}
 
 
 def _season(problem: Problem) -> int:
@@ -59,12 +62,13 @@ def _season(problem: Problem) -> int:
     return min(fitting, key=missed, default=0)
 
 
-def _all(problem: Problem, method: Method, scale: str) -> np.ndarray:
-    """Every series by itself, from its first value to its last."""
+def _all(problem: Problem, name: str, method: Method, scale: str) -> np.ndarray:
+    """Every series by itself, from its first value to its last; after two it says how long."""
     there, back = SCALES[scale]
     far = NormalDist().inv_cdf((1 + problem.level) / 2)
     values = problem.series.values
     found = np.full((*values.shape, problem.horizon, 3), np.nan)
+    began = time.perf_counter()
     with warnings.catch_warnings(action="ignore"), np.errstate(all="ignore"):
         for k, column in enumerate(there(values).T):
             begin, end = int(np.isfinite(column).argmax()), int(problem.ends[k]) + 1
@@ -72,6 +76,9 @@ def _all(problem: Problem, method: Method, scale: str) -> np.ndarray:
             if known < 10:
                 continue
             ahead = method(column[begin:end], known, problem.horizon)
+            left = (time.perf_counter() - began) / (k + 1) * (values.shape[1] - k - 1)
+            if k == 1 and left > 5:
+                print(f"{name}: about {left:.0f} s more", file=sys.stderr, flush=True)
             spread = far * np.sqrt(ahead.variance)[..., None] * np.array([-1, 0, 1])
             ys = ahead.mean[..., None] + spread
             found[begin:end, k] = back(np.maximum(ys, 0) if scale == " of roots" else ys)

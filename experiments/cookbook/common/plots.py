@@ -65,6 +65,8 @@ def forecasts(
             if values.ndim == 2:
                 ax.fill_between(times, values[:, 0], values[:, 2], color=color, alpha=0.25,
                                 linewidth=0)  # fmt: skip
+                if len(line) < 2:
+                    ax.vlines(times, values[:, 0], values[:, 2], color=color, alpha=0.5)
             ax.plot(times, line, color=color, linewidth=0.9, marker="." if len(line) < 2 else "",
                     label=label)  # fmt: skip
         ax.set(title=name, ylabel=unit)

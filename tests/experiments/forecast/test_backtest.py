@@ -52,6 +52,16 @@ def test_plain_split_conformal_takes_the_last_errors_that_are_known():
     np.testing.assert_array_equal(found[..., 1], ys[:-3, ..., 1])
 
 
+def test_a_table_marks_what_covers_too_little_and_too_much():
+    coverages = {"GRU, heads": 0.69, "GRU, adaptive": 0.71, "naive": 0.8, "ETS": 0.91}
+    one = {"series": "a", "n": 64, "bound": 0.1, "width": 2.0, "mase": 0.5}
+    lines = backtest.tables([one | {"who": w, "coverage": c} for w, c in coverages.items()])
+    assert lines[0] == "| coverage, width | n | bounds | heads | adaptive | ETS |"
+    assert lines[2] == "| a | 64 | 0.70 to 0.90 | 0.69 ×, 2.00 | 0.71, 2.00 | 0.91 ×, 2.00 |"
+    assert lines[4:] == ["| MASE | GRU | naive | ETS |", "| --- | --- | --- | --- |",
+                         "| a | 0.500 | 0.500 | 0.500 |"]  # fmt: skip
+
+
 @pytest.mark.slow
 def test_the_table_is_made_again_by_its_seed(tmp_path, capsys):
     told = []
