@@ -289,6 +289,8 @@ TABLE = (
     "experiments/forecast/model.py tests/experiments/forecast/test_forecast.py",
     "a gap has a weight in the loss",
     "np.where({{known => True}}, then[:, None], len(place) + problem.horizon)",
+    "how long a group trains is chosen by what comes behind its cut",
+    "np.isfinite(each){{ & (then <= part.stop)[:, None] => }}",
     "experiments/language_models/blocks.py tests/experiments/language_models/test_attention.py",
     "a token sees those of the document before",
     "visible = {{(new.documents[..., None] == seen.documents[:, :, None]) => True}} & (back >= 0)",

@@ -210,7 +210,10 @@ class Best:
             each = np.asarray(
                 pinball(found[group, part], problem.steps.targets[part], problem.level)
             )
-            there = np.isfinite(each) & problem.steps.valid[part, :, None]
+            # What comes behind the next cut is not known at it.
+            then = np.arange(part.start, part.stop)[:, None] + np.arange(1, problem.horizon + 1)
+            there = np.isfinite(each) & (then <= part.stop)[:, None]
+            there &= problem.steps.valid[part, :, None]
             losses.append(each[there].sum())
             known.append(there.sum())
         for group, begin in enumerate(problem.cuts):

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -112,6 +113,21 @@ def test_no_origin_knows_what_comes_after_it():
     assert np.isfinite(one).all()
     np.testing.assert_allclose(one[:before], other[:before], rtol=1e-5)
     assert (np.abs(one - other)[before:] > 1).all()
+
+
+def test_how_long_a_group_trains_is_chosen_by_what_is_known_at_its_cut():
+    problem = months(wave(90))
+    best, targets = model.Best(problem, 2), problem.steps.targets
+    best.expect = lambda params, _: params
+    then = np.arange(90)[:, None] + np.arange(1, 4)
+    behind = np.zeros(then.shape, bool)
+    for begin, end in itertools.pairwise(problem.cuts):
+        behind[begin:end] = then[begin:end] > end
+    assert behind.any()
+    for missed in (np.where(behind, 1000.0, 0.0), np.full(then.shape, 1.0)):
+        ys = (targets + missed[:, None])[..., None] + np.array([-0.1, 0, 0.1])
+        best.evaluate(np.stack([ys] * len(problem.cuts)))
+    assert best.epochs == [1] * len(problem.cuts)
 
 
 def test_smoothing_expects_a_season_with_a_trend_and_knows_nothing_of_later():
