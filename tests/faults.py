@@ -356,6 +356,11 @@ TABLE = (
     "tests/experiments/test_tasks.py::test_words_and_what_is_to_be_said_of_each_beginning",
     "parity asks for the number of zeros",
     "return _prefixes(bits, {{bits => (1 - bits)}}.cumsum(axis=0) % 2, shortest)",
+    "experiments/tasks/data.py tests/experiments/test_tasks.py",
+    "keys ask for the values of others",
+    "np.put_along_axis(answers, at, {{values => values[::-1]}}, axis=0)",
+    "a card is repeated a step too late",
+    "*_said_last(suits[: longest + {{1 => 0}} - k])",
     "experiments/text_generator/__main__.py",
     "tests/experiments/test_text_generator_options.py"
     "::test_epochs_that_are_given_count_more_than_the_steps_of_a_preset",

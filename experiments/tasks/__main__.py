@@ -136,6 +136,10 @@ TASKS: dict[str, Task] = {
         functools.partial(data.products, data.A5, generators=data.GENERATORS), 2, 60,
         ("LSTM", "DeltaProduct-1", "DeltaProduct-2"), (1, 20), (21, 80), floor=0.0,
     ),
+    "S5": Task(
+        functools.partial(data.products, data.S5, generators=data.SWAP_AND_CYCLE), 2, 120,
+        ("LSTM", "DeltaProduct-2", "DeltaProduct-4"), (1, 20), (21, 80), floor=0.0,
+    ),
     "even_pairs": Task(data.even_pairs, 2, 2, ("sLSTM", "minGRU")),
     "cycle": Task(data.cycle, 3, data.MODULUS, ("GRU", "sLSTM", "minGRU"), **_CYCLES),
     "arithmetic": Task(data.arithmetic, data.MODULUS + 3, data.MODULUS, ("sLSTM",), **_CYCLES),
@@ -146,6 +150,17 @@ TASKS: dict[str, Task] = {
     "selective_copying": Task(
         data.selective_copying, data.LETTERS + 2, data.LETTERS, ("GRU", "minGRU", "LRU"),
         (1, 32), **_ONE, layers=3, epochs=40, learning_rate=3e-3,
+    ),
+    "mqar": Task(
+        data.mqar, 2 * data.WORDS + 1, data.WORDS, ("GRU", "mLSTM", "GatedDeltaNet"), (1, 64),
+        **_ONE,
+    ),
+    # The suits of POPGym's games: RepeatPreviousMedium has two decks, AutoencodeEasy one.
+    "repeat_previous": Task(
+        data.repeat_previous, data.SUITS, data.SUITS, ("GRU", "LRU", "mLSTM"), (1, 103), **_ONE,
+    ),
+    "autoencode": Task(
+        data.autoencode, 2 * data.SUITS + 1, data.SUITS, ("GRU", "LRU", "mLSTM"), (1, 103), **_ONE,
     ),
     "copying": Task(
         data.copying, data.LETTERS + 2, data.LETTERS, ("LRU", "LRU-ring"), (1, 1020), **_ONE,
@@ -284,6 +299,12 @@ def learn(config: Config, task: Task, kind: str) -> tuple[list[float], np.ndarra
     return scores.tolist(), right.mean(axis=(0, 2)), len(result.history)
 
 
+def quick(task: Task) -> Task:
+    """A try of a task: short sequences, few updates."""
+    tested = task.tested and (25, 48)
+    return dataclasses.replace(task, learned=(1, 24), tested=tested, epochs=2, units=16)
+
+
 def table(scores: dict[str, dict[str, list[float]]]) -> str:
     """Cells by tasks, as Markdown: the mean, and the worst network where one is worse."""
 
@@ -316,8 +337,7 @@ def run(config: Config) -> int:
     for name in config.tasks:
         task, scores[name] = TASKS[name], {}
         if config.quick:
-            tested = task.tested and (25, 48)
-            task = dataclasses.replace(task, learned=(1, 24), tested=tested, epochs=2, units=16)
+            task = quick(task)
         first = (task.tested or task.learned)[0]
         for kind in config.cells or task.cells:
             began = time.process_time()

@@ -13,7 +13,7 @@ import numpy as np
 from experiments.cookbook.common import data
 
 Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
-MODULUS, LETTERS, PAIRS = 5, 8, 12
+MODULUS, LETTERS, PAIRS, WORDS, SUITS = 5, 8, 12, 64, 4
 
 
 def _prefixes(symbols: np.ndarray, answers: np.ndarray, shortest: int) -> Drawn:
@@ -40,12 +40,14 @@ def cycle(rng: Any, shortest: int, longest: int, rows: int) -> Drawn:
     return _prefixes(steps, np.array([0, 1, -1])[steps].cumsum(axis=0) % MODULUS, shortest)
 
 
-# Of three letters all orders, and of five the even ones, whose matrices have the determinant 1.
+# Of three letters all orders, and of five too; A5 are the even ones: their determinant is 1.
 S3 = np.array(list(itertools.permutations(range(3))))
+S5 = np.array(list(itertools.permutations(range(5))))
 A5 = np.array(
     [p for p in itertools.permutations(range(5)) if round(np.linalg.det(np.eye(5)[[*p]])) == 1]
 )
 GENERATORS = np.array([(1, 0, 3, 2, 4), (2, 1, 4, 3, 0)])  # of A5: all are products of these two
+SWAP_AND_CYCLE = np.array([(1, 0, 2, 3, 4), (1, 2, 3, 4, 0)])  # of S5
 
 
 def products(
@@ -126,3 +128,44 @@ def pixels(
     at = np.linspace(0, images[0].size - 1, longest).round().astype(int)
     xs = images[chosen].reshape(len(chosen), -1)[:, at].T[..., None] / np.float32(255)
     return xs, *_said_last(digits[None, chosen].astype(int))
+
+
+def mqar(rng: Any, shortest: int, longest: int, rows: int, pairs: int = 8) -> Drawn:
+    """Keys, each with its value; then among blanks each key once, to be answered at once.
+
+    Multi-query associative recall (Arora et al., 2024). Keys and values are each one of 64.
+    """
+    pairs = min(pairs, longest // 4)
+    keys = np.argsort(rng.random((WORDS, rows)), axis=0)[:pairs]
+    values, rest = rng.integers(0, WORDS, (pairs, rows)), longest - 2 * pairs
+    shown = np.stack([keys, WORDS + values], axis=1).reshape(-1, rows)
+    at = np.argsort(rng.random((rest, rows)), axis=0)[:pairs]  # in any order
+    asked, answers = np.full((rest, rows), 2 * WORDS), np.zeros((rest, rows), int)
+    np.put_along_axis(asked, at, keys, axis=0)
+    np.put_along_axis(answers, at, values, axis=0)
+    return np.concatenate([shown, asked]), answers, asked < 2 * WORDS
+
+
+def _shuffled_suits(rng: Any, cards: int, rows: int) -> np.ndarray:
+    """The suits ``(cards, rows)`` of decks, each with as many cards of each suit."""
+    return np.argsort(rng.random((cards, rows)), axis=0) % SUITS
+
+
+def repeat_previous(rng: Any, shortest: int, longest: int, rows: int, k: int = 32) -> Drawn:
+    """Which suit the card before the last ``k - 1`` had (POPGym: Morad et al., 2023).
+
+    All cards but one are shown, and from the k-th on each step asks.
+    """
+    k, suits = min(k, longest), _shuffled_suits(rng, longest + 1, rows)[:-1]
+    return suits, *_said_last(suits[: longest + 1 - k])
+
+
+def autoencode(rng: Any, shortest: int, longest: int, rows: int) -> Drawn:
+    """All cards are shown, and then their suits asked, the last card first (POPGym).
+
+    The last card has a sign that it is the last. Of the steps after it all look alike.
+    """
+    cards = (longest + 1) // 2
+    suits = _shuffled_suits(rng, cards, rows)
+    last, after = suits[-1:] + SUITS, np.full((cards - 1, rows), 2 * SUITS)
+    return np.concatenate([suits[:-1], last, after]), *_said_last(suits[::-1])

@@ -40,7 +40,10 @@ def test_arithmetic_is_python_s():
 
 
 def test_permutations_are_done_one_after_the_other():
-    for group, order, words in ((data.S3, 6, None), (data.A5, 60, data.GENERATORS)):
+    cases = (
+        (data.S3, 6, None), (data.A5, 60, data.GENERATORS), (data.S5, 120, data.SWAP_AND_CYCLE),
+    )  # fmt: skip
+    for group, order, words in cases:
         symbols, answers, places = data.products(group, RNG(7), 15, 40, 500, words)
         assert len({tuple(one) for one in group.tolist()}) == order
         assert (places.sum(axis=1) == [*[0] * 14, *[500] * 26]).all()
@@ -85,6 +88,36 @@ def test_letters_are_said_in_their_order_and_keys_ask_for_their_values():
         known = dict(zip(first[::2, row], first[1::2, row] - 2 * data.PAIRS, strict=True))
         assert [known[key] for key in asked[:, row]] == values[:, row].tolist()
     assert (first[::2] != asked).any()
+
+
+def test_each_key_asks_once_for_its_own_value():
+    symbols, values, places = data.mqar(RNG(8), 1, 64, 30)
+    assert symbols.shape == (64, 30)
+    assert values.shape == places.shape == (48, 30)
+    assert (places.sum(axis=0) == 8).all()
+    shown, later = symbols[:16], symbols[16:]
+    assert (later[~places] == 2 * data.WORDS).all()
+    for row in range(30):
+        known = dict(zip(shown[::2, row], shown[1::2, row] - data.WORDS, strict=True))
+        assert len(known) == 8
+        asked = places[:, row]
+        assert sorted(later[asked, row]) == sorted(known)
+        assert [known[key] for key in later[asked, row]] == values[asked, row].tolist()
+
+
+def test_cards_are_asked_as_in_the_games():
+    suits, answers, places = data.repeat_previous(RNG(9), 1, 103, 20, k=32)
+    assert places.all()
+    assert answers.shape == (104 - 32, 20)  # the games divide a return by as many
+    for step, answer in enumerate(answers, start=103 - len(answers)):
+        assert (answer == suits[step + 1 - 32]).all()
+    assert set(np.bincount(suits[:, 0])) == {25, 26}  # two decks but for a card
+    symbols, answers, places = data.autoencode(RNG(9), 1, 103, 20)
+    assert symbols.shape == (103, 20)
+    assert (answers == np.concatenate([symbols[:51], symbols[51:52] - 4])[::-1]).all()
+    assert (np.sort(answers, axis=0) == np.repeat(range(4), 13)[:, None]).all()
+    assert (symbols[52:] == 8).all()
+    assert len(answers) == 52
 
 
 def test_a_sum_is_right_within_its_bound():
