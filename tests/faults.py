@@ -361,6 +361,17 @@ TABLE = (
     "np.put_along_axis(answers, at, {{values => values[::-1]}}, axis=0)",
     "a card is repeated a step too late",
     "*_said_last(suits[: longest + {{1 => 0}} - k])",
+    "experiments/tasks/networks.py tests/experiments/test_published.py",
+    "a Legendre unit reads its memory of the step before",
+    "x[..., :-1] + {{memory => carry.cell}} @ params",
+    "experiments/tasks/series.py tests/experiments/test_published.py",
+    "NARMA10 sums nine values",
+    "0.05 * y[t] * past{{ => [1:]}}.sum()",
+    "Mackey-Glass reads a past that is a step too near",
+    "for i in range(step * substeps, (step + 1) * substeps):\n"
+    "            {{delayed = history[i => delayed = history[(i + 1)}} % len(history)].copy()",
+    "a readout penalises its bias",
+    "[penalty, {{0 * penalty[:, :1] => penalty[:, -1:]}}]",
     "experiments/text_generator/__main__.py",
     "tests/experiments/test_text_generator_options.py"
     "::test_epochs_that_are_given_count_more_than_the_steps_of_a_preset",
