@@ -136,23 +136,25 @@ def narma10(config: Config, seeds: range) -> Scores:
 
 LAYERS: dict[str, list[rnnjax.Cell]] = {
     "LMU": [networks.LMUCell(49)] * 4, "LSTM": [rnnjax.LSTMCell(25)] * 4,
-    "hybrid": [networks.LMUCell(40), rnnjax.LSTMCell(25)] * 2,
 }  # fmt: skip
 
 
 def ahead(kind: str) -> Callable[[Config, range], Scores]:
-    """A row of Voelker et al. (2019): where a series is 15 steps later."""
+    """A row of Voelker et al. (2019): where a series is 15 steps later.
+
+    They learn from 5,000 steps of each series, which takes five times as long; here from 1,000.
+    """
 
     def run(config: Config, seeds: range) -> Scores:
-        rows, steps, updates = (4, 60, 2) if config.quick else (32, 5015, 500)
+        rows, steps, updates = (4, 60, 2) if config.quick else (32, 5015, 400)
         made = series.mackey_glass(np.random.default_rng(config.seed), steps, 4 * rows, washout=100)
         made = np.tanh(made - 1)
-        parts = np.split(made - made.mean(), [rows, 2 * rows], axis=1)
-        named = dict(zip(("train", "validation", "test"), parts, strict=True))
+        train, validation, test = np.split(made - made.mean(), [rows, 2 * rows], axis=1)
+        named = {"train": train[:1015], "validation": validation[:1015], "test": test}
         return {
             kind: [networks.predict_ahead(LAYERS[kind], named, 15, updates, s) for s in seeds],
             "the value now": [float(np.sqrt(
-                np.square(parts[2][15:] - parts[2][:-15]).mean() / np.square(parts[2][15:]).mean()
+                np.square(test[15:] - test[:-15]).mean() / np.square(test[15:]).mean()
             ))],
         }  # fmt: skip
 
@@ -195,8 +197,10 @@ def task(
     def run(config: Config, seeds: range) -> Scores:
         one = tasks.quick(tasks.TASKS[name]) if config.quick else tasks.TASKS[name]
         settings = tasks.Config(seeds=len(seeds), seed=seeds[0])
-        learned = {kind: tasks.learn(settings, one, kind)[0] for kind in cells}
-        scores = {kind: [scale(share) for share in shares] for kind, shares in learned.items()}
+        scores = Scores()
+        for kind in cells:
+            scores[kind] = [scale(share) for share in tasks.learn(settings, one, kind)[0]]
+            print(f"{name}: {kind} {np.mean(scores[kind]):.3f}", flush=True)
         return scores | {"chance": [scale(1 / one.answers)]}
 
     return run
@@ -225,9 +229,6 @@ ROWS: dict[str, Row] = {
     ),
     "mackey_glass_lstm": Row(
         "NRMSE 15 steps ahead", ahead("LSTM"), {"LSTM": (0.059, _VOELKER)}, 1
-    ),
-    "mackey_glass_hybrid": Row(
-        "NRMSE 15 steps ahead", ahead("hybrid"), {"hybrid": (0.045, _VOELKER)}, 1
     ),
     "mnist1d": Row(
         "% right of 1,000", mnist1d, {"GRU, 6 units": (91, "Greydanus 2020, table 1")}, 3, 1
