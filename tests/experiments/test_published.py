@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -204,6 +205,15 @@ def test_a_row_that_is_not_there_is_one_sentence(tmp_path):
         published.run(Config(("narma20",), run_dir=tmp_path))
     with pytest.raises(InvalidInputError, match="--seeds must be at least 1, but is 0"):
         published.run(Config(("narma10",), run_dir=tmp_path, seeds=0))
+
+
+def test_the_page_has_every_row_and_what_was_published():
+    page = (Path(__file__).parents[2] / "docs" / "published.md").read_text(encoding="utf-8")
+    for name, row in ROWS.items():
+        assert f"`{name}" in page or f"--tasks {name}`" in page, name
+        for number, paper in row.published.values():
+            assert str(number) in page, name
+            assert paper.partition(",")[0] in page, paper
 
 
 @pytest.mark.slow
