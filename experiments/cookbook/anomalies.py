@@ -86,6 +86,7 @@ def init(config: Config, key: jax.Array) -> dict[str, Any]:
     }  # fmt: skip
 
 
+# --8<-- [start:model]
 def rewrite(config: Config, params: Any, xs: Any) -> jax.Array:
     """Windows ``(STEPS, rows, LEADS)`` written again from a code of their last state."""
     cell = rnnjax.LSTMCell(config.units)
@@ -95,13 +96,16 @@ def rewrite(config: Config, params: Any, xs: Any) -> jax.Array:
     given = jnp.broadcast_to(code, (len(xs), *code.shape))
     _, ys = rnnjax.unroll(cell, params["decoder"], given, begin)
     return ys @ params["values"] + params["bias"]
+    # --8<-- [end:model]
 
 
 def learn(config: Config, train: np.ndarray) -> Any:
     """Train on normal windows: the parameters."""
 
+    # --8<-- [start:loss]
     def loss_fn(params: Any, xs: Any, key: jax.Array) -> jax.Array:
         return jnp.mean((rewrite(config, params, xs) - xs) ** 2)
+        # --8<-- [end:loss]
 
     key, steps = jax.random.key(config.seed), config.epochs * (train.shape[1] // 50)
     rates = optax.warmup_cosine_decay_schedule(0, 5e-3, min(100, steps // 2), steps, 5e-5)

@@ -68,6 +68,7 @@ def init(config: Config, key: jax.Array) -> dict[str, Any]:
     return {"encoder": cell.init(keys[3], SIZE), "decoder": cell.init(keys[4], CODE), **layers}
 
 
+# --8<-- [start:model]
 def encode(config: Config, params: Any, images: Any) -> jax.Array:
     """The codes ``(batch, CODE)`` of images ``(SIZE, batch, SIZE)``: of the last state."""
     carry, _ = rnnjax.unroll(rnnjax.LSTMCell(config.hidden_size), params["encoder"], images)
@@ -82,11 +83,14 @@ def decode(config: Config, params: Any, codes: Any) -> jax.Array:
     xs = jnp.broadcast_to(codes, (SIZE, *codes.shape))
     _, ys = rnnjax.unroll(rnnjax.LSTMCell(config.hidden_size), params["decoder"], xs, carry)
     return jax.nn.sigmoid(ys @ params["row"]["kernel"] + params["row"]["bias"])
+    # --8<-- [end:model]
 
 
+# --8<-- [start:loss]
 def error(config: Config, params: Any, images: Any) -> jax.Array:
     """The mean squared error of a pixel."""
     return jnp.mean((decode(config, params, encode(config, params, images)) - images) ** 2)
+    # --8<-- [end:loss]
 
 
 def learn(config: Config, parts: dict[str, np.ndarray], seed: int) -> Any:

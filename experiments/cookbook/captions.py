@@ -59,6 +59,7 @@ def init(key: jax.Array) -> dict[str, Any]:
     return {"cell": CELL.init(keys[0], num), "layers": layers}
 
 
+# --8<-- [start:model]
 def look(params: Any, scenes: jax.Array) -> jax.Array:
     """What the CNN finds in scenes, the first state of the GRU ``(n, 192)``."""
     xs, (*convolutions, hidden, dense, _, _) = scenes[0, ..., None], params["layers"]
@@ -76,6 +77,7 @@ def apply(params: Any, part: Any) -> tuple[jax.Array, jax.Array]:
     xs, carry = rnnjax.OneHot(before, len(WORDS)), rnnjax.GRUCarry(found)
     _, ys = rnnjax.unroll(CELL, params["cell"], xs, carry)
     return alone, ys @ word[0] + word[1]
+    # --8<-- [end:model]
 
 
 @jax.jit
@@ -98,12 +100,14 @@ def right(words: Any, part: Any) -> np.ndarray:
     return np.asarray((words == part["words"]).all(axis=0))
 
 
+# --8<-- [start:loss]
 def loss_fn(params: Any, part: Any, key: jax.Array) -> jax.Array:
     """The cross-entropy of a sentence, in both ways together."""
     words, logits = part["words"], jnp.stack(apply(params, part))
     valid = rnnjax.valid_steps((words > 0).sum(axis=0) + 1, LENGTH)  # the end, and no more
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.stack([words, words]))
     return (losses * valid).sum() / words.shape[1]
+    # --8<-- [end:loss]
 
 
 def learn(config: Config, source: images.Source, parts: Any, seed: int) -> np.ndarray:

@@ -118,6 +118,7 @@ def init(name: str, task: Task, key: jax.Array) -> dict[str, Any]:
     return {"words": words, "reads": reads, "head": head, "bias": jnp.zeros(head.shape[1])}
 
 
+# --8<-- [start:model]
 def apply(name: str, task: Task, params: Any, rows: jax.Array, key: Any = None) -> jax.Array:
     """Logits ``(batch, classes)`` of some rows."""
     units, xs_dropout, ys_dropout = (SETTINGS[task.name][i] for i in (3, -2, -1))
@@ -134,12 +135,14 @@ def apply(name: str, task: Task, params: Any, rows: jax.Array, key: Any = None) 
         _, ys = rnnjax.unroll(CELLS[name](units), params["reads"], xs, lengths=lengths)
     pooled = rnnjax.pool(ys, "last" if "last" in name else "max", valid)
     return ys_dropout.apply(ys_key, pooled) @ params["head"] + params["bias"]
+    # --8<-- [end:model]
 
 
 def learn(config: Config, task: Task, name: str) -> np.ndarray:
     """Train networks of all seeds; returns the classes ``(seeds, rows)`` of the test part."""
     *_, epochs, batch_size, learning_rate, _, _ = SETTINGS[task.name]
 
+    # --8<-- [start:loss]
     def loss(params: Any, rows: jax.Array, key: jax.Array) -> jax.Array:
         part_key, order_key, key = jax.random.split(key, 3)
         logits = apply(name, task, params, rows, key)
@@ -148,6 +151,7 @@ def learn(config: Config, task: Task, name: str) -> np.ndarray:
         part, order = jax.random.uniform(part_key), jax.random.permutation(order_key, len(rows))
         mixed = [part * x + (1 - part) * x[order] for x in (logits, classes)]
         return optax.softmax_cross_entropy(*mixed).mean()
+        # --8<-- [end:loss]
 
     losses = jax.vmap(loss, (0, 1, 0))
     classes = jax.jit(jax.vmap(lambda p, r: apply(name, task, p, r).argmax(axis=-1), (0, 1)))

@@ -86,6 +86,7 @@ def draw(seed: Any, *shape: int, delays: tuple[int, int] = (0, DELAY)) -> dict[s
     }
 
 
+# --8<-- [start:model]
 def rates(x: jax.Array) -> jax.Array:
     """The rate of a neuron by its input: none below 0, and at most 1."""
     return jnp.maximum(jnp.tanh(x), 0)
@@ -120,14 +121,17 @@ def begin(cell: Any, dale: bool, key: jax.Array) -> Any:
 def logits(cell: Any, params: Any, xs: Any) -> jax.Array:
     """Of hold, left and right, ``(time, rows, 3)``."""
     return rnnjax.unroll(cell, params["cell"], xs)[1] @ params["kernel"] + params["bias"]
+    # --8<-- [end:model]
 
 
 def learn(config: Config, cell: Any, params: Any, dale: bool) -> Any:
     """Train a network: its parameters."""
 
+    # --8<-- [start:loss]
     def loss_fn(params: Any, batch: Any, key: jax.Array) -> jax.Array:
         said = logits(cell, params, batch["xs"])
         return optax.softmax_cross_entropy_with_integer_labels(said, batch["answers"]).mean()
+        # --8<-- [end:loss]
 
     rate = optax.cosine_decay_schedule(1e-2, 100 * config.epochs)
     law = [constrain(by_dales_law)] if dale else []

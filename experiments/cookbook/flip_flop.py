@@ -65,12 +65,16 @@ def draw(seed: Any, *shape: int, rate: float = 0.1) -> dict[str, np.ndarray]:
 def learn(config: Config, cell: Any) -> Any:
     """Train a network: its parameters."""
     key = jax.random.key(config.seed)
+    # --8<-- [start:model]
     params = {"cell": cell.init(key, config.bits), "bias": jnp.zeros(config.bits)}
     params["kernel"] = jnp.zeros((cell.output_size, config.bits))
+    # --8<-- [end:model]
 
+    # --8<-- [start:loss]
     def loss_fn(params: Any, batch: Any, key: jax.Array) -> jax.Array:
         ys = rnnjax.unroll(cell, params["cell"], batch["pulses"])[1]
         return ((ys @ params["kernel"] + params["bias"] - batch["held"]) ** 2).mean()
+        # --8<-- [end:loss]
 
     rate = optax.cosine_decay_schedule(1e-2, 100 * config.epochs)
     return fit(

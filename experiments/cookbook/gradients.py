@@ -49,6 +49,7 @@ class Config:
     """The number of epochs of the trained networks: 100 updates each, on 64 new sequences."""
 
 
+# --8<-- [start:model]
 def draw(kind: str, size: int, seed: int, seeds: int) -> tuple[Any, Any]:
     """A cell, and parameters of networks with it, whose heads make a number of the last output."""
     new, bias = KINDS[kind]
@@ -58,8 +59,10 @@ def draw(kind: str, size: int, seed: int, seeds: int) -> tuple[Any, Any]:
         params["bias"] = params["bias"].at[:, size : 2 * size].set(bias)
     head = jax.random.normal(keys[0], (seeds, size)) / size**0.5
     return new(size), {"cell": params, "kernel": head, "bias": jnp.zeros(seeds)}
+    # --8<-- [end:model]
 
 
+# --8<-- [start:loss]
 def losses(cell: Any, params: Any, xs: Any, ys: Any) -> jax.Array:
     """The mean squared error of each network."""
 
@@ -68,8 +71,10 @@ def losses(cell: Any, params: Any, xs: Any, ys: Any) -> jax.Array:
         return ((last @ params["kernel"] + params["bias"] - ys) ** 2).mean()
 
     return jax.vmap(loss)(params)
+    # --8<-- [end:loss]
 
 
+# --8<-- [start:reach]
 def reach(cell: Any, params: Any, xs: Any, scales: tuple[float, ...] = (1.0,)) -> np.ndarray:
     """The gradient by a state, over that by the last: norms' geometric mean, ``(scales, time)``."""
 
@@ -84,6 +89,7 @@ def reach(cell: Any, params: Any, xs: Any, scales: tuple[float, ...] = (1.0,)) -
     # In float64: the square of 1e-20 is 0 in float32, and a GRU would seem to hand on nothing.
     norms = np.linalg.norm(np.asarray(of_all(params, jnp.array(scales)), np.float64), axis=-1)
     return np.exp(np.log(np.maximum(norms / norms[:, :, -1:], 1e-37)).mean(axis=(1, 3)))
+    # --8<-- [end:reach]
 
 
 def learn(config: Config, kind: str) -> tuple[Any, Any]:

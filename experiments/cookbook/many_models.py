@@ -59,10 +59,12 @@ def draw(key: jax.Array, numbers: int, rows: int) -> tuple[jax.Array, jax.Array]
     return jnp.stack([values, marks], axis=-1), (values * marks).sum(axis=0)
 
 
+# --8<-- [start:loss]
 def error(config: Config, params: Any, xs: jax.Array, sums: jax.Array) -> jax.Array:
     """The mean squared error of the sum."""
     _, last = rnnjax.unroll(rnnjax.GRUCell(config.units), params["gru"], xs, outputs="last")
     return jnp.mean((last @ params["kernel"] + params["bias"] - sums) ** 2)
+    # --8<-- [end:loss]
 
 
 def init(config: Config, seed: int) -> dict[str, Any]:
@@ -71,6 +73,7 @@ def init(config: Config, seed: int) -> dict[str, Any]:
     return {"gru": gru, "kernel": jnp.zeros(config.units), "bias": jnp.ones(())}
 
 
+# --8<-- [start:train]
 def train(config: Config, params: Any, rate: Any, seed: Any) -> tuple[jax.Array, jax.Array]:
     """Train one model: the loss of each update, and the error of sequences that are new."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
@@ -86,6 +89,7 @@ def train(config: Config, params: Any, rate: Any, seed: Any) -> tuple[jax.Array,
     (params, _), losses = jax.lax.scan(update, (params, optimizer.init(params)), keys)
     xs, sums = draw(jax.random.key(10_000 + config.seed), config.numbers, 2000)
     return losses, error(config, params, xs, sums)
+    # --8<-- [end:train]
 
 
 def run(config: Config) -> int:
@@ -103,6 +107,7 @@ def run(config: Config) -> int:
     given = jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn), rates, seeds
     turns = jax.default_backend() == "cpu"  # where products of many small matrices are slow
 
+    # --8<-- [start:all]
     def some(given: Any) -> Any:
         def one(each: Any) -> Any:
             return train(config, *each)
@@ -112,6 +117,7 @@ def run(config: Config) -> int:
     # shard_map gives each core its models as a program of its own, in which no core waits for
     # another. Left to itself, XLA divides some operations otherwise, and sends messages each step.
     every = jax.jit(jax.shard_map(some, mesh=mesh, in_specs=each, out_specs=each, check_vma=False))
+    # --8<-- [end:all]
     losses, scores = map(np.asarray, every(given))  # which compiles, too
     sums = draw(jax.random.key(1), config.numbers, 2000)[1]
     report.add("the mean, whatever comes", float(jnp.mean((sums - 1) ** 2)))

@@ -101,6 +101,7 @@ def init(config: Config, cell: rnnjax.Cell | None, key: jax.Array) -> dict[str, 
     return {**params, "body": [{"kernel": kernel, "bias": jnp.zeros(units)} for kernel in kernels]}
 
 
+# --8<-- [start:model]
 def apply(config: Config, cell: Any, params: Any, batch: Any, key: Any = None) -> jax.Array:
     """Logits ``(time, rows, 88)`` of the next chords."""
     key, body_key = rnnjax.split_key(key, 2)
@@ -110,12 +111,15 @@ def apply(config: Config, cell: Any, params: Any, batch: Any, key: Any = None) -
     else:
         _, ys = rnnjax.unroll(cell, params["body"], xs, resets=batch["resets"], key=body_key)
     return rnnjax.Dropout(config.dropout).apply(key, ys) @ params["head"] + params["bias"]
+    # --8<-- [end:model]
 
 
+# --8<-- [start:loss]
 def nats(logits: jax.Array, batch: Any) -> jax.Array:
     """The mean negative log-likelihood of a chord over all steps of the pieces."""
     losses = optax.sigmoid_binary_cross_entropy(logits, batch["ys"]).sum(axis=-1)
     return (losses * batch["mask"]).sum() / batch["mask"].sum()
+    # --8<-- [end:loss]
 
 
 def counted(batch: Any, where: Any = True) -> jax.Array:

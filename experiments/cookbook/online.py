@@ -67,12 +67,14 @@ def read(config: Config, seed: int, time: Any, places: Any, answers: Any) -> tup
     return x, marked, asked, jnp.where(marked, letters, answers)
 
 
+# --8<-- [start:loss]
 def loss(head: Any, ys: Any, asked: Any, answers: Any) -> tuple[Any, Any]:
     """The mean cross-entropy of what is asked for, and how many answers are right, of how many."""
     logits = ys @ head["kernel"] + head["bias"]
     errors = optax.softmax_cross_entropy_with_integer_labels(logits, answers)
     right = asked & (logits.argmax(axis=-1) == answers)
     return (errors * asked).sum() / jnp.maximum(asked.sum(), 1), (right.sum(), asked.sum())
+    # --8<-- [end:loss]
 
 
 def learn(config: Config, kind: str, seed: int) -> list[float]:
@@ -83,6 +85,7 @@ def learn(config: Config, kind: str, seed: int) -> list[float]:
     params["head"] = {"kernel": jnp.zeros((UNITS, LETTERS)), "bias": jnp.zeros(LETTERS)}
     places = jnp.arange(config.rows)  # each row at another one, so that some ask at each step
 
+    # --8<-- [start:model]
     def step(params: Any, memory: Any, time: Any) -> tuple[Any, ...]:
         state, answers = memory
         x, marked, asked, answers = read(config, seed, time, places, answers)
@@ -92,6 +95,7 @@ def learn(config: Config, kind: str, seed: int) -> list[float]:
         if kind == ONE_STEP:  # what came before counts for nothing
             state = state._replace(influence=jax.tree.map(jnp.zeros_like, state.influence))
         return {"cell": pull(dy), "head": d_head}, (state, answers), counts
+        # --8<-- [end:model]
 
     def sequence(params: Any, memory: Any, first: Any) -> tuple[Any, ...]:
         def look(answers: Any, time: Any) -> tuple[Any, Any]:

@@ -78,6 +78,7 @@ def init(config: Config, key: jax.Array) -> dict[str, Any]:
     }
 
 
+# --8<-- [start:model]
 def network(
     config: Config, params: Any, rows: jax.Array, carries: Any = None, first: Any = 0
 ) -> tuple[Any, jax.Array]:
@@ -103,12 +104,15 @@ def network(
     for layer in (params["hidden"], params["output"]):
         xs = jax.nn.relu(xs) @ layer["kernel"] + layer["bias"]
     return last, xs[..., 0]
+    # --8<-- [end:model]
 
 
+# --8<-- [start:loss]
 def nats(config: Config, params: Any, images: jax.Array) -> jax.Array:
     """Minus the logarithm of the probability of each image ``(SIZE, batch, SIZE)``."""
     _, logits = network(config, params, jnp.pad(images, ((ABOVE, 0), (0, 0), (0, 0))))
     return optax.sigmoid_binary_cross_entropy(logits, images.astype(jnp.float32)).sum((0, 2))
+    # --8<-- [end:loss]
 
 
 def learn(config: Config, parts: dict[str, np.ndarray], seed: int) -> tuple[Any, float]:

@@ -79,6 +79,7 @@ def learner(config: Config, task: Task, agent: Agent, remembers: bool) -> Train:
         taken = Step(seen, resets, action, chosen, value[0], outcome.reward, outcome.ended)
         return (state, carry), taken
 
+    # --8<-- [start:advantages]
     def advantages(steps: Step, last_value: jax.Array) -> jax.Array:
         def back(after: Any, step: Step) -> Any:
             advantage, next_value = after
@@ -89,7 +90,9 @@ def learner(config: Config, task: Task, agent: Agent, remembers: bool) -> Train:
 
         begin = jnp.zeros_like(last_value), last_value
         return jax.lax.scan(back, begin, steps, reverse=True)[1]
+        # --8<-- [end:advantages]
 
+    # --8<-- [start:loss]
     def loss(params: Any, carry: Any, steps: Step, advantage: jax.Array) -> jax.Array:
         _, logits, values = think(params, carry, steps.seen, steps.resets)
         chosen = jnp.take_along_axis(logits, steps.action[..., None], axis=-1)[..., 0]
@@ -100,6 +103,7 @@ def learner(config: Config, task: Task, agent: Agent, remembers: bool) -> Train:
         gain = jnp.minimum(ratio * advantage, clipped * advantage).mean()
         entropy = -(jnp.exp(logits) * logits).sum(axis=-1).mean()
         return 0.5 * ((values - target) ** 2).mean() - gain - ENTROPY_WEIGHT * entropy
+        # --8<-- [end:loss]
 
     def update(at: Any, key: jax.Array) -> tuple[Any, Any]:
         params, moments, before = at

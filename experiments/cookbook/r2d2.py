@@ -76,6 +76,7 @@ def learner(config: Config, task: Task, agent: Agent, remembers: bool) -> Train:
         state, outcome = task.environment.step(task_key, state, action)
         return (state, carry), (seen, resets, action, outcome.reward, outcome.ended)
 
+    # --8<-- [start:loss]
     def values_of(params: Any, burn_in: Piece, piece: Piece) -> jax.Array:
         # Stopped at the parameters: stopped at the carry alone, the layer would store residuals of
         # the burn-in for a backward pass that never comes.
@@ -96,6 +97,7 @@ def learner(config: Config, task: Task, agent: Agent, remembers: bool) -> Train:
             target = jnp.concatenate([target, later[-1:]])
         target = jax.lax.stop_gradient(target)
         return optax.huber_loss(pick(values, piece.action)[:-1], target[:-1]).mean()
+        # --8<-- [end:loss]
 
     def update(at: Any, given: Any) -> tuple[Any, Any]:
         params, slow, moments, before, replay = at

@@ -73,16 +73,19 @@ def lanes(found: list[np.ndarray]) -> Any:
     return windows({"items": items, "resets": begins, "next": follow}, follow, steps=STEPS)
 
 
+# --8<-- [start:model]
 def read(config: Config, params: Any, carry: Any, items: Any, **marks: Any) -> Any:
     """The carry, and for each step a query ``(time, lanes, units)`` for the table of items."""
     cell = rnnjax.GRUCell(config.units)
     return rnnjax.unroll(cell, params["gru"], params["table"][items], carry, **marks)
+    # --8<-- [end:model]
 
 
 def learn(config: Config, batches: Any, share: np.ndarray) -> Any:
     """Train with sampled negatives; ``share`` is how popular each item is."""
     cell, key, logs = rnnjax.GRUCell(config.units), jax.random.key(config.seed), jnp.log(share)
 
+    # --8<-- [start:loss]
     def run(params: Any, carry: Any, inputs: Any, key: jax.Array) -> Any:
         carry, ys = read(config, params, carry, inputs["items"], resets=inputs["resets"])
         drawn = jax.random.choice(key, len(share), (config.negatives,), p=jnp.array(share))
@@ -92,6 +95,7 @@ def learn(config: Config, batches: Any, share: np.ndarray) -> Any:
         wrong = jnp.where(drawn == inputs["next"][..., None], -jnp.inf, wrong)
         both = jnp.concatenate([right[..., None], wrong], axis=-1)
         return carry, jax.nn.logsumexp(both, axis=-1) - right
+        # --8<-- [end:loss]
 
     table = 0.1 * jax.random.normal(key, (TOPICS * EACH, config.units))
     params = {"gru": cell.init(key, config.units), "table": table}

@@ -70,10 +70,12 @@ def histories(seed: Any, count: int) -> tuple[list[np.ndarray], list[np.ndarray]
     return seen, left
 
 
+# --8<-- [start:model]
 def predict(config: Config, params: Any, xs: Any, lengths: Any) -> jax.Array:
     """The cycles left ``(time, engines)``."""
     _, ys = rnnjax.unroll(rnnjax.GRUCell(config.units), params["gru"], xs, lengths=lengths)
     return CAP * jax.nn.sigmoid(ys @ params["kernel"] + params["bias"])
+    # --8<-- [end:model]
 
 
 def learn(config: Config, seen: list[np.ndarray], left: list[np.ndarray], seed: int) -> Any:
@@ -81,11 +83,13 @@ def learn(config: Config, seen: list[np.ndarray], left: list[np.ndarray], seed: 
     xs, lengths = rnnjax.pad(seen, sizes=[LONGEST])
     parts = {"xs": xs, "left": rnnjax.pad(left, sizes=[LONGEST]).xs, "lengths": lengths}
 
+    # --8<-- [start:loss]
     def loss_fn(params: Any, batch: Any, key: jax.Array) -> Any:
         found = predict(config, params, batch["xs"], batch["lengths"])
         valid = rnnjax.valid_steps(batch["lengths"], LONGEST)
         squares = jnp.where(valid, ((found - batch["left"]) / CAP) ** 2, 0)
         return squares.sum() / valid.sum(), {"weight": valid.sum()}
+        # --8<-- [end:loss]
 
     cell, key = rnnjax.GRUCell(config.units), jax.random.key(seed)
     params = {"gru": cell.init(key, SENSORS + LOADS), "bias": jnp.zeros(())}

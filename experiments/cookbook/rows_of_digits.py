@@ -66,6 +66,7 @@ def init(cell: rnnjax.Cell | None, features: int, key: jax.Array) -> dict[str, A
     return {"body": body, "head": head, "bias": jnp.zeros(10)}
 
 
+# --8<-- [start:model]
 def apply(name: str, params: Any, images: jax.Array, key: Any = None) -> jax.Array:
     """Logits ``(n, 10)`` of the digits in images ``(rows, n, columns)``."""
     (which, cell), xs = NETWORKS[name], images.astype(jnp.float32) / 255
@@ -79,18 +80,21 @@ def apply(name: str, params: Any, images: jax.Array, key: Any = None) -> jax.Arr
             ys = jax.nn.relu(convolve(ys, kernel, stride=2) + bias)
         ys = rnnjax.Dropout(0.3).apply(key, ys.reshape(len(ys), -1))
     return ys @ params["head"] + params["bias"]
+    # --8<-- [end:model]
 
 
 def learn(config: Config, name: str, parts: list[Any], seed: int) -> np.ndarray:
     """Train a network; returns the digits that it reads in the test part."""
     which, cell = NETWORKS[name]
 
+    # --8<-- [start:loss]
     def loss_fn(params: Any, batch: Any, key: jax.Array) -> jax.Array:
         key, shift_key = jax.random.split(key)
         # Each batch is moved by a pixel or not: 99.0 % for 98.9 % (the CNN's validation images).
         xs = jnp.roll(batch["xs"], jax.random.randint(shift_key, (2,), -1, 2), (0, 2))
         logits = apply(name, params, xs, key)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["ys"][0]).mean()
+        # --8<-- [end:loss]
 
     predict = jax.jit(lambda params, xs: apply(name, params, xs))
     epochs, (train, held_out, test) = config.epochs[which], parts

@@ -68,6 +68,7 @@ def numbered(texts: list[str], size: int) -> Any:
     return rnnjax.pad([np.array([NUMBER[c] for c in text]) for text in texts], sizes=[size])
 
 
+# --8<-- [start:model]
 class Model:
     """The encoder, and the decoder that looks back on what it read."""
 
@@ -96,7 +97,9 @@ class Model:
         valid = rnnjax.valid_steps(lengths, len(text))
         ready = self.decoder.over(params["decoder"], memory, valid)
         return rnnjax.GRUCarry(jnp.tanh(last @ params["bridge"])), ready
+        # --8<-- [end:model]
 
+    # --8<-- [start:loss]
     def loss(self, params: Any, batch: Any, key: Any = None) -> jax.Array:
         """The mean of all characters, each after the right ones before it: teacher forcing."""
         carry, ready = self.read(params, batch["text"], batch["lengths"])
@@ -105,7 +108,9 @@ class Model:
         _, ys = rnnjax.unroll(self.decoder, ready, params["embedding"][before], carry)
         losses = optax.softmax_cross_entropy_with_integer_labels(ys @ params["kernel"], right)
         return losses.mean()
+        # --8<-- [end:loss]
 
+    # --8<-- [start:write]
     def write(self, params: Any, text: Any, length: Any, beam: int) -> tuple[Any, Any]:
         """The best of ``beam`` dates for one text ``(READ,)``, and what was looked at for it."""
         text, lengths = jnp.tile(text[:, None], (1, beam)), jnp.full(beam, length)
@@ -128,6 +133,7 @@ class Model:
 
         (_, _, _, written, seen), _ = jax.lax.scan(step, start, jnp.arange(LENGTH))
         return written[0], seen[0]  # top_k sorts: the first is the best
+        # --8<-- [end:write]
 
 
 def run(config: Config) -> int:

@@ -71,6 +71,7 @@ def draw(
     return np.concatenate([xs, gaps[..., None]], axis=-1).astype(np.float32), left
 
 
+# --8<-- [start:model]
 def logits(kind: str, params: Any, xs: jax.Array) -> jax.Array:
     """How sure a network is of a left turn after each point: the mean of two layers' answers."""
     cell, timed = KINDS[kind]
@@ -78,14 +79,17 @@ def logits(kind: str, params: Any, xs: jax.Array) -> jax.Array:
     hidden = jax.nn.relu(ys @ params["hidden_kernel"] + params["hidden_bias"])
     answers = hidden @ params["kernel"] + params["bias"]
     return answers.cumsum(axis=0) / jnp.arange(1, len(xs) + 1)[:, None]
+    # --8<-- [end:model]
 
 
+# --8<-- [start:loss]
 def measure(kind: str, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
     """The cross-entropy of each network, and its right answers in % after each point."""
     xs, left = batch
     found = jax.vmap(lambda params: logits(kind, params, xs))(params)
     losses = optax.sigmoid_binary_cross_entropy(found[:, -1], jnp.asarray(left, found.dtype))
     return losses.mean(axis=1), 100 * ((found > 0) == left).mean(axis=2)
+    # --8<-- [end:loss]
 
 
 def learn(config: Config, kind: str, batches: Any, epochs: int, rate: float) -> Any:

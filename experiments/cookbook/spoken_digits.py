@@ -92,6 +92,7 @@ def init(name: str, key: jax.Array) -> dict[str, Any]:
     return {"convolutions": kernels, "head": head}
 
 
+# --8<-- [start:model]
 def apply(params: Any, batch: Any, key: jax.Array | None = None) -> jax.Array:
     """Logits ``(batch, 10)``: a product with the mean over the steps of each recording."""
     ys, lengths = batch["xs"], batch["lengths"][0]
@@ -107,12 +108,15 @@ def apply(params: Any, batch: Any, key: jax.Array | None = None) -> jax.Array:
         ys = ys.reshape(-1, pooled, *ys.shape[1:]).max(axis=1)
     mean = rnnjax.pool(ys, "mean", rnnjax.valid_steps(lengths, len(ys)))
     return DROPOUT.apply(key, mean) @ params["head"]
+    # --8<-- [end:model]
 
 
+# --8<-- [start:loss]
 def loss_fn(params: Any, batch: Any, key: jax.Array | None = None) -> jax.Array:
     """The mean cross entropy."""
     logits, digits = apply(params, batch, key), batch["digits"][0]
     return optax.softmax_cross_entropy_with_integer_labels(logits, digits).mean()
+    # --8<-- [end:loss]
 
 
 def shipped(params: Any) -> Model:

@@ -97,6 +97,7 @@ def init(config: Config, key: jax.Array) -> dict[str, Any]:
     }
 
 
+# --8<-- [start:model]
 def network(config: Config) -> Any:
     """What reads a sentence in both directions."""
     return rnnjax.Bidirectional(rnnjax.LSTMCell(config.units))
@@ -107,8 +108,10 @@ def emissions(config: Config, params: Any, words: Any, lengths: Any) -> jax.Arra
     xs = params["embedding"][words]
     _, ys = rnnjax.unroll(network(config), params["network"], xs, lengths=lengths)
     return ys @ params["kernel"]
+    # --8<-- [end:model]
 
 
+# --8<-- [start:loss]
 def total(scores: Any, pairs: Any, valid: Any, add: Any = jax.nn.logsumexp) -> jax.Array:
     """Sum over all sequences of tags, as a logarithm, by the forward algorithm."""
 
@@ -131,6 +134,7 @@ def log_likelihood(scores: Any, pairs: Any, tags: jax.Array, valid: jax.Array) -
     own = jnp.take_along_axis(scores, tags[..., None], axis=-1)[..., 0]
     own = own.at[1:].add(pairs[tags[:-1], tags[1:]])
     return (own * valid).sum(axis=0) - total(scores, pairs, valid)
+    # --8<-- [end:loss]
 
 
 def names_in(tags: Any) -> set[tuple[int, int, str]]:

@@ -83,6 +83,7 @@ class Model:
             "combine": glorot_uniform(keys[5], (2 * size, size)),
         }
 
+    # --8<-- [start:model]
     def read(self, params: Any, german: jax.Array, key: jax.Array | None = None) -> Any:
         """The decoder's first state, and what it looks back on, with what of it is valid."""
         keys, lengths = rnnjax.split_key(key, 2), (german != PADDING).sum(axis=0)
@@ -97,7 +98,9 @@ class Model:
         contexts, weights = rnnjax.attend(states, memory[0], *memory)
         combined = jnp.tanh(jnp.concatenate([states, contexts], axis=-1) @ params["combine"])
         return self.drop(key, combined) @ params["english"].T + params["bias"], weights
+        # --8<-- [end:model]
 
+    # --8<-- [start:loss]
     def losses(self, params: Any, german: Any, english: Any, key: Any = None) -> Any:
         """Return the loss of each English word, and its attention weights."""
         keys = rnnjax.split_key(key, 3)
@@ -116,7 +119,9 @@ class Model:
         pairs = zip(parts, rnnjax.split_key(key, len(parts)), strict=True)
         found = [self.losses(params, g, e, k)[0].sum() for (g, e), k in pairs]
         return sum(found) / sum((english != PADDING).sum() for _, english in parts)
+        # --8<-- [end:loss]
 
+    # --8<-- [start:search]
     def search(self, params: Any, german: jax.Array, beam: int, most: int = 40) -> Any:
         """The best translation ``(most,)`` of one sentence ``(time,)``, of ``beam`` followed."""
         carry, memory = self.read(params, german)
@@ -141,6 +146,7 @@ class Model:
         (_, written, scores), _ = jax.lax.scan(step, (carry, written, scores), jnp.arange(most))
         # By a power of the length, else short ones win (Wu et al., 2016).
         return written[(scores / (written != END).sum(axis=1) ** 0.6).argmax(), 1:]
+        # --8<-- [end:search]
 
 
 def main() -> int:

@@ -74,6 +74,7 @@ def init(draws: bool, cell: Any, key: jax.Array) -> dict[str, Any]:
             "head": head, "bias": jnp.zeros(outputs)}  # fmt: skip
 
 
+# --8<-- [start:model]
 def recognise(cell: rnnjax.Cell | None, params: Any, films: jax.Array) -> jax.Array:
     """Logits ``(FRAMES, n, 10, 5)`` of the targets, after each frame."""
     xs, (*convolutions, (dense, dense_bias)) = films, params["cnn"]
@@ -99,6 +100,7 @@ def go_on(cell: rnnjax.Cell, params: Any, films: jax.Array) -> jax.Array:
     first = cell.initial_carry(xs.shape[1:-1]), xs[0]
     _, logits = jax.lax.scan(step, first, (jnp.arange(FRAMES - 1), xs[:-1]))
     return logits.reshape(FRAMES - 1, *films.shape[1:])
+    # --8<-- [end:model]
 
 
 def learn(config: Config, name: str, source: Source, parts: Any, seed: int) -> dict[str, jax.Array]:
@@ -107,6 +109,7 @@ def learn(config: Config, name: str, source: Source, parts: Any, seed: int) -> d
     steps, held_out = config.films // size, parts["validation"]
     apply = jax.jit(functools.partial(go_on if draws else recognise, cell))
 
+    # --8<-- [start:loss]
     def loss_fn(params: Any, part: Any, key: Any = None) -> jax.Array:
         logits, films, targets = apply(params, part["films"]), part["films"], part["targets"]
         if not draws:
@@ -115,6 +118,7 @@ def learn(config: Config, name: str, source: Source, parts: Any, seed: int) -> d
         # To draw from what is seen teaches the same, and sooner: both halves count alike.
         losses = optax.sigmoid_binary_cross_entropy(logits, films[1:])
         return losses[: SEEN - 1].mean() + losses[SEEN - 1 :].mean()
+        # --8<-- [end:loss]
 
     def batches(epoch: int) -> dict[str, np.ndarray]:
         drawn = draw_films(source, steps * size, (seed, epoch))

@@ -86,11 +86,13 @@ def learn(config: Config, name: str, number: int) -> np.ndarray:
     dropout = rnnjax.Dropout(rate, per="sequence")
     cell = rnnjax.Regularized(rnnjax.LSTMCell(UNITS), recurrent_dropout=rate)
 
+    # --8<-- [start:model]
     def logits(params: Any, carry: Any, ids: Any, key: Any = None) -> tuple[Any, jax.Array]:
         keys = rnnjax.split_key(key, 3)
         xs = dropout.apply(keys[0], params["words"][ids])
         carry, ys = rnnjax.unroll(cell, params["cell"], xs, carry, key=keys[1])
         return carry, dropout.apply(keys[2], ys) @ params["words"].T + params["bias"]
+        # --8<-- [end:model]
 
     losses, ids = optax.softmax_cross_entropy_with_integer_labels, np.array(words)
     logs = jax.jit(lambda params, ids: -losses(logits(params, None, ids[:-1])[1], ids[1:]))
@@ -105,12 +107,14 @@ def learn(config: Config, name: str, number: int) -> np.ndarray:
             "cell": cell.init(keys[1], UNITS),
         }
     )
+    # --8<-- [start:loss]
     params = fit(
         truncated_loss(logits, losses), draw(keys),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)), batches, epochs,
         evaluate=lambda p: {"validation_loss": -logs(p, ids[known - 1 : known + valid]).mean()},
         carry=cell.initial_carry((rows,)), key=keys[2], hooks=[Silent()],
     ).params  # fmt: skip
+    # --8<-- [end:loss]
     return np.asarray(logs(params, ids[known - 1 :]))
 
 

@@ -129,6 +129,7 @@ def mixer(
     return (window, states), blocks.linear(params, "out_proj", y * jax.nn.silu(z))
 
 
+# --8<-- [start:model]
 def state_space(log_decay: jax.Array, inputs: Any, states: jax.Array, resets: Any) -> Any:
     r"""Compute the last states ``(batch, channels, state_size)`` and the output of each step.
 
@@ -158,3 +159,4 @@ def state_space(log_decay: jax.Array, inputs: Any, states: jax.Array, resets: An
         states, y = chunk(states, jax.tree.map(lambda x: x[whole:], (inputs, resets)))
         parts.append(y)
     return states, jnp.concatenate(parts)
+    # --8<-- [end:model]

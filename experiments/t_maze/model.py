@@ -50,6 +50,7 @@ class Agent:
             "value": {"kernel": jnp.zeros((size, 1)), "bias": jnp.zeros(1)},
         }
 
+    # --8<-- [start:model]
     def step(
         self, params: Any, carry: Any, observation: jax.Array, reset: jax.Array
     ) -> tuple[Any, Opinion]:
@@ -65,6 +66,7 @@ class Agent:
         """Read ``observations (time, batch, features)`` with ``resets (time, batch)`` at once."""
         carry, ys = rnnjax.unroll(self.cell, params["cell"], observations, carry, resets=resets)
         return carry, self._opinion(params, ys)
+        # --8<-- [end:model]
 
     def _opinion(self, params: Any, y: jax.Array) -> Opinion:
         def head(name: str) -> jax.Array:

@@ -111,6 +111,7 @@ class Trainer:
         steps = (values, outcomes.reward, outcomes.ended)
         return jax.lax.scan(step, start, steps, reverse=True)[1]
 
+    # --8<-- [start:loss]
     def loss(
         self, params: Any, carry: Any, rollout: Rollout, advantages: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
@@ -132,6 +133,7 @@ class Trainer:
             - self.config.entropy_weight * entropy
         )
         return loss, entropy
+        # --8<-- [end:loss]
 
     def update(
         self, params: Any, before: Streams, memory: Any, key: jax.Array

@@ -152,6 +152,7 @@ class ScannedRNN(flax.Module):
         return flax.GRUCell(self.units)(carry, inputs)
 
 
+# --8<-- [start:model]
 class LayerRNN(flax.Module):
     """Compute the same numbers with rnnjax's layer and the same parameters."""
 
@@ -182,6 +183,7 @@ class Agent(flax.Module):
         x = flax.relu(flax.Dense(self.units)(observations))
         carry, x = self.memory(self.units, name="recurrent")(carry, (x, resets))
         return carry, [flax.Dense(size)(x) for size in self.heads]
+        # --8<-- [end:model]
 
     def run(self, params: Any, carry: Any, observations: jax.Array, resets: jax.Array) -> Any:
         """Apply the network to given parameters."""
