@@ -1,6 +1,6 @@
 """Draws the pictures of the pages: ``python docs/draw.py [FOLDER]``, by default docs/pictures.
 
-``python docs/draw.py RUN/points.png docs/learn/cookbook-spirals.png`` copies what a program has
+``python docs/draw.py RUN/points.png docs/programs/spirals.png`` copies what a program has
 drawn, with a palette of 64 colours: a third of the bytes.
 """
 

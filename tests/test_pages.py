@@ -371,18 +371,52 @@ def test_a_cell_runs_where_the_reference_says(kind: type[rnnjax.Cell]) -> None:
         assert (rnnjax.Kernel().refusal(cell) is None) == (name not in without_kernel)
 
 
-def test_every_program_of_the_cookbook_has_its_card() -> None:
-    """With a picture, a table and something to try next."""
-    card = r"^## (\w+)\n(.*?)(?=^## |\Z)"
-    cards = dict(re.findall(card, TEXTS["docs/learn/cookbook.md"], re.MULTILINE | re.DOTALL))
-    programs = {*COOKBOOK, "language_models", "t_maze"}
-    assert set(cards) == programs, "a program is a heading of docs/learn/cookbook.md"
-    for name, text in cards.items():
+# What has a page in Do; its card is a picture and a table.
+IN_DO = {"forecast"}
+
+
+def test_every_program_has_its_page() -> None:
+    """When you need it, a picture, code, a command, what it printed, a table, what to try next."""
+    named = {Path(page).stem for page in PAGES if page.startswith("docs/programs/")} - {"index"}
+    assert named == {*COOKBOOK, *IN_DO, "language_models", "t_maze"}, "a page of docs/programs each"
+    for name in named:
+        text = TEXTS[f"docs/programs/{name}.md"]
+        assert re.match(r"# .+\n\nYou need this when ", text), name
         assert re.search(r"^!\[.+\]\(\S+\.(png|svg)\)", text, re.MULTILINE), name
         assert len(re.findall(r"^\|.*\|$", text, re.MULTILINE)) > 3, name
         assert "**Try next.** " in text, name
-    shown = " ".join(cards.values())
-    assert all(path.name in shown for path in (DOCS / "learn").glob("cookbook-*.png"))
+        if name not in IN_DO:
+            assert f"experiments{'.cookbook' * (name in COOKBOOK)}.{name}" in text, name
+            assert fences(f"docs/programs/{name}.md", "text"), name
+            assert any(name in file for file, _ in sections(text)), "code from its own file"
+
+
+def sections(text: str) -> list[tuple[str, str]]:
+    """The files, and the parts of them, that a page shows."""
+    return re.findall(r'^--8<-- "(\S+?):(\w+)"$', text, re.MULTILINE)
+
+
+def test_a_page_shows_a_part_of_a_file_that_is_marked_and_each_that_is() -> None:
+    shown = {section for page in PAGES for section in sections(TEXTS[page])}
+    assert len(shown) > 50
+    mark = re.compile(r"^ *# --8<-- \[(start|end):(\w+)\]$", re.MULTILINE)
+    marked = {
+        (str(path.relative_to(ROOT)), name): [way for way, other in found if other == name]
+        for path in (ROOT / "experiments").rglob("*.py")
+        if (found := mark.findall(path.read_text(encoding="utf-8")))
+        for _, name in found
+    }
+    assert all(ways == ["start", "end"] for ways in marked.values()), marked
+    assert set(marked) == {section for section in shown if section[0].endswith(".py")}
+
+
+def test_the_grid_has_every_program_and_each_picture_is_shown() -> None:
+    grid = TEXTS["docs/programs/index.md"]
+    linked = re.findall(r"^-   \[!\[.+\]\(\S+\)\]\((\w+)\.md\)$", grid, re.MULTILINE)
+    there = sorted(path.stem for path in (DOCS / "programs").glob("*.md"))
+    assert sorted([*linked, "index"]) == there
+    shown = " ".join(TEXTS.values())
+    assert all(f"({path.name})" in shown for path in (DOCS / "programs").glob("*.png"))
 
 
 def test_what_a_picture_names_stands_on_the_page_that_shows_it() -> None:
