@@ -622,8 +622,9 @@ TABLE = (
     "nothing minus a number is the number in C",
     "(1\\.0f \\*|0\\.0f {{\\+ => [+-]}})",
     "a new state overwrites the old one that is read after it",
-    "if all(np.array_equal(at[0], places) for places in at){{ and not any(\n"
-    "            into.name in one.names() for one in later\n        ) => }}:",
+    "if alike{{ and not any(into.name in one.names() for one in later) => }}:",
+    "the entries of a table are taken for those of the old state",
+    "alike = all({{not one.table and  => }}np.array_equal(at[0].places, one.places) for one in at)",
     "rnnjax/interop/layers.py tests/interop/test_c_models.py",
     "a layer that runs backward is written as C",
     "return {{not self.reverse and  => }}_runs_forward(self.cell)",

@@ -448,3 +448,40 @@ def test_parameters_of_other_types_are_rounded_and_it_is_said(tmp_path: Path) ->
     source = (tmp_path / "wide.c").read_text().replace("wide", "cell")
     assert source == (tmp_path / "cell.c").read_text()
     assert "rounded" not in (tmp_path / "wide.h").read_text()
+
+
+@dataclasses.dataclass(frozen=True)
+class States(Elementwise):
+    """A cell of several states by name, whose step ``does`` computes."""
+
+    names: tuple[str, ...] = ("a", "b")
+
+    def initial_carry(self, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Any:
+        return {name: jnp.zeros((*batch_shape, self.hidden_size)) for name in self.names}
+
+    def step(self, params: Any, carry: Any, x: Any) -> Any:
+        return self.does(carry, x)
+
+
+def steps_agree(folder: Path, cells: dict[str, States]) -> None:
+    for name, cell in cells.items():
+        c.save(cell, cell.init(None, 6), folder / f"{name}.c", input_size=6)
+    lib, xs = library(folder), np.random.default_rng(0).normal(size=(50, 6)).astype("f4")
+    for name, cell in cells.items():
+        stream, wanted = Stream(lib, folder, name), expected(cell, {}, xs, ())
+        got = np.stack([stream.step(x) for x in xs])
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_state_that_is_moved_or_shared_is_not_overwritten_early(tmp_path: Path) -> None:
+    order, mixed = np.array([0, 2, 1, 3, 5, 4]), np.linspace(-1, 1, 36).reshape(6, 6).astype("f4")
+
+    def moved(carry: Any, x: Any) -> Any:
+        new = jnp.cos(1.3 * carry["a"][order] + x[0])
+        return {"a": new}, new
+
+    def shared(carry: Any, x: Any) -> Any:
+        new = jnp.tanh(carry["a"] + carry["b"] @ mixed + x)
+        return {"a": new, "b": new}, new
+
+    steps_agree(tmp_path, {"moved": States(6, moved, names=("a",)), "shared": States(6, shared)})

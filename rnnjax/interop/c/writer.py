@@ -398,15 +398,15 @@ def in_place(loops: list[Loop], buffers: dict[str, tuple[int, str]]) -> list[Loo
             break
         into, old = copy.leaves
         whole = into.places.size == buffers.get(old.name, (0, ""))[0]
-        if not whole or not np.array_equal(into.places, old.places):
+        here = any(one is copy for one in loops)
+        if not (whole and here and np.array_equal(into.places, old.places)):
             continue  # it copies what is another part of the state
         others = [one for one in loops if one is not copy]
         first, *later = others[[old.name in one.names() for one in others].index(True) :]
         # The loop that fills it may read the old entry that it replaces, and no other.
-        at = [leaf.places for leaf in first.leaves if leaf.name in (old.name, into.name)]
-        if all(np.array_equal(at[0], places) for places in at) and not any(
-            into.name in one.names() for one in later
-        ):
+        at = [leaf for leaf in first.leaves if leaf.name in (old.name, into.name)]
+        alike = all(not one.table and np.array_equal(at[0].places, one.places) for one in at)
+        if alike and not any(into.name in one.names() for one in later):
             loops = [one.renamed({old.name: into.name}) for one in others]
     return loops
 
