@@ -332,6 +332,13 @@ OPERATIONS = {
     ),
     "neutral": lambda x: jnp.stack([jnp.zeros(6) - x, x - jnp.zeros(6), jnp.ones(6) / x, x * 1]),
     "any": lambda x: jnp.where(jnp.any(x > 1) | jnp.all(x < 0), x, -x),
+    "rows": lambda x: (x.reshape(2, 3) @ np.eye(3, 6, dtype="f4")).max(0) + (
+        x.reshape(3, 2) @ np.eye(2, 6, dtype="f4")
+    ).min(0),
+    "integers": lambda x: (jnp.rint(5 * x).astype(int) @ np.arange(18).reshape(6, 3)) * x[0],
+    "far": lambda x: (x * 1e12).astype(int) * 1e-9 + (x / 0 * 0).astype(int),
+    "missing": lambda x: jnp.maximum(0, x / (x > 0) * 0) + jnp.minimum(x, (x / (x < 1) * 0).max()),
+    "powers": lambda x: jax.lax.pow(x, jnp.arange(6)),
     "stack": lambda x: jnp.concatenate([jnp.stack([x, x * x]).sum(0), x[:1]]),
 }  # fmt: skip
 
@@ -415,7 +422,16 @@ def refused(cell: Any, message: str, folder: Path, name: str = "cell", error: An
 def test_what_c_is_not_written_of_names_itself_and_its_line(tmp_path: Path) -> None:
     line = inspect.getsourcelines(test_what_c_is_not_written_of_names_itself_and_its_line)[1] + 2
     cell = Elementwise(6, lambda x: jnp.sort(x))
-    refused(cell, rf"no sort of \[6\], as in test_c.py:{line}", tmp_path, error=InteropError)
+    refused(
+        cell,
+        rf"no sort of \[6\] that makes \[6\], as in test_c.py:{line}",
+        tmp_path,
+        error=InteropError,
+    )
+    small = Elementwise(6, lambda x: (x.astype(jnp.uint8) - jnp.uint8(9)).astype(jnp.float32))
+    refused(
+        small, r"no convert_element_type of \[6\] that makes uint8", tmp_path, error=InteropError
+    )
     back = functools.partial(jax.pure_callback, np.sin, jax.ShapeDtypeStruct((6,), np.float32))
     refused(Elementwise(6, back), "no pure_callback of", tmp_path, error=InteropError)
     noise = Elementwise(6, lambda x: x + jax.random.normal(jax.random.key(x[0].astype(int)), (6,)))

@@ -14,10 +14,10 @@ BYTES = {"float": 4, "int32_t": 4, "int8_t": 1}
 def kind_of(dtype: Any) -> str:
     """The kind of a type of JAX; "" if C has none.
 
-    >>> kind_of(jnp.bfloat16), kind_of(bool), kind_of("int32"), kind_of(jnp.int8)
-    ('f', 'b', 'i', 'q')
+    >>> kind_of(jnp.bfloat16), kind_of(bool), kind_of("int32"), kind_of(jnp.int8), kind_of("uint8")
+    ('f', 'b', 'i', 'q', '')
     """
-    kinds = {np.int8: "q", jnp.floating: "f", jnp.bool_: "b", jnp.integer: "i"}
+    kinds = {np.int8: "q", jnp.floating: "f", jnp.bool_: "b", np.int32: "i", np.int64: "i"}
     return next((kind for one, kind in kinds.items() if jnp.issubdtype(dtype, one)), "")
 
 
@@ -47,9 +47,9 @@ FORMS: Mapping[str, Mapping[str, str]] = {
     | {name: f"{name}f({{}})" for name in _MATH}
     | {name: f"@{name}({{}})" for name in ("square", "sign", "tanh", "logistic")}
     | {"max": "@max({}, {})", "min": "@min({}, {})", "abs": "fabsf({})",
-       "rem": "fmodf({}, {})", "pow": "powf({}, {})", "atan2": "atan2f({}, {})",
+       "rem": "fmodf({}, {})", "pow": "powf({}, (float){})", "atan2": "atan2f({}, {})",
        "is_finite": "isfinite({})", "round": "roundf({})", "round even": "rintf({})",
-       "to i": "(int32_t){}", "to q": "(int8_t){}", "to b": "({} != 0.0f)"},
+       "to i": "@truncated({})", "to q": "(int8_t){}", "to b": "({} != 0.0f)"},
     "i": _COMMON | {
         "max": "@imax({}, {})", "min": "@imin({}, {})", "rem": "({} % {})", "not": "(~{})",
         "and": "({} & {})", "or": "({} | {})", "to f": "(float){}", "to b": "({} != 0)",
@@ -73,8 +73,13 @@ REDUCTIONS: Mapping[tuple[str, str], tuple[str, str]] = {
 """By an operation and the kind of what it reduces how an entry is taken in, and the start."""
 
 FUNCTIONS: Mapping[str, str] = {
-    "max": "static float @max(float a, float b) { return a < b ? b : a; }",
-    "min": "static float @min(float a, float b) { return a > b ? b : a; }",
+    "max": "static float @max(float a, float b) { return a < b || b != b ? b : a; }",
+    "min": "static float @min(float a, float b) { return a > b || b != b ? b : a; }",
+    "truncated": """\
+static int32_t @truncated(float x) { /* as JAX: to the nearest that there is, and NaN to 0 */
+  if (x != x) return 0;
+  return x >= 2147483648.0f ? INT32_MAX : x < -2147483648.0f ? INT32_MIN : (int32_t)x;
+}""",
     "imax": "static int32_t @imax(int32_t a, int32_t b) { return a < b ? b : a; }",
     "imin": "static int32_t @imin(int32_t a, int32_t b) { return a > b ? b : a; }",
     "square": "static float @square(float x) { return x * x; }",

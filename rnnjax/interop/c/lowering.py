@@ -111,7 +111,7 @@ def _product(p: Any, known: Sequence[bool], x: Any, w: Any) -> Any:
     lead = batch + [x.shape[axis] for axis in x_free]
     x = x.transpose([*batch_x, *x_free, *of_x]).reshape(*lead, -1)
     w = w.transpose([*batch_w, *of_w, *w_free]).reshape(*batch, x.shape[-1], -1)
-    if known[1]:
+    if known[1] and jnp.issubdtype(w.dtype, jnp.floating):
         each = list(range(len(batch)))
         y = p["by"](x, w, (([x.ndim - 1], [len(batch)]), (each, each)))
     else:

@@ -141,6 +141,8 @@ class Writer:
             if any(uses[var] for var in equation.outvars):
                 self._where = str(equation.source_info.name_stack).rpartition("/")[2]
                 self._label = f"{self._where.rpartition(' ')[2]}: {equation.primitive.name}"
+                if not all(kind_of(var.aval.dtype) for var in equation.outvars):
+                    raise self._refusal(equation)
                 ins = [read(atom) for atom in equation.invars]
                 made = self._moved(equation, ins, *moves.get(equation.outvars[0], ([], [])))
                 weights = array_of(equation.invars[-1]) if ins else None
@@ -175,9 +177,14 @@ class Writer:
             along = np.moveaxis(into.places, p["axis"], 0)[:: -1 if p["reverse"] else 1]
             self.assign(into.at(along[1:]), into.at(along[:-1]), "{} += {};")
             return into
-        shapes = ", ".join(str(list(atom.aval.shape)) for atom in equation.invars)
-        raise InteropError(
-            f"C is written of operations in a table, which has no {name} of {shapes}, as in "
+        raise self._refusal(equation)
+
+    def _refusal(self, equation: Any) -> InteropError:
+        types = [atom.aval for atom in (*equation.invars, *equation.outvars[:1])]
+        *given, made = (f"{x.dtype}{[*x.shape]}".removeprefix("float32") for x in types)
+        return InteropError(
+            f"C is written of operations in a table, which has no {equation.primitive.name} of "
+            f"{', '.join(given)} that makes {made}, as in "
             f"{self._where or 'a function of JAX'}; write that with others, such as sums, products "
             "and jnp.where"
         )
@@ -271,6 +278,7 @@ class Writer:
     def _reduced(self, value: Value, axes: Sequence[int], how: str, start: str) -> Value:
         kept = tuple(n for axis, n in enumerate(value.shape) if axis not in axes)
         into = self._buffer(kept, value.kind)
+        value = value if "+=" in how else self.stored(value)  # products add to where they go
         self.assign(into, Value(start, (), kept, value.kind))
         places = np.broadcast_to(np.expand_dims(into.places, tuple(axes)), value.shape)
         self.assign(into.at(places), value, how)
