@@ -501,3 +501,33 @@ def test_a_state_that_is_moved_or_shared_is_not_overwritten_early(tmp_path: Path
         return {"a": new, "b": new}, new
 
     steps_agree(tmp_path, {"moved": States(6, moved, names=("a",)), "shared": States(6, shared)})
+
+
+def test_states_and_features_whose_names_are_taken_are_arrays_of_their_own(tmp_path: Path) -> None:
+    mixed = np.linspace(-0.1, 0.1, 36).reshape(6, 6).astype("f4")
+
+    def does(carry: Any, x: Any) -> Any:
+        before = carry["scratch_0"] @ mixed + x
+        new = jnp.tanh(before) + jnp.sin(before @ mixed)
+        return {"scratch_0": new, "INFINITY": new[::-1]}, new + carry["INFINITY"]
+
+    steps_agree(tmp_path, {"taken": States(6, does, names=("scratch_0", "INFINITY"))})
+    cell = TwiceCell(3)
+    folder = tmp_path / "features"
+    folder.mkdir()
+    params, _, header = saved(folder, cell, 5, name="twice")
+    assert "const float *x, const float *i_, const float *i__, float *y" in header
+    x = np.arange(5.0).astype("f4")
+    y = Stream(library(folder), folder, "twice").step(*np.split(x, [3, 4]))
+    np.testing.assert_allclose(y, cell.step(params, cell.initial_carry(), x)[1], rtol=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class TwiceCell(rnnjax.Cell):
+    """A cell with two raw features that would have one name in C."""
+
+    hidden_size: int
+    carry, gates, raw = rnnjax.SimpleRNNCarry, ("h",), {"i": 1, "i_": 1}
+
+    def update(self, params: Any, x: Any, carry: Any, i: Any, i_: Any) -> Any:
+        return rnnjax.SimpleRNNCarry(jnp.tanh(x) * i + i_)

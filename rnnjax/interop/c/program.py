@@ -25,8 +25,10 @@ and asm auto bool break case catch char class const constexpr continue default d
 enum explicit export extern false float for friend goto if inline int int32_t long main mutable
 namespace new not nullptr operator or private protected public register restrict return short
 signed sizeof static step struct switch template this throw true try typedef typename union unsigned
-using virtual void volatile while xor"""))  # fmt: skip
-"""Words that C or C++ has for itself, and ``step``, which GNU's C library has."""
+using virtual void volatile while xor and_eq bitand bitor compl not_eq or_eq xor_eq alignas alignof
+const_cast decltype dynamic_cast noexcept reinterpret_cast static_assert static_cast thread_local
+typeid INFINITY NAN linux unix unused"""))  # fmt: skip
+"""Words that C or C++ has for itself, macros, and ``step``, which GNU's C library has."""
 _LOCALS = frozenset("ijklmnopqrs")  # of the functions that are written
 _TRIED = 6  # steps
 
@@ -36,10 +38,12 @@ def identifier(name: str, taken: Collection[str] = ()) -> str:
 
     >>> identifier("0_hidden"), identifier("float"), identifier("x:0", ["x_0"])
     ('x_0_hidden', 'float_', 'x_0_')
+    >>> identifier("scratch_0")  # has what a step needs in between
+    'scratch_0_'
     """
     made = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_") or "value"
     made = f"x_{made}" if made[0].isdigit() else made
-    while made in KEYWORDS or made in _LOCALS or made in taken:
+    while made in KEYWORDS or made in _LOCALS or made in taken or re.match(r"scratch_\d+$", made):
         made += "_"
     return made
 
@@ -75,7 +79,9 @@ def of_cell(cell: Cell, params: Params, input_size: Any) -> Program:
                 "give input_size="
             ) from error
     *grid, size = input_size if isinstance(input_size, tuple) else (input_size,)
-    raw = {identifier(name, ["x"]): n for name, n in cell.raw.items()}
+    raw: dict[str, int] = {}
+    for name, n in cell.raw.items():
+        raw[identifier(name, ["x", *raw])] = n
     sizes = {"x": size - cell.raw_size} | raw
 
     def step(params: Params, carry: Any, xs: dict[str, Any]) -> Any:
@@ -99,7 +105,9 @@ def of_model(model: Model) -> Program:
                 "train a model whose layers run forward in time"
             )
     given = _inputs(model)
-    keys, carry = {identifier(key): key for key in given}, model.initial_carry((1,))
+    keys, carry = dict[str, str](), model.initial_carry((1,))
+    for key in given:
+        keys[identifier(key, keys)] = key
     for name, layer in network.stateful.items():  # whose start may be learned
         if isinstance(layer, Recurrent) and name in carry and layer.name in model.params:
             carry[name] = layer.cell.start(model.params[layer.name], (1,))
