@@ -29,7 +29,7 @@ from experiments.cookbook.common import data, plots
 from experiments.cookbook.common.report import Report
 from rnnjax.training import Silent, fit, minibatches
 
-STEPS, LEADS, CODE = 60, 3, 6
+STEPS, LEADS, CODE, MORE = 60, 3, 6, 40  # numbers of a code, and of a longer one that is linear
 KINDS = "early beat", "lost wave", "swapped leads", "slow wave"
 
 
@@ -125,14 +125,14 @@ def run(config: Config) -> int:
     right = np.arange(test.shape[1]) >= normal.shape[1]
     params = learn(config, train)
     flat = [x.swapaxes(0, 1).reshape(x.shape[1], -1) for x in (train, held, test)]
-    axes = PCA(CODE, random_state=0).fit(flat[0])
+    axes = {size: PCA(size, random_state=0).fit(flat[0]) for size in (CODE, MORE)}
     mean, deviation = train.mean(axis=(0, 1)), train.std(axis=(0, 1))
 
     def scores_of(xs: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
-        wrong = rows - axes.inverse_transform(axes.transform(rows))
+        wrong = {k: rows - axis.inverse_transform(axis.transform(rows)) for k, axis in axes.items()}
         return {
             "the largest value": np.abs((xs - mean) / deviation).max(axis=(0, 2)),
-            f"PCA, {CODE} components": (wrong**2).mean(axis=1),
+            **{f"PCA, {k} components": (left**2).mean(axis=1) for k, left in wrong.items()},
             f"LSTM autoencoder, {CODE} numbers": np.asarray(
                 ((rewrite(config, params, xs) - xs) ** 2).mean(axis=(0, 2))
             ),

@@ -40,7 +40,7 @@ class Config:
     run_dir: Path | None = None
     """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     sessions: int = 20_000
-    """The number of sessions to learn from; a tenth as many test."""
+    """The number of sessions to learn from; a fortieth as many test."""
     seed: int = 0
     """The seed of weights and sessions."""
     epochs: int = 6

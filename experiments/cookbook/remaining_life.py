@@ -103,8 +103,9 @@ def learn(config: Config, seen: list[np.ndarray], left: list[np.ndarray], seed: 
 
 
 def features(history: np.ndarray) -> np.ndarray:
-    """What a regression is given: means of the last 20 cycles, and of the 20 before."""
-    return np.concatenate([history[-20:].mean(axis=0), history[-40:-20].mean(axis=0)])
+    """What a regression is given: means of the last 20 cycles, of the 20 before, and the age."""
+    age = len(history), np.log(len(history))
+    return np.concatenate([history[-20:].mean(axis=0), history[-40:-20].mean(axis=0), age])
 
 
 def regression(seen: list[np.ndarray], left: list[np.ndarray]) -> Any:
@@ -131,7 +132,7 @@ def run(config: Config) -> int:
 
     report.add("the mean of all", error(np.full(len(right), np.concatenate(left).mean())))
     linear = regression(seen, left).predict([features(one) for one in asked]).clip(0, CAP)
-    report.add("ridge regression on the last 40 cycles", error(linear))
+    report.add("ridge regression on the last 40 cycles and the age", error(linear))
     xs, lengths = rnnjax.pad(asked, sizes=[LONGEST])
     found = []
     for seed in range(config.seed, config.seed + config.seeds):
