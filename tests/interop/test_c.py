@@ -407,9 +407,21 @@ def test_weights_of_8_bits_need_data(tmp_path: Path) -> None:
     for given in ({"weights": "int8"}, {"data": np.ones((5, 2, 3))}, {"weights": "int4"}):
         with pytest.raises(InvalidInputError, match="give both or none"):
             c.save(cell, params, path, **given)
-    for data in (np.ones((5, 3), "f4"), np.ones((5, 2, 4), "f4"), np.ones((5, 2, 3), int)):
+    others = np.zeros((0, 2, 3), "f4"), np.full((5, 2, 3), np.nan, "f4")
+    for data in (np.ones((5, 3), "f4"), np.ones((5, 2, 4), "f4"), np.ones((5, 2, 3), int), *others):
         with pytest.raises(InvalidInputError, match=r"data should be sequences \(time, batch, 3\)"):
             c.save(cell, params, path, weights="int8", data=data)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    c.save(cell, zeros, path, weights="int8", data=np.ones((5, 2, 3), "f4"))
+    assert "differ by 0 of the largest" in path.with_suffix(".h").read_text()
+
+
+@pytest.mark.parametrize("size", ["3", 2.5, (4, None)])
+def test_the_size_of_the_inputs_is_a_number(size: Any, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="input_size must be a positive integer, but is"):
+        c.save(
+            LSTMCell(4), LSTMCell(4).init(jax.random.key(0), 3), tmp_path / "a.c", input_size=size
+        )
 
 
 def refused(cell: Any, message: str, folder: Path, name: str = "cell", error: Any = None) -> None:

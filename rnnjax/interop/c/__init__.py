@@ -51,8 +51,8 @@ def save(*what: Any, input_size: Any = None, weights: str = "float32", data: Any
     arrays are in the header.
 
     The step is what `Cell.step` computes, in float32: wider or narrower parameters are rounded.
-    What depends on parameters alone is computed now. ``tanh`` and the logistic function are a
-    rational function within 2e-7. Dropout and noise are left out, as for prediction.
+    What depends on parameters alone is computed now. ``tanh`` and the logistic function are off by
+    2e-7 at most, so divide by no gate near 0. Dropout and noise are left out, as for prediction.
 
     Of a model every layer must run forward in time: recurrent layers, dense ones, embeddings,
     normalisations, activations, and causal convolutions, whose state is the steps before. The first

@@ -77,8 +77,7 @@ FUNCTIONS: Mapping[str, str] = {
     "min": "static float @min(float a, float b) { return a > b || b != b ? b : a; }",
     "truncated": """\
 static int32_t @truncated(float x) { /* as JAX: to the nearest that there is, and NaN to 0 */
-  if (x != x) return 0;
-  return x >= 2147483648.0f ? INT32_MAX : x < -2147483648.0f ? INT32_MIN : (int32_t)x;
+  return x != x ? 0 : x >= 2147483648.0f ? INT32_MAX : x < -2147483648.0f ? INT32_MIN : (int32_t)x;
 }""",
     "imax": "static int32_t @imax(int32_t a, int32_t b) { return a < b ? b : a; }",
     "imin": "static int32_t @imin(int32_t a, int32_t b) { return a > b ? b : a; }",

@@ -33,9 +33,10 @@ def error(
 ) -> str:
     """How far outputs are from float32, over sequences ``(time, batch, ...)``, in words."""
     sizes, array, dtype = [math.prod(x.shape) for x in inputs], np.asarray(data), inputs[0].dtype
-    if array.ndim < 2 or math.prod(array.shape[2:]) != sum(sizes) or array.dtype.kind != dtype.kind:
+    fits = array.ndim > 1 and array.size and math.prod(array.shape[2:]) == sum(sizes)
+    if not fits or array.dtype.kind != dtype.kind or not np.isfinite(array).all():
         raise InvalidInputError(
-            f"data should be sequences (time, batch, {sum(sizes)}) of {dtype}, but is "
+            f"data should be sequences (time, batch, {sum(sizes)}) of finite {dtype}, but is "
             f"{array.dtype}{list(array.shape)}; give those that the error is measured on"
         )
     parts = np.split(array.reshape(*array.shape[:2], -1), np.cumsum(sizes)[:-1], -1)
@@ -51,7 +52,7 @@ def error(
         return np.concatenate([np.ravel(y) for y in jax.jit(over)(xs)])
 
     expected, ours = run(exact), run(rounded)
-    largest, apart = np.abs(expected).max(), np.abs(ours - expected)
+    largest, apart = np.abs(expected).max() or 1, np.abs(ours - expected)
     return (
         f"Weights have 8 bits: over {array.shape[1]} sequences of {array.shape[0]} steps outputs "
         f"differ by {apart.max() / largest:.2g} of the largest at most, and "

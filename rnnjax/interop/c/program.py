@@ -11,6 +11,7 @@ from jax.extend.core import ClosedJaxpr
 
 from rnnjax.cells.base import Cell, Params
 from rnnjax.cells.onehot import Beside
+from rnnjax.checks import check_size
 from rnnjax.engine import Scan
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop import arrays
@@ -26,8 +27,7 @@ enum explicit export extern false float for friend goto if inline int int32_t lo
 namespace new not nullptr operator or private protected public register restrict return short
 signed sizeof static step struct switch template this throw true try typedef typename union unsigned
 using virtual void volatile while xor and_eq bitand bitor compl not_eq or_eq xor_eq alignas alignof
-const_cast decltype dynamic_cast noexcept reinterpret_cast static_assert static_cast thread_local
-typeid INFINITY NAN linux unix unused"""))  # fmt: skip
+decltype noexcept static_assert thread_local typeid INFINITY NAN linux unix unused"""))  # fmt: skip
 """Words that C or C++ has for itself, macros, and ``step``, which GNU's C library has."""
 _LOCALS = frozenset("ijklmnopqrs")  # of the functions that are written
 _TRIED = 6  # steps
@@ -36,10 +36,8 @@ _TRIED = 6  # steps
 def identifier(name: str, taken: Collection[str] = ()) -> str:
     """A name as C can have it.
 
-    >>> identifier("0_hidden"), identifier("float"), identifier("x:0", ["x_0"])
-    ('x_0_hidden', 'float_', 'x_0_')
-    >>> identifier("scratch_0")  # has what a step needs in between
-    'scratch_0_'
+    >>> identifier("0_hidden"), identifier("float"), identifier("scratch_0"), identifier("x:0", "x")
+    ('x_0_hidden', 'float_', 'scratch_0_', 'x_0')
     """
     made = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_") or "value"
     made = f"x_{made}" if made[0].isdigit() else made
@@ -79,6 +77,8 @@ def of_cell(cell: Cell, params: Params, input_size: Any) -> Program:
                 "give input_size="
             ) from error
     *grid, size = input_size if isinstance(input_size, tuple) else (input_size,)
+    for n in (*grid, size):
+        check_size("input_size", n)
     raw: dict[str, int] = {}
     for name, n in cell.raw.items():
         raw[identifier(name, ["x", *raw])] = n

@@ -278,10 +278,9 @@ class Writer:
     def _reduced(self, value: Value, axes: Sequence[int], how: str, start: str) -> Value:
         kept = tuple(n for axis, n in enumerate(value.shape) if axis not in axes)
         into = self._buffer(kept, value.kind)
-        value = value if "+=" in how else self.stored(value)  # products add to where they go
         self.assign(into, Value(start, (), kept, value.kind))
         places = np.broadcast_to(np.expand_dims(into.places, tuple(axes)), value.shape)
-        self.assign(into.at(places), value, how)
+        self.assign(into.at(places), value if "+=" in how else self.stored(value), how)
         return into
 
     def _sliced(self, table: Value, starts: Sequence[Value], sizes: Sequence[int]) -> Value:
