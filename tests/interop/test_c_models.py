@@ -209,6 +209,15 @@ def test_a_layer_that_begins_with_the_end_of_another_is_refused(tmp_path: Path) 
         c.save(from_keras.load(keras.Model(x, y)), tmp_path / "model.c")
 
 
+def test_a_softmax_over_time_is_refused(tmp_path: Path) -> None:
+    """Its axis is the last one, and so is that of the features elsewhere."""
+    x = keras.Input((None, FEATURES))
+    scores = keras.ops.sum(layers.LSTM(4, return_sequences=True)(x), axis=-1)
+    model = from_keras.load(keras.Model(x, layers.Softmax()(scores)))
+    with pytest.raises(InteropError, match="this model gives other outputs then"):
+        c.save(model, tmp_path / "model.c")
+
+
 def test_an_input_of_unknown_size_is_refused(tmp_path: Path) -> None:
     x = keras.Input((None, None), name="any")
     model = from_keras.load(keras.Model(x, layers.Add()([x, x])))

@@ -56,9 +56,9 @@ def save(*what: Any, input_size: Any = None, weights: str = "float32", data: Any
 
     Of a model every layer must run forward in time: recurrent layers, dense ones, embeddings,
     normalisations, activations, and causal convolutions, whose state is the steps before. The first
-    that does not is refused by its name; a graph of ONNX, whose nodes do not say which axis is
-    time, is run over a few steps, at once and one by one. Ids are ``int32_t``. At a step that a
-    mask leaves out recurrent layers keep their state, and the outputs say nothing.
+    that does not is refused by its name; a graph, of ONNX or functional, may not say which axis
+    is time, and is run over a few steps, at once and one by one. Ids are ``int32_t``. At a step
+    that a mask leaves out recurrent layers keep their state, and the outputs say nothing.
 
     Args:
         cell: any cell whose step is made of operations that C is written of: those of the library,

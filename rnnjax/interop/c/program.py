@@ -118,9 +118,9 @@ def of_model(model: Model) -> Program:
             (named,) = named.values()
         return model.apply(params, named, carry, method=Scan())
 
-    if isinstance(network, Graph) and not _streams(model, carry):
+    if not isinstance(network, Sequential) and not _streams(model, carry):
         raise InteropError(
-            "C takes one step at a time, but this graph gives other outputs then: it reads later "
+            "C takes one step at a time, but this model gives other outputs then: it reads later "
             "steps or all of them; export one that runs forward in time, with a free axis of time"
         )
     title = ", ".join(map(str, model.layers.values())) or "a graph of ONNX"
@@ -129,14 +129,14 @@ def of_model(model: Model) -> Program:
 
 
 def _streams(model: Model, start: Any) -> bool:
-    """Try whether steps one by one give what all give: nodes of ONNX do not say which axis is time.
+    """Try whether steps one by one give what all give: an operation may not say which axis is time.
 
     Without a free axis all that a graph takes is one step.
     """
     rng, one = np.random.default_rng(0), _inputs(model)
     for axis in range(2):
         several = _inputs(model, axis)
-        xs = {n: (3 * rng.random(x.shape)).astype(x.dtype) for n, x in several.items()}
+        xs = {n: (1 + 2 * rng.random(x.shape)).astype(x.dtype) for n, x in several.items()}
         free = {name for name, x in several.items() if x != one[name]}
         carry, each = start, []
         try:
@@ -157,7 +157,7 @@ def _streams(model: Model, start: Any) -> bool:
 
 
 def _inputs(model: Model, axis: int | None = None) -> dict[str, Any]:
-    """The shapes and types of the inputs of one step by name; of several along a graph's axis."""
+    """The shapes and types of the inputs of one step by name; of several along an axis of time."""
     network, shapes = model.network, {}
     given = getattr(network, "inputs", ())
     for one in given:
@@ -173,7 +173,7 @@ def _inputs(model: Model, axis: int | None = None) -> dict[str, Any]:
     if isinstance(network, Graph):
         states = {name for node in network.nodes if node.layer for name in node.inputs[4:]}
         return {name: one for name, one in shapes.items() if name not in states}
-    each = jax.tree.leaves(input_shapes(model, [1] * max(1, len(given)), 1))
+    each = jax.tree.leaves(input_shapes(model, [(1, _TRIED)[axis == 0]] * max(1, len(given)), 1))
     ids = jnp.issubdtype(each[0].dtype, jnp.integer)
     return dict(zip([one.name for one in given] or ["ids" if ids else "x"], each, strict=True))
 
