@@ -126,7 +126,7 @@ class FixedPoints:
         Negative ones are of directions in which it grows.
         """
         with np.errstate(divide="ignore"):  # of an eigenvalue of 0 it is 0 steps, of 1 infinity
-            return np.asarray(-1 / np.log(np.abs(self.eigenvalues)))
+            return np.asarray(1 / (0 - np.log(np.abs(self.eigenvalues))))  # 0 - 0 is not -0
 
 
 def mixtures(states: np.ndarray, count: int, seed: int = 0) -> np.ndarray:

@@ -100,6 +100,8 @@ def test_the_fixed_point_of_a_linear_map_and_its_slow_directions():
     assert points.ways_out.tolist() == [1]
     constants = [-1 / np.log(size) for size in (1.1, 0.98, 0.8, 0.5)]
     np.testing.assert_allclose(points.time_constants, [constants], rtol=1e-6)
+    held = dynamics.FixedPoints(np.zeros((1, 2)), np.diag([1.0, 0.0])[None], np.zeros(1))
+    assert held.time_constants.tolist() == [[np.inf, 0]]  # what is held does not grow
     for value, direction in zip(points.eigenvalues[0], points.directions[0], strict=True):
         np.testing.assert_allclose(direction @ turn, value * direction, atol=1e-9)
 
