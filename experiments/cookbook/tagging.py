@@ -143,9 +143,10 @@ def names_in(tags: Any) -> set[tuple[int, int, str]]:
     >>> sorted(names_in([TAGS.index(tag) for tag in ("B-PER", "I-PER", "O", "I-LOC", "B-ORG")]))
     [(0, 2, 'PER'), (4, 5, 'ORG')]
     """
-    text = "".join(f"{TAGS[tag]:<5}|" for tag in tags)  # six characters a tag
-    found = re.finditer(r"B-(\w+)\|(I-\1\|)*", text)
-    return {(m.start() // 6, m.end() // 6, m[1]) for m in found}
+    width = max(map(len, TAGS))
+    text = "".join(f"{TAGS[tag]:<{width}}|" for tag in tags)
+    found = re.finditer(r"B-(\w+) *\|(I-\1 *\|)*", text)
+    return {(m.start() // (width + 1), m.end() // (width + 1), m[1]) for m in found}
 
 
 def f1(found: np.ndarray, right: np.ndarray, lengths: np.ndarray) -> float:

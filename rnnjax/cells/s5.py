@@ -38,7 +38,7 @@ class S5Cell(ComplexCell):
         output_kernel_init: initialiser of ``output_kernel``.
         skip_kernel_init: initialiser of ``skip_kernel``; ``"zeros"`` begins without it.
         intervals: whether the last feature is the time since the previous step, in steps, which
-            multiplies :math:`\Delta`.
+            multiplies :math:`\Delta`; after an interval of 0 the state ignores the input.
 
     Arguments that are not listed, and errors, are those of `LSTMCell`.
 
