@@ -10,6 +10,9 @@ The sentences are made. Their names are those of people, places and companies al
 alone does not tell; the word before does, or the one behind, and now and then none.
 
     python -m experiments.cookbook.tagging
+
+For sentences of your own, put their kinds, words and longest length into `KINDS`, `WORDS` and
+`LONGEST`, with one more word for those that come once or never, and return them in `sentences`.
 """
 
 import dataclasses
@@ -143,10 +146,10 @@ def names_in(tags: Any) -> set[tuple[int, int, str]]:
     >>> sorted(names_in([TAGS.index(tag) for tag in ("B-PER", "I-PER", "O", "I-LOC", "B-ORG")]))
     [(0, 2, 'PER'), (4, 5, 'ORG')]
     """
-    width = max(map(len, TAGS))
-    text = "".join(f"{TAGS[tag]:<{width}}|" for tag in tags)
-    found = re.finditer(r"B-(\w+) *\|(I-\1 *\|)*", text)
-    return {(m.start() // (width + 1), m.end() // (width + 1), m[1]) for m in found}
+    width = 1 + max(map(len, TAGS))  # every tag ends with a space
+    text = "".join(f"{TAGS[tag]:<{width}}" for tag in tags)
+    found = re.finditer(r"B-(\S+) +(I-\1 +)*", text)
+    return {(m.start() // width, m.end() // width, m[1]) for m in found}
 
 
 def f1(found: np.ndarray, right: np.ndarray, lengths: np.ndarray) -> float:

@@ -49,6 +49,14 @@ def test_names_are_found_whole_or_not_at_all():
     assert tagging.f1(shorter, right, [4]) == 50  # what lies behind the end counts for nothing
 
 
+def test_names_are_found_whatever_the_kinds_are_called(monkeypatch):
+    """As in tags of your own: long ones, with dots and signs between."""
+    tags = ["O", "B-to", "I-to", "B-from.city-name", "I-from.city-name"]
+    monkeypatch.setattr(tagging, "TAGS", tags)
+    expected = {(0, 2, "from.city-name"), (3, 4, "to"), (4, 6, "to")}
+    assert tagging.names_in([3, 4, 0, 1, 1, 2, 4]) == expected
+
+
 def test_each_tag_of_a_made_sentence_goes_with_its_word():
     made = tagging.sentences(0, 200)
     names = {tagging.WORDS.index(name) for name in tagging.NAMES.split()}
