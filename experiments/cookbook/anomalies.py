@@ -10,6 +10,10 @@ that has lost its wave, one whose wave is slow, and two leads that are swapped. 
 value that is unusual by itself.
 
     python -m experiments.cookbook.anomalies
+
+For a series of your own, scale each lead by its mean and deviation over the normal part, because
+codes lie between -1 and 1, and take windows of about three periods, as here. Windows that overlap
+share values, so take those of the threshold from a later part than those that are learned from.
 """
 
 import dataclasses

@@ -7,6 +7,10 @@ model alone. What is learned is to add two numbers that are marked among many (H
 Schmidhuber, 1997), where the rate matters. The baseline answers 1, the mean, whatever comes.
 
     python -m experiments.cookbook.many_models
+
+For a model of your own, replace `draw`, `error` and `init`. Whatever differs between the models is
+an argument of `train`, such as a rate; what changes shapes, such as `units`, cannot be. Call
+`use_cores` before any other line that uses JAX, else it finds one core.
 """
 
 import dataclasses

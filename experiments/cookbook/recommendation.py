@@ -9,6 +9,10 @@ The sessions are made: items belong to 100 topics, and a visitor goes from topic
 four intents, which only the first item tells. So what the last item alone can know is four topics.
 
     python -m experiments.cookbook.recommendation
+
+For sessions of your own, return them in `sessions`, as arrays of at least two numbers of items from
+0 on, and put the number of items in the place of ``TOPICS * EACH``. `LANES` times `STEPS` may not
+exceed the number of clicks. With some hundred items a loss over all of them is simpler.
 """
 
 import dataclasses

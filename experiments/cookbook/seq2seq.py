@@ -7,6 +7,10 @@ greedily the most probable, or by beam search, which follows the few most probab
 `translation` does the same with sentences of two languages. The data are made.
 
     python -m experiments.cookbook.seq2seq
+
+For pairs of your own, return them in `dates`, and put their characters and lengths into
+`CHARACTERS`, `READ` and `LENGTH`. All dates have ten characters. If what is written differs in
+length, end each with a sign that says so, and leave the padding out of the loss, as `translation`.
 """
 
 import dataclasses
