@@ -13,7 +13,7 @@ import pytest
 import rnnjax
 from rnnjax import LSTMCell
 from rnnjax.checks import HABITS, package
-from rnnjax.training import TrainState, fit
+from rnnjax.training import TrainState, fit, save_params
 
 CELL = LSTMCell(4)
 PARAMS = jax.tree.map(lambda leaf: np.zeros(leaf.shape), jax.eval_shape(
@@ -62,6 +62,13 @@ TRIES: dict[str, list[tuple[Callable[[], Any], str]]] = {
         (lambda: train(verbose=0), "Silent()"),
         (lambda: rnnjax.fit(XS, XS), "rnnjax.training.fit"),
         (lambda: rnnjax.EarlyStopping(5), "rnnjax.training.EarlyStopping"),
+        (lambda: LSTMCell(8, input_shape=(5, 3)), "cell.init(key, input_size)"),
+        (lambda: LSTMCell(8, name="encoder"), 'params = {"encoder": params}'),
+        (lambda: CELL.get_weights(), "params"),
+        (lambda: rnnjax.TimeDistributed(CELL), "ys @ kernel + bias"),
+        (lambda: rnnjax.load_model("lstm.keras"), "rnnjax.interop.load(path)"),
+        (lambda: rnnjax.pad_sequences([[1, 2]]), "rnnjax.pad(rows)"),
+        (lambda: CELL.step(PARAMS, XS[0], CELL.initial_carry((2,))), "step(params, carry, x)"),
     ],
     "PyTorch": [
         (lambda: LSTMCell(3, 8), "the size of the inputs is given to init"),
@@ -78,6 +85,15 @@ TRIES: dict[str, list[tuple[Callable[[], Any], str]]] = {
         (lambda: run(batch_first=True), "xs.swapaxes(0, 1)"),
         (lambda: rnnjax.nn.LSTM(3, 8), "a function of params and xs"),
         (lambda: rnnjax.GRU(3, 8), "rnnjax.GRUCell"),
+        (lambda: run(enforce_sorted=False), "lengths=lengths"),
+        (lambda: rnnjax.pack_padded_sequence(XS, [5, 2]), "unroll(..., lengths=lengths)"),
+        (lambda: CELL.to("cuda"), "jax.device_put(params, device)"),
+        (lambda: CELL.eval(), "no key to predict"),
+        (lambda: rnnjax.Linear(8, 2), "ys @ kernel + bias"),
+        (lambda: rnnjax.Adam(1e-3), "optax.adam(1e-3)"),
+        (lambda: rnnjax.save(PARAMS, "lstm.pt"), "rnnjax.training.save_params(path, params)"),
+        (lambda: train(lr=1e-3), "optax.adam(1e-3)"),
+        (lambda: save_params(PARAMS, "lstm.safetensors"), "save_params(path, params)"),
     ],
     "Flax": [
         (lambda: LSTMCell(features=8), "hidden_size"),
@@ -94,6 +110,8 @@ TRIES: dict[str, list[tuple[Callable[[], Any], str]]] = {
         (lambda: TrainState.create(apply_fn=None, params=PARAMS, tx=None), "optimizer, key=key"),
         (lambda: rnnjax.Module(), "a module of rnnjax.linen"),
         (lambda: train(seed=0), "key=jax.random.key(0)"),
+        (lambda: train(num_epochs=20), "epochs=20"),
+        (lambda: rnnjax.scan(CELL, XS), "rnnjax.unroll"),
     ],
 }  # fmt: skip
 

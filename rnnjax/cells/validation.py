@@ -282,7 +282,8 @@ def check_carry(
     """
     known = all(map(is_integer, batch))  # symbolic sizes of two scopes cannot be compared
     expected = (_expected if known else _expected.__wrapped__)(cell, batch)
-    advice = f"start from cell.initial_carry({batch}), or leave the {name} out"
+    call = f"or leave the {name} out" if "time" in axes else "and call step(params, carry, x)"
+    advice = f"start from cell.initial_carry({batch}), {call}"
     wanted: Any = jax.tree.structure(expected)
     if wanted != jax.tree.structure(carry):
         raise InvalidInputError(

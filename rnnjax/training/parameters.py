@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from rnnjax.checks import is_integer
+from rnnjax.checks import check_instance, is_integer
 from rnnjax.errors import CheckpointError, InteropError, InvalidInputError
 from rnnjax.training.checkpoints import Checkpoints, fitted, is_plain, nested
 from rnnjax.training.processes import from_first
@@ -90,6 +90,7 @@ def save_params(path: str | os.PathLike[str], params: Any) -> None:
     """
     from rnnjax.interop.torch.files import DTYPES, write_arrays
 
+    check_instance("path", path, str | os.PathLike, "the first of save_params(path, params)")
     leaves, structure = jax.tree.flatten_with_path(params)
     arrays: dict[str, np.ndarray] = {}
     for keys, leaf in leaves:
