@@ -34,7 +34,8 @@ def describe(start: bytes, members: Sequence[str] = ()) -> str | None:
         return "a .safetensors file; call rnnjax.interop.torch.load"
     if start.startswith(HDF5) or "config.json" in members:
         return "a model of Keras; call rnnjax.interop.keras.load"
-    return None
+    archive = "an archive, as PyTorch and Keras write them; call rnnjax.interop.load"
+    return archive if start.startswith(b"PK") else None
 
 
 @contextlib.contextmanager

@@ -150,3 +150,10 @@ def test_random_state_among_parameters_is_named_with_the_way():
             RnnjaxError, match=r"leave random state out, as .*nnx.split\(module, nnx.P"
         ):
             train(params=params)
+
+
+def test_a_file_of_another_framework_is_named_with_its_reader(tmp_path):
+    """An archive, as `torch.save` and Keras write it, is no damaged file of parameters."""
+    np.savez(tmp_path / "archive.npz", np.ones(3))
+    with pytest.raises(RnnjaxError, match=r"it is an archive, .*; call rnnjax.interop.load$"):
+        load_params(tmp_path / "archive.npz")
