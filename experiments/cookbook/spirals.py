@@ -75,6 +75,8 @@ def draw(
 def logits(kind: str, params: Any, xs: jax.Array) -> jax.Array:
     """How sure a network is of a left turn after each point: the mean of two layers' answers."""
     cell, timed = KINDS[kind]
+    if getattr(cell, "intervals", False):  # by a first step of length 0 the first point is lost
+        xs = jnp.asarray(xs).at[0, ..., 2].set(1)
     _, ys = rnnjax.unroll(cell, params["cell"], xs if timed else xs[..., :2])
     hidden = jax.nn.relu(ys @ params["hidden_kernel"] + params["hidden_bias"])
     answers = hidden @ params["kernel"] + params["bias"]

@@ -124,3 +124,7 @@ def test_answers_are_counted_after_each_point():
     np.testing.assert_allclose(right[1], 100 * ((sure > 0) == batch[1]).mean(axis=1))
     signs = np.where(batch[1], 1, -1)
     np.testing.assert_allclose(losses[1], np.log1p(np.exp(-signs * sure[-1])).mean(), rtol=1e-4)
+    moved = batch[0] + np.eye(5)[0][:, None, None] * [1, 1, 0]  # the first point alone
+    other = logits(kind, jax.tree.map(lambda v: v[1], params), moved.astype(np.float32))
+    later = np.diff(np.stack([sure, other]) * np.arange(1, 6)[:, None], axis=1)  # after the others
+    assert np.abs(later[1] - later[0]).max() > 1e-4
