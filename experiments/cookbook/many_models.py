@@ -78,8 +78,8 @@ def init(config: Config, seed: int) -> dict[str, Any]:
 
 
 # --8<-- [start:train]
-def train(config: Config, params: Any, rate: Any, seed: Any) -> tuple[jax.Array, jax.Array]:
-    """Train one model: the loss of each update, and the error of sequences that are new."""
+def train(config: Config, params: Any, rate: Any, seed: Any) -> tuple[jax.Array, ...]:
+    """Train one model: the loss of each update, and the errors by which it is chosen and told."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
     def update(state: Any, key: jax.Array) -> tuple[Any, jax.Array]:
@@ -91,8 +91,9 @@ def train(config: Config, params: Any, rate: Any, seed: Any) -> tuple[jax.Array,
 
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), config.updates)
     (params, _), losses = jax.lax.scan(update, (params, optimizer.init(params)), keys)
-    xs, sums = draw(jax.random.key(10_000 + config.seed), config.numbers, 2000)
-    return losses, error(config, params, xs, sums)
+    new = (draw(jax.random.key(n + config.seed), config.numbers, 2000) for n in (20_000, 10_000))
+    validation, test = (error(config, params, *sequences) for sequences in new)
+    return losses, validation, test
     # --8<-- [end:train]
 
 
@@ -122,13 +123,13 @@ def run(config: Config) -> int:
     # another. Left to itself, XLA divides some operations otherwise, and sends messages each step.
     every = jax.jit(jax.shard_map(some, mesh=mesh, in_specs=each, out_specs=each, check_vma=False))
     # --8<-- [end:all]
-    losses, scores = map(np.asarray, every(given))  # which compiles, too
+    losses, validation, scores = map(np.asarray, every(given))  # which compiles, too
     sums = draw(jax.random.key(1), config.numbers, 2000)[1]
     report.add("the mean, whatever comes", float(jnp.mean((sums - 1) ** 2)))
     table = scores.reshape(len(config.rates), config.seeds)
     for rate, row in zip(config.rates, table, strict=True):
         report.add(f"rate {rate:g}, {config.seeds} seeds", row.tolist())
-    best = int(np.nanargmin(scores))
+    best = int(np.nanargmin(validation))
     report.add(f"best: rate {rates[best]:g}, seed {seeds[best]}", float(scores[best]))
     own = drawn[best], rates[best], seeds[best]
     alone = jax.jit(functools.partial(train, config))

@@ -151,10 +151,12 @@ def test_a_model_of_a_sweep_is_the_one_that_is_trained_alone():
     rates, seeds = np.array([1e-3, 1e-2], np.float32), np.array([0, 1])
     given = jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn), rates, seeds
     train = lambda each: many_models.train(config, *each)  # noqa: E731
-    losses, scores = jax.jit(jax.vmap(train))(given)
+    losses, validation, scores = jax.jit(jax.vmap(train))(given)
     alone = jax.jit(train)((drawn[1], rates[1], seeds[1]))
     np.testing.assert_allclose(losses[1], alone[0], rtol=1e-5)
-    np.testing.assert_allclose(scores[1], alone[1], rtol=1e-5)
+    np.testing.assert_allclose(validation[1], alone[1], rtol=1e-5)
+    np.testing.assert_allclose(scores[1], alone[2], rtol=1e-5)
+    assert scores[1] != validation[1]
     assert not np.allclose(losses[0], losses[1], rtol=1e-3)
     xs, sums = many_models.draw(jax.random.key(2), 5, 7)
     np.testing.assert_array_equal(xs[..., 1].sum(axis=0), 2)
