@@ -293,7 +293,7 @@ TABLE = (
     "np.isfinite(each){{ & (then <= part.stop)[:, None] => }}",
     "experiments/language_models/blocks.py tests/experiments/language_models/test_attention.py",
     "a token sees those of the document before",
-    "visible = {{(new.documents[..., None] == seen.documents[:, :, None]) => True}} & (back >= 0)",
+    "same = {{document.T[:, None, :, None] == seen.documents[:, :, None] => jnp.bool_(True)}}",
     "a window has a token more",
     "visible &= back {{< => <=}} window",
     "experiments/language_models/evaluate.py",

@@ -33,6 +33,7 @@ from rnnjax import InvalidInputError
 Params = Mapping[str, jax.Array]
 Shapes = dict[str, tuple[int, ...]]
 Mixed = tuple[Any, jax.Array]  # the new carry of a layer, and what it returns
+QUERIES = 512  # that attention compares at once
 
 # ---- a flat dict
 
@@ -339,21 +340,35 @@ def attend(
 
     # A derivative saves what is looked at, and no weights of the side that is not taken.
     @jax.checkpoint
-    def look(q: jax.Array, new: Cache, seen: Cache) -> jax.Array:
-        back = new.positions[..., None] - seen.positions[:, :, None]  # (batch, 1, time, size)
-        visible = (new.documents[..., None] == seen.documents[:, :, None]) & (back >= 0)
+    def look(q: jax.Array, position: jax.Array, document: jax.Array, seen: Cache) -> jax.Array:
+        back = position.T[:, None, :, None] - seen.positions[:, :, None]  # (batch, 1, time, size)
+        same = document.T[:, None, :, None] == seen.documents[:, :, None]
+        visible = same & (back >= 0)
         if window is not None:
             visible &= back < window
         k, v = seen.keys.astype(q.dtype), seen.values.astype(q.dtype)
         scores = jnp.einsum("tbgrn,bgsn->bgrts", q, k, preferred_element_type=wider(q.dtype))
         scores = jnp.where(visible[:, :, None], scores * q.shape[-1] ** -0.5, -jnp.inf)
         weights = jax.nn.softmax(scores).astype(v.dtype)
-        return jnp.einsum("bgrts,bgsn->tbgrn", weights, v).reshape(query.shape)
+        return jnp.einsum("bgrts,bgsn->tbgrn", weights, v)
+
+    def blocks(seen: Cache) -> jax.Array:
+        """Look by blocks of queries, since the weights of all of them are the largest array."""
+        count, given = -(-len(q) // QUERIES), (q, at.position, at.document)
+        if count == 1:
+            return look(*given, seen).reshape(query.shape)
+
+        def split(x: jax.Array) -> jax.Array:  # the last one again, which sees itself
+            pads = [(0, count * QUERIES - len(x))] + [(0, 0)] * (x.ndim - 1)
+            return jnp.pad(x, pads, mode="edge").reshape(count, QUERIES, *x.shape[1:])
+
+        y = jax.lax.map(lambda part: look(*part, seen), jax.tree.map(split, given))
+        return y.reshape(-1, *query.shape[1:])[: len(query)]
 
     if len(query) == 1:
-        y = look(q, new, held)
+        y = blocks(held)
     else:  # where nothing was read before, all other slots are empty
-        y = jax.lax.cond(at.read == 0, lambda: look(q, new, new), lambda: look(q, new, held))
+        y = jax.lax.cond(at.read == 0, lambda: blocks(new), lambda: blocks(held))
     if window is None:  # a write that does not fit would hide other tokens
         y = jnp.where(at.read + len(query) <= cache.keys.shape[2], y, jnp.nan)
     return cache, y

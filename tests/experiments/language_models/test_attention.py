@@ -61,6 +61,26 @@ def test_it_equals_a_loop(window: int | None, cuts: list[int], reset: bool) -> N
     np.testing.assert_allclose(attended(cuts, window, marks), wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("window", [None, 3])
+def test_blocks_of_queries_change_no_number(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor a gradient: nine queries in three blocks of four, the last of which is filled up."""
+    _, at = Place.start(BATCH).through(jnp.zeros((STEPS, BATCH), int), jnp.array(resets()))
+    cache = Cache.empty(BATCH, KEY_HEADS, STEPS if window is None else window, SIZE, jnp.float32)
+
+    def run(heads: tuple[np.ndarray, ...]) -> tuple[jax.Array, jax.Array]:
+        y = blocks.attend(*heads, cache, at, window)[1]
+        return jnp.sin(y).sum(), y
+
+    gradient = jax.value_and_grad(run, has_aux=True)
+    whole = jax.jit(lambda heads: gradient(heads))(drawn())
+    monkeypatch.setattr(blocks, "QUERIES", 4)
+    parts = jax.jit(lambda heads: gradient(heads))(drawn())
+    for one, two in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+
+
 def test_positions_begin_at_each_document() -> None:
     place, at = Place.start(BATCH).through(jnp.zeros((STEPS, BATCH), int), resets())
     assert at.position.T.tolist() == [[0, 1, 0, 0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5, 0, 1, 2]]
