@@ -50,6 +50,8 @@ HABITS = {  # words of Keras, PyTorch and Flax: arguments, attributes, names of 
         "initialize_carry": "cell.initial_carry((8,))", "summary": "jax.tree.map(np.shape, params)",
         "state_dict load_state_dict save": "rnnjax.training.save_params(path, params), load_params",
         "nn Module Model Sequential": "a function of params and xs, or a module of rnnjax.linen",
+        "ModelCheckpoint": 'run_dir="runs/first" in fit', "implementation": "unroll(..., method=m)",
+        "DataLoader Dataset": "rnnjax.training.minibatches(data, 50), or give fit your loader",
     }.items()
     for word in words.split()
 }  # fmt: skip

@@ -62,6 +62,8 @@ TRIES: dict[str, list[tuple[Callable[[], Any], str]]] = {
         (lambda: train(verbose=0), "Silent()"),
         (lambda: rnnjax.fit(XS, XS), "rnnjax.training.fit"),
         (lambda: rnnjax.EarlyStopping(5), "rnnjax.training.EarlyStopping"),
+        (lambda: rnnjax.training.ModelCheckpoint("run"), 'run_dir="runs/first"'),
+        (lambda: LSTMCell(8, implementation=2), "unroll(..., method=m)"),
         (lambda: LSTMCell(8, input_shape=(5, 3)), "cell.init(key, input_size)"),
         (lambda: LSTMCell(8, name="encoder"), 'params = {"encoder": params}'),
         (lambda: CELL.get_weights(), "params"),
@@ -72,6 +74,7 @@ TRIES: dict[str, list[tuple[Callable[[], Any], str]]] = {
     ],
     "PyTorch": [
         (lambda: LSTMCell(3, 8), "the size of the inputs is given to init"),
+        (lambda: rnnjax.training.DataLoader(XS), "rnnjax.training.minibatches"),
         (lambda: LSTMCell(input_size=3, hidden_size=8), "cell.init(key, input_size)"),
         (lambda: LSTMCell(8, num_layers=2), "rnnjax.Stack([cell, cell])"),
         (lambda: LSTMCell(8, batch_first=True), "xs.swapaxes(0, 1)"),

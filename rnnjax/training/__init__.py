@@ -1,5 +1,8 @@
 """Training: `fit`, its jitted step, and checkpoints from which a run resumes exactly."""
 
+import typing
+
+from rnnjax.checks import HABITS
 from rnnjax.training.checkpoints import Checkpoints, Saved
 from rnnjax.training.fitting import Fit, fit
 from rnnjax.training.hooks import (
@@ -68,3 +71,10 @@ __all__ = [
     "weight_penalty",
     "windows",
 ]
+
+if not typing.TYPE_CHECKING:  # type checkers know which names there are
+
+    def __getattr__(name: str) -> typing.Any:
+        """Say what a word of another library is here."""
+        said = [f"module {__name__!r} has no attribute {name!r}", HABITS.get(name)]
+        raise AttributeError("; ".join(filter(None, said)))
