@@ -110,7 +110,7 @@ def test_cells(name: str, tmp_path: Path, random_like: Any) -> None:
 # Whose steps follow from the steps before alone: C has these, and refuses the others.
 FORWARD = (
     "normalised", "padded", "several_inputs", "several_outputs", "states_out", "twins", "hard",
-    "stacked_cells", "masked_branches",
+    "masked_branches",
 )  # fmt: skip
 BUILDS = {build.__name__: build for build in MODELS}
 

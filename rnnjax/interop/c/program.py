@@ -137,19 +137,22 @@ def _streams(model: Model, start: Any) -> bool:
     for axis in range(2):
         several = _inputs(model, axis)
         xs = {n: (1 + 2 * rng.random(x.shape)).astype(x.dtype) for n, x in several.items()}
-        free = {name for name, x in several.items() if x != one[name]}
+        # The axis of time, which is the second where a batch is first.
+        time = {n: np.not_equal(x.shape, one[n].shape).argmax() for n, x in several.items()}
+        free = {n: along for n, along in time.items() if several[n] != one[n]}
+        along = max(free.values(), default=axis)
         carry, each = start, []
         try:
             whole = model(xs, start)[1]
             for t in range(_TRIED):
-                now = {name: x.take([t], axis) if name in free else x for name, x in xs.items()}
+                now = {n: x.take([t], free[n]) if n in free else x for n, x in xs.items()}
                 carry, ys = model(now, carry)
                 each.append(jax.tree.leaves(ys))
         except (InvalidInputError, InteropError, TypeError, ValueError):  # too few for a node
             continue
         alike = []
         for all_at_once, *ys in zip(jax.tree.leaves(whole), *each, strict=True):
-            y = ys[-1] if ys[-1].shape == all_at_once.shape else np.concatenate(ys, axis)
+            y = ys[-1] if ys[-1].shape == all_at_once.shape else np.concatenate(ys, along)
             alike.append(y.shape == all_at_once.shape and np.allclose(y, all_at_once, 1e-4, 1e-4))
         if free and all(alike):
             return True

@@ -179,8 +179,8 @@ class Operation(Layer):
 _AT_EACH_STEP = {
     "Add", "Average", "BatchNormalization", "Concatenate", "LayerNormalization", "Multiply",
     "Softmax", "ops.Add", "ops.Any", "ops.Concatenate", "ops.ConvertToTensor", "ops.Divide",
-    "ops.LogicalAnd", "ops.LogicalOr", "ops.Mean", "ops.Multiply", "ops.NotEqual", "ops.OnesLike",
-    "ops.Subtract", "ops.Sum", "ops.TrueDivide", "ops.ZerosLike",
+    "ops.ExpandDims", "ops.LogicalAnd", "ops.LogicalOr", "ops.Mean", "ops.Multiply", "ops.NotEqual",
+    "ops.OnesLike", "ops.Subtract", "ops.Sum", "ops.TrueDivide", "ops.ZerosLike",
 }  # fmt: skip
 
 
