@@ -67,7 +67,7 @@ def advised(function: FunctionT) -> FunctionT:
             raise InvalidInputError(f"{function.__qualname__} takes no {name}; {HABITS[name]}")
         return function(*args, **named)
 
-    return called  # type: ignore[return-value]
+    return called  # type: ignore[return-value]  # wraps keeps the signature, untold to mypy
 
 
 def package(name: str, what: str, extra: str, error: type[RnnjaxError] = InteropError) -> Any:

@@ -67,7 +67,7 @@ def test_8_bits_hear_as_well(names: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_the_command_of_the_page_measures_its_columns(monkeypatch: Any, capsys: Any) -> None:
-    """Of tones, which are heard after a few epochs; the sizes are those of the page."""
+    """On made tones, which are heard after a few epochs; the sizes are those of the page."""
     compiler("cc")
     monkeypatch.setattr(sys, "argv", ["keyword_bits", "--data", "made", "--epochs", "12"])
     keyword_bits.main()

@@ -119,7 +119,7 @@ def begin(cell: Any, dale: bool, key: jax.Array) -> Any:
 
 
 def logits(cell: Any, params: Any, xs: Any) -> jax.Array:
-    """Of hold, left and right, ``(time, rows, 3)``."""
+    """The logits of hold, left and right, ``(time, rows, 3)``."""
     return rnnjax.unroll(cell, params["cell"], xs)[1] @ params["kernel"] + params["bias"]
     # --8<-- [end:model]
 

@@ -31,7 +31,7 @@ class Coming(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Of one file: what was forecast, what comes, the backtest's rows, and what to keep.
+    """What a run makes of one file: the forecasts, what comes, the backtest's rows, what to keep.
 
     ``ys (time, series, horizon, 3)`` and ``rows`` are those of a backtest, if there was one.
     """

@@ -131,7 +131,7 @@ class Reservoir:
         return Run(np.asarray(states), free)
 
     def run_by_reservoirpy(self, xs: np.ndarray, seed: int) -> Run:
-        """The same by `reservoirpy`, which draws its own weights of the same kind."""
+        """Compute it by `reservoirpy`, which draws its own weights of the same kind."""
         weights = importlib.import_module("reservoirpy.mat_gen")
         node = importlib.import_module("reservoirpy.nodes").Reservoir(
             self.units, lr=self.leak, sr=self.radius, rc_connectivity=self.density,
@@ -169,7 +169,7 @@ def least_squares(features: np.ndarray, targets: np.ndarray, ridge: float = 0.0)
 
 
 def ridge_of_reservoirpy(features: np.ndarray, targets: np.ndarray, ridge: float) -> np.ndarray:
-    """The same by `reservoirpy`."""
+    """Compute it by `reservoirpy`."""
     node = importlib.import_module("reservoirpy.nodes").Ridge(ridge=ridge)
     node.fit(features, targets[:, None])
     return np.concatenate([node.Wout[:, 0], np.ravel(node.bias)])

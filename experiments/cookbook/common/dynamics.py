@@ -99,7 +99,7 @@ class FixedPoints:
 
     @property
     def eigenvalues(self) -> np.ndarray:
-        """Those of the Jacobians, ``(points, size)``, the slowest or most unstable ones first."""
+        """The eigenvalues of the Jacobians ``(points, size)``, the largest modulus first."""
         return self._modes[0]
 
     @property

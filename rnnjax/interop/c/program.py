@@ -62,8 +62,9 @@ class Program(NamedTuple):
         lowering, whole = Lowering(self.params, **options), self.jaxpr
         known, given = self.params.values(), [*self.state.values(), *self.inputs.values()]
         with jax.ensure_compile_time_eval():
-            run = lambda *xs: lowering.run(whole.jaxpr, whole.consts, [*known, *xs])  # noqa: E731
-            return jax.make_jaxpr(run)(*given), lowering.names
+            return jax.make_jaxpr(
+                lambda *xs: lowering.run(whole.jaxpr, whole.consts, [*known, *xs])
+            )(*given), lowering.names
 
 
 def of_cell(cell: Cell, params: Params, input_size: Any) -> Program:
