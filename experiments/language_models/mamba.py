@@ -13,7 +13,7 @@ from experiments.language_models.folders import Fields
 from rnnjax import causal_convolution, linear_recurrence
 
 EMBEDDING, HEAD = "backbone.embeddings.weight", "lm_head.weight"
-CHUNK = 64  # steps whose states are in memory at a time
+CHUNK = 16  # steps whose states are in memory at a time: so few that they stay in a core's cache
 
 
 @dataclasses.dataclass(frozen=True)
