@@ -324,6 +324,12 @@ TABLE = (
     "experiments/language_models/mamba2.py tests/experiments/language_models/test_mamba2.py",
     "the norm of Mamba-2 is one of all groups",
     'blocks.rms_norm(params, "norm", y, c.epsilon{{, groups=c.groups => }})',
+    "experiments/language_models/olmo_hybrid.py"
+    " tests/experiments/language_models/test_olmo_hybrid.py",
+    "the norm of a memory of Olmo Hybrid has the epsilon of the other norms",
+    "params[c.embedding][tokens], {{dataclasses.replace(c, epsilon=EPSILON) => c}}",
+    "beta of Olmo Hybrid ends at 1",
+    'most_beta={{2 if fields.flag("linear_allow_neg_eigval", True) else  => }}1',
     "experiments/language_models/recurrent_gemma.py"
     " tests/experiments/language_models/test_recurrent_gemma.py",
     "the first token of a document is taken in as any other",

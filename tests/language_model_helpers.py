@@ -150,8 +150,11 @@ def with_tokenizer(folder: Path, words: str = "") -> None:
 # ---- the checks
 
 
-def check_prompt(pair: Pair, of_own: float = 1e-3) -> None:
-    """The logits of a prompt, the loss, and the gradient of every tensor."""
+def check_prompt(pair: Pair, of_own: float = 1e-3, renamed: Any = dict) -> None:
+    """The logits of a prompt, the loss, and the gradient of every tensor.
+
+    ``renamed`` gives the peer's gradients the names that its tensors have in a file.
+    """
     _, logits = pair.apply(pair.model.params, TOKENS, pair.begin())
     close(logits, logits_of(pair.module, TOKENS))
     loss, gradients = jax.jit(jax.value_and_grad(lambda p: loss_of(pair, p, jnp.array(TOKENS))))(
@@ -164,7 +167,7 @@ def check_prompt(pair: Pair, of_own: float = 1e-3) -> None:
     close(loss, theirs.item())
     named = {name: w.grad for name, w in pair.module.named_parameters() if w.grad is not None}
     wanted = {name: gradient.numpy() for name, gradient in named.items()}
-    gradients_close(gradients, wanted, of_own)
+    gradients_close(gradients, renamed(wanted), of_own)
 
 
 def check_float64(pair: Pair) -> None:

@@ -16,7 +16,8 @@ Every family is one file with the same names:
 
 ``params`` is a flat dict from the names of the peer's tensors to arrays of their shapes, so a model
 is saved as it was read. A family may also have ``LEFT_OUT``, prefixes of tensors that are in public
-files but not in its text model.
+files but not in its text model, and ``laid_out(config, tensors)``, which returns the tensors of a
+file in the one layout that `shapes` has.
 
 In bfloat16, weights multiply in their own type, and states and decays are float32.
 """

@@ -26,6 +26,7 @@ FAMILIES = {
     "xlstm": "xlstm",
     "qwen3_5": "gated_delta",
     "qwen3_5_text": "gated_delta",
+    "olmo_hybrid": "olmo_hybrid",
 }
 """The file beside this for each ``model_type`` of a config.json."""
 
@@ -93,6 +94,12 @@ class Fields:
         good = type(value) is int and least <= value <= most
         self.expect(good, name, f"an integer from {least} to {most}")
         return int(value)
+
+    def divisor(self, name: str, heads: int, default: Any) -> int:
+        """Return a number of heads, each of which is shared by as many of the ``heads``."""
+        value = self.size(name, default)
+        self.expect(heads % value == 0, name, f"a divisor of the {heads} heads that share them")
+        return value
 
     def number(self, name: str, default: Any = _MISSING) -> float:
         """Return a finite number."""
@@ -338,6 +345,8 @@ def fitting(
     found = dict(tensors)
     for name in left_out:
         del found[name]
+    if hasattr(family, "laid_out"):
+        found = family.laid_out(config, found)
     expected = family.shapes(config)
     head, embedding = found.get(family.HEAD), found.get(embedding_of(family, config))
     unasked = family.HEAD not in expected

@@ -17,6 +17,8 @@ from experiments.language_models.folders import Fields
 from rnnjax import MatrixCarry, Memory, causal_convolution, matrix_memory
 
 HEAD, LEFT_OUT = "lm_head.weight", ("model.visual.", "mtp.")
+# Queries, keys and values, their convolutions, gate, decay, beta, the norm and the output.
+NAMES = ("in_proj_qkv",), ("conv1d",), "in_proj_z", "in_proj_a", "in_proj_b", "norm", "out_proj"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Config:
     """The sizes of a model; a layer is ``linear_attention`` or ``full_attention``.
 
     The sizes that begin with ``memory`` are those of the layers with a matrix memory, in which
-    groups of ``memory_heads`` share ``memory_key_heads``. ``prefix`` is before the tensors' names.
+    groups of ``memory_heads`` share ``memory_key_heads``. Their beta is below
+    ``most_beta``. ``prefix`` is before the tensors' names. `olmo_hybrid` has the same sizes.
     """
 
     kinds: tuple[str, ...]
@@ -41,6 +44,7 @@ class Config:
     memory_key_heads: int
     memory_value_size: int
     memory_key_size: int
+    most_beta: int
     epsilon: float
     tied: bool
     prefix: str
@@ -85,31 +89,28 @@ def read_config(fields: Fields) -> Config:
     usual = [both[(i + 1) % every == 0] for i in range(layers)]
     kinds = fields.names("layer_types", *both, default=usual)
     fields.expect(len(kinds) == layers, "layer_types", f"of {layers} layers (num_hidden_layers)")
-    head_size = fields.size("head_dim", 256)
+    head_size, heads = fields.size("head_dim", 256), fields.size("num_attention_heads", 16)
+    memory_heads = fields.size("linear_num_value_heads", 32)
     config = Config(
         kinds=kinds,
         vocabulary=fields.size("vocab_size", 248320),
         width=fields.size("hidden_size", 4096),
         inner=fields.size("intermediate_size", 12288),
-        heads=fields.size("num_attention_heads", 16),
-        key_heads=fields.size("num_key_value_heads", 4),
+        heads=heads,
+        key_heads=fields.divisor("num_key_value_heads", heads, 4),
         head_size=head_size,
         rotary=fields.rotary(head_size, 0.25),
         bias=fields.flag("attention_bias", False),
         taps=fields.size("linear_conv_kernel_dim", 4),
-        memory_heads=fields.size("linear_num_value_heads", 32),
-        memory_key_heads=fields.size("linear_num_key_heads", 16),
+        memory_heads=memory_heads,
+        memory_key_heads=fields.divisor("linear_num_key_heads", memory_heads, 16),
         memory_value_size=fields.size("linear_value_head_dim", 128),
         memory_key_size=fields.size("linear_key_head_dim", 128),
+        most_beta=1,
         epsilon=fields.number("rms_norm_eps", 1e-6),
         tied=tied,
         prefix=prefix,
     )
-    for name, few, many in (
-        ("num_key_value_heads", config.key_heads, config.heads),
-        ("linear_num_key_heads", config.memory_key_heads, config.memory_heads),
-    ):
-        fields.expect(many % few == 0, name, f"a divisor of the {many} heads that share them")
     fields.done()
     return config
 
@@ -186,7 +187,9 @@ def attention(c: Config, params: Params, x: jax.Array, cache: Cache, at: Place) 
     return cache, blocks.linear(params, "o_proj", y)
 
 
-def gated_delta(c: Config, params: Params, x: jax.Array, carry: Any, resets: Any) -> Mixed:
+def gated_delta(
+    c: Config, params: Params, x: jax.Array, carry: Any, resets: Any, names: Any = NAMES
+) -> Mixed:
     r"""Convolve, and run the gated delta rule (Yang, Kautz & Hatamizadeh, 2025).
 
     .. math::
@@ -195,20 +198,22 @@ def gated_delta(c: Config, params: Params, x: jax.Array, carry: Any, resets: Any
 
     Here :math:`\alpha = \exp(-e^a \, \text{softplus}(\Delta))`, and q and k are unit vectors.
     """
-    window, memory = carry
-    u = blocks.linear(params, "in_proj_qkv", x)
-    window, u = causal_convolution(u, *blocks.taps(params, "conv1d"), window, resets=resets)
+    (window, memory), (inputs, convolutions, gate, *rates, norm, output) = carry, names
+    u = jnp.concatenate([blocks.linear(params, name, x) for name in inputs], axis=-1)
+    taps = jnp.concatenate([blocks.taps(params, name)[0] for name in convolutions], axis=-1)
+    window, u = causal_convolution(u, taps, None, window, resets=resets)
     u, wide = jax.nn.silu(u), u.dtype
     q, k, v = jnp.split(u, [c.key_channels, 2 * c.key_channels], axis=-1)
     q, k = (y.reshape(*x.shape[:2], c.memory_key_heads, -1) for y in (q, k))
     q, k = (y * jax.lax.rsqrt(jnp.square(y).sum(-1, keepdims=True) + 1e-6) for y in (q, k))
     v = v.reshape(*x.shape[:2], c.memory_heads, -1)
-    a, beta = (blocks.linear(params, f"in_proj_{name}", x).astype(wide) for name in "ab")
-    step, beta = blocks.softplus(a + params["dt_bias"].astype(wide)), jax.nn.sigmoid(beta)
+    a, beta = (blocks.linear(params, name, x).astype(wide) for name in rates)
+    step = blocks.softplus(a + params["dt_bias"].astype(wide))
+    beta = c.most_beta * jax.nn.sigmoid(beta)
     log_decay = -jnp.exp(params["A_log"].astype(wide)) * step
     write = Memory(q * c.memory_key_size**-0.5, k, v, log_decay, beta=beta, erase=beta)
     memory, y = matrix_memory(write, memory, resets=resets)
-    y = blocks.rms_norm(params, "norm", y.astype(x.dtype), c.epsilon)
-    z = blocks.linear(params, "in_proj_z", x).reshape(y.shape)
+    y = blocks.rms_norm(params, norm, y.astype(x.dtype), c.epsilon)
+    z = blocks.linear(params, gate, x).reshape(y.shape)
     y = (y * jax.nn.silu(z.astype(wide))).reshape(*x.shape[:2], -1)
-    return (window, memory), blocks.linear(params, "out_proj", y.astype(x.dtype))
+    return (window, memory), blocks.linear(params, output, y.astype(x.dtype))

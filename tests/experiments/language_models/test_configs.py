@@ -1,6 +1,7 @@
 """The config.json of models with attention, as public folders have it."""
 
 import dataclasses
+import importlib
 import math
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,12 @@ QWEN: dict[str, Any] = {
         "mrope_section": [2, 1, 1], "mrope_interleaved": True,
     },
     "max_position_embeddings": 64, "mlp_only_layers": [], "mtp_num_hidden_layers": 1,
+}  # fmt: skip
+
+OLMO: dict[str, Any] = {
+    "model_type": "olmo_hybrid", "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 2,
+    "intermediate_size": 24, "num_attention_heads": 2, "linear_a_log_max": 16.0,
+    "max_position_embeddings": 64, "rope_parameters": {"rope_theta": 500.0},
 }  # fmt: skip
 
 # Fields as config.json of recurrentgemma-2b and of Qwen3.5-27B has them.
@@ -67,8 +74,8 @@ QWEN_27B: dict[str, Any] = {
 
 
 def read(values: dict[str, Any]) -> Any:
-    family = recurrent_gemma if values["model_type"] == "recurrent_gemma" else gated_delta
-    fields = Fields(values)
+    kind, fields = values["model_type"], Fields(values)
+    family = importlib.import_module(f"experiments.language_models.{folders.FAMILIES[kind]}")
     config = family.read_config(fields)
     fields.done()
     return config
@@ -106,6 +113,26 @@ def test_the_layers_of_qwen_follow_from_an_interval() -> None:
     assert config.kinds == ("linear_attention", "full_attention") * 2
     assert read(QWEN | {"layer_types": list(config.kinds)}) == config
     assert config.rotary == (8, 500.0)
+
+
+def test_what_olmo_hybrid_leaves_out_is_what_transformers_takes() -> None:
+    """Sizes follow from the heads, layers from their number, and a null base is no position."""
+    transformers = pytest.importorskip("transformers")
+    fields = read(OLMO)
+    for change in ({}, {"num_hidden_layers": 9}, {"num_attention_heads": 4, "head_dim": 8}):
+        values = OLMO | change
+        kind = values.pop("model_type")
+        peer = transformers.AutoConfig.for_model(kind, **values)
+        whole = without(peer.to_dict(), "id2label", "label2id")
+        assert read(values | {"model_type": kind}) == read(whole)
+    assert (fields.most_beta, fields.rotary) == (2, (8, 500.0))
+    assert fields.memory_key_size == int(0.75 * 16 / 2)
+    for place in ({"rope_parameters": {"rope_theta": None}}, {"rope_theta": None}):
+        values = without(OLMO, "rope_parameters") | place
+        peer = transformers.OlmoHybridConfig(**without(values, "model_type"))
+        assert peer.rope_parameters["rope_theta"] is None
+        assert read(values).rotary == (0, 1.0)
+    assert read(without(OLMO, "rope_parameters")).rotary == (8, 1e4)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -175,6 +202,13 @@ def test_full_attention_refuses_what_has_no_room(tmp_path: Path) -> None:
         (QWEN, {"hidden_act": "gelu"}, 'hidden_act .* but is "gelu"'),
         (QWEN, {"linear_num_key_heads": 4}, "linear_num_key_heads .* a divisor of the 2 heads"),
         (QWEN, {"linear_attn_gate": 1}, "linear_attn_gate .* not known"),
+        (OLMO, {"linear_use_gate": True}, "linear_use_gate .* not known"),
+        (OLMO, {"hidden_act": "gelu"}, 'hidden_act .* but is "gelu"'),
+        (OLMO, {"layer_types": ["sliding_attention"] * 2}, "layer_types .* or 'full_attention'"),
+        (OLMO, {"linear_num_key_heads": 3}, "linear_num_key_heads .* a divisor of the 2 heads"),
+        (OLMO, {"rope_parameters": {"rope_type": "yarn"}}, 'rope_parameters.rope_type .*"yarn"'),
+        (OLMO, {"partial_rotary_factor": 0.5}, "all entries of a head are rotated"),
+        (OLMO, {"linear_allow_neg_eigval": 1}, "linear_allow_neg_eigval .* true or false"),
         (
             {"model_type": "qwen3_5", "text_config": QWEN},
             {"text_config": QWEN | {"output_gate_type": "tanh"}},
