@@ -4,9 +4,8 @@ import dataclasses
 import fnmatch
 import hashlib
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ import tyro
 from experiments import runs
 from experiments.language_models import folders, texts
 from experiments.language_models.folders import Model
-from experiments.runs import Natural, NotNegative, Positive, Seed, option
+from experiments.runs import Natural, NotNegative, Positive, Seed
 from rnnjax import InvalidInputError
 from rnnjax.training import RunFolder, fit, minibatches
 
@@ -43,15 +42,15 @@ class Finetune:
     """The number of rows of a step."""
     epochs: Positive = 3
     """How often the text is read."""
-    learning_rate: float = 1e-4
+    learning_rate: Annotated[float, (1e-12, math.inf)] = 1e-4
     """The learning rate of AdamW, after the warm-up."""
     warmup: Natural = 20
     """The number of steps in which the learning rate rises from 0."""
     weight_decay: NotNegative = 0.01
     """The decay of matrices; not of vectors, nor of the rates of a state's decay."""
-    clip_norm: float = 1.0
+    clip_norm: Annotated[float, (1e-12, math.inf)] = 1.0
     """The largest norm of the gradient."""
-    validation: float = 0.1
+    validation: Annotated[float, (1e-6, 1.0)] = 0.1
     """The share of the tokens, at the end of the text, by whose loss the best epoch is chosen."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type in which the model computes; what is learned is kept in float32."""
@@ -62,28 +61,15 @@ class Finetune:
     tokenizer: Path | None = None
     """A tokenizer.json; by default the one in the folder."""
 
-    def check(self) -> None:
-        """Raise InvalidInputError unless the options fit."""
-        for name in ("learning_rate", "clip_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InvalidInputError(
-                    f"{option(name)} must be above 0, but is {getattr(self, name)}; --help has the "
-                    "usual one"
-                )
-        if not 0 < self.validation < 1:
-            raise InvalidInputError(
-                f"--validation must be between 0 and 1, but is {self.validation}; 0.1 is usual"
-            )
-        if self.resume and not (self.run_dir and (self.run_dir / "checkpoints").is_dir()):
-            raise InvalidInputError(
-                f"--resume must come with the --run-dir of a run, but there is no run in "
-                f"{self.run_dir}; check it"
-            )
-
 
 def run_finetuning(command: Finetune) -> int:
     """Train, and write the best model."""
-    command.check()
+    checkpoints = command.run_dir and command.run_dir / "checkpoints"
+    if command.resume and not (checkpoints and checkpoints.is_dir()):
+        raise InvalidInputError(
+            f"--resume must come with the --run-dir of a run, but there is no run in "
+            f"{command.run_dir}; check it"
+        )
     model = folders.look(command.folder)
     tokenizer = texts.read_tokenizer(model, command.tokenizer)
     training, validation = (
@@ -96,14 +82,17 @@ def run_finetuning(command: Finetune) -> int:
             f"that the text fills, but is {command.batch_size}; make one of them smaller"
         )
     frozen = frozen_of(model, command.freeze)
-    run_dir = (
-        command.run_dir if command.resume else runs.new_folder("language_models", command.run_dir)
-    )
-    assert run_dir is not None
+    run_dir = command.run_dir
+    if run_dir is None or not command.resume:
+        run_dir = runs.new_folder("language_models", run_dir)
     print(
         f"{training['weights'].sum():,.0f} tokens to learn from in {rows} rows, "
         f"{validation['weights'].sum():,.0f} to validate; results in {run_dir}"
     )
+    # A resumed run must have the same text to validate: losses of another one do not compare.
+    held = hashlib.sha256(validation["inputs"].tobytes() + validation["weights"].tobytes())
+    same = {name: getattr(command, name) for name in ("context", "separator", "dtype")}
+    same["the text to validate"] = held.hexdigest()[:16]
     own = {name: jnp.array(x, jnp.float32) for name, x in model.params.items()}
     valid_rows = min(command.batch_size, validation["inputs"].shape[1])
     result = fit(
@@ -111,7 +100,7 @@ def run_finetuning(command: Finetune) -> int:
         minibatches(training, command.batch_size, axis=1, seed=command.seed), command.epochs,
         key=jax.random.key(command.seed),
         evaluate=minibatches(validation, valid_rows, axis=1),
-        run_dir=RunFolder(run_dir, config={"options": settings(command, validation)}),
+        run_dir=RunFolder(run_dir, config={"options": same}),
     )  # fmt: skip
     kinds = {name: x.dtype for name, x in model.params.items()}
     written = folders.write(
@@ -125,16 +114,6 @@ def run_finetuning(command: Finetune) -> int:
     return 0
 
 
-def settings(command: Finetune, validation: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return what a resumed run must have the same, besides what the run itself compares.
-
-    Its losses of validation would not be comparable if the text that they are of were another one.
-    """
-    same = {name: getattr(command, name) for name in ("context", "separator", "dtype")}
-    held = hashlib.sha256(validation["inputs"].tobytes() + validation["weights"].tobytes())
-    return same | {"the text to validate": held.hexdigest()[:16]}
-
-
 def documents(command: Finetune, model: Model, tokenizer: Any) -> tuple[list[Any], list[Any]]:
     """Return the documents to learn from, and those to validate, as ids."""
     parts = [
@@ -144,41 +123,35 @@ def documents(command: Finetune, model: Model, tokenizer: Any) -> tuple[list[Any
         if text.strip()
     ]
     found = [np.array([*tokenizer.encode(text), *model.ends[:1]], np.int32) for text in parts]
-    # The last documents are to validate; one that is longer than that is cut.
-    total = sum(map(len, found))
-    left = max(2, round(command.validation * total))
-    held: list[np.ndarray] = []
-    while left > 0 and found:
-        last = found.pop()
-        if len(last) > left + 1:
-            found.append(last[:-left])
-            last = last[-left:]
-        left -= len(last)
-        held.insert(0, last)
-    if sum(map(len, found)) < 2 or not any(len(one) > 1 for one in held):
+    starts = np.cumsum([0, *map(len, found)])
+    total = int(starts[-1])
+    left = total - max(2, round(command.validation * total))  # the document there is cut
+    halves = [np.split(x, [max(0, left - at)]) for x, at in zip(found, starts[:-1], strict=True)]
+    learned = [one for one, _ in halves if len(one) > 1]
+    held = [one for _, one in halves if len(one) > 1]
+    if not learned or not held:
         raise InvalidInputError(
             f"{command.corpus} must have more text than for a validation part, but has {total} "
             "tokens; take a longer one"
         )
-    return [one for one in found if len(one) > 1], [one for one in held if len(one) > 1]
+    return learned, held
 
 
 def frozen_of(model: Model, patterns: tuple[str, ...]) -> frozenset[str]:
     """Return the names of the tensors that stay as they are."""
-    found: set[str] = set()
-    for pattern in patterns:
-        some = set(fnmatch.filter(model.params, pattern))
-        if not some:
+    found = {pattern: fnmatch.filter(model.params, pattern) for pattern in patterns}
+    for pattern, names in found.items():
+        if not names:
             raise InvalidInputError(
                 f"--freeze must match names of tensors, such as {next(iter(model.params))}, but "
                 f"{pattern!r} matches none; check it"
             )
-        found |= some
-    if len(found) == len(model.params):
+    frozen = frozenset[str]().union(*found.values())
+    if len(frozen) == len(model.params):
         raise InvalidInputError(
             "--freeze must leave a tensor to train, but matches all; name fewer"
         )
-    return frozenset(found)
+    return frozen
 
 
 def make_loss(model: Model, command: Finetune, frozen: frozenset[str]) -> Any:
@@ -223,12 +196,7 @@ def make_optimizer(command: Finetune, frozen: frozenset[str]) -> optax.GradientT
         rate = command.learning_rate
     optimizer = optax.chain(
         optax.clip_by_global_norm(command.clip_norm),
-        optax.adamw(
-            rate,
-            b2=0.95,
-            weight_decay=command.weight_decay,
-            mask=decays,
-        ),
+        optax.adamw(rate, b2=0.95, weight_decay=command.weight_decay, mask=decays),
     )
 
     def labels(params: Any) -> Any:

@@ -196,8 +196,8 @@ def test_a_wrong_use_gets_one_sentence(refused: Any, tmp_path: Path) -> None:
     assert "--tokenizer" in refused("evaluate", "model", *corpus, "--tokenizer", "no.json")
     for options, match in (
         (("--batch-size", 100), "--batch-size must be at most"),
-        (("--validation", 1), "--validation must be between 0 and 1"),
-        (("--learning-rate", "nan"), "--learning-rate must be above 0"),
+        (("--validation", 1), "--validation must be a number from 1e-06 up to"),
+        (("--learning-rate", "nan"), "--learning-rate must be a number from 1e-12 up to"),
         (("--freeze", "layers"), "but 'layers' matches none"),
         (("--freeze", "*"), "--freeze must leave a tensor to train"),
         (("--resume",), "there is no run in None"),
