@@ -1,16 +1,15 @@
 """Folders of public language models: their config.json and tensors, in and out."""
 
-import copy
 import dataclasses
 import importlib
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -48,7 +47,7 @@ _WITHOUT_EFFECT = {
 }  # fmt: skip
 _ONE_BY_ONE = {"num_hidden_layers", "num_blocks"}  # each of them has names, so a huge number hangs
 _HUGE = 1e30
-_MISSING: Any = object()
+_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
 class Fields:
@@ -65,13 +64,10 @@ class Fields:
         self.values, self.at = values, at
         self.known = set(_WITHOUT_EFFECT)
 
-    def take(self, name: str, default: Any = _MISSING) -> Any:
-        """Return a field as it is; transformers writes infinity as an object."""
+    def take(self, name: str, default: Any = None) -> Any:
+        """Return a field as it is."""
         self.known.add(name)
-        value = self.values.get(name, default)
-        if value is _MISSING:
-            raise InvalidInputError(f"config.json must have {self.at}{name}; get the file again")
-        return _plain(value)
+        return self.values.get(name, default)
 
     def expect(self, good: bool, name: str, expected: str) -> None:
         """Raise unless a field is good."""
@@ -86,9 +82,7 @@ class Fields:
                 "reads no other model"
             )
 
-    def size(
-        self, name: str, default: Any = _MISSING, least: int = 1, most: int = 2**31 - 1
-    ) -> int:
+    def size(self, name: str, default: Any = None, least: int = 1, most: int = 2**31 - 1) -> int:
         """Return an integer from ``least`` to ``most``, that an array may have."""
         value, most = self.take(name, default), 1000 if name in _ONE_BY_ONE else most
         good = type(value) is int and least <= value <= most
@@ -101,13 +95,13 @@ class Fields:
         self.expect(heads % value == 0, name, f"a divisor of the {heads} heads that share them")
         return value
 
-    def number(self, name: str, default: Any = _MISSING) -> float:
+    def number(self, name: str, default: Any = None) -> float:
         """Return a finite number."""
         value = self.take(name, default)
         self.expect(type(value) in (int, float) and abs(value) < _HUGE, name, "a number")
         return float(value)
 
-    def pair(self, name: str, default: Any = _MISSING) -> tuple[float, float]:
+    def pair(self, name: str, default: Any = None) -> tuple[float, float]:
         """Return two numbers, the lower first."""
         value = self.take(name, default)
         good = isinstance(value, list | tuple) and len(value) == 2
@@ -116,13 +110,13 @@ class Fields:
         self.expect(good, name, "two numbers, the lower first")
         return float(value[0]), float(value[1])
 
-    def flag(self, name: str, default: Any = _MISSING) -> bool:
+    def flag(self, name: str, default: Any = None) -> bool:
         """Return true or false."""
         value = self.take(name, default)
         self.expect(type(value) is bool, name, "true or false")
         return bool(value)
 
-    def names(self, name: str, *supported: str, default: Any = _MISSING) -> tuple[str, ...]:
+    def names(self, name: str, *supported: str, default: Any = None) -> tuple[str, ...]:
         """Return a list of names, each of which is supported."""
         value = self.take(name, default)
         good = isinstance(value, list | tuple) and all(one in supported for one in value)
@@ -177,17 +171,6 @@ class Fields:
                 )
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    if isinstance(value, dict) and value.keys() == {"__float__"}:
-        try:
-            return float(value["__float__"])
-        except (TypeError, ValueError):
-            return value
-    return value
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """A language model: ``family.apply(config, params, tokens, carry)`` runs it.
@@ -197,7 +180,7 @@ class Model:
         config: its sizes.
         params: the tensors by the names in the file.
         path: the folder, or the one file, from which it was read.
-        fields: the config.json, as it is; empty without one.
+        ends: the ids that end a document, as config.json says; the first is that of training.
         left_out: the names of the tensors of the file that are in no text model.
     """
 
@@ -205,23 +188,8 @@ class Model:
     config: Any
     params: dict[str, Any]
     path: Path
-    fields: Mapping[str, Any]
+    ends: list[int]
     left_out: tuple[str, ...] = ()
-
-    @property
-    def ends(self) -> list[int]:
-        """The ids that end a document, as config.json says; the first is that of training."""
-        inner = self.fields.get("text_config")
-        places = (self.fields, inner if isinstance(inner, dict) else {})
-        known = [place["eos_token_id"] for place in places if place.get("eos_token_id") is not None]
-        found = known[0] if known else []
-        found = found if isinstance(found, list) else [found]
-        if not all(type(one) is int and 0 <= one < self.config.vocabulary for one in found):
-            raise InvalidInputError(
-                f"eos_token_id of config.json must be ids below {self.config.vocabulary}, but is "
-                f"{json.dumps(known[0])[:80]}; get the file again"
-            )
-        return found
 
     @property
     def dtype(self) -> Any:
@@ -231,10 +199,7 @@ class Model:
     @property
     def attends(self) -> bool:
         """Whether there is full attention, whose carry grows with the capacity."""
-        one, two = (
-            jax.eval_shape(lambda n=n: self.family.begin(self.config, 1, n)) for n in (1024, 2048)
-        )
-        return bool(jax.tree.map(jnp.shape, one) != jax.tree.map(jnp.shape, two))
+        return "full_attention" in getattr(self.config, "kinds", ())
 
 
 def read(path: str | Path, dtype: Any = None) -> Model:
@@ -256,27 +221,23 @@ def read(path: str | Path, dtype: Any = None) -> Model:
 def look(path: str | Path) -> Model:
     """Return a model whose parameters are still in its files; see `read`."""
     path = Path(path)
-    values: dict[str, Any] = {}
     if path.suffix in (".pth", ".safetensors"):
         family = importlib.import_module("experiments.language_models.rwkv7")
-        values["eos_token_id"] = 0  # which ends a text in the vocabulary of its authors
-        tensors = load_state_dict(path)
+        tensors, ends = load_state_dict(path), [0]  # which ends a text in their vocabulary
         config = family.Config.of({name: x.shape for name, x in tensors.items()})
     else:
         _companions(path)
-        family, config, values = read_config(path)
+        family, config, ends = read_config(path)
         tensors = load_state_dict(_tensor_file(path))
     tensors, left_out = fitting(family, config, tensors)
-    model = Model(family, config, tensors, path, values, left_out)
-    _ = model.ends  # which raises unless they are ids
-    return model
+    return Model(family, config, tensors, path, ends, left_out)
 
 
-def read_config(folder: Path) -> tuple[ModuleType, Any, dict[str, Any]]:
-    """Read a config.json, and return the module of the family, the sizes, and what it holds."""
+def read_config(folder: Path) -> tuple[ModuleType, Any, list[int]]:
+    """Read a config.json: the module of the family, the sizes, and the ids that end a document."""
     file = folder / "config.json"
     try:
-        values = json.loads(file.read_bytes())
+        values = json.loads(file.read_bytes(), object_hook=_plain)
     except OSError as error:
         raise InvalidInputError(
             f"{file} cannot be read ({error.strerror}); give the folder of a language model, with "
@@ -303,7 +264,24 @@ def read_config(folder: Path) -> tuple[ModuleType, Any, dict[str, Any]]:
     fields = Fields(values)
     config = family.read_config(fields)
     fields.done()
-    return family, config, values
+    return family, config, _ends(values, config.vocabulary)
+
+
+def _plain(value: dict[str, Any]) -> Any:
+    """Return an object of JSON as it is, or the number that transformers writes as an object."""
+    return _FLOATS.get(str(value.get("__float__")), value)
+
+
+def _ends(values: Mapping[str, Any], vocabulary: int) -> list[int]:
+    places = (place.get("eos_token_id") for place in (values, values.get("text_config") or {}))
+    given: Any = next((one for one in places if one is not None), [])
+    found = given if isinstance(given, list) else [given]
+    if not all(type(one) is int and 0 <= one < vocabulary for one in found):
+        raise InvalidInputError(
+            f"eos_token_id of config.json must be ids below {vocabulary}, but is "
+            f"{json.dumps(given)[:80]}; get the file again"
+        )
+    return found
 
 
 def _tensor_file(folder: Path) -> Path:
@@ -341,17 +319,14 @@ def fitting(
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Return the tensors of a text model, and the names of others, or raise if they do not fit."""
     prefixes = getattr(family, "LEFT_OUT", ())
-    left_out = tuple(sorted(name for name in tensors if prefixes and name.startswith(prefixes)))
-    found = dict(tensors)
-    for name in left_out:
-        del found[name]
+    left_out = tuple(sorted(name for name in tensors if name.startswith(prefixes)))
+    found: Any = {name: x for name, x in tensors.items() if not name.startswith(prefixes)}
     if hasattr(family, "laid_out"):
         found = family.laid_out(config, found)
     expected = family.shapes(config)
-    head, embedding = found.get(family.HEAD), found.get(embedding_of(family, config))
-    unasked = family.HEAD not in expected
-    if unasked and head is not None and embedding is not None and np.array_equal(head, embedding):
-        del found[family.HEAD]  # a tied head that was written all the same
+    head, embedding = family.HEAD, embedding_of(family, config)
+    if head not in expected and np.array_equal(found.get(head), found.get(embedding)):
+        found.pop(head, None)  # a tied head that was written all the same
     for name, why in [
         *((name, "is missing from the file") for name in expected if name not in found),
         *((name, "is in the file, but in no such model") for name in found if name not in expected),
@@ -410,11 +385,10 @@ def write(folder: str | Path, model: Model, params: Mapping[str, Any] | None = N
         whole |= {name: old[name] for name in model.left_out}
     kinds = {x.dtype.name for x in whole.values()}
     if len(kinds) == 1:  # by which transformers chooses the type of all
-        (kind,), values = kinds, copy.deepcopy(dict(model.fields))
-        inner = values.get("text_config")
-        places = [values, *([inner] if isinstance(inner, dict) else [])]
-        for place in places:
-            place["dtype" if "dtype" in place else "torch_dtype"] = kind
+        values = json.loads((folder / "config.json").read_bytes())
+        for place in (values, values.get("text_config")):
+            if isinstance(place, dict):
+                place["dtype" if "dtype" in place else "torch_dtype"] = min(kinds)
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
     save_params(folder / "model.safetensors", whole)
     return folder

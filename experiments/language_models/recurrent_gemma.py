@@ -38,8 +38,7 @@ class Config:
 def read_config(fields: Fields) -> Config:
     """Read what ``RecurrentGemmaConfig`` writes, and the older files of the public models."""
     width, heads = fields.size("hidden_size", 2560), fields.size("num_attention_heads", 10)
-    key_heads, channels = fields.size("num_key_value_heads", heads), fields.size("lru_width", width)
-    fields.expect(heads % key_heads == 0, "num_key_value_heads", f"a divisor of {heads} heads")
+    channels = fields.size("lru_width", width)
     whole = width % heads == channels % heads == 0
     fields.expect(whole, "num_attention_heads", f"a divisor of {width} and of {channels}")
     fields.only("head_dim", width // heads)
@@ -58,7 +57,7 @@ def read_config(fields: Fields) -> Config:
         channels=channels,
         taps=fields.size("conv1d_width", 4),
         heads=heads,
-        key_heads=key_heads,
+        key_heads=fields.divisor("num_key_value_heads", heads, heads),
         head_size=width // heads,
         window=fields.size("attention_window_size", 2048, most=2**16),  # no tensor has its size
         rotary=fields.rotary(width // heads, 0.5),

@@ -155,7 +155,7 @@ def test_the_public_qwen_is_under_text_config(tied: bool, tmp_path: Path) -> Non
         alone.config, alone.params, tokens, gated_delta.begin(config, helpers.BATCH, 12)
     )
     params = {name: jnp.array(x) for name, x in found.items()}
-    model = folders.Model(gated_delta, config, params, tmp_path, whole, left_out)
+    model = folders.Model(gated_delta, config, params, tmp_path, [], left_out)
     _, got = gated_delta.apply(config, params, tokens, gated_delta.begin(config, 2, 12))
     assert (got == wanted).all()
     assert model.dtype == jnp.float32
@@ -185,7 +185,7 @@ def test_full_attention_refuses_what_has_no_room(tmp_path: Path) -> None:
         (GRIFFIN, {"block_types": ["recurrent", "full"]}, "block_types .* 'recurrent' or"),
         (GRIFFIN, {"attention_window_size": 2**30}, "attention_window_size .* from 1 to 65536"),
         (GRIFFIN, {"block_types": []}, "block_types .* a list with a name"),
-        (GRIFFIN, {"num_key_value_heads": 3}, "num_key_value_heads .* a divisor of 2 heads"),
+        (GRIFFIN, {"num_key_value_heads": 3}, "num_key_value_heads .* a divisor of the 2 heads"),
         (GRIFFIN, {"num_attention_heads": 3, "num_key_value_heads": 3}, "divisor of 16 and of 16"),
         (GRIFFIN, {"head_dim": 4}, "head_dim .* must be 8, but is 4"),
         (GRIFFIN, {"embeddings_scale_by_sqrt_dim": False}, "embeddings_scale_by_sqrt_dim"),
