@@ -15,7 +15,7 @@ from experiments.language_models import folders, texts
 from experiments.language_models.folders import Model
 from experiments.language_models.generate import PIECE
 from experiments.runs import Positive
-from rnnjax import InvalidInputError
+from rnnjax import InvalidInputError, NonFiniteError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,10 @@ def run_evaluation(command: Evaluate) -> int:
         print("the tokens do not give the whole text back, as the tokenizer drops or replaces a "
               "part of it: they are easier to predict than the text", file=sys.stderr)  # fmt: skip
     bits = bits_of(model, ids, command.context if model.attends else None)
+    if not math.isfinite(bits):
+        raise NonFiniteError(
+            f"{command.folder} must give finite probabilities, but gives NaN; check its tensors"
+        )
     how = "carried over the whole text"
     if model.attends:
         how = f"in windows of {command.context} tokens, because the model has full attention"

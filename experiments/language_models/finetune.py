@@ -85,6 +85,7 @@ def run_finetuning(command: Finetune) -> int:
     run_dir = command.run_dir
     if run_dir is None or not command.resume:
         run_dir = runs.new_folder("language_models", run_dir)
+    folders.check_new(run_dir / "model", model)
     print(
         f"{training['weights'].sum():,.0f} tokens to learn from in {rows} rows, "
         f"{validation['weights'].sum():,.0f} to validate; results in {run_dir}"

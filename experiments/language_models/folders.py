@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,9 +97,10 @@ class Fields:
         return value
 
     def number(self, name: str, default: Any = None) -> float:
-        """Return a finite number."""
+        """Return a number above 0, such that 1 divided by it is finite in float32."""
         value = self.take(name, default)
-        self.expect(type(value) in (int, float) and abs(value) < _HUGE, name, "a number")
+        good = type(value) in (int, float) and 1 / _HUGE < value < _HUGE
+        self.expect(good, name, "a number above 0")
         return float(value)
 
     def pair(self, name: str, default: Any = None) -> tuple[float, float]:
@@ -153,7 +155,6 @@ class Fields:
             within.ignore("mrope_section", "mrope_interleaved")  # text has one position per token
         for name in ("rope_type", "type"):
             within.only(name, "default")
-        within.expect(base > 0, "rope_theta", "above 0")
         size = int(head_size * share)
         even = f"such that of {head_size} entries of a head an even number is rotated"
         within.expect(0 < size <= head_size and size % 2 == 0, "partial_rotary_factor", even)
@@ -166,8 +167,9 @@ class Fields:
         for name, value in self.values.items():
             if name not in self.known and value is not None:
                 raise InvalidInputError(
-                    f"{self.at}{name[:80]} of config.json is {json.dumps(value)[:80]}, but is not "
-                    "known here, so the model might be another one; use a model without it"
+                    f"{self.at}{ascii(name[:80])[1:-1]} of config.json is "
+                    f"{json.dumps(value)[:80]}, but is not known here, so the model might be "
+                    "another one; use a model without it"
                 )
 
 
@@ -298,10 +300,10 @@ def _companions(folder: Path) -> list[Path]:
     A link may lead to the blobs of a hub's cache, ``models--NAME/snapshots/REVISION/../../blobs``,
     but not elsewhere: what is written would hold a private file of whoever runs this.
     """
-    endings, home = (".json", ".txt", ".model", ".jinja"), folder.resolve()
+    endings, home = (".json", ".txt", ".model", ".jinja"), Path(os.path.realpath(folder))
     found = [file for file in folder.glob("*") if file.suffix in endings]
     for file in found:
-        if file.resolve().parent not in (home, home.parent.parent / "blobs"):
+        if Path(os.path.realpath(file)).parent not in (home, home.parent.parent / "blobs"):
             raise InvalidInputError(
                 f"{file} must be a file of its own folder, but is a link to another one; copy what "
                 "it should hold"
@@ -348,11 +350,24 @@ def fitting(
     return found, left_out
 
 
+def check_new(folder: Path, model: Model) -> None:
+    """Raise unless a folder is new, or an older one that `write` wrote.
+
+    It is not that of the model, and holds no tensors that `read` would take before others.
+    """
+    older = any((folder / name).exists() for name in TENSORS if name != "model.safetensors")
+    home = model.path if model.path.is_dir() else model.path.parent
+    if older or folder.resolve() == home.resolve():
+        raise InvalidInputError(
+            f"{folder} must be a new folder, but holds another model; choose another one"
+        )
+
+
 def write(folder: str | Path, model: Model, params: Mapping[str, Any] | None = None) -> Path:
     """Write a model as it was read: the same files, with other tensors.
 
     Args:
-        folder: a new folder, or an older one that this wrote.
+        folder: as `check_new` takes it.
         model: the model that was read.
         params: what to write instead of its parameters.
 
@@ -360,16 +375,10 @@ def write(folder: str | Path, model: Model, params: Mapping[str, Any] | None = N
         what `read` reads: the folder; or the file of tensors, if the model came from one.
 
     Raises:
-        InvalidInputError: the tensors do not fit; or the folder is that of the model, or holds
-            tensors that `read` would take before these.
+        InvalidInputError: the tensors do not fit; or `check_new` raises.
     """
     folder = Path(folder)
-    older = any((folder / name).exists() for name in TENSORS if name != "model.safetensors")
-    home = model.path if model.path.is_dir() else model.path.parent
-    if older or folder.resolve() == home.resolve():
-        raise InvalidInputError(
-            f"{folder} must be a new folder, but holds another model; choose another one"
-        )
+    check_new(folder, model)
     folder.mkdir(parents=True, exist_ok=True)
     whole = {name: np.asarray(x) for name, x in (params or model.params).items()}
     fitting(model.family, model.config, whole)

@@ -15,6 +15,8 @@ from rnnjax import InvalidInputError
 class Tokenizer:
     """A tokenizer.json, which says how a text is cut into tokens.
 
+    It cuts no text short, and fills none up, whatever the file says of that.
+
     Raises:
         InvalidInputError: it is none, or the package that reads it is missing.
     """
@@ -33,13 +35,21 @@ class Tokenizer:
             raise InvalidInputError(
                 f"{file} is no tokenizer.json ({' '.join(str(error).split())[:120]}); get it again"
             ) from error
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
 
     def __len__(self) -> int:
         return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, text: str) -> np.ndarray:
         """Return the ids of a text, after those that begin every text, if there are any."""
-        found = self.tokenizer.encode(text)
+        try:
+            found = self.tokenizer.encode(text)
+        except Exception as error:  # the package raises Exception itself
+            raise InvalidInputError(
+                f"the tokenizer cannot cut the text into tokens ({error}); give text in UTF-8, and "
+                "the model's own tokenizer"
+            ) from error
         count = len(found.ids)
         while count and found.special_tokens_mask[count - 1]:  # a token that would end the text
             count -= 1
@@ -100,7 +110,8 @@ def read_texts(path: Path) -> list[str]:
 def pack(documents: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
     """Pack documents of ids into rows to learn from, each leaf ``(length, rows)``.
 
-    A document longer than a row is cut into parts, each of which begins anew.
+    A document longer than a row is cut into parts, each of which begins anew. No row is longer than
+    all documents together.
 
     Returns:
         ``inputs``; ``targets``, the ids after them; ``resets``, where a part begins; and
@@ -111,6 +122,7 @@ def pack(documents: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
         for document in documents
         for at in range(0, len(document) - 1, length)
     ]
+    length = min(length, sum(map(len, documents)))
     packed = rnnjax.pack([part[:-1] for part in parts], length)
     return {
         "inputs": packed.xs,

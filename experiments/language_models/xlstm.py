@@ -46,9 +46,6 @@ def read_config(fields: Fields) -> Config:
     fields.only("weight_mode", "single")
     width = fields.size("hidden_size", fields.take("embedding_dim", None) or 4096)
     multiple = fields.size("ffn_round_up_to_multiple_of", 64)
-    caps = "gate_soft_cap", "output_logit_soft_cap"
-    for name in ("qk_dim_factor", "v_dim_factor", "ffn_proj_factor", *caps):
-        fields.expect(0 < fields.number(name, 1.0) < 2**20, name, "a positive number")
     inner = width * fields.number("ffn_proj_factor", 2.667)
     config = Config(
         vocabulary=fields.size("vocab_size", 50304),

@@ -196,17 +196,33 @@ def test_a_wrong_use_gets_one_sentence(refused: Any, tmp_path: Path) -> None:
     assert "--tokenizer" in refused("evaluate", "model", *corpus, "--tokenizer", "no.json")
     for options, match in (
         (("--batch-size", 100), "--batch-size must be at most"),
+        (("--context", 2**31 - 1), "--batch-size must be at most 1, the rows of --context 2147"),
         (("--validation", 1), "--validation must be a number from 1e-06 up to"),
         (("--learning-rate", "nan"), "--learning-rate must be a number from 1e-12 up to"),
-        (("--freeze", "layers"), "but 'layers' matches none"),
-        (("--freeze", "*"), "--freeze must leave a tensor to train"),
+        (("--context", 32, "--freeze", "layers"), "but 'layers' matches none"),
+        (("--context", 32, "--freeze", "*"), "--freeze must leave a tensor to train"),
         (("--resume",), "there is no run in None"),
-        (("--run-dir", "model"), "model holds something already"),
+        (("--context", 32, "--run-dir", "model"), "model holds something already"),
         (("--run-dir", "new", "--resume"), "there is no run in new"),
     ):
-        assert match in refused("finetune", "model", *corpus, "--context", 32, *options)
+        assert match in refused("finetune", "model", *corpus, *options)
+    # Before a step, not when the model is written.
+    (tmp_path / "old" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "old" / "model").mkdir()
+    (tmp_path / "old" / "model" / "pytorch_model.bin").write_bytes(b"")
+    old = ("--context", 32, "--run-dir", "old", "--resume")
+    assert "old/model must be a new folder" in refused("finetune", "model", *corpus, *old)
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"model", "text.txt", "empty.txt", "short.txt"}
+    assert left == {"model", "text.txt", "empty.txt", "short.txt", "old"}
+    assert not list((tmp_path / "old" / "checkpoints").iterdir())
+
+
+def test_a_model_without_finite_probabilities_has_no_bits(
+    refused: Any, model: Model, tmp_path: Path
+) -> None:
+    params = {name: np.full(x.shape, np.nan, x.dtype) for name, x in model.params.items()}
+    folders.write(tmp_path / "nan", model, params)
+    assert "must give finite probabilities" in refused("evaluate", "nan", "--corpus", "text.txt")
 
 
 QWEN = {

@@ -190,7 +190,7 @@ def test_full_attention_refuses_what_has_no_room(tmp_path: Path) -> None:
         (GRIFFIN, {"head_dim": 4}, "head_dim .* must be 8, but is 4"),
         (GRIFFIN, {"embeddings_scale_by_sqrt_dim": False}, "embeddings_scale_by_sqrt_dim"),
         (GRIFFIN, {"rope_parameters": {"rope_type": "yarn"}}, 'rope_parameters.rope_type .*"yarn"'),
-        (GRIFFIN, {"rope_parameters": {"rope_theta": 0}}, "rope_theta .* above 0"),
+        (GRIFFIN, {"rope_parameters": {"rope_theta": 0}}, "rope_parameters.rope_theta .* above 0"),
         (GRIFFIN, {"rope_parameters": {"factor": 2.0}}, "rope_parameters.factor .* not known"),
         (GRIFFIN, {"rope_scaling": {"factor": 2.0}}, "rope_scaling .* not known"),
         (QWEN, {"rope_parameters": {"type": "linear"}}, 'rope_parameters.type .* "linear"'),

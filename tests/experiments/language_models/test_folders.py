@@ -58,6 +58,16 @@ def index(**weight_map: str) -> Callable[[Path], None]:
     return content("model.safetensors.index.json", text.encode())
 
 
+def itself(name: str) -> Callable[[Path], None]:
+    """A link that leads to itself."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to(name)
+
+    return change
+
+
 MAMBA2 = {
     "model_type": "mamba2", "num_heads": 4, "head_dim": 8, "n_groups": 2,
     "tie_word_embeddings": True, "state_size": 4,
@@ -74,6 +84,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "kimi": (config(model_type="kimi_linear"), "a mixture of experts"),
     "quantised": (config(quantization_config={"bits": 4}), "quantised weights"),
     "an unknown field": (config(rope_theta=1e4), "rope_theta of config.json is 10000.0, but is"),
+    "a field of two lines": (config(**{"a\nb\x1b": 1}), r"a\\nb\\x1b of config.json is 1, but"),
     "another activation": (config(hidden_act="gelu"), 'hidden_act of config.json must be "silu"'),
     "a size that is text": (config(hidden_size="16"), 'to 2147483647, but is "16"'),
     "a size that is true": (config(state_size=True), "must be an integer from 1 to"),
@@ -81,7 +92,9 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "layers without end": (config(num_hidden_layers=2**30), "an integer from 1 to 1000"),
     "not a number": (config(layer_norm_epsilon=math.nan), "must be a number"),
     "infinitely many": (config(expand=math.inf, intermediate_size=32), "expand of config.json"),
-    "a huge number": (config(layer_norm_epsilon=10**400), "must be a number, but is 1000"),
+    "a huge number": (config(layer_norm_epsilon=10**400), "must be a number above 0, but is 1000"),
+    "a negative epsilon": (config(layer_norm_epsilon=-1e-5), "above 0, but is -1e-05; this"),
+    "a base of nearly 0": (config(layer_norm_epsilon=1e-300), "above 0, but is 1e-300; this"),
     "an end that is text": (config(eos_token_id="x"), "eos_token_id of config.json must be ids"),
     "an end out of reach": (config(eos_token_id=[0, 300]), "ids below 300, but is .0, 300.; get"),
     "a huge limit": (config(**MAMBA2, time_step_limit=[0, 10**400]), "two numbers, the lower"),
@@ -113,6 +126,8 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a link to a private file": (
         lambda f: (f / "vocab.txt").symlink_to(f.parent / "private"), "vocab.txt .* but is a link",
     ),
+    "a link to itself": (itself("config.json"), "config.json cannot be read .Too many levels"),
+    "a tokenizer in a circle": (itself("tokenizer.json"), "there must be a tokenizer, but"),
     "an index to another folder": (index(a_b="../model.safetensors"), "in its own folder"),
     "an index to nothing": (index(a_b="1.safetensors"), "1.safetensors cannot be read"),
     "an index to another tensor": (index(a_b="model.safetensors"), "'a.b' is in model.safetens"),
@@ -143,7 +158,38 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> Non
         texts.read_tokenizer(model)
 
 
+def test_a_text_that_a_tokenizer_cannot_cut_is_refused(folder: Path) -> None:
+    """Half a character, as a terminal of another coding gives, and words without one for others."""
+    import tokenizers
+
+    model = folders.read(folder)
+    with pytest.raises(RnnjaxError, match=r"cannot cut the text .* give text in UTF-8, and the"):
+        texts.read_tokenizer(model).encode("the sea\udcff")
+    words = tokenizers.models.WordLevel({"sea": 0})
+    tokenizers.Tokenizer(words).save(str(folder / "tokenizer.json"))
+    with pytest.raises(
+        RnnjaxError, match=r"cannot cut the text into tokens .WordLevel error: Miss"
+    ):
+        texts.read_tokenizer(model).encode("whale")
+
+
 # ---- odd folders that are read
+
+
+def test_a_tokenizer_neither_cuts_a_text_short_nor_fills_it_up(folder: Path) -> None:
+    import tokenizers
+
+    model = folders.read(folder)
+    whole = texts.read_tokenizer(model).encode("the whale and the sea")
+    file = str(folder / "tokenizer.json")
+    tokenizer = tokenizers.Tokenizer.from_file(file)
+    for of_model in (lambda: tokenizer.enable_truncation(2), tokenizer.no_truncation):
+        of_model()
+        tokenizer.enable_padding(length=20)
+        tokenizer.save(file)
+        assert (
+            texts.read_tokenizer(model).encode("the whale and the sea").tolist() == whole.tolist()
+        )
 
 
 def test_several_files_and_an_index_are_read(folder: Path) -> None:
@@ -268,6 +314,12 @@ def test_documents_are_packed_without_touching() -> None:
                 found.add((tuple(inputs[a:b]), tuple(targets[a:b])))
                 assert weights[a:b] == [1.0] * (b - a)
     assert found == {((1, 2, 3), (2, 3, 4)), ((4,), (5,)), ((6, 7), (7, 8))}
+
+
+def test_a_row_is_no_longer_than_the_text() -> None:
+    packed = texts.pack([np.arange(5), np.arange(3)], 2**31 - 1)
+    assert packed["inputs"].shape == (8, 1)
+    assert packed["weights"].sum() == 6
 
 
 @pytest.mark.parametrize(
