@@ -103,10 +103,8 @@ def run_finetuning(command: Finetune) -> int:
         evaluate=minibatches(validation, valid_rows, axis=1),
         run_dir=RunFolder(run_dir, config={"options": same}),
     )  # fmt: skip
-    kinds = {name: x.dtype for name, x in model.params.items()}
-    written = folders.write(
-        run_dir / "model", model, {name: x.astype(kinds[name]) for name, x in result.params.items()}
-    )
+    learned = {name: x.astype(model.params[name].dtype) for name, x in result.params.items()}
+    written = folders.write(run_dir / "model", model, learned)
     best = result.best or {}
     print(
         f"the model of epoch {best.get('epoch')}, with validation loss "
@@ -157,19 +155,16 @@ def frozen_of(model: Model, patterns: tuple[str, ...]) -> frozenset[str]:
 
 def make_loss(model: Model, command: Finetune, frozen: frozenset[str]) -> Any:
     """Return the mean loss of the next token over a batch of packed rows."""
-    dtype = jnp.dtype(command.dtype)
+    family, config, dtype = model.family, model.config, jnp.dtype(command.dtype)
 
     def loss(params: Any, batch: Any, key: Any) -> Any:
         params = {
             name: (jax.lax.stop_gradient(x) if name in frozen else x).astype(dtype)
             for name, x in params.items()
         }
-        begin = model.family.begin(
-            model.config, batch["inputs"].shape[1], len(batch["inputs"]), dtype
-        )
-        _, logits = model.family.apply(
-            model.config, params, batch["inputs"], begin, batch["resets"]
-        )
+        steps, rows = batch["inputs"].shape
+        begin = family.begin(config, rows, steps, dtype)
+        _, logits = family.apply(config, params, batch["inputs"], begin, batch["resets"])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
         weight = batch["weights"].sum()
         return (losses * batch["weights"]).sum() / weight, {"weight": weight}
