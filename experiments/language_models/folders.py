@@ -73,13 +73,9 @@ class Fields:
     def expect(self, good: bool, name: str, expected: str) -> None:
         """Raise unless a field is good."""
         if not good:
-            shown = (
-                f"is {json.dumps(self.values[name])[:80]}"
-                if name in self.values
-                else "is not there"
-            )
+            given = json.dumps(self.values[name])[:80] if name in self.values else "not there"
             raise InvalidInputError(
-                f"{self.at}{name} of config.json must be {expected}, but {shown}; this program "
+                f"{self.at}{name} of config.json must be {expected}, but is {given}; this program "
                 "reads no other model"
             )
 
@@ -329,18 +325,17 @@ def fitting(
     head, embedding = family.HEAD, embedding_of(family, config)
     if head not in expected and np.array_equal(found.get(head), found.get(embedding)):
         found.pop(head, None)  # a tied head that was written all the same
-    for name, why in [
-        *((name, "is missing from the file") for name in expected if name not in found),
-        *((name, "is in the file, but in no such model") for name in found if name not in expected),
-    ]:
-        raise InvalidInputError(
-            f"the tensor {name[:80]!r} {why}; check that all files are of one model"
-        )
-    for name, x in found.items():
-        if x.shape != expected[name]:
+    for name in expected | found:
+        x, shape = found.get(name), expected.get(name)
+        if x is None or shape is None:
+            why = "missing from the file" if x is None else "in the file, but in no such model"
             raise InvalidInputError(
-                f"the tensor {name!r} must have shape {expected[name]}, as other sizes of the "
-                f"model say, but has {x.shape}; check that all files are of one model"
+                f"the tensor {name[:80]!r} is {why}; check that all files are of one model"
+            )
+        if x.shape != shape:
+            raise InvalidInputError(
+                f"the tensor {name!r} must have shape {shape}, as other sizes of the model say, "
+                f"but has {x.shape}; check that all files are of one model"
             )
         if x.dtype not in (np.float32, np.float16, jnp.bfloat16):
             raise InvalidInputError(
