@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.language_models import blocks
-from experiments.language_models.blocks import Params, Shapes
+from experiments.language_models.blocks import Mixed, Params, Shapes
 from experiments.language_models.folders import Fields
 from rnnjax import causal_convolution, linear_recurrence
 
@@ -108,9 +108,7 @@ def apply(
     return after, blocks.logits(params, HEAD, EMBEDDING, x)
 
 
-def mixer(
-    config: Config, params: Params, x: jax.Array, carry: Any, resets: Any
-) -> tuple[Any, jax.Array]:
+def mixer(config: Config, params: Params, x: jax.Array, carry: Any, resets: Any) -> Mixed:
     """Compute the block of the paper around its state space."""
     c, (window, states) = config, carry
     u, z = jnp.split(blocks.linear(params, "in_proj", x), 2, axis=-1)
