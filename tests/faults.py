@@ -342,6 +342,8 @@ TABLE = (
     "experiments/language_models/texts.py tests/experiments/language_models/test_folders.py",
     "the parts of a long document lose a token between them",
     "document[at : at + length{{ + 1 => }}]",
+    "a tokenizer cuts a corpus short where its file says so",
+    "self.tokenizer.{{no_truncation => no_padding}}()",
     "experiments/language_models/xlstm.py tests/experiments/language_models/test_xlstm.py",
     "the stabilizer of xLSTM goes on from a document to the next",
     "kept = jnp.where(first, {{-jnp.inf => decay}}, decay)",
