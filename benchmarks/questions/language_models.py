@@ -39,6 +39,7 @@ class Settings:
         "rwkv7",
         "xlstm",
         "gated_delta",
+        "olmo_hybrid",
     )
     parts: tuple[str, ...] = ("prompt", "token", "training")
     width: int = 512
@@ -51,7 +52,7 @@ class Settings:
     """Seconds after which a contender is given up: a slow form of Mamba takes a minute a step."""
 
 
-QUICK = Settings(("mamba2",), width=64, layers=1, vocabulary=16, prompt=6, rows=2)
+QUICK = Settings(("mamba2",), width=64, layers=2, vocabulary=16, prompt=6, rows=2)
 # A process for each: a peak is that of the first call, before which nothing large was freed.
 VARIANTS = {"language_models": (Settings(), QUICK)} | {
     f"language_models_memory_{family}": (
@@ -76,6 +77,14 @@ def peer(family: str, settings: Settings) -> Any:
         "num_hidden_layers": settings.layers,
     }
     inner = {"intermediate_size": 3 * width, "num_attention_heads": heads}
+    delta = {
+        **inner,
+        "num_key_value_heads": max(1, heads // 4),
+        "linear_num_key_heads": heads,
+        "linear_num_value_heads": heads,
+        "linear_key_head_dim": HEAD,
+        "linear_value_head_dim": HEAD,
+    }
     forms: dict[str, tuple[str, dict[str, Any]]] = {
         "mamba": ("Mamba", {}),
         "mamba2": ("Mamba2", {"num_heads": 2 * heads, "head_dim": HEAD, "n_groups": 1}),
@@ -84,18 +93,8 @@ def peer(family: str, settings: Settings) -> Any:
             "xLSTM",
             {"num_heads": max(1, heads // 2), "autocast_kernel_dtype": "float32"},
         ),
-        "gated_delta": (
-            "Qwen3_5",
-            {
-                **inner,
-                "num_key_value_heads": max(1, heads // 4),
-                "head_dim": HEAD,
-                "linear_num_key_heads": heads,
-                "linear_num_value_heads": heads,
-                "linear_key_head_dim": HEAD,
-                "linear_value_head_dim": HEAD,
-            },
-        ),
+        "gated_delta": ("Qwen3_5", {**delta, "head_dim": HEAD}),
+        "olmo_hybrid": ("OlmoHybrid", {**delta, "pad_token_id": None, "eos_token_id": 0}),
     }
     name, more = forms[family]
     config = getattr(transformers, f"{name}{'Text' * (name == 'Qwen3_5')}Config")
