@@ -154,10 +154,6 @@ FORMS: Mapping[str, dict[type[Cell], tuple[str, tuple[str, ...]]]] = {
         cells.SimpleRNNCell: ("SimpleRNN", ()), cells.LSTMCell: ("LSTM", ()), cells.GRUCell: _GRU,
         cells.ConvLSTMCell: ("ConvLSTM", ()),
     },
-    "torch": {
-        cells.SimpleRNNCell: ("RNN", ()), cells.LSTMCell: ("LSTM", ()), cells.GRUCell: ("GRU", ()),
-        cells.ProjectionLSTMCell: ("LSTM", ()),
-    },
     "onnx": {
         cells.SimpleRNNCell: ("RNN", ()), cells.GRUCell: _GRU, cells.LSTMCell: _LSTM,
         cells.PeepholeLSTMCell: _LSTM,

@@ -1,6 +1,7 @@
 """Which modules a state dict holds, and how each becomes a layer and goes back."""
 
 import itertools
+import os.path
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +14,6 @@ from rnnjax.cells.base import Params
 from rnnjax.checks import check_choice
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import as_jax, cell_arrays, check_one_type, float_array, in_prediction
-from rnnjax.interop.functions import FORMS
 from rnnjax.interop.layers import Dense, Embedding, Layer, OneHotIds, Recurrent
 from rnnjax.interop.model import Model, Sequential, WithParameters, rows_of
 from rnnjax.interop.torch.saved import ALONE
@@ -33,13 +33,13 @@ _ARRAYS: Mapping[type[Layer], Mapping[str, str]] = {
 """Our arrays and PyTorch's, by the layer; a kernel has its axes the other way round there."""
 
 _FUNCTIONS = {"activation": ("tanh",), "recurrent_activation": ("sigmoid",)}
-_TOLD: Mapping[Any, Mapping[str, tuple[Any, ...]]] = {
-    SimpleRNNCell: {"activation": ("tanh", "relu")},
-    LSTMCell: _FUNCTIONS,
-    ProjectionLSTMCell: _FUNCTIONS,
-    GRUCell: {**_FUNCTIONS, "reset_after": (True,)},
+_FORMS: Mapping[Any, tuple[str, Mapping[str, tuple[Any, ...]]]] = {
+    SimpleRNNCell: ("RNN", {"activation": ("tanh", "relu")}),
+    LSTMCell: ("LSTM", _FUNCTIONS),
+    ProjectionLSTMCell: ("LSTM", _FUNCTIONS),
+    GRUCell: ("GRU", {**_FUNCTIONS, "reset_after": (True,)}),
 }
-"""The cells that PyTorch has, and what their options are there."""
+"""The cells that PyTorch has, their modules' names, and what their options are there."""
 
 _RECURRENT_KEY = re.compile(
     rf"(?P<array>{'|'.join(_ARRAYS[Recurrent].values())})"
@@ -51,15 +51,16 @@ _COMPLETE = (
 )
 _DEEPEST = 6  # dicts in dicts, the outermost counted; longer paths would be memory for nothing
 _MOST_STATES = 1000  # that are looked at
-_WRAPPERS = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
+# By nn.DataParallel and torch.compile; a hostile name may hold millions.
+_WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.){0,4}")
 
 
-def _to_ours(kind: type[Layer], arrays: Mapping[str, np.ndarray]) -> Params:
+def _to_ours(kind: type[Layer], arrays: Mapping[str, np.ndarray], place: str = "") -> Params:
     # Two biases stay, also where they add up: an optimizer moves their sum by two steps at once.
     return {
-        ours: as_jax(arrays[theirs].T if ours.endswith("kernel") else arrays[theirs])
+        ours: as_jax(array.T if ours.endswith("kernel") else array)
         for ours, theirs in _ARRAYS[kind].items()
-        if theirs in arrays
+        if (array := arrays.get(theirs + place)) is not None
     }
 
 
@@ -190,10 +191,7 @@ def find_modules(state: Mapping[str, Any]) -> dict[str, Module]:
 
     No name has the prefix that all keys have where the whole was wrapped.
     """
-    wrapper = ""
-    for _ in range(4):  # a hostile name may hold millions
-        fitting = [w for w in _WRAPPERS if state and all(k.startswith(wrapper + w) for k in state)]
-        wrapper += fitting[0] if fitting else ""
+    (wrapper,) = _WRAPPED.findall(os.path.commonprefix([*state]))  # noqa: RUF071  # of any text
     found: dict[str, Module] = {}
     for key, value in state.items():
         path, _, short = key.removeprefix(wrapper).rpartition(".")
@@ -229,62 +227,61 @@ def read_module(module: Module, nonlinearity: str) -> list[Reading]:
     return readings
 
 
-def _read_recurrent(module: Module, named: Mapping[str, np.ndarray], nonlinearity: str) -> Reading:
-    places: dict[str, dict[str, np.ndarray]] = {}
-    for key, array in named.items():
-        match = _RECURRENT_KEY.fullmatch(key)
-        if match is None:
-            raise InteropError(
-                f"{module.prefix + key!r:.80} is no part of an RNN, LSTM or GRU, but {module} has "
-                "it; leave one out, or call torch.nn.utils.remove_weight_norm before it is saved"
-            )
-        places.setdefault(match["place"], {})[match["array"]] = array
+def _read_recurrent(module: Module, arrays: Mapping[str, np.ndarray], nonlinearity: str) -> Reading:
+    places = {match["place"] for match in map(_RECURRENT_KEY.fullmatch, arrays) if match}
     ways = ("", "_reverse")[: 1 + any(place.endswith("_reverse") for place in places)]
-    rows = [[f"_l{layer}{way}" for way in ways] for layer in range(len(places) // len(ways))]
-    rows = [[""]] if set(places) == {""} else rows
-    if {place for row in rows for place in row} != set(places):
-        raise InteropError(
-            f"the layers of {module} should be _l0, _l1 ..., all with _reverse or none, but are "
-            f"{', '.join(sorted(places))[:200]}; {_COMPLETE}"
-        )
+    count = len({place.removesuffix("_reverse") for place in places})
+    rows = [[f"_l{k}{way}" for way in ways] for k in range(count)] if any(places) else [[""]]
     where = repr(module.name[:60])
-    first, takes = _read_cell(where + rows[0][0], places[rows[0][0]], nonlinearity)
-    layer: Cell = Bidirectional(first) if ways[1:] else first
+    cell = _read_cell(where, arrays, rows[0][0], nonlinearity)
+    layer: Cell = Bidirectional(cell) if ways[1:] else cell
+    takes = max((0, *np.shape(arrays.get(f"weight_ih{rows[0][0]}", ())))[-1], 1)
+    expected = {
+        _ARRAYS[Recurrent][name] + place: one.shape[::-1]
+        for k, row in enumerate(rows)
+        for name, one in cell.parameters(layer.output_size if k else takes).items()
+        for place in row
+    }
+    came = {key: array.shape for key, array in arrays.items()}
+    if expected != came:
+        should, has = (
+            dict(sorted(one.items() - other.items())[:6])
+            for one, other in ((expected, came), (came, expected))
+        )
+        raise InteropError(
+            f"{where}, an {_FORMS[type(cell)][0]} of {cell.hidden_size} units in {len(rows)} layers"
+            f"{' of both directions' * len(ways[1:])}, should have {should or 'no more'}, but has "
+            f"{has or 'not'}; {_COMPLETE}"
+        )
+    check_one_type(where, arrays.values())
     params: list[Any] = []
-    for k, row in enumerate(rows):
-        expected = layer.output_size if k else takes
-        for place in row:
-            cell, inputs = _read_cell(where + place, places[place], nonlinearity)
-            if (cell, inputs) != (first, expected):
-                raise InteropError(
-                    f"{where}{place} does not fit the other layers: it is {cell} for {inputs} "
-                    f"inputs, and not {first} for {expected}; {_COMPLETE}"
-                )
-        both = [_to_ours(Recurrent, places[place]) for place in row]
+    for row in rows:
+        both = [_to_ours(Recurrent, arrays, place) for place in row]
         params.append(Directions(*both) if ways[1:] else both[0])
     whole, held = (Stack([layer] * len(rows)), tuple(params)) if rows[1:] else (layer, params[0])
     return Reading(Recurrent(module.name, whole), held, takes, layer.output_size)
 
 
-def _read_cell(where: str, arrays: Mapping[str, np.ndarray], nonlinearity: str) -> tuple[Cell, int]:
-    """The cell that computes what one layer of a module does, and the number of its inputs."""
-    weight, projection = arrays.get("weight_hh", np.zeros(())), arrays.get("weight_hr")
+def _read_cell(where: str, arrays: Mapping[str, np.ndarray], place: str, nonlinearity: str) -> Any:
+    """The cell that computes what each layer of a module does, by the arrays of its first."""
+    weight = arrays.get(f"weight_hh{place}", np.zeros(()))
+    projection = arrays.get(f"weight_hr{place}")
     units = weight if projection is None else projection
     hidden = units.shape[1] if units.ndim == weight.ndim == 2 else 0
     gates, rest = divmod(weight.shape[0], hidden) if hidden else (0, 0)
     projected = projection is not None
     kinds = [
         kind
-        for kind in _TOLD
+        for kind in _FORMS
         if len(kind.gates) == gates and (kind is ProjectionLSTMCell) == projected
     ]
     if rest or not kinds or weight.size == 0:
         raise InteropError(
-            f"weight_hh of {where} should be (gates * {hidden or 'hidden_size'}, hidden_size) with "
-            f"4, 3 or 1 gates for an LSTM, a GRU or an RNN, and 4 where there is a weight_hr, but "
-            f"is {weight.shape if 'weight_hh' in arrays else 'missing'}; {_COMPLETE}"
+            f"weight_hh{place} of {where} should be (gates * {hidden or 'hidden_size'}, "
+            "hidden_size) with 4, 3 or 1 gates for an LSTM, a GRU or an RNN, and 4 where there is "
+            f"a weight_hr, but is {weight.shape if weight.ndim else 'missing'}; {_COMPLETE}"
         )
-    biased = "bias_ih" in arrays or "bias_hh" in arrays
+    biased = any(key.startswith("bias") for key in arrays)
     options: dict[str, Any] = {"use_bias": biased, "param_dtype": weight.dtype}
     if gates != 3:
         options["use_recurrent_bias"] = biased
@@ -292,18 +289,7 @@ def _read_cell(where: str, arrays: Mapping[str, np.ndarray], nonlinearity: str) 
         options["activation"] = nonlinearity
     if projected:
         options["proj_size"] = weight.shape[1]
-    cell: Cell = kinds[0](hidden, **options)
-    inputs = (0, *np.shape(arrays.get("weight_ih", ())))[-1]
-    parameters = cell.parameters(max(inputs, 1)).items()
-    expected = {_ARRAYS[Recurrent][name]: one.shape[::-1] for name, one in parameters}
-    came = {name: array.shape for name, array in arrays.items()}
-    if came != expected:
-        raise InteropError(
-            f"{where}, an {FORMS['torch'][type(cell)][0]} of {hidden} units, should have "
-            f"{expected}, but has {came}; {_COMPLETE}"
-        )
-    check_one_type(where, arrays.values())
-    return cell, inputs
+    return kinds[0](hidden, **options)
 
 
 def write_recurrent(layer: Recurrent, params: Params, single: bool) -> dict[str, np.ndarray]:
@@ -333,12 +319,12 @@ def write_recurrent(layer: Recurrent, params: Params, single: bool) -> dict[str,
 
 def _told_of(where: str, cell: Any) -> tuple[Any, ...]:
     """Return the constructor arguments of PyTorch's module, common to all its layers."""
-    name, _ = FORMS["torch"].get(type(cell), ("", ()))
+    name, options = _FORMS.get(type(cell), ("", {}))
     if not name:
-        has = ", ".join(kind.__name__ for kind in FORMS["torch"])
+        has = ", ".join(kind.__name__ for kind in _FORMS)
         raise InteropError(f"PyTorch has {has}, but {where} is {cell!r}; use one of them")
     told = [name, cell.hidden_size, cell.output_size, cell.use_bias]
-    for option, known in _TOLD[type(cell)].items():
+    for option, known in options.items():
         told.append(named(getattr(cell, option)))
         if told[-1] not in known:
             has = " or ".join(map(repr, known))
@@ -411,29 +397,28 @@ def given_order(
         raise InvalidInputError(
             f"modules should be a list such as ['embedding', 'lstm', 'head'], but is {modules!r}"
         )
-    orders: list[list[Reading]] = [[]]
-    sized: list[Reading] = []
+    choices: list[list[Reading]] = []
     for entry in modules:
         if isinstance(entry, OneHotIds):
-            readings = [Reading(entry, {}, None, entry.size)]
+            choices.append([Reading(entry, {}, None, entry.size)])
         elif isinstance(entry, Layer) and not isinstance(entry, WithParameters):
-            readings = [Reading(entry, {}, -1, -1)]  # of any size
+            choices.append([Reading(entry, {}, -1, -1)])  # of any size
         elif isinstance(entry, str) and entry in found:
             # At the first place a weight alone is an embedding, unless only a Linear fits.
-            first = all(one.takes == -1 for one in orders[0])
+            first = all(one.takes == -1 for one, *_ in choices)
             readings = read_module(found[entry], nonlinearity)
-            readings = readings[::-1] if first else readings[:1]
+            choices.append(readings[::-1] if first else readings[:1])
         else:
             raise InvalidInputError(
                 f"modules should hold names of {[*found][:12]}, or layers without parameters such "
                 f"as Activation('relu', 'relu'), but holds {entry!r}; correct it"
             )
-        orders = [[*order, one] for order in orders for one in readings]
-    for order in orders:
+    for order in itertools.product(*choices):
         sized = [one for one in order if one.takes != -1]
-        if _fits(sized):
-            return order
-    one, other = next(pair for pair in itertools.pairwise(sized) if not _fits(pair))
+        misfits = [pair for pair in itertools.pairwise(sized) if not _fits(pair)]
+        if not misfits:
+            return [*order]
+    one, other = misfits[0]
     takes = "ids" if other.takes is None else f"{other.takes} features"
     raise InteropError(
         f"{other.layer.name!r} takes {takes}, but gets {one.gives} features; correct the order"
