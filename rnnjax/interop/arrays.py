@@ -13,6 +13,9 @@ from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Dense, Embedding, fits
 from rnnjax.layers import Regularized
 
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shapes of arrays by their names."""
+
 
 def as_jax(array: Any) -> jax.Array:
     """A copy as an array of JAX.
@@ -61,6 +64,18 @@ def input_size(params: Any) -> int:
     while not (isinstance(params, Mapping) and "kernel" in params):
         params = params["cell"] if isinstance(params, Mapping) else params[0]
     return int(np.shape(params["kernel"])[0])
+
+
+def check_shapes(where: str, expected: Shapes, came: Shapes, advice: str) -> None:
+    """Raise InteropError, with what differs, unless the arrays have these shapes."""
+    if expected != came:
+        should, has = (
+            dict(sorted(one.items() - other.items())[:6])
+            for one, other in ((expected, came), (came, expected))
+        )
+        raise InteropError(
+            f"{where} should have {should or 'no more'}, but has {has or 'not'}; {advice}"
+        )
 
 
 def check_one_type(where: str, arrays: Iterable[np.ndarray]) -> None:

@@ -13,7 +13,14 @@ from rnnjax.cells.activations import named
 from rnnjax.cells.base import Params
 from rnnjax.checks import check_choice
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.arrays import as_jax, cell_arrays, check_one_type, float_array, in_prediction
+from rnnjax.interop.arrays import (
+    as_jax,
+    cell_arrays,
+    check_one_type,
+    check_shapes,
+    float_array,
+    in_prediction,
+)
 from rnnjax.interop.layers import Dense, Embedding, Layer, OneHotIds, Recurrent
 from rnnjax.interop.model import Model, Sequential, WithParameters, rows_of
 from rnnjax.interop.torch.saved import ALONE
@@ -243,16 +250,8 @@ def _read_recurrent(module: Module, arrays: Mapping[str, np.ndarray], nonlineari
         for place in row
     }
     came = {key: array.shape for key, array in arrays.items()}
-    if expected != came:
-        should, has = (
-            dict(sorted(one.items() - other.items())[:6])
-            for one, other in ((expected, came), (came, expected))
-        )
-        raise InteropError(
-            f"{where}, an {_FORMS[type(cell)][0]} of {cell.hidden_size} units in {len(rows)} layers"
-            f"{' of both directions' * len(ways[1:])}, should have {should or 'no more'}, but has "
-            f"{has or 'not'}; {_COMPLETE}"
-        )
+    kind = f"{where}, an {_FORMS[type(cell)][0]} of {cell.hidden_size} units in {len(rows)} layers"
+    check_shapes(f"{kind}{' of both directions' * len(ways[1:])},", expected, came, _COMPLETE)
     check_one_type(where, arrays.values())
     params: list[Any] = []
     for row in rows:
