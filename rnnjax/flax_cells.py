@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.core import eval_jaxpr
 from jax.typing import DTypeLike
 
@@ -35,47 +36,59 @@ from rnnjax.errors import InvalidInputError
 Form = Literal["linen", "nnx"]
 Tree = Mapping[Any, Any]
 """Parameters as Flax nests them: ``{"hi": {"kernel": ..., "bias": ...}, ...}``."""
+Place = tuple[str, str]
+"""A leaf of such a tree, as ``("hi", "kernel")``."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The parameter layout of a class of Flax.
+    """Where a class of Flax has the parameters of rnnjax's cell.
 
     Attributes:
         form: Flax Linen or NNX.
         names: the names of the classes with this layout; they compute the same.
         cell: the cell of rnnjax.
-        inputs: the names of the input kernels, in the order of rnnjax's gates: one each, or one for
-            all.
-        hiddens: the names of the recurrent kernels.
-        input_bias: whether the input products have biases.
-        hidden_bias: for each gate, whether the recurrent product has a bias.
+        blocks: for each parameter of that cell, in the order of ``_PARAMETERS``, the blocks that
+            hold it, in the order of its gates: one each, or one for all; ``-`` where Flax has none.
     """
 
     form: Form
     names: tuple[str, ...]
-    cell: type[SimpleRNNCell] | type[LSTMCell] | type[GRUCell] | type[MGUCell]
-    inputs: tuple[str, ...]
-    hiddens: tuple[str, ...]
-    input_bias: bool
-    hidden_bias: tuple[bool, ...]
+    cell: Any
+    blocks: tuple[str, ...]
+
+    @property
+    def places(self) -> dict[str, list[Place]]:
+        """By a parameter of rnnjax's cell, the leaves in Flax's tree that make it up."""
+        return {
+            name: [(block, name.removeprefix("recurrent_")) for block in blocks.split()]
+            for name, blocks in zip(_PARAMETERS, self.blocks, strict=False)
+        }
+
+    @property
+    def leaves(self) -> set[Place]:
+        """All leaves of the tree."""
+        return {place for among in self.places.values() for place in among if place[0] != "-"}
+
+    def make(self, hidden_size: int, activation_fn: Any, gate_fn: Any, **options: Any) -> Any:
+        """Return the cell with the functions of Flax's."""
+        if self.cell is not SimpleRNNCell:
+            options["recurrent_activation"] = gate_fn
+        return self.cell(hidden_size, activation=activation_fn, **options)
 
 
-_LSTM_BIAS, _GRU_BIAS = (True,) * 4, (False, False, True)
-_DENSE = ("dense_i",), ("dense_h",)
-
-_OF_INPUT, _OF_HIDDEN = ("ii", "if", "ig", "io"), ("hi", "hf", "hg", "ho")
-_LSTMS = ("LSTMCell", "OptimizedLSTMCell")
+_PARAMETERS = ("kernel", "recurrent_kernel", "bias", "recurrent_bias")
+_LSTMS, _HIDDEN = ("LSTMCell", "OptimizedLSTMCell"), "hi hf hg ho"
 
 LAYOUTS = (
-    Layout("linen", _LSTMS, LSTMCell, _OF_INPUT, _OF_HIDDEN, False, _LSTM_BIAS),
-    Layout("linen", ("GRUCell",), GRUCell, ("ir", "iz", "in"), ("hr", "hz", "hn"), True, _GRU_BIAS),
-    Layout("linen", ("MGUCell",), MGUCell, ("if", "in"), ("hf", "hn"), True, (False, True)),
-    Layout("linen", ("SimpleCell",), SimpleRNNCell, ("i",), ("h",), True, (False,)),
-    Layout("nnx", _LSTMS[:1], LSTMCell, ("ii", "if_", "ig", "io"), _OF_HIDDEN, False, _LSTM_BIAS),
-    Layout("nnx", _LSTMS[1:], LSTMCell, *_DENSE, False, _LSTM_BIAS),
-    Layout("nnx", ("GRUCell",), GRUCell, *_DENSE, True, (False,) * 3),
-    Layout("nnx", ("SimpleCell",), SimpleRNNCell, *_DENSE, True, (False,)),
+    Layout("linen", _LSTMS, LSTMCell, ("ii if ig io", _HIDDEN, _HIDDEN)),
+    Layout("linen", ("GRUCell",), GRUCell, ("ir iz in", "hr hz hn", "ir iz in", "- - hn")),
+    Layout("linen", ("MGUCell",), MGUCell, ("if in", "hf hn", "if in", "- hn")),
+    Layout("linen", ("SimpleCell",), SimpleRNNCell, ("i", "h", "i")),
+    Layout("nnx", _LSTMS[:1], LSTMCell, ("ii if_ ig io", _HIDDEN, _HIDDEN)),
+    Layout("nnx", _LSTMS[1:], LSTMCell, ("dense_i", "dense_h", "dense_h")),
+    Layout("nnx", ("GRUCell",), GRUCell, ("dense_i", "dense_h", "dense_i", "- - -")),
+    Layout("nnx", ("SimpleCell",), SimpleRNNCell, ("dense_i", "dense_h", "dense_i")),
 )
 
 
@@ -178,15 +191,17 @@ def known(layouts: Mapping[type, Layout], module: Any, tree: Tree) -> Adapted | 
     a low-rank kernel, a function that is not a plain value. The parameters in ``tree`` have the
     names of the layout.
     """
-    layout = layouts.get(type(module))
-    if layout is None or set(tree) != {*layout.inputs, *layout.hiddens} or not _exact(module):
+    layout, leaves = layouts.get(type(module)), flatten_dict(tree)
+    if layout is None or leaves.keys() != layout.leaves or not _exact(module):
         return None
-    params = params_of(layout, tree, getattr(module, "residual", False))
-    options = {"activation": module.activation_fn, "dtype": module.dtype}
-    if layout.cell is not SimpleRNNCell:
-        options["recurrent_activation"] = module.gate_fn
-    size = len(params["recurrent_kernel"])
-    cell = layout.cell(size, param_dtype=module.param_dtype, **options)
+    params = params_of(layout, leaves, getattr(module, "residual", False))
+    cell = layout.make(
+        len(params["recurrent_kernel"]),
+        module.activation_fn,
+        getattr(module, "gate_fn", None),
+        dtype=module.dtype,
+        param_dtype=module.param_dtype,
+    )
 
     def out_of(carry: Any, ys: jax.Array) -> tuple[Any, jax.Array]:
         # Flax's outputs are its hidden states, in their type, also where ``dtype`` is narrower.
@@ -240,31 +255,21 @@ def _is_value(function: Any) -> bool:
     return isinstance(named(function), str) or not jax.make_jaxpr(function)(one).consts
 
 
-def params_of(layout: Layout, tree: Tree, residual: bool) -> dict[str, jax.Array]:
-    """Convert Flax's tree to the parameters of rnnjax's cell.
+def params_of(layout: Layout, leaves: Mapping[Any, Any], residual: bool) -> dict[str, jax.Array]:
+    """Convert the leaves of Flax's tree to the parameters of rnnjax's cell.
 
     A ``residual`` SimpleCell adds the hidden state, which is an identity added to the kernel.
     """
-    first, second = layout.inputs, layout.hiddens
-    recurrent = _joined(tree, second, "kernel")
+    places = layout.places
+    kernel = leaves[places["recurrent_kernel"][0]]
+    none = jnp.zeros(len(kernel), kernel.dtype)
+    params = {
+        name: jnp.concatenate([leaves.get(place, none) for place in among], axis=-1)
+        for name, among in places.items()
+    }
     if residual:
-        recurrent = recurrent + jnp.eye(len(recurrent), dtype=recurrent.dtype)
-    params = {"kernel": _joined(tree, first, "kernel"), "recurrent_kernel": recurrent}
-    if layout.cell in (GRUCell, MGUCell):
-        params["bias"] = _joined(tree, first, "bias")
-        params["recurrent_bias"] = _joined(tree, second, "bias")
-    else:
-        params["bias"] = _joined(tree, first if layout.input_bias else second, "bias")
+        params["recurrent_kernel"] += jnp.eye(len(kernel), dtype=kernel.dtype)
     return params
-
-
-def _joined(tree: Tree, names: tuple[str, ...], leaf: str) -> jax.Array:
-    """Concatenate the kernels or biases of these blocks, with zeros for a missing bias."""
-    parts = []
-    for name in names:
-        kernel, part = tree[name]["kernel"], tree[name].get(leaf)
-        parts.append(jnp.zeros(kernel.shape[-1], kernel.dtype) if part is None else part)
-    return jnp.concatenate(parts, axis=-1)
 
 
 def check_is_cell(cell: Any, base: type, example: str) -> None:

@@ -189,7 +189,7 @@ class RNN(nnx.RNN):
         if one is None or cell.promote_dtype is not nnx.nn.dtypes.promote_dtype:
             return None
         # The blocks may have been replaced.
-        blocks = [getattr(cell, name) for name in (*one.inputs, *one.hiddens)]
+        blocks = [getattr(cell, name) for name, _ in one.leaves]
         if not all(type(b) is nnx.Linear and b.dot_general is _DOT_GENERAL for b in blocks):
             return None
         tree = nnx.to_pure_dict(nnx.state(cell, nnx.Param))

@@ -355,6 +355,16 @@ def test_a_cell_of_nnx_runs_as_what_it_is_now(closure: bool, assert_close: Any) 
     assert_close(ours(INPUTS), theirs(INPUTS), 1e-5)
 
 
+def test_a_bias_that_flaxs_own_cell_has_not_counts(assert_close: Any) -> None:
+    for kind, name in ((nnx.OptimizedLSTMCell, "dense_i"), (nnx.SimpleCell, "dense_h")):
+        cell = kind(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
+        like = getattr(cell, name).kernel.shape
+        setattr(cell, name, nnx.Linear(*like, rngs=nnx.Rngs(1)))
+        nnx.update(cell, drawn(nnx.state(cell, nnx.Param)))
+        ours, theirs = (m.RNN(cell) for m in MODULES["nnx"])
+        assert_close(ours(INPUTS), theirs(INPUTS), 1e-5)
+
+
 class Constants(LeakyNnx):
     """A cell that reads more than parameters, and writes none of it."""
 

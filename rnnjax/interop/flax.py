@@ -22,15 +22,16 @@ import jax
 import numpy as np
 from flax import nnx
 
-from rnnjax.cells import Cell, SimpleRNNCell
+from rnnjax.cells import Cell
 from rnnjax.cells.activations import Activation, get_activation, named
 from rnnjax.checks import check_instance
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.flax_cells import LAYOUTS, Form, Layout, Tree, params_of
+from rnnjax.flax_cells import LAYOUTS, Form, Layout, Place, Tree, params_of
 from rnnjax.interop.arrays import (
     as_jax,
     cell_arrays,
     check_one_type,
+    check_shapes,
     float_array,
     in_prediction,
     with_one_bias,
@@ -99,14 +100,9 @@ def from_params(
     check_instance("params", params, Mapping, expected)
     tree = flax.core.meta.unbox(params)
     found = _find(tree, ())
-    cells, entries = [], []
-    for path, layout, part in found:
-        options: dict[str, Any] = {"activation": named(activation_fn)}  # by which it runs fast
-        if layout.cell is not SimpleRNNCell:
-            options["recurrent_activation"] = named(gate_fn)
-        cell, entry = _read_cell(part, _spelled(path), layout, options)
-        cells.append(cell)
-        entries.append(entry)
+    functions = named(activation_fn), named(gate_fn)  # by their names they run fast
+    read = [_read_cell(part, _spelled(path), layout, functions) for path, layout, part in found]
+    cells, entries = [*zip(*read, strict=True)]
     sizes = [entry["kernel"].shape[0] for entry in entries]
     if len({*sizes}) > 1:
         raise InteropError(
@@ -118,7 +114,7 @@ def from_params(
         whole = Bidirectional(cells[0], None if cells[0] == cells[1] else cells[1])
         params = Directions(*entries)
     laid_out = [(path, layout) for path, layout, _ in found]
-    origin = {"laid_out": laid_out, "functions": (named(gate_fn), named(activation_fn))}
+    origin = {"laid_out": laid_out, "functions": functions}
     return dataclasses.replace(Model.of(whole, params, name), origin=origin)
 
 
@@ -176,7 +172,7 @@ def to_params(model: Model, *, form: Form | None = None) -> Any:
             (path, _layout_of(repr(name), cell, theirs))
             for path, cell in zip(ways, cells, strict=True)
         ]
-    gate_fn, activation_fn = model.origin.get("functions", ("sigmoid", "tanh"))
+    activation_fn, gate_fn = model.origin.get("functions", ("tanh", "sigmoid"))
     leaves: dict[Path, jax.Array] = {}
     for (path, layout), cell, (_, one) in zip(places, cells, rows[0], strict=True):
         has = [named(getattr(cell, n, gate_fn)) for n in ("recurrent_activation", "activation")]
@@ -186,9 +182,8 @@ def to_params(model: Model, *, form: Form | None = None) -> Any:
                 f"{activation_fn!r}, but are {has[0]!r} and {has[1]!r}, which parameters do not "
                 "hold; read those of its module by from_params with these, and give with_params"
             )
-        blocks = _blocks(repr(name), layout, cell, cell_arrays(cell, one))
-        for block, held in blocks.items():
-            leaves |= {(*path, block, key): as_jax(leaf) for key, leaf in held.items()}
+        held = _leaves(repr(name), layout, cell, cell_arrays(cell, one))
+        leaves |= {(*path, *place): as_jax(leaf) for place, leaf in held.items()}
     return flax.traverse_util.unflatten_dict(leaves)
 
 
@@ -223,7 +218,7 @@ def _find(tree: Any, path: Path) -> Found:
 
 def _find_layout(where: str, tree: Tree) -> Layout | None:
     """The layout of a cell's tree, from its names and, where nnx's are alike, its shapes."""
-    named = [each for each in LAYOUTS if set(tree) == {*each.inputs, *each.hiddens}]
+    named = [each for each in LAYOUTS if set(tree) == {block for block, _ in each.leaves}]
     if not named:
         return None
     for name in tree:
@@ -240,60 +235,50 @@ def _find_layout(where: str, tree: Tree) -> Layout | None:
 
 
 def _read_cell(
-    tree: Tree, where: str, layout: Layout, options: Mapping[str, Any]
+    tree: Tree, where: str, layout: Layout, functions: tuple[Any, Any]
 ) -> tuple[Cell, dict[str, jax.Array]]:
-    blocks = {
-        name: {key: float_array(f"{where}.{name}.{key}", leaf) for key, leaf in block.items()}
-        for name, block in tree.items()
+    leaves = {
+        (block, name): float_array(f"{where}.{block}.{name}", leaf)
+        for block, held in tree.items()
+        for name, leaf in held.items()
     }
-    kernels = [blocks[names[0]]["kernel"] for names in (layout.inputs, layout.hiddens)]
-    inputs, hidden = map(len, kernels)
-    cell = layout.cell(hidden, param_dtype=kernels[0].dtype, **options)
+    first, second = (leaves[layout.places[name][0]] for name in ("kernel", "recurrent_kernel"))
+    cell = layout.make(len(second), *functions, param_dtype=first.dtype)
     zeros = {
-        name: np.zeros(parameter.shape, kernels[0].dtype)
-        for name, parameter in cell.parameters(inputs).items()
+        name: np.zeros(parameter.shape, first.dtype)
+        for name, parameter in cell.parameters(len(first)).items()
     }
-    for name, block in _blocks(where, layout, cell, zeros).items():
-        expected, came = (
-            {key: array.shape for key, array in each.items()} for each in (block, blocks[name])
-        )
-        if came != expected:
-            kind = f"{layout.form} {layout.names[0]} of {hidden} units"
-            raise InteropError(
-                f"{where}.{name} of a {kind} should have {expected}, but has {came}; check the tree"
-            )
-    check_one_type(where, (array for block in blocks.values() for array in block.values()))
-    return cell, params_of(layout, blocks, residual=False)
-
-
-def _blocks(where: str, layout: Layout, cell: Cell, arrays: Arrays) -> dict[str, Arrays]:
-    """The parameters of a cell as a class of Flax lays them out."""
-    arrays = with_one_bias(arrays) if cell.additive else arrays
-    recurrent = arrays["recurrent_kernel"]
-    first, second = (
-        arrays.get(name, np.zeros(recurrent.shape[1], recurrent.dtype))
-        for name in ("bias", "recurrent_bias")
+    expected, came = (
+        {".".join(place): array.shape for place, array in each.items()}
+        for each in (_leaves(where, layout, cell, zeros), leaves)
     )
-    if not layout.input_bias:
-        first, second = second, first
-    elif "recurrent_bias" in arrays:
-        first, second = _fold(where, layout, first, second)
-    blocks: dict[str, Arrays] = {}
-    for names, kernel, bias, biased in (
-        (layout.inputs, arrays["kernel"], first, [layout.input_bias] * len(layout.inputs)),
-        (layout.hiddens, recurrent, second, layout.hidden_bias),
-    ):
-        kernels, biases = (np.split(each, len(names), axis=-1) for each in (kernel, bias))
-        for name, part, own, has in zip(names, kernels, biases, biased, strict=False):
-            blocks[name] = {"kernel": part} | ({"bias": own} if has else {})
-    return blocks
+    kind = f"{where}, a {layout.form} {layout.names[0]} of {len(second)} units,"
+    check_shapes(kind, expected, came, "check the tree")
+    check_one_type(where, leaves.values())
+    return cell, params_of(layout, leaves, residual=False)
 
 
-def _fold(
-    where: str, layout: Layout, first: np.ndarray, second: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _leaves(where: str, layout: Layout, cell: Cell, arrays: Arrays) -> dict[Place, np.ndarray]:
+    """The parameters of a cell as a class of Flax lays them out."""
+    recurrent = arrays["recurrent_kernel"]
+    none = np.zeros(recurrent.shape[1], recurrent.dtype)  # Flax's cells always have biases
+    arrays = {"bias": none, "recurrent_bias": none, **arrays}
+    if cell.additive:
+        arrays = with_one_bias(arrays)
+    else:
+        arrays |= _fold(where, layout, arrays["bias"], arrays["recurrent_bias"])
+    return {
+        place: part
+        for name, places in layout.places.items()
+        for place, part in zip(places, np.split(arrays[name], len(places), axis=-1), strict=True)
+        if place[0] != "-"
+    }
+
+
+def _fold(where: str, layout: Layout, first: np.ndarray, second: np.ndarray) -> Arrays:
     """Move second biases that the layout has no place for into the first, where they add up."""
-    kept = np.repeat(layout.hidden_bias, len(first) // len(layout.cell.gates))
+    places = layout.places["recurrent_bias"]
+    kept = np.repeat([place[0] != "-" for place in places], len(second) // len(places))
     none = np.zeros_like(second)
     lost = np.where(kept, none, second)
     candidate = np.arange(len(first)) >= len(first) - len(first) // len(layout.cell.gates)
@@ -307,7 +292,8 @@ def _fold(
             f"the biases of {where} add up in {first.dtype}, which rounds; cast them to float32"
         )
     # Where there is nothing to move, not even the sign of a zero changes.
-    return np.where(lost != 0, first + lost, first), np.where(kept, second, none)
+    moved = np.where(lost != 0, first + lost, first)
+    return {"bias": moved, "recurrent_bias": np.where(kept, second, none)}
 
 
 def _layout_of(where: str, cell: Cell, form: Form) -> Layout:
