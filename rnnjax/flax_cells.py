@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.recurrent import flip_sequences
 from flax.traverse_util import flatten_dict
 from jax.core import eval_jaxpr
 from jax.typing import DTypeLike
@@ -373,7 +374,9 @@ def run(
             method=rnn.method,
         )
     if backwards and not keep_order:
-        ys = jax.tree.map(lambda leaf: _in_order_of_computation(leaf, seq_lengths), ys)
+        # Inside jit a length may exceed the number of steps, and then counts as all of them.
+        ends = None if seq_lengths is None else jnp.clip(jnp.asarray(seq_lengths), 0, steps[time])
+        ys = jax.tree.map(lambda leaf: flip_sequences(leaf, ends, len(steps) - 1, True), ys)
     # After the batch axes: an output may have other axes than an input.
     ys = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, time), ys)
     carry, ys = out_of(carry, ys)
@@ -454,15 +457,3 @@ def _time_first(name: str, marks: Any, steps: tuple[int, ...], time_major: bool)
             "time_major, which says which axis is time"
         )
     return marks if time_major else jnp.moveaxis(marks, -1, 0)
-
-
-def _in_order_of_computation(ys: jax.Array, lengths: Any) -> jax.Array:
-    """Flip ``ys (time, *batch, size)`` of a reverse run, each row from its last valid step."""
-    if lengths is None:
-        return jnp.flip(ys, axis=0)
-    # Inside jit a length may exceed the number of steps, and then counts as all of them.
-    lengths = jnp.clip(jnp.asarray(lengths), 0, len(ys))
-    times = jnp.arange(len(ys)).reshape(-1, *[1] * lengths.ndim)
-    sources = jnp.where(times < lengths, lengths - 1 - times, times)
-    sources = sources.reshape(*sources.shape, *[1] * (ys.ndim - sources.ndim))
-    return jnp.take_along_axis(ys, sources, axis=0)
