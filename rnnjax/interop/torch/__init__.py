@@ -154,16 +154,13 @@ def load_state_dict(
                 raise InteropError("it holds no arrays by name; say in at where they are")
             return arrays
         index = read_index(path)
-    arrays = {}
-    for beside, names in index.items():
-        held = load_state_dict(beside, at=at)
-        if absent := [name for name in names if name not in held]:
-            raise InteropError(
-                f"{path} says that {absent[0][:80]!r} is in {beside.name}, but it is not; get both "
-                "again"
-            )
-        arrays |= {name: held[name] for name in names}
-    return arrays
+    held = {beside: load_state_dict(beside, at=at) for beside in dict.fromkeys(index.values())}
+    if absent := [name for name, beside in index.items() if name not in held[beside]]:
+        raise InteropError(
+            f"{path} says that {absent[0][:80]!r} is in {index[absent[0]].name}, but it is not; "
+            "get both again"
+        )
+    return {name: held[beside][name] for name, beside in index.items()}
 
 
 def to_state_dict(model: Model) -> dict[str, np.ndarray]:

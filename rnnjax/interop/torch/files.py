@@ -56,24 +56,23 @@ def read_arrays(file: BinaryIO) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     return arrays, metadata
 
 
-def read_index(path: str | os.PathLike[str]) -> dict[pathlib.Path, list[str]]:
-    """The files that an index names, which lie beside it, with the names of their arrays."""
-    path, found = pathlib.Path(path), dict[pathlib.Path, list[str]]()
+def read_index(path: str | os.PathLike[str]) -> dict[str, pathlib.Path]:
+    """The file of each array that an index names, which lies beside it."""
+    path = pathlib.Path(path)
     try:
-        named = [map(str, x) for x in json.loads(path.read_bytes())["weight_map"].items()]
+        weight_map = json.loads(path.read_bytes())["weight_map"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InteropError(
             f"it is no index: it should be JSON with a weight_map from names to files "
             f"({in_a_line(error)}); get it again"
         ) from error
-    for name, file in named:
+    for file in {str(file) for _, file in weight_map}:
         if set(file) & set("/\\:\0") or not file.strip(".") or ".json" in file:
             raise InteropError(
                 f"it names {file[:80]!r}, but should name files of arrays in its own folder; get "
                 "it again"
             )
-        found.setdefault(path.parent / file, []).append(name)
-    return found
+    return {name: path.parent / str(file) for name, file in weight_map}
 
 
 def write_arrays(
