@@ -57,11 +57,6 @@ NUMBERED: Mapping[str, Mapping[str, float]] = {
 """The kinds of `Nonlinearity`, and ONNX's numbers where none are given."""
 
 
-def exact_gelu(x: jax.Array) -> jax.Array:
-    """``x`` times the normal distribution function of ``x``; ``"gelu"`` approximates it by tanh."""
-    return jax.nn.gelu(x, approximate=False)
-
-
 @functools.cache
 def _program(name: str, function: Function) -> Function:
     """The function as a program with a name of ours, by which a writer knows it in another one."""
@@ -86,7 +81,7 @@ FUNCTIONS: Mapping[str, Function] = {
         "relu6": jax.nn.relu6,
         "mish": jax.nn.mish,
         "hard_silu": jax.nn.hard_silu,
-        "exact_gelu": exact_gelu,
+        "exact_gelu": functools.partial(jax.nn.gelu, approximate=False),  # "gelu" has a tanh
     }.items()
 }
 
