@@ -12,7 +12,7 @@ from rnnjax.errors import InteropError, InvalidInputError
 
 HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 TORCH_STREAM = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""The first pickle of a file that torch.save wrote before PyTorch 1.6, after its protocol."""
+"""What begins a file that torch.save wrote before PyTorch 1.6, after the head of a pickle."""
 
 
 def describe(start: bytes, members: Sequence[str] = ()) -> str | None:
@@ -28,7 +28,7 @@ def describe(start: bytes, members: Sequence[str] = ()) -> str | None:
         return (
             "a TorchScript program; load it in PyTorch, and torch.save(module.state_dict(), path)"
         )
-    if "data.pkl" in inside or start[2:].startswith(TORCH_STREAM):
+    if "data.pkl" in inside or TORCH_STREAM in start:
         return "a file of torch.save; call rnnjax.interop.torch.load"
     if start[8:10] == b'{"':
         return "a .safetensors file; call rnnjax.interop.torch.load"

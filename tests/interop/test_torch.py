@@ -462,7 +462,7 @@ LSTM = nn.LSTM(3, 4, 2, bidirectional=True)
     [
         (
             changed(LSTM, weight_ih_l0=None),
-            "LSTM of 4 units in 2 layers of both directions, should have .*ih_l0'",
+            "LSTM of hidden_size 4, num_layers 2 and .* True, should have .*ih_l0'",
         ),
         (
             changed(LSTM, weight_hh_l1_reverse=None),

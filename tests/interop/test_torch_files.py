@@ -260,6 +260,40 @@ def test_a_checkpoint_of_torch(zipped: bool, tmp_path: pathlib.Path) -> None:
     check_read(load(tmp_path / "a.pt"), module.state_dict(), "a", "b", "c")
 
 
+@needs_torch
+@pytest.mark.parametrize("form", ["zip", "stream"])
+def test_any_protocol_and_parameters_with_attributes_are_read(form: str, tmp_path: Any) -> None:
+    module, path = torch.nn.GRU(3, 4), tmp_path / "a.pt"
+    module.weight_hh_l0.no_decay = True
+    for protocol in (2, 3, 4, 5):
+        new = form == "zip"
+        tree = dict(module.named_parameters())
+        torch.save(tree, path, pickle_protocol=protocol, _use_new_zipfile_serialization=new)
+        check_read(load(path), tree)
+
+
+@needs_torch
+def test_numbers_of_other_types_are_passed_over_where_their_end_is_said(tmp_path: Any) -> None:
+    tree, path = {"model": torch.nn.GRU(3, 4).state_dict()}, tmp_path / "a.pt"
+    tree["scales"] = torch.eye(3).to(torch.float8_e4m3fn)
+    torch.save(tree, path)
+    check_read(load(path), tree["model"])
+    torch.save(tree, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(InteropError, match=r"holds 'torch\..*' and numbers .*; save the par"):
+        load(path)
+
+
+@needs_torch
+def test_a_file_without_checksums_is_told_from_a_damaged_one(tmp_path: Any) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(torch.nn.GRU(3, 4).state_dict(), tmp_path / "a.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with pytest.raises(InteropError, match=r"Bad CRC-32.*, unless .*set_crc32_options\(False\)"):
+        load(tmp_path / "a.pt")
+
+
 def test_old_pickles_and_new_ones_are_read() -> None:
     """Text in bytes and pairs in lists, as Python 2 wrote them; frames and memos of protocol 4."""
     two = b"\x80\x02" + named("collections", "OrderedDict") + b"(](](U\x01aK\x01eetR."

@@ -53,8 +53,8 @@ _RECURRENT_KEY = re.compile(
     r"(?P<place>(?:_l(?:0|[1-9][0-9]{0,3})(?:_reverse)?)?)"
 )
 _COMPLETE = (
-    "check that the state dict is complete, and without weight_norm, which "
-    "torch.nn.utils.remove_weight_norm takes away"
+    "check that the state dict is complete, and without weight_norm and parametrizations, which "
+    "remove_weight_norm and parametrize.remove_parametrizations of torch.nn.utils take away"
 )
 _DEEPEST = 6  # dicts in dicts, the outermost counted; longer paths would be memory for nothing
 _MOST_STATES = 1000  # that are looked at
@@ -250,8 +250,9 @@ def _read_recurrent(module: Module, arrays: Mapping[str, np.ndarray], nonlineari
         for place in row
     }
     came = {key: array.shape for key, array in arrays.items()}
-    kind = f"{where}, an {_FORMS[type(cell)][0]} of {cell.hidden_size} units in {len(rows)} layers"
-    check_shapes(f"{kind}{' of both directions' * len(ways[1:])},", expected, came, _COMPLETE)
+    kind = f"{where}, an {_FORMS[type(cell)][0]} of hidden_size {cell.hidden_size}, num_layers"
+    kind += f" {len(rows)} and bidirectional {len(ways) == 2},"
+    check_shapes(kind, expected, came, _COMPLETE)
     check_one_type(where, arrays.values())
     params: list[Any] = []
     for row in rows:
@@ -378,7 +379,7 @@ def infer_order(found: Mapping[str, Module], nonlinearity: str) -> list[Reading]
         if last and row == sorted(row, key=lambda name: [*map(int, re.findall(r"\d+", name))]):
             return orders[0]
     listed = "; ".join(map(str, few)) + "; ..." * (len(few) < len(known))
-    example = repr((rows or ["lstm"])[0][:60])
+    example = repr((rows or [few[0].name])[0][:60])
     raise InteropError(
         f"{why}; say in modules=[...] what runs, as in modules=[{example}], of {listed}"
     )

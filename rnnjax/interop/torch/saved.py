@@ -40,7 +40,7 @@ Numbers = Callable[[str, np.dtype[Any], int], np.ndarray]
 
 def is_saved_by_torch(start: bytes) -> bool:
     """Whether a file begins so that `read_saved` is the reader to ask."""
-    return start.startswith(ZIP) or (start[:1] == b"\x80" and start[2:].startswith(TORCH_STREAM))
+    return start.startswith(ZIP) or (start[:1] == b"\x80" and TORCH_STREAM in start)
 
 
 def read_saved(file: BinaryIO) -> tuple[Any, str]:
@@ -54,7 +54,13 @@ def read_saved(file: BinaryIO) -> tuple[Any, str]:
         with _Bounded(file) as bounded:  # type: ignore[arg-type]  # it calls what every BinaryIO has
             return read(bounded)
     except _DAMAGED as error:
-        raise InteropError(f"it is damaged ({in_a_line(error)}); get it again") from error
+        said = in_a_line(error)
+        unless = (
+            ", unless torch.serialization.set_crc32_options(False) was called before it was saved"
+        )
+        raise InteropError(
+            f"it is damaged ({said}){unless * ('CRC' in said)}; get it again"
+        ) from error
 
 
 class _Bounded(io.BufferedReader):
@@ -131,9 +137,9 @@ def _read_stream(file: _Bounded) -> tuple[Any, str]:
 
     file.seek(0)
     pickles = io.BytesIO(file.read(_LONGEST_PICKLE) if left > _LONGEST_PICKLE else file.read())
-    pickles.seek(2 + len(TORCH_STREAM))
-    machines = [_Unpickler(pickles, numbers) for _ in range(4)]
-    version, _, tree, keys = (machine.load() for machine in machines)
+    machines = [_Unpickler(pickles, numbers) for _ in range(5)]
+    _, version, _, tree, keys = (machine.load() for machine in machines)
+    unknown = machines[3].unknown
     if version != 1001:
         raise InteropError("it is of a form that PyTorch has left; save it again with a new one")
     if type(keys) is not list:
@@ -141,6 +147,11 @@ def _read_stream(file: _Bounded) -> tuple[Any, str]:
     file.seek(pickles.tell())
     for key in keys:
         storage = storages.pop(key, None) if type(key) is str else None
+        if storage is None and unknown:
+            raise InteropError(
+                f"it holds {unknown!r} and numbers of a type that is not read, whose end this old "
+                f"form does not say; {ALONE}"
+            )
         if storage is None:
             raise ValueError("it has a storage that no tensor is in")
         size = struct.unpack("<q", file.read(8))[0] * storage.itemsize
@@ -150,7 +161,7 @@ def _read_stream(file: _Bounded) -> tuple[Any, str]:
         storage[:] = np.frombuffer(data, storage.dtype)
     for key, storage in storages.items():
         _check_size(key, storage.dtype, len(storage), None)
-    return tree, machines[2].unknown
+    return tree, unknown
 
 
 # Private, and so unknown to type checkers, but in every Python: what `pickle.Unpickler` is without
@@ -328,4 +339,5 @@ _KNOWN: Mapping[str, Any] = {
     "torch._utils _rebuild_tensor": _tensor,
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_parameter": _first,
+    "torch._utils _rebuild_parameter_with_state": _first,  # with attributes of Python
 }
