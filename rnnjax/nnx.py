@@ -188,9 +188,10 @@ class RNN(nnx.RNN):
         one = _FLAX_CELLS.get(type(cell))
         if one is None or cell.promote_dtype is not nnx.nn.dtypes.promote_dtype:
             return None
-        # The blocks may have been replaced.
+        # The blocks may have been replaced, or compute in another type.
         blocks = [getattr(cell, name) for name, _ in one.leaves]
-        if not all(type(b) is nnx.Linear and b.dot_general is _DOT_GENERAL for b in blocks):
+        like = nnx.Linear, _DOT_GENERAL, cell.dtype
+        if not all((type(b), b.dot_general, b.dtype) == like for b in blocks):
             return None
         tree = nnx.to_pure_dict(nnx.state(cell, nnx.Param))
         return flax_cells.known(_FLAX_CELLS, cell, tree)

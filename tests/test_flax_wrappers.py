@@ -355,14 +355,23 @@ def test_a_cell_of_nnx_runs_as_what_it_is_now(closure: bool, assert_close: Any) 
     assert_close(ours(INPUTS), theirs(INPUTS), 1e-5)
 
 
-def test_a_bias_that_flaxs_own_cell_has_not_counts(assert_close: Any) -> None:
-    for kind, name in ((nnx.OptimizedLSTMCell, "dense_i"), (nnx.SimpleCell, "dense_h")):
-        cell = kind(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
-        like = getattr(cell, name).kernel.shape
-        setattr(cell, name, nnx.Linear(*like, rngs=nnx.Rngs(1)))
-        nnx.update(cell, drawn(nnx.state(cell, nnx.Param)))
-        ours, theirs = (m.RNN(cell) for m in MODULES["nnx"])
-        assert_close(ours(INPUTS), theirs(INPUTS), 1e-5)
+@pytest.mark.parametrize(
+    ("kind", "name", "dtype"),
+    [
+        (nnx.OptimizedLSTMCell, "dense_i", None),  # with a bias, which Flax's own has not
+        (nnx.SimpleCell, "dense_h", None),
+        (nnx.GRUCell, "dense_i", jnp.float16),
+    ],
+)
+def test_a_layer_in_the_place_of_a_cells_own_counts(
+    kind: Any, name: str, dtype: Any, assert_close: Any
+) -> None:
+    cell = kind(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
+    like = getattr(cell, name).kernel.shape
+    setattr(cell, name, nnx.Linear(*like, dtype=dtype, rngs=nnx.Rngs(1)))
+    nnx.update(cell, drawn(nnx.state(cell, nnx.Param)))
+    ours, theirs = (m.RNN(cell) for m in MODULES["nnx"])
+    assert_close(ours(INPUTS), theirs(INPUTS), 1e-5)
 
 
 class Constants(LeakyNnx):
