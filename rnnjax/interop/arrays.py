@@ -40,13 +40,13 @@ def float_array(name: str, value: Any) -> np.ndarray:
                 value = value.numpy()
         if not hasattr(value, "shape"):  # lists in a file might hold each other a million times
             raise TypeError("no array")
-        array = np.array(value)
+        array = np.array(value, np.asarray(value).dtype.newbyteorder("="))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InteropError(
             f"{name[:80]!r} should be a plain tensor or array, but is {type(value).__name__}, and "
             "does not become one; convert it, or leave it out"
         ) from error
-    if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize == 1:
+    if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize not in (2, 4, 8):
         raise InteropError(
             f"{name[:80]!r} should be in float16, bfloat16, float32 or float64, but is "
             f"{array.dtype}; give its parameters as such numbers, and alone"

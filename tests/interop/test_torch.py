@@ -373,6 +373,12 @@ def test_other_types_stay_what_they_are(dtype: str, request: Any) -> None:
         np.testing.assert_array_equal(np.asarray(array, np.float64), expected)
 
 
+def test_numbers_of_a_big_endian_machine_are_the_same_numbers() -> None:
+    state = {key: tensor.numpy() for key, tensor in randomize(nn.GRU(3, 4)).state_dict().items()}
+    swapped = {key: array.astype(array.dtype.newbyteorder()) for key, array in state.items()}
+    assert_same_bits(to_state_dict(from_state_dict(swapped)), state)
+
+
 def test_biases_go_back_each_as_it_was_trained() -> None:
     module = randomize(nn.LSTM(3, 4))
     state = {key: tensor.numpy().copy() for key, tensor in module.state_dict().items()}
@@ -502,6 +508,7 @@ LSTM = nn.LSTM(3, 4, 2, bidirectional=True)
         ),
         ({"a.weight": np.ones((3, 3), np.int32)}, "int32"),
         ({"a.weight": np.ones((3, 3), bool)}, "bool"),
+        ({"a.weight": np.ones((3, 3), np.longdouble)}, "but is (float128|longdouble)"),
         ({"a.weight": "text"}, "no module to read, only 'a' \\(weight str\\)"),
         ({"state_dict": {"a": 1}, "epoch": 3}, "no module .*state_dict dict"),
         ({0: np.ones(3)}, "has text for keys"),
