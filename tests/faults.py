@@ -828,7 +828,7 @@ TABLE = (
     "known = known[{{max(0, len(known) - window) : => :window}}]",
     "rnnjax/text/vocabulary.py tests/text/test_vocabulary.py",
     "the ids of characters are those of the sorted vocabulary",
-    "ids[{{ => np.sort(}}self._code_points{{ => )}}] = np.arange(len(self))",
+    "enumerate({{ => sorted(}}self.characters{{ => )}})}",
     "rnnjax/training/checkpoints.py",
     "tests/training/test_fit.py::test_a_run_that_was_ended_goes_on_exactly",
     "a restored state has the optimiser of a new one",
