@@ -325,11 +325,6 @@ def _row_keys(key: jax.Array, batch: tuple[int, ...]) -> jax.Array:
             f"key must be one key, or one for each row, {batch}, but their shape is {key.shape}; "
             "split one by jax.random.split"
         )
-    return _folded(key, batch)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _folded(key: jax.Array, batch: tuple[int, ...]) -> jax.Array:
     rows, fold = jnp.arange(math.prod(batch)), functools.partial(jax.random.fold_in, key)
     return each_alone(key)(fold)(rows).reshape(batch)
 

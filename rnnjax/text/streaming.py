@@ -1,6 +1,7 @@
 """Streamed texts, stop strings, and reading given text, on top of `rnnjax.text.sampling`."""
 
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -95,13 +96,14 @@ def stream(
             f"tokens of a stream must be (batch,), one character of each text, but their shape is "
             f"{np.shape(tokens)}; of one text pass tokens[None]"
         )
-    ends = [as_ids(stop) for stop in stops]
+    ends = [as_ids(stop, sys.maxunicode) for stop in stops]
     if any(len(stop) == 0 for stop in ends):
         raise InvalidInputError(
             "a stop string must have at least one character, but an empty one came; leave it out"
         )
     state = begin(sampling, carry, tokens, key, history, length)
-    return Stream(step, params, state, sampling.numbers, length, min(chunk, length), ends)
+    spelled = [_spelled(stop) for stop in ends]
+    return Stream(step, params, state, sampling.numbers, length, min(chunk, length), spelled)
 
 
 class Stream(Iterator[list[npt.NDArray[np.int32]]]):
@@ -122,7 +124,7 @@ class Stream(Iterator[list[npt.NDArray[np.int32]]]):
         numbers: Numbers,
         length: int,
         chunk: int,
-        stops: Sequence[npt.NDArray[np.integer]],
+        stops: Sequence[str],
     ):
         self._step, self._params, self._numbers = step, params, numbers
         self._length, self._chunk, self._stops = length, chunk, stops
@@ -169,11 +171,13 @@ class Stream(Iterator[list[npt.NDArray[np.int32]]]):
         newly = np.zeros_like(self.stopped)
         for row in np.flatnonzero(~self.stopped):
             pending = self._ids[self._kept[row] + 1 - self._states[0][0] :, row]
-            known = find_stop(pending, self._stops)
-            newly[row] = known is not None
-            if known is None:
-                held_back = 0 if made == self._length else _begun(pending, self._stops)
-                known = len(pending) - held_back
+            text = _spelled(pending)
+            # Of those that are complete first, the longest.
+            ends = [(text.find(s) + len(s), text.find(s)) for s in self._stops if s in text]
+            begun = (s[:n] for s in self._stops for n in range(len(s)) if text.endswith(s[:n]))
+            held_back = max(map(len, begun), default=0) if made < self._length else 0
+            known = min(ends)[1] if ends else len(pending) - held_back
+            newly[row] = bool(ends)
             check_drawn(pending[:known], int(self._kept[row]), f" of row {row}")
             pieces[row] = pending[:known]
             self._kept[row] += known
@@ -187,10 +191,9 @@ class Stream(Iterator[list[npt.NDArray[np.int32]]]):
         if not rows.any():
             return self._ended
         kept = np.where(rows, self._kept, np.min(self._kept[rows]))
-        after, carry = [state for state in self._states if state[0] <= np.min(kept)][-1]
-        first = self._states[0][0]
-        unread = self._ids[after - first : kept.max() - first]
-        carry = read(self._step, self._params, carry, unread, lengths=kept - after)
+        first, carry = self._states[0]
+        unread = self._ids[: kept.max() - first]
+        carry = read(self._step, self._params, carry, unread, lengths=kept - first)
         return Text(carry, jnp.asarray(self._ids[kept - first, np.arange(len(kept))]))
 
 
@@ -256,35 +259,9 @@ def _read(step: StepFunction, params: Any, carry: Any, ids: jax.Array, lengths: 
     return jax.lax.while_loop(lambda state: state[0] < lengths.max(), one, (jnp.int32(0), carry))[1]
 
 
-def find_stop(
-    written: npt.NDArray[np.integer], stops: Sequence[npt.NDArray[np.integer]]
-) -> int | None:
-    """Return where the first complete stop string begins; of several, the longest.
-
-    >>> find_stop(np.array([4, 7, 8, 9]), [np.array([8, 9]), np.array([7, 8])])
-    1
-    """
-    found = []
-    for stop in stops:
-        if len(written) >= len(stop):
-            windows = np.lib.stride_tricks.sliding_window_view(written, len(stop))
-            begins = np.flatnonzero((windows == stop).all(axis=1))
-            if len(begins):
-                found.append((begins[0] + len(stop), int(begins[0])))
-    return min(found)[1] if found else None
-
-
-def _begun(written: npt.NDArray[np.integer], stops: Sequence[npt.NDArray[np.integer]]) -> int:
-    """Return how many of the last characters may begin a stop string."""
-    return max(
-        (
-            length
-            for stop in stops
-            for length in range(1, min(len(stop), len(written) + 1))
-            if np.array_equal(written[len(written) - length :], stop[:length])
-        ),
-        default=0,
-    )
+def _spelled(ids: npt.NDArray[np.integer]) -> str:
+    """Return a text with a character for each id, -1 too, in which stop strings are found."""
+    return "".join(chr(i + 1) for i in ids)
 
 
 @jax.jit
