@@ -283,9 +283,7 @@ class _Loop:
         """Train to the end of an epoch, or until a signal; also return whether it is complete."""
         first = self.folder.step - (self.history[-1]["step"] if self.history else 0)
         if first == 0 and not (self.keep_carry and self.folder.step):
-            # A copy, because the state is donated, and the next epoch begins from it again.
-            state = dataclasses.replace(state, carry=jax.tree.map(jnp.array, self.carry))
-            state = state if self.sharding is None else self.sharding.put_state(state)
+            state = _with_carry(state, self.carry, self.sharding)
         self.call("on_phase", "reading")
         with contextlib.closing(
             self.source.epoch(len(self.history), first, self.position)
@@ -452,6 +450,12 @@ def _copied(params: Any, sharding: Sharding | None) -> Any:
     return jax.tree.map(jnp.array, params) if sharding is None else sharding.whole(params)
 
 
+def _with_carry(state: TrainState, carry: Any, sharding: Sharding | None) -> TrainState:
+    """Return the state with a copy of the carry, since the steps donate it, and others begin so."""
+    state = dataclasses.replace(state, carry=jax.tree.map(jnp.array, carry))
+    return state if sharding is None else sharding.put_state(state)
+
+
 def _check(loss_fn: Any, carry: Any, key: Any, skip_nonfinite: Any) -> None:
     """Raise unless the loss takes the arguments of `fit`, and the other arguments are valid."""
     check_size("skip_nonfinite", skip_nonfinite, 0)
@@ -532,11 +536,10 @@ def _measure(
     eval_steps = make_eval_steps(loss_fn, sharding)
 
     def measure(state: TrainState) -> Entry:
-        means, begun = _Means(), dataclasses.replace(state, carry=carry)
-        goes_on = (begun if sharding is None else sharding.put_state(begun)).carry
+        means, goes_on = _Means(), _with_carry(state, carry, sharding).carry
         for rows, group in ((rows, group) for rows, each in sources for group in each.epoch(0)):
-            begin = state.params, goes_on
-            goes_on, metrics = eval_steps(begin, group.batches, group.start, group.stop)
+            given = group.batches, group.start, group.stop, state.params
+            goes_on, metrics = eval_steps(goes_on, *given)
             values = {name: np.asarray(metric) for name, metric in metrics.items()}
             for i in range(group.start, group.stop):
                 own = {name: value[i].tolist() for name, value in values.items()}

@@ -104,26 +104,18 @@ def make_train_steps(
         new = TrainState(state.step + 1, params, opt_state, carry, state.key)
         return (new if sharding is None else sharding.keep(new)), metrics
 
-    def train_steps(
-        state: TrainState, batches: Any, start: jax.Array, stop: jax.Array
-    ) -> tuple[TrainState, Metrics]:
-        state, metrics = _over_steps(one_step, state, batches, start, stop, skip_nonfinite)
-        if sharding is not None:
-            state, metrics = sharding.keep(state), sharding.keep_everywhere(metrics)
-        return state, metrics
-
-    return _checked(jax.jit(train_steps, donate_argnums=0), sharding)
+    return _over_steps(one_step, sharding, to_the_end=skip_nonfinite, donate=(0,))
 
 
 def make_eval_steps(loss_fn: LossFunction, sharding: Sharding | None = None) -> Callable[..., Any]:
     """Compile a function that computes the loss of many batches without training.
 
     Returns:
-        ``eval_steps((params, carry), batches, start, stop) -> (carry, metrics)``, as in
+        ``eval_steps(carry, batches, start, stop, params) -> (carry, metrics)``, as in
         `make_train_steps`. The key of ``loss_fn`` is None.
     """
 
-    def loss_of(params: Any, carry: Any, batch: Any) -> tuple[Any, Metrics]:
+    def one_step(carry: Any, batch: Any, params: Any) -> tuple[Any, Metrics]:
         try:
             loss, (carry, metrics) = checked_loss(loss_fn, params, carry, batch, None)
         except RnnjaxError:
@@ -136,19 +128,44 @@ def make_eval_steps(loss_fn: LossFunction, sharding: Sharding | None = None) -> 
             ) from error
         return carry, metrics | {"loss": loss}
 
-    def eval_steps(state: Any, batches: Any, start: jax.Array, stop: jax.Array) -> Any:
-        params, carry = state
-        one_step = functools.partial(loss_of, params)
-        carry, metrics = _over_steps(one_step, carry, batches, start, stop, to_the_end=True)
-        return carry, metrics if sharding is None else sharding.keep_everywhere(metrics)
-
-    return _checked(jax.jit(eval_steps), sharding)
+    return _over_steps(one_step, sharding, to_the_end=True)
 
 
-def _checked(compiled: Callable[..., Any], sharding: Sharding | None) -> TrainSteps:
-    """Wrap the compiled steps with a check of the range of steps."""
+def _over_steps(
+    one_step: Callable[..., tuple[Any, Metrics]],
+    sharding: Sharding | None,
+    *,
+    to_the_end: bool,
+    donate: tuple[int, ...] = (),
+) -> Callable[..., tuple[Any, Metrics]]:
+    """Compile a loop over steps; unless ``to_the_end``, it stops after a non-finite one."""
 
-    def run(state: Any, batches: Any, start: int, stop: int) -> tuple[Any, Metrics]:
+    def steps(state: Any, batches: Any, start: Any, stop: Any, *read: Any) -> tuple[Any, Metrics]:
+        num_steps = len(jax.tree.leaves(batches)[0])
+        first = jax.tree.map(lambda leaf: leaf[0], batches)
+        shapes = jax.eval_shape(one_step, state, first, *read)[1]
+        metrics = jax.tree.map(lambda s: jnp.zeros((num_steps, *s.shape), s.dtype), shapes)
+
+        def unfinished(loop: Any) -> jax.Array:
+            _, _, i, finite = loop
+            return (i < stop) & finite
+
+        def body(loop: Any) -> Any:
+            state, metrics, i, finite = loop
+            batch = jax.tree.map(lambda leaf: leaf[i], batches)
+            state, new = one_step(state, batch, *read)
+            metrics = jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
+            if not to_the_end:
+                finite = jnp.isfinite(new["loss"]) & jnp.isfinite(new["grad_norm"])
+            return state, metrics, i + 1, finite
+
+        loop = state, metrics, start, jnp.bool_(True)
+        state, metrics, _, _ = jax.lax.while_loop(unfinished, body, loop)
+        return state, metrics if sharding is None else sharding.keep_everywhere(metrics)
+
+    compiled = jax.jit(steps, donate_argnums=donate)
+
+    def run(state: Any, batches: Any, start: int, stop: int, *read: Any) -> tuple[Any, Metrics]:
         lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
         steps = (*min(lengths, default=()), -1)[0]
         whole = all(np.asarray(at).dtype.kind in "iuf" and at == int(at) for at in (start, stop))
@@ -161,40 +178,9 @@ def _checked(compiled: Callable[..., Any], sharding: Sharding | None) -> TrainSt
             )
         # With a mesh set, `unroll` leaves out its forms for one device.
         with nullcontext() if sharding is None else jax.set_mesh(sharding.mesh):
-            return compiled(state, batches, np.int32(start), np.int32(stop))
+            return compiled(state, batches, np.int32(start), np.int32(stop), *read)
 
     return run
-
-
-def _over_steps(
-    one_step: Callable[[Any, Any], tuple[Any, Metrics]],
-    state: Any,
-    batches: Any,
-    start: jax.Array,
-    stop: jax.Array,
-    to_the_end: bool,
-) -> tuple[Any, Metrics]:
-    """Run steps one after another; unless ``to_the_end``, stop after a non-finite one."""
-    num_steps = len(jax.tree.leaves(batches)[0])
-    shapes = jax.eval_shape(one_step, state, jax.tree.map(lambda leaf: leaf[0], batches))[1]
-    metrics = jax.tree.map(lambda s: jnp.zeros((num_steps, *s.shape), s.dtype), shapes)
-
-    def unfinished(loop: Any) -> jax.Array:
-        _, _, i, finite = loop
-        return (i < stop) & finite
-
-    def body(loop: Any) -> Any:
-        state, metrics, i, finite = loop
-        batch = jax.tree.map(lambda leaf: leaf[i], batches)
-        state, new = one_step(state, batch)
-        metrics = jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
-        if not to_the_end:
-            finite = jnp.isfinite(new["loss"]) & jnp.isfinite(new["grad_norm"])
-        return state, metrics, i + 1, finite
-
-    loop = state, metrics, start, jnp.bool_(True)
-    state, metrics, _, _ = jax.lax.while_loop(unfinished, body, loop)
-    return state, metrics
 
 
 def checked_loss(

@@ -72,7 +72,7 @@ def test_the_first_step_that_is_not_finite_is_the_last():
     assert np.isnan(metrics["loss"]).tolist() == [False] * 3 + [True] + [False] * 3
     # But not where nothing is learned.
     state = new_state()
-    carry, metrics = make_eval_steps(loss_fn)((state.params, state.carry), BROKEN, 0, 7)
+    carry, metrics = make_eval_steps(loss_fn)(state.carry, BROKEN, 0, 7, state.params)
     assert np.isnan(metrics["loss"]).tolist() == [False] * 3 + [True] * 4
     after = loss_fn(state.params, state.carry, BATCHES[0], None)
     np.testing.assert_allclose(metrics["loss"][0], after[0], rtol=1e-6)
