@@ -245,7 +245,7 @@ class Source:
     def __init__(self, name: str, given: Any, epochs: int, sharding: Sharding | None):
         self.name, self.given, self.sharding = name, given, sharding
         self._held: Group | None = None  # all steps of all epochs
-        self._first: Any = None  # the arrays of the first epoch, until it begins
+        self._made: dict[int, Any] = {}  # what a function returned for the epoch in progress
         self.exact = True  # whether a run can resume from the middle of an epoch
         # A stream that `first_epoch` looked into: its first group, and what yields the others.
         self._begun: tuple[Group, Generator[Group, None, None]] | None = None
@@ -264,11 +264,12 @@ class Source:
             return
         if self._begun is not None:
             (peeked, others), self._begun = self._begun, None
-            if not first:
+            if number == first == 0:
                 yield peeked
                 yield from others
                 return
             others.close()
+            self._made.clear()
         groups, steps = self._groups(number, first, position), first
         config: Any = jax.config
         x64, device = config.jax_enable_x64, config.jax_default_device
@@ -306,22 +307,15 @@ class Source:
         The digest is of what can be read again: the arrays of all steps, or the first batch of a
         stream that a function returns. A stream itself has only its shapes.
         """
-        source, sums = self, list[bytes]()
-        if callable(self.given) and not isinstance(self.given, Minibatches):
-            # A function may load or make a whole epoch: once is enough.
-            made = together(lambda: self.given(0))
-            source = Source(self.name, made, 1, self.sharding)
-            self._first = None if _is_stream(made) else made
-        epoch = source.epoch(0)
+        sums, epoch = list[bytes](), self.epoch(0)
         for group in epoch:
             shapes, is_stream = shapes_of(group.batches), group.positions is not None
-            if is_stream and source is self:
+            if callable(self.given) or not is_stream:
+                stop = 1 if is_stream else group.stop
+                sums.append(sums_of_steps(group.batches)[group.start : stop].tobytes())
+            if is_stream:
                 self._begun = group, epoch
                 break
-            stop = 1 if is_stream else group.stop
-            sums.append(sums_of_steps(group.batches)[group.start : stop].tobytes())
-            if is_stream:
-                epoch.close()
         return shapes, hashlib.sha256(str(shapes).encode() + b"".join(sums)).hexdigest()
 
     def _groups(self, number: int, first: int, position: Any) -> Iterator[Group]:
@@ -331,8 +325,10 @@ class Source:
             yield from self._of_arrays(lambda a, b: cut(order[a:b]), len(order), first)
             return
         if callable(data):
-            made, self._first = self._first, None
-            data = data(number) if made is None or number else made
+            if number not in self._made:  # it may load a whole epoch: once, and one at a time
+                self._made.clear()
+                self._made[number] = data(number)
+            data = self._made[number]
         if _is_stream(data):
             if callable(number_of := getattr(data, "cardinality", None)) and int(number_of()) == -1:
                 raise InvalidInputError(
