@@ -865,7 +865,7 @@ TABLE = (
     "score <{{ => =}} best - self.min_delta",
     "rnnjax/training/optimizers.py tests/training/test_optimizers.py",
     "Adam corrects the mean of the squares for a step too few",
-    "jnp.sqrt(1 - b2**{{t => state.count}})",
+    "jnp.sqrt(1 - b2 ** (state.count{{ + 1 => }}))",
     "the slowness penalty counts the pair across a reset",
     "{{& ~resets[1:]) => & ~resets[:-1])}}",
     "rnnjax/training/processes.py",

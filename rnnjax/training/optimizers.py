@@ -46,16 +46,11 @@ def keras_adam(
     def update(
         grads: optax.Updates, state: optax.ScaleByAdamState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
-        del params
-        t = state.count + 1
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, grads)
+        # The epsilon of optax, which adds it after the correction of the squares.
+        corrected = eps / jnp.sqrt(1 - b2 ** (state.count + 1))
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        alpha = rate * jnp.sqrt(1 - b2**t) / (1 - b1**t)
-        updates = jax.tree.map(
-            lambda m, v: (-alpha * m / (jnp.sqrt(v) + eps)).astype(m.dtype), mu, nu
-        )
-        return updates, optax.ScaleByAdamState(t, mu, nu)
+        updates, after = optax.scale_by_adam(b1, b2, corrected).update(grads, state, params)
+        return jax.tree.map(lambda u, g: (-rate * u).astype(g.dtype), updates, grads), after
 
     return optax.GradientTransformation(optax.scale_by_adam().init, update)
 
