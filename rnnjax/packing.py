@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rnnjax.checks import check_instance, check_size, is_integer
+from rnnjax.checks import brief, check_instance, check_size, is_integer
 from rnnjax.errors import InvalidInputError
 
 
@@ -126,6 +126,7 @@ def unpack(packed: Packed, ys: Any) -> list[Any]:
         InvalidInputError: ``ys`` has another number of steps or rows, or is traced: under ``jit``
             the lengths are unknown, so leave the outputs packed.
     """
+    check_instance("packed", packed, Packed, "what pack returned")
     _check_known(packed.lengths, "lengths")
     _check_steps_and_rows(packed, ys)
     return [
@@ -136,10 +137,10 @@ def unpack(packed: Packed, ys: Any) -> list[Any]:
 
 def _check_steps_and_rows(packed: Packed, ys: Any) -> None:
     """Raise unless ``ys`` have the steps and rows of the packed sequences."""
-    if ys.shape[:2] != packed.resets.shape:
+    if getattr(ys, "shape", ())[:2] != packed.resets.shape:
         raise InvalidInputError(
-            f"ys must be (row_length, rows, ...) with {packed.resets.shape}, but has {ys.shape}; "
-            "time comes first"
+            f"ys must be an array (row_length, rows, ...) with {packed.resets.shape}, but is "
+            f"{brief(ys)}; time comes first"
         )
 
 
@@ -216,7 +217,13 @@ def _as_arrays(sequences: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
     check_instance("sequences", sequences, Iterable, "several arrays (length, ...)")
     sequences = list(sequences)
     _check_known(sequences, "sequences")
-    arrays = [np.asarray(sequence) for sequence in sequences]
+    try:
+        arrays = [np.asarray(sequence) for sequence in sequences]
+    except ValueError as error:  # of a list of lists
+        raise InvalidInputError(
+            "sequences must be arrays (length, ...), but one has rows of several lengths; each of "
+            "its steps must have the same shape"
+        ) from error
     if not arrays:
         raise InvalidInputError("there must be at least one sequence, but none came")
     kinds = {(array.shape[1:], str(array.dtype)) for array in arrays}

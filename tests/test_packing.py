@@ -113,8 +113,14 @@ PACKED = pack(vectors([2, 3]), 4)
         (lambda: PACKED.lay(vectors([2])), "the 2 lengths that were packed.*have 1"),
         (lambda: PACKED.lay(vectors([3, 2])), "give them in the same order"),
         (lambda: PACKED.lay([]), "at least one sequence"),
-        (lambda: unpack(PACKED, np.zeros((2, 4, 5))), r"\(4, 2\), but has \(2, 4, 5\).*time come"),
-        (lambda: PACKED.last(np.zeros((2, 4, 5))), r"\(4, 2\), but has \(2, 4, 5\).*time come"),
+        (
+            lambda: unpack(PACKED, np.zeros((2, 4, 5))),
+            r"\(4, 2\), but is float64 \(2, 4, 5\); time",
+        ),
+        (lambda: PACKED.last(np.zeros((2, 4, 5))), r"\(4, 2\), but is float64 \(2, 4, 5\); time"),
+        (lambda: unpack(PACKED, [[1.0]]), "is a list of 1; time comes first"),
+        (lambda: unpack((1, 2), TWO[0]), "packed must be what pack returned, but is a tuple of 2"),
+        (lambda: pack([[[1], [1, 2]]], 3), "but one has rows of several lengths; each of its"),
         (lambda: jax.jit(lambda p: unpack(p, p.xs))(PACKED), "traced .*packed.mask or packed.last"),
         (lambda: jax.jit(lambda x: PACKED.lay([x[:2], x]))(TWO[1]), "sequences must be known"),
         (lambda: jax.jit(lambda x: pack([x], 4))(TWO[1]), "sequences must be known"),
@@ -127,7 +133,7 @@ PACKED = pack(vectors([2, 3]), 4)
         (lambda: pad(ONE, sizes=16), r"several positive integers, as in \(16, 64\), but are 16"),
         (lambda: pad([np.array(["a"])]), "must hold numbers, but hold <U1"),
     ],
-    ids=range(27),
+    ids=range(30),
 )
 def test_what_is_wrong_is_said(call, message):
     with pytest.raises(InvalidInputError, match=message):
