@@ -105,6 +105,15 @@ def brief(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+def described(tree: Any) -> Any:
+    """Return the type and the shape of each leaf of a tree, for a comparison or an error message.
+
+    >>> described({"bias": jnp.ones(3)})
+    {'bias': 'float32[3]'}
+    """
+    return jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)}{list(np.shape(leaf))}", tree)
+
+
 def is_integer(value: Any) -> bool:
     """Whether a value is an integer, which True and 2.0 are not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from rnnjax.checks import check_instance, check_key, check_size
+from rnnjax.checks import check_instance, check_key, check_size, described
 from rnnjax.errors import InvalidInputError, NonFiniteError
+from rnnjax.text.vocabulary import as_integers
 
 StepFunction = Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
 """``(params, carry, tokens (*batch,)) -> (carry, logits (*batch, vocabulary))``."""
@@ -235,7 +236,7 @@ def draw(
     """
 
     def one(state: State, _: None) -> tuple[State, jax.Array]:
-        carry, logits = step(params, state.carry, state.tokens)
+        carry, logits = stepped(step, params, state.carry, state.tokens)
         # NaN, plus infinity, or only minus infinity: there is nothing to sample from.
         drawable = jnp.isfinite(jnp.max(logits, axis=-1))
         scores = _filtered(numbers, logits, state.recent)
@@ -246,6 +247,20 @@ def draw(
         return State(carry, tokens, state.keys, state.position + 1, recent), tokens
 
     return jax.lax.scan(one, state, length=length)
+
+
+def stepped(step: StepFunction, params: Any, carry: Any, tokens: Any) -> tuple[Any, jax.Array]:
+    """Call a step, and raise unless it returns what a `StepFunction` must."""
+    returned = step(params, carry, tokens)
+    pair = returned if isinstance(returned, tuple) and len(returned) == 2 else (None, None)
+    after, before = (jax.tree.flatten(described(tree)) for tree in (pair[0], carry))
+    if after != before or np.shape(pair[1])[:-1] != tokens.shape or not np.ndim(pair[1]):
+        raise InvalidInputError(
+            f"step must return the carry like the one that it was given, {described(carry)}, and "
+            f"logits {(*tokens.shape, 'vocabulary')}, but returned {described(returned)}; return "
+            "both as (carry, logits)"
+        )
+    return returned
 
 
 def noise(state: State, logits: jax.Array) -> jax.Array:
@@ -279,7 +294,7 @@ def begin(
 ) -> State:
     """Return the state of the loop before the first character."""
     check_instance("sampling", sampling, Sampling, "a Sampling, as Sampling(temperature=0.5)")
-    tokens = as_int32("tokens", tokens)
+    tokens = as_integers("tokens", tokens).astype(np.int32)
     keys = _row_keys(key, tokens.shape)
     known = tokens[None] if history is None else _characters("history", history, tokens.shape)
     # No longer than the text. Windows are powers of two, because each one is compiled.
@@ -293,7 +308,7 @@ def begin(
 
 
 def _characters(name: str, ids: npt.ArrayLike, batch: tuple[int, ...]) -> Any:
-    known = as_int32(name, ids)
+    known = as_integers(name, ids).astype(np.int32)
     if known.ndim == 0 or known.shape[1:] != batch:
         raise InvalidInputError(
             f"{name} must be (n, *batch) with the batch {batch}, but its shape is {known.shape}; "
@@ -302,21 +317,10 @@ def _characters(name: str, ids: npt.ArrayLike, batch: tuple[int, ...]) -> Any:
     return known
 
 
-def as_int32(name: str, ids: npt.ArrayLike) -> Any:
-    """Convert by NumPy unless it is a JAX array: JAX would compile for each length of a text."""
-    array = ids if isinstance(ids, jax.Array) else np.asarray(ids)
-    if array.size and not jnp.issubdtype(array.dtype, jnp.integer):
-        raise InvalidInputError(
-            f"{name} must be integers, the ids of characters, but are {array.dtype}; encode a text "
-            "by Vocabulary.encode"
-        )
-    return array.astype(np.int32)
-
-
 def _row_keys(key: jax.Array, batch: tuple[int, ...]) -> jax.Array:
-    if not hasattr(key, "dtype"):
-        check_key(key)  # which refuses it
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if not hasattr(key, "dtype") or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if getattr(key, "dtype", None) != np.uint32:
+            check_key(key)  # which refuses it
         key = jax.random.wrap_key_data(key)
     if key.shape == batch:
         return key

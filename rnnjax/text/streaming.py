@@ -17,12 +17,12 @@ from rnnjax.text.sampling import (
     Sampling,
     State,
     StepFunction,
-    as_int32,
     begin,
     check_drawn,
     draw,
+    stepped,
 )
-from rnnjax.text.vocabulary import as_ids
+from rnnjax.text.vocabulary import as_ids, as_integers
 
 
 class Text(NamedTuple):
@@ -228,7 +228,7 @@ def read(
     >>> read(last, (), jnp.array([0, 0]), [[1, 2], [3, 4], [5, 6]], lengths=[3, 1]).tolist()
     [5, 2]
     """
-    ids = np.asarray(as_int32("ids", ids))
+    ids = np.asarray(as_integers("ids", ids), np.int32)
     if ids.ndim != 2:
         raise InvalidInputError(
             f"ids must be (time, batch), but their shape is {ids.shape}; one text is ids[:, None]"
@@ -252,7 +252,7 @@ def read(
 def _read(step: StepFunction, params: Any, carry: Any, ids: jax.Array, lengths: jax.Array) -> Any:
     def one(state: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         time, carry = state
-        new, _ = step(params, carry, ids[time])
+        new, _ = stepped(step, params, carry, ids[time])
         return time + 1, _choose(time < lengths, new, carry)
 
     # Not a scan: padding costs no time.

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
@@ -209,16 +211,10 @@ def as_ids(ids: npt.ArrayLike, size: int | None = None) -> npt.NDArray[np.intege
         >>> as_ids([3, 1]).tolist()
         [3, 1]
     """
-    array = np.asarray(ids)
+    array = np.asarray(as_integers("ids", ids))
     if array.ndim != 1:
         raise InvalidInputError(
             f"ids must have one dimension, but their shape is {array.shape}; pass one text's ids"
-        )
-    if array.size == 0:  # NumPy takes an empty list for floats
-        return array.astype(np.int32)
-    if not np.issubdtype(array.dtype, np.integer):
-        raise InvalidInputError(
-            f"ids must be integers, but their dtype is {array.dtype}; pass Vocabulary.encode(text)"
         )
     outside: Any = [] if size is None else np.flatnonzero((array < 0) | (array >= size))
     if len(outside):
@@ -227,6 +223,20 @@ def as_ids(ids: npt.ArrayLike, size: int | None = None) -> npt.NDArray[np.intege
             "decode with the vocabulary that encoded the text"
         )
     return array
+
+
+def as_integers(name: str, ids: npt.ArrayLike) -> Any:
+    """Convert by NumPy unless it is a JAX array: JAX would compile for each length of a text."""
+    try:
+        array = ids if isinstance(ids, jax.Array) else np.asarray(ids)
+    except ValueError:  # of rows of several lengths
+        array = np.array(None)
+    if array.size and not jnp.issubdtype(array.dtype, jnp.integer):
+        raise InvalidInputError(
+            f"{name} must be integers, the ids of characters, but are {array.dtype}; encode a text "
+            "by Vocabulary.encode"
+        )
+    return array if array.size else array.astype(np.int32)  # NumPy takes an empty list for floats
 
 
 def _check_text(text: Any) -> None:

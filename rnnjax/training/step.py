@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from rnnjax.cells.products import at_least_float32
-from rnnjax.checks import brief
+from rnnjax.checks import brief, described
 from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.training.sharding import Sharding
 from rnnjax.training.state import TrainState, dtype_of, is_key, optimizer_errors
@@ -187,10 +187,6 @@ def checked_loss(
     loss_fn: LossFunction, params: Any, carry: Any, batch: Any, key: Any
 ) -> tuple[jax.Array, tuple[Any, Metrics]]:
     """Call a loss function and check its result; raise InvalidInputError if it is invalid."""
-
-    def of(tree: Any) -> Any:
-        return jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(np.shape(x))}", tree)
-
     returned = loss_fn(params, carry, batch, key)
     try:
         loss, (after, metrics) = returned
@@ -205,10 +201,10 @@ def checked_loss(
             f"loss_fn must return a scalar loss, but it is {jnp.result_type(loss)} of shape "
             f"{shape}; take the mean over the batch"
         )
-    if jax.tree.flatten(of(after)) != jax.tree.flatten(of(carry)):
+    if jax.tree.flatten(described(after)) != jax.tree.flatten(described(carry)):
         raise InvalidInputError(
-            f"loss_fn must return a carry like the one that it is given, {of(carry)}, but returned "
-            f"{of(after)}; cast it by astype, or begin with another"
+            f"loss_fn must return a carry like the one that it is given, {described(carry)}, but "
+            f"returned {described(after)}; cast it by astype, or begin with another"
         )
     if not isinstance(metrics, dict) or OF_FIT & metrics.keys():
         raise InvalidInputError(

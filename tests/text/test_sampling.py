@@ -287,7 +287,7 @@ def test_reading_needs_no_characters(params):
 @pytest.mark.parametrize("time", [16, 17])  # padded to a power of two
 def test_each_character_is_read_once(time):
     def add(params, carry, tokens):
-        return carry + tokens, carry
+        return carry + tokens, carry[:, None]
 
     ids, carry = np.ones((time, 2), int), np.zeros(2, int)
     assert read(add, (), carry, ids, lengths=[time, 3]).tolist() == [time, 3]
@@ -317,6 +317,11 @@ def test_logits_with_nothing_to_draw_from_are_an_error(bad):
 def called(function=sample, tokens=(0, 0, 0), **changed):
     given = {"key": jax.random.key(0), "length": 2, **changed}
     return function(fixed, LOGITS, (), tokens, **given)
+
+
+def returning(what):
+    return sample(lambda params, carry, tokens: what(carry), (), (), np.zeros(3, int),
+                  key=jax.random.key(0), length=2)  # fmt: skip
 
 
 def reading(ids, lengths=None):
@@ -356,6 +361,13 @@ def reading(ids, lengths=None):
         (lambda: called(stream, chunk=0), "chunk must be a positive integer"),
         (lambda: called(stream, stops=[[]]), "at least one character"),
         (lambda: called(stream, stops=[[1.5]]), "ids must be integers"),
+        (lambda: called(key=np.zeros(2)), r"key must be a JAX random key .* is float64 \(2,\)"),
+        (lambda: returning(lambda carry: (LOGITS, carry)), "step must return the carry like the"),
+        (lambda: returning(lambda carry: LOGITS), r"but returned float32\[6\]; return both as"),
+        (lambda: returning(lambda carry: (carry, LOGITS)), r"logits \(3, 'vocabulary'\), but"),
+        (lambda: returning(lambda carry: (carry, 3.0)), r"given, \(\), and logits \(3, 'voc"),
+        (lambda: reading([[1], [2, 3]]), "ids must be integers, .* but are object"),
+        (lambda: called(stream, stops=[[-1]]), "but -1 came at position 0"),
         (lambda: reading([1, 2]), "time, batch"),
         (lambda: reading([[1, 2]], [1, 2]), "from 0 to 1"),
         (lambda: reading([[1, 2]], [0.5, 1.0]), "whole numbers from 0 to 1"),
