@@ -34,8 +34,8 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Lock a folder for writing, and create it if necessary.
+def locked(folder: str | os.PathLike[str]) -> Iterator[bool]:
+    """Lock a folder for writing, create it if necessary, and return whether it was never locked.
 
     The lock excludes other processes and threads; a thread may nest it. The operating system
     releases it when the process ends, however it ends. Without locks (not POSIX, some network file
@@ -46,9 +46,10 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     """
     path = Path(folder).absolute() / "lock"
     if _HELD.get(path) == threading.get_ident():
-        yield
+        yield False
         return
     with writing(path.parent):
+        is_new = not path.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     with file:
@@ -70,7 +71,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
             )
         _HELD[path] = threading.get_ident()
         try:
-            yield
+            yield is_new
         finally:
             del _HELD[path]
 

@@ -5,11 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from rnnjax.cells.products import at_least_float32
-from rnnjax.checks import usual_promotion
+from rnnjax.checks import as_array, usual_promotion
 from rnnjax.engine.core.masking import expand
 from rnnjax.engine.core.validation import checked_marks
 from rnnjax.errors import InvalidInputError
@@ -131,6 +130,7 @@ def activity_penalty(ys: jax.Array, *, mask: jax.Array | None = None) -> jax.Arr
     >>> float(activity_penalty(ys, mask=jnp.array([[True], [False]])))
     5.0
     """
+    ys = as_array("ys", ys)
     return _mean_square(ys, _marks("mask", mask, ys, True))
 
 
@@ -152,6 +152,7 @@ def slowness_penalty(
     >>> float(slowness_penalty(jnp.array([[[1.0]], [[3.0]], [[4.0]]])))
     2.5
     """
+    ys = as_array("ys", ys)
     counted, resets = _marks("mask", mask, ys, True), _marks("resets", resets, ys, False)
     return _mean_square(ys[1:] - ys[:-1], counted[1:] & counted[:-1] & ~resets[1:])
 
@@ -159,7 +160,7 @@ def slowness_penalty(
 def _marks(name: str, marks: Any, ys: jax.Array, default: bool) -> jax.Array:
     """Return booleans with the axes of ``ys``."""
     if marks is None:
-        marks = jnp.full(np.shape(ys)[:1], default)
+        marks = jnp.full(ys.shape[:1], default)
     return expand(checked_marks(name, marks, ys, of="ys"), ys)
 
 

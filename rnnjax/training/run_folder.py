@@ -95,8 +95,7 @@ class RunFolder:
             with telling_peers(), ExitStack() as stack:
                 if self.path is not None:
                     folder = self.path
-                    self.is_new = not from_first((folder / "lock").exists)
-                    from_first(lambda: stack.enter_context(locked(folder)))
+                    self.is_new = from_first(lambda: stack.enter_context(locked(folder)))
                     self.checkpoints = Checkpoints(folder / "checkpoints", keep_last=self.keep_last)
                 yield stack
             failed = False

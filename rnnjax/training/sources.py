@@ -61,12 +61,8 @@ class Minibatches:
 
     def cut(self, order: np.ndarray) -> Any:
         """Return the batches of some steps of an `order`; each leaf has a first axis of steps."""
-
-        def cut(leaf: Any, axis: int) -> Any:
-            rows = np.take(np.asarray(as_bits(leaf)), order, axis)
-            return as_keys(np.moveaxis(rows, axis, 0), leaf)
-
-        return jax.tree.map(cut, self.arrays, self.axis)
+        taken = functools.partial(_taken, order)
+        return jax.tree.map(taken, self.arrays, self.axis)
 
     def split(self, fraction: float) -> tuple["Minibatches", "Minibatches"]:
         """Split into training batches of the first rows and validation batches of the last.
@@ -135,6 +131,7 @@ def minibatches(arrays: Any, batch_size: int, *, axis: Any, seed: int = 0) -> Mi
     """
     check_size("batch_size", batch_size)
     check_size("seed", seed, 0)
+    arrays = jax.tree.map(_as_array, arrays)
     axes = axis_of_each("axis", axis, arrays)
     rows, shapes = _rows(arrays, axes), list(map(np.shape, jax.tree.leaves(arrays)))
     if len(rows) != 1 or batch_size > min(rows):
@@ -145,6 +142,14 @@ def minibatches(arrays: Any, batch_size: int, *, axis: Any, seed: int = 0) -> Mi
             'axis={"xs": 1, "labels": 0}, or make the batch smaller'
         )
     return Minibatches(arrays, batch_size, seed, axes)
+
+
+def _taken(order: np.ndarray, leaf: Any, axis: int) -> Any:
+    """Return these rows of an array, the axes of ``order`` but for its last one first."""
+    rows = np.take(np.asarray(as_bits(leaf)), order, axis)
+    return as_keys(
+        np.moveaxis(rows, range(axis, axis + order.ndim - 1), range(order.ndim - 1)), leaf
+    )
 
 
 def _rows(tree: Any, axes: Any) -> set[int]:
@@ -221,8 +226,9 @@ def pad_rows(batch: Any, rows: int, *, axis: Any = 0) -> tuple[Any, np.ndarray]:
             f"{sorted(found)}; give rows of a whole batch, and axis where they are not first"
         )
     order = np.r_[np.arange(min(found)), np.zeros(rows - min(found), int)]
-    filled = jax.tree.map(lambda leaf, axis: np.take(np.asarray(leaf), order, axis), batch, axes)
-    return filled, (np.arange(rows) < min(found)).astype(np.float32)
+    return jax.tree.map(functools.partial(_taken, order), batch, axes), (
+        np.arange(rows) < min(found)
+    ).astype(np.float32)
 
 
 @dataclasses.dataclass
@@ -398,7 +404,7 @@ class Source:
 
     def _check_numbers(self, tree: Any) -> None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if not is_key(leaf) and leaf.dtype.kind in "OSTUMm":
+            if not is_key(leaf) and (leaf.dtype.kind in "OSTUMm" or leaf.dtype.names):
                 raise InvalidInputError(
                     f"{self.name} must be arrays of numbers, but "
                     f"{self.name}{jax.tree_util.keystr(path)} is of type {leaf.dtype}; encode "

@@ -50,6 +50,14 @@ def test_what_pad_returns_goes_into_minibatches():
         minibatches(data, 2)
 
 
+def test_tensors_are_rows_too():
+    torch = pytest.importorskip("torch")
+    rows = torch.arange(8.0).reshape(4, 2)
+    np.testing.assert_array_equal(
+        minibatches(rows, 2, axis=0)(0), minibatches(rows.numpy(), 2, axis=0)(0)
+    )
+
+
 @pytest.mark.parametrize(
     "given",
     [{"batch_size": 2.0}, {"batch_size": 0}, {"batch_size": 5}, {"seed": -1}, {"axis": -1}],

@@ -289,6 +289,11 @@ def test_a_resumed_run_waits_as_long_as_an_undisturbed_one_whatever_became_of_it
     assert len(read_lines(tmp_path / "steps.jsonl")) == 18
 
 
+def test_a_folder_of_an_impossible_name_is_told(tmp_path):
+    with pytest.raises(CheckpointError, match=r"cannot be written to \(File name too long\)"):
+        run(tmp_path / ("a" * 300))
+
+
 def test_two_processes_cannot_write_to_one_folder(tmp_path):
     fcntl = pytest.importorskip("fcntl", reason="locks are those of POSIX")
     # Of what has opened the file, not of a process; and it would share the lock, if it could.
@@ -509,6 +514,7 @@ def test_keys_of_any_kind_come_back(tmp_path):
          r"weight must be one number for a step, but has \(2,\)"),
         ({"batches": iter([np.ones(2)]), "epochs": 2}, "a list_iterator, which can be gone thr"),
         ({"batches": {"text": np.array(["a", "b"])}}, r"batches\['text'\] is of type <U1; encode"),
+        ({"batches": np.zeros(3, [("a", "f4")])}, r"of type \[\('a', '<f4'\)\]; encode"),
         ({"params": {"n": jnp.arange(3)}}, r"params\['n'\] is int32, which has no gradient"),
         ({"hooks": True}, "hooks must be a list of hooks and of functions .* but is True"),
         ({"hooks": [lambda state, summary: 3]}, r"<lambda> returns must be True to .* but is 3"),

@@ -37,6 +37,11 @@ def test_equals_the_adam_of_keras():
     np.testing.assert_allclose(params, variable.value, rtol=2e-5, atol=1e-9)
 
 
+def test_outputs_may_be_a_list():
+    assert float(activity_penalty([[1.0, 3.0]])) == 5
+    assert float(slowness_penalty([[1.0], [3.0], [4.0]])) == 2.5
+
+
 def test_two_updates_by_hand_with_a_schedule():
     optimizer = keras_adam(lambda count: 0.5**count, b1=0.5, b2=0.75, eps=0.25)
     state = optimizer.init(jnp.zeros(()))

@@ -328,6 +328,8 @@ def test_a_partial_batch_is_filled_up_or_runs_as_it_is():
     as_it_is = train(lambda epoch: iter(cuts), 2, alone, carry=())
     np.testing.assert_allclose(told(filled)[0], told(as_it_is)[0], rtol=1e-5)
     assert int(filled.state.step) == 14
+    keys = jax.random.split(jax.random.key(0), 2)
+    assert (pad_rows(keys, 3)[0] == keys[np.array([0, 1, 0])]).all()
     for batch in (np.ones((7, 2)), np.ones((0, 2)), (np.ones(2), np.ones(3))):
         with pytest.raises(InvalidInputError, match="same number of rows in all leaves, from 1 to"):
             pad_rows(batch, 6)
