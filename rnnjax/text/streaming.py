@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,6 @@ import numpy.typing as npt
 from rnnjax.checks import check_size
 from rnnjax.errors import InvalidInputError
 from rnnjax.text.sampling import (
-    Numbers,
     Sampling,
     State,
     StepFunction,
@@ -102,8 +101,9 @@ def stream(
             "a stop string must have at least one character, but an empty one came; leave it out"
         )
     state = begin(sampling, carry, tokens, key, history, length)
-    spelled = [_spelled(stop) for stop in ends]
-    return Stream(step, params, state, sampling.numbers, length, min(chunk, length), spelled)
+    write = functools.partial(draw, step, min(chunk, length), params, numbers=sampling.numbers)
+    reread = functools.partial(read, step, params)
+    return Stream(write, reread, state, length, [_spelled(stop) for stop in ends])
 
 
 class Stream(Iterator[list[npt.NDArray[np.int32]]]):
@@ -118,16 +118,13 @@ class Stream(Iterator[list[npt.NDArray[np.int32]]]):
 
     def __init__(
         self,
-        step: StepFunction,
-        params: Any,
+        write: Callable[[State], tuple[State, jax.Array]],
+        read: Callable[..., Any],
         begin: State,
-        numbers: Numbers,
         length: int,
-        chunk: int,
         stops: Sequence[str],
     ):
-        self._step, self._params, self._numbers = step, params, numbers
-        self._length, self._chunk, self._stops = length, chunk, stops
+        self._write, self._read, self._length, self._stops = write, read, length, stops
         batch = len(begin.tokens)
         self.stopped = np.zeros(batch, bool)
         # States after some numbers of characters, and the ids from the last one of the first on.
@@ -150,12 +147,12 @@ class Stream(Iterator[list[npt.NDArray[np.int32]]]):
     def _run(self, state: State) -> Iterator[list[npt.NDArray[np.int32]]]:
         made = 0
         while made < self._length and not self.stopped.all():
-            state, drawn = draw(self._step, self._chunk, self._params, state, self._numbers)
+            state, drawn = self._write(state)
             new = np.asarray(drawn)[: self._length - made]
             made += len(new)
             self._ids = np.concatenate([self._ids, new])
             pieces = self._known(made)
-            if len(new) == self._chunk:  # else the state is of more characters than count
+            if len(new) == len(drawn):  # else the state is of more characters than count
                 self._states.append((made, state.carry))
             # States that no row needs are dropped, and their ids: a long stream stays small.
             first, least = self._states[0][0], min(self._kept[~self.stopped], default=made)
@@ -192,8 +189,7 @@ class Stream(Iterator[list[npt.NDArray[np.int32]]]):
             return self._ended
         kept = np.where(rows, self._kept, np.min(self._kept[rows]))
         first, carry = self._states[0]
-        unread = self._ids[: kept.max() - first]
-        carry = read(self._step, self._params, carry, unread, lengths=kept - first)
+        carry = self._read(carry, self._ids[: kept.max() - first], lengths=kept - first)
         return Text(carry, jnp.asarray(self._ids[kept - first, np.arange(len(kept))]))
 
 
