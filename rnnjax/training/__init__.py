@@ -27,12 +27,7 @@ from rnnjax.training.run_folder import RunFolder
 from rnnjax.training.sharding import Sharding
 from rnnjax.training.sources import Minibatches, minibatches, pad_rows
 from rnnjax.training.state import TrainState
-from rnnjax.training.step import (
-    LossFunction,
-    Metrics,
-    TrainSteps,
-    make_train_steps,
-)
+from rnnjax.training.step import LossFunction, Metrics, TrainSteps, make_train_steps
 from rnnjax.training.truncated import Window, truncated_loss, windows
 
 __all__ = [

@@ -25,13 +25,7 @@ from rnnjax.training.run_folder import RunFolder
 from rnnjax.training.sharding import Sharding
 from rnnjax.training.sources import Group, Minibatches, Source, divided, shapes_of
 from rnnjax.training.state import TrainState
-from rnnjax.training.step import (
-    OF_FIT,
-    TrainSteps,
-    check_params,
-    make_eval_steps,
-    make_train_steps,
-)
+from rnnjax.training.step import OF_FIT, TrainSteps, check_params, make_eval_steps, make_train_steps
 
 # The target duration of a dispatch: long against Python's overhead of half a millisecond, and short
 # enough to answer a signal.

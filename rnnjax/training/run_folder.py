@@ -10,14 +10,7 @@ from typing import Any, Literal
 from rnnjax.checks import check_choice, check_size
 from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.training.checkpoints import Checkpoints, Saved
-from rnnjax.training.files import (
-    as_json,
-    locked,
-    read_lines,
-    to_disk,
-    write_json,
-    write_lines,
-)
+from rnnjax.training.files import as_json, locked, read_lines, to_disk, write_json, write_lines
 from rnnjax.training.hooks import Entry, Progress, alert
 from rnnjax.training.identity import PARTS
 from rnnjax.training.processes import StopRequest, from_first, require_alike, telling_peers
