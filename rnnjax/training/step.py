@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from rnnjax.cells.products import at_least_float32
-from rnnjax.checks import brief, described
+from rnnjax.checks import brief, check_instance, described
 from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.training.sharding import Sharding
 from rnnjax.training.state import TrainState, dtype_of, is_key, optimizer_errors
@@ -86,6 +86,7 @@ def make_train_steps(
     grad_fn = jax.value_and_grad(functools.partial(checked_loss, loss_fn), has_aux=True)
 
     def one_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        check_instance("state", state, TrainState, "a TrainState, as of TrainState.create")
         key = jax.random.fold_in(state.key, state.step)
         check_params(state.params)
         (loss, (carry, metrics)), grads = grad_fn(state.params, state.carry, batch, key)
@@ -176,6 +177,12 @@ def _over_steps(
                 f"be some of them, but the axes are {sorted(lengths)}, and {start} to {stop} came; "
                 "cut the leaves alike, and stop at their end"
             )
+        arrays = [x for x in jax.tree.leaves(state) if isinstance(x, jax.Array)]
+        if any(not isinstance(x, jax.core.Tracer) and x.is_deleted() for x in arrays):
+            raise InvalidInputError(
+                "state must be what the last call returned, but was given to a call before, which "
+                "took its arrays (they are donated); go on with what that call returned"
+            )
         # With a mesh set, `unroll` leaves out its forms for one device.
         with nullcontext() if sharding is None else jax.set_mesh(sharding.mesh):
             return compiled(state, batches, np.int32(start), np.int32(stop), *read)
@@ -206,10 +213,11 @@ def checked_loss(
             f"loss_fn must return a carry like the one that it is given, {described(carry)}, but "
             f"returned {described(after)}; cast it by astype, or begin with another"
         )
-    if not isinstance(metrics, dict) or OF_FIT & metrics.keys():
+    names = list(metrics) if isinstance(metrics, dict) else [None]
+    if not all(isinstance(name, str) for name in names) or OF_FIT.intersection(names):
         raise InvalidInputError(
-            f"metrics of loss_fn must be a dict, without the names {sorted(OF_FIT)}, but are "
-            f"{sorted(metrics) if isinstance(metrics, dict) else metrics}; rename them"
+            f"metrics of loss_fn must be a dict by texts, without the names {sorted(OF_FIT)}, but "
+            f"are {brief(metrics)}; rename them"
         )
     for name, metric in metrics.items():
         if dtype_of(metric).kind not in "biufV" or is_key(metric):

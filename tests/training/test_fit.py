@@ -496,6 +496,7 @@ def test_keys_of_any_kind_come_back(tmp_path):
         ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"loss": 1})), "carry": ()}, "rename them"),
         ({"loss_fn": lambda p, c, b, k: p.sum()}, r"\(params, batch, key\), but: missing a req"),
         ({"carry": ()}, r"must take \(params, carry, batch, key\), but: too many positional"),
+        ({"loss_fn": lambda p, b, k: (p.sum(), {1: p.sum()})}, "by texts, .* are a dict with 1;"),
         ({"sharding": "gpu"}, "sharding must be a Sharding, .* but is 'gpu'"),
         ({"optimizer": optax.sgd}, "optimizer must be one of optax, .* but is a function"),
         ({"optimizer": optax.sm3(0.1), "params": jnp.zeros(())}, "optimizer could not .* take ano"),

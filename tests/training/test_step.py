@@ -93,6 +93,19 @@ def test_a_step_that_is_skipped_changes_nothing_but_the_number_of_steps():
     assert not metrics["skipped"][4]
 
 
+def test_a_state_that_was_given_away_and_what_is_none_is_told():
+    state = new_state()
+    TRAIN_STEPS(state, BATCHES, 0, 1)
+    with pytest.raises(InvalidInputError, match="but was given to a call before, which took its"):
+        TRAIN_STEPS(state, BATCHES, 0, 1)
+    with pytest.raises(
+        InvalidInputError, match=r"state must be a TrainState, .* but is a dict wit"
+    ):
+        TRAIN_STEPS(new_state().params, BATCHES, 0, 1)
+    shapes = jax.eval_shape(lambda state: TRAIN_STEPS(state, BATCHES, 0, 1)[0], new_state())
+    assert shapes.params["kernel"].shape == (3, 5)
+
+
 @pytest.mark.parametrize(
     ("change", "start", "stop"),
     [({}, 0, 8), ({}, -1, 3), ({}, 4, 3), ({}, 0.5, 3), ({"rows": np.ones(6)}, 0, 2)],
