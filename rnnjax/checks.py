@@ -211,6 +211,15 @@ def check_floats(name: str, dtype: Any, advice: str) -> None:
         )
 
 
+def check_known(name: str, values: Any, advice: str) -> None:
+    """Raise if values are traced, and so known only when a program runs."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
+        raise InvalidInputError(
+            f"{name} must be known, but are traced inside of jit or another transformation; "
+            f"{advice}"
+        )
+
+
 def check_lengths(lengths: Any, num_steps: Any, of: str, advice: str) -> None:
     """Raise unless known lengths lie between 0 and the number of steps, if that is known."""
     known = np.asarray(lengths)  # inside of jit, JAX would trace even what is known

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rnnjax.checks import brief, check_instance, check_size, is_integer
+from rnnjax.checks import brief, check_instance, check_known, check_size, is_integer
 from rnnjax.errors import InvalidInputError
+
+_OUTSIDE = "pack, pad, lay and unpack outside of it, and inside use packed.mask or packed.last"
 
 
 class Packed(NamedTuple):
@@ -37,7 +39,7 @@ class Packed(NamedTuple):
             InvalidInputError: the number of sequences, or a length, differs.
         """
         arrays = _as_arrays(sequences)
-        _check_known(self.lengths, "lengths")
+        check_known("lengths", self.lengths, _OUTSIDE)
         lengths = np.asarray(self.lengths)
         came = [len(array) for array in arrays]
         if came != lengths.tolist():
@@ -127,7 +129,7 @@ def unpack(packed: Packed, ys: Any) -> list[Any]:
             the lengths are unknown, so leave the outputs packed.
     """
     check_instance("packed", packed, Packed, "what pack returned")
-    _check_known(packed.lengths, "lengths")
+    check_known("lengths", packed.lengths, _OUTSIDE)
     _check_steps_and_rows(packed, ys)
     return [
         ys[start : start + length, row]
@@ -204,19 +206,10 @@ def pad(sequences: Sequence[Any], *, sizes: Sequence[int] | None = None) -> Padd
     return Padded(jax.device_put(xs), lengths)
 
 
-def _check_known(values: Any, name: str) -> None:
-    """Raise if values are traced, and so known only when a program runs."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
-        raise InvalidInputError(
-            f"{name} must be known, but are traced inside of jit or another transformation; pack, "
-            "pad, lay and unpack outside of it, and inside use packed.mask or packed.last"
-        )
-
-
 def _as_arrays(sequences: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
     check_instance("sequences", sequences, Iterable, "several arrays (length, ...)")
     sequences = list(sequences)
-    _check_known(sequences, "sequences")
+    check_known("sequences", sequences, _OUTSIDE)
     try:
         arrays = [np.asarray(sequence) for sequence in sequences]
     except ValueError as error:  # of a list of lists

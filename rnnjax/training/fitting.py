@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rnnjax.checks import advised, brief, check_instance, check_key, check_size
+from rnnjax.checks import advised, brief, check_instance, check_key, check_known, check_size
 from rnnjax.errors import InvalidInputError, NonFiniteError
 from rnnjax.training.hooks import Entry, Hook, Progress, Silent
 from rnnjax.training.identity import identity
@@ -124,7 +124,7 @@ def fit(
     """
     check_size("epochs", epochs)
     check_size("steps_per_dispatch", 1 if steps_per_dispatch is None else steps_per_dispatch)
-    _check(loss_fn, carry, key, skip_nonfinite)
+    _check(loss_fn, params, carry, key, skip_nonfinite)
     check_params(params)
     folder = run_dir if isinstance(run_dir, RunFolder) else RunFolder(run_dir)
     called = _hooks(hooks)
@@ -450,10 +450,11 @@ def _with_carry(state: TrainState, carry: Any, sharding: Sharding | None) -> Tra
     return state if sharding is None else sharding.put_state(state)
 
 
-def _check(loss_fn: Any, carry: Any, key: Any, skip_nonfinite: Any) -> None:
+def _check(loss_fn: Any, params: Any, carry: Any, key: Any, skip_nonfinite: Any) -> None:
     """Raise unless the loss takes the arguments of `fit`, and the other arguments are valid."""
     check_size("skip_nonfinite", skip_nonfinite, 0)
     check_key(key)
+    check_known("params and key", (params, key), "call fit outside, and make_train_steps inside")
     names = ("params", "batch", "key") if carry is None else ("params", "carry", "batch", "key")
     try:
         inspect.signature(loss_fn).bind(*names)

@@ -415,6 +415,12 @@ def tiny(**change):
     return fit(**{**given, **change})
 
 
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap])
+def test_inside_of_a_transformation_is_no_place_for_a_run(transform):
+    with pytest.raises(InvalidInputError, match=r"are traced inside of jit .*; call fit outside"):
+        transform(lambda params: tiny(params=params).params)(jnp.ones((3, 2)))
+
+
 def test_a_gradient_that_is_not_finite_counts_too():
     given = {"loss_fn": lambda p, b, k: jnp.sqrt(jnp.sum(p * b)), "params": jnp.zeros(2)}
     with pytest.raises(NonFiniteError, match="the loss is 0 and the norm of the gradient"):
