@@ -12,15 +12,7 @@ import numpy.typing as npt
 
 from rnnjax.checks import check_size
 from rnnjax.errors import InvalidInputError
-from rnnjax.text.sampling import (
-    Sampling,
-    State,
-    StepFunction,
-    begin,
-    check_drawn,
-    draw,
-    stepped,
-)
+from rnnjax.text.sampling import Sampling, State, StepFunction, begin, check_drawn, draw, stepped
 from rnnjax.text.vocabulary import as_ids, as_integers
 
 
@@ -130,7 +122,6 @@ class Stream(Iterator[list[npt.NDArray[np.int32]]]):
         # States after some numbers of characters, and the ids from the last one of the first on.
         self._states, self._ids = [(0, begin.carry)], np.asarray(begin.tokens)[None]
         self._kept = np.zeros(batch, np.int64)
-        self._ended = Text(begin.carry, begin.tokens)
         self._pieces = self._run(begin)
 
     def __next__(self) -> list[npt.NDArray[np.int32]]:
@@ -140,9 +131,13 @@ class Stream(Iterator[list[npt.NDArray[np.int32]]]):
     def text(self) -> Text:
         """The state to continue from: after the characters yielded so far.
 
-        Characters sampled after these, of a stop string or the rest of a chunk, have no effect.
+        Characters sampled after these, of a stop string or the rest of a chunk, have no effect. The
+        model reads again what was written since the last state that no row is before: a chunk or
+        two, or, once a row has stopped, all that the others wrote meanwhile.
         """
-        return _choose(self.stopped, self._ended, self._text(~self.stopped))
+        (first, carry), kept = self._states[0], self._kept
+        carry = self._read(carry, self._ids[: kept.max() - first], lengths=kept - first)
+        return Text(carry, jnp.asarray(self._ids[kept - first, np.arange(len(kept))]))
 
     def _run(self, state: State) -> Iterator[list[npt.NDArray[np.int32]]]:
         made = 0
@@ -152,11 +147,12 @@ class Stream(Iterator[list[npt.NDArray[np.int32]]]):
             made += len(new)
             self._ids = np.concatenate([self._ids, new])
             pieces = self._known(made)
-            if len(new) == len(drawn):  # else the state is of more characters than count
+            # Not of more characters than count, nor where a row stays behind for good.
+            if len(new) == len(drawn) and not self.stopped.any():
                 self._states.append((made, state.carry))
             # States that no row needs are dropped, and their ids: a long stream stays small.
-            first, least = self._states[0][0], min(self._kept[~self.stopped], default=made)
-            while len(self._states) > 1 and self._states[1][0] <= least:
+            first = self._states[0][0]
+            while len(self._states) > 1 and self._states[1][0] <= self._kept.min():
                 del self._states[0]
             self._ids = self._ids[self._states[0][0] - first :]
             if any(len(piece) for piece in pieces):
@@ -165,7 +161,6 @@ class Stream(Iterator[list[npt.NDArray[np.int32]]]):
     def _known(self, made: int) -> list[npt.NDArray[np.int32]]:
         """Return the characters of each row that can no longer be part of a stop string."""
         pieces = [self._ids[:0, row] for row in range(len(self._kept))]
-        newly = np.zeros_like(self.stopped)
         for row in np.flatnonzero(~self.stopped):
             pending = self._ids[self._kept[row] + 1 - self._states[0][0] :, row]
             text = _spelled(pending)
@@ -174,23 +169,11 @@ class Stream(Iterator[list[npt.NDArray[np.int32]]]):
             begun = (s[:n] for s in self._stops for n in range(len(s)) if text.endswith(s[:n]))
             held_back = max(map(len, begun), default=0) if made < self._length else 0
             known = min(ends)[1] if ends else len(pending) - held_back
-            newly[row] = bool(ends)
+            self.stopped[row] = bool(ends)
             check_drawn(pending[:known], int(self._kept[row]), f" of row {row}")
             pieces[row] = pending[:known]
             self._kept[row] += known
-        if newly.any():
-            self._ended = _choose(newly, self._text(newly), self._ended)
-            self.stopped = self.stopped | newly
         return pieces
-
-    def _text(self, rows: npt.NDArray[np.bool_]) -> Text:
-        """Return the state of these rows after their yielded characters; others are undefined."""
-        if not rows.any():
-            return self._ended
-        kept = np.where(rows, self._kept, np.min(self._kept[rows]))
-        first, carry = self._states[0]
-        carry = self._read(carry, self._ids[: kept.max() - first], lengths=kept - first)
-        return Text(carry, jnp.asarray(self._ids[kept - first, np.arange(len(kept))]))
 
 
 def read(
@@ -249,7 +232,11 @@ def _read(step: StepFunction, params: Any, carry: Any, ids: jax.Array, lengths: 
     def one(state: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         time, carry = state
         new, _ = stepped(step, params, carry, ids[time])
-        return time + 1, _choose(time < lengths, new, carry)
+
+        def chosen(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where((time < lengths).reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        return time + 1, jax.tree.map(chosen, new, carry)
 
     # Not a scan: padding costs no time.
     return jax.lax.while_loop(lambda state: state[0] < lengths.max(), one, (jnp.int32(0), carry))[1]
@@ -258,11 +245,3 @@ def _read(step: StepFunction, params: Any, carry: Any, ids: jax.Array, lengths: 
 def _spelled(ids: npt.NDArray[np.integer]) -> str:
     """Return a text with a character for each id, -1 too, in which stop strings are found."""
     return "".join(chr(i + 1) for i in ids)
-
-
-@jax.jit
-def _choose(rows: Any, new: Any, old: Any) -> Any:
-    """Choose the new or the old state for each row."""
-    return jax.tree.map(
-        lambda n, o: jnp.where(rows.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, old
-    )
