@@ -820,7 +820,7 @@ TABLE = (
     "found[..., {{1: => :-1}}].astype(np.int32)",
     "rnnjax/text/sampling.py tests/text/test_sampling.py",
     "the temperature multiplies the logits",
-    "keepdims=True)) {{/ => *}} numbers.temperature",
+    'keepdims=True)) {{/ => *}} numbers["temperature"]',
     "top-k and top-p leave out the last character that they should keep",
     " jnp.where({{below <= border => (below < border) | (below == 0)}}, logits, -jnp.inf)\n",
     "tests/text/test_sampling.py::test_sequences_have_the_distribution_of_the_equations",

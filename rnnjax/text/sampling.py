@@ -135,7 +135,7 @@ class Sampling:
         if recent is not None:
             recent = _characters("recent", recent, logits.shape[:-1])[-self.window :]
         logits = _filtered(self.numbers, logits, recent)
-        if self.numbers.temperature is not None:
+        if self.numbers["temperature"] is not None:
             return logits
         best = jnp.argmax(logits, axis=-1, keepdims=True)
         return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)
@@ -146,24 +146,15 @@ class Sampling:
         return int(self.penalty_window) if self.repetition_penalty != 1 else 0
 
     @property
-    def numbers(self) -> "Numbers":
-        """The numbers, which are not static."""
+    def numbers(self) -> dict[str, Any]:
+        """The numbers, which can change without compiling; None if they are not in use."""
         greedy, top_k = self.temperature < _TINY, min(int(self.top_k), np.iinfo(np.int32).max)
-        return Numbers(
-            None if greedy else np.float32(self.temperature),
-            None if greedy or not top_k else np.int32(top_k),
-            None if greedy or self.top_p == 1 else np.float32(self.top_p),
-            np.float32(self.repetition_penalty) if self.window else None,
-        )
-
-
-class Numbers(NamedTuple):
-    """The numbers of a `Sampling`, which can change without compiling; None if not in use."""
-
-    temperature: Any
-    top_k: Any
-    top_p: Any
-    penalty: Any
+        return {
+            "temperature": None if greedy else np.float32(self.temperature),
+            "top_k": None if greedy or not top_k else np.int32(top_k),
+            "top_p": None if greedy or self.top_p == 1 else np.float32(self.top_p),
+            "penalty": np.float32(self.repetition_penalty) if self.window else None,
+        }
 
 
 def sample(
@@ -228,7 +219,7 @@ def sample(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def draw(
-    step: StepFunction, length: int, params: Any, state: State, numbers: Numbers
+    step: StepFunction, length: int, params: Any, state: State, numbers: dict[str, Any]
 ) -> tuple[State, jax.Array]:
     """Sample ``length`` characters of each row; return the new state and ids ``(length, *batch)``.
 
@@ -240,7 +231,7 @@ def draw(
         # NaN, plus infinity, or only minus infinity: there is nothing to sample from.
         drawable = jnp.isfinite(jnp.max(logits, axis=-1))
         scores = _filtered(numbers, logits, state.recent)
-        if numbers.temperature is not None:
+        if numbers["temperature"] is not None:
             scores += noise(state, scores)
         tokens = jnp.where(drawable, jnp.argmax(scores, axis=-1), NONE).astype(jnp.int32)
         recent = jnp.concatenate([state.recent, tokens[None]])[1:]
@@ -334,29 +325,29 @@ def _row_keys(key: jax.Array, batch: tuple[int, ...]) -> jax.Array:
 
 
 @jax.jit
-def _filtered(numbers: Numbers, logits: jax.Array, recent: jax.Array | None) -> jax.Array:
+def _filtered(numbers: dict[str, Any], logits: jax.Array, recent: jax.Array | None) -> jax.Array:
     # In a narrow type the sums of probabilities, and the noise, would be too coarse.
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     size = logits.shape[-1]
-    if numbers.penalty is not None:
+    if numbers["penalty"] is not None:
         assert recent is not None  # the callers see to it
         seen = jax.nn.one_hot(recent, size, dtype=bool).any(axis=0)
-        penalised = jnp.where(logits > 0, logits / numbers.penalty, logits * numbers.penalty)
+        penalised = jnp.where(logits > 0, logits / numbers["penalty"], logits * numbers["penalty"])
         logits = jnp.where(seen, penalised, logits)
-    if numbers.temperature is None:
+    if numbers["temperature"] is None:
         return logits
     # The largest becomes 0, so that no temperature makes it overflow.
-    logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / numbers.temperature
-    if numbers.top_k is not None:
+    logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / numbers["temperature"]
+    if numbers["top_k"] is not None:
         logits = _keep_largest(
-            logits, lambda kept: kept.sum(axis=-1, keepdims=True) >= numbers.top_k
+            logits, lambda kept: kept.sum(axis=-1, keepdims=True) >= numbers["top_k"]
         )
-    if numbers.top_p is not None:
+    if numbers["top_p"] is not None:
         probabilities = jax.nn.softmax(logits, axis=-1)
         logits = _keep_largest(
             logits,
             lambda kept: (
-                jnp.sum(probabilities, axis=-1, keepdims=True, where=kept) >= numbers.top_p
+                jnp.sum(probabilities, axis=-1, keepdims=True, where=kept) >= numbers["top_p"]
             ),
         )
     return logits
