@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -330,12 +329,9 @@ class Checkpoints:
                     raise DamagedCheckpointError(f"the checksum of {name} is wrong", "")
         except DamagedCheckpointError as error:
             raise self._damaged(step, error.reason) from error
-        # As NumPy arrays, whatever devices they were saved from.
-        arrays = {p: _empty(text) for p, text in sealed["leaves"].items()}
-        like = [_storable(array) for array in arrays.values()]
         try:
             with _checkpointer() as orbax:
-                found = orbax.restore(path / "arrays", args=ocp.args.StandardRestore(like))
+                found = orbax.restore(path / "arrays")  # of NumPy, as they were saved
         except Exception as error:  # files are whole: no memory, or another run deletes it
             if not path.exists():
                 raise self._damaged(step, "") from error
@@ -343,9 +339,11 @@ class Checkpoints:
                 f"{path} could not be read ({_reason(error)}), though its files were whole; free "
                 "memory, or try again"
             ) from error
-        pairs = zip(arrays.items(), found, strict=True)
-        found = {name: x if empty.size else empty for (name, empty), x in pairs}
-        return Saved(path, sealed, found)
+        arrays = {}
+        for (name, text), stored in zip(sealed["leaves"].items(), found, strict=True):
+            shape = json.loads(text[text.index("[") :])
+            arrays[name] = stored if math.prod(shape) else stored[:0].reshape(shape)
+        return Saved(path, sealed, arrays)
 
     def _damaged(self, step: int, reason: str) -> DamagedCheckpointError:
         if not self.path(step).exists():
@@ -448,11 +446,6 @@ def _leaves(tree: Any, name: Callable[[Any], str] = jax.tree_util.keystr) -> dic
 
 def _describe(x: Any) -> str:
     return f"{dtype_of(x)}{list(np.shape(x))}"
-
-
-def _empty(description: str) -> np.ndarray:
-    dtype, _, shape = description.partition("[")
-    return np.empty(json.loads(f"[{shape}"), jnp.dtype(dtype))
 
 
 def _storable(array: np.ndarray) -> np.ndarray:
