@@ -449,14 +449,10 @@ def _slots(batch: Any) -> int:
 
 def _filled(slots: int, leaf: Any) -> Any:
     """Pad an array ``(steps, ...)`` to ``slots`` steps; the padding is never read."""
-    missing = slots - leaf.shape[0]
+    missing, module = slots - leaf.shape[0], jnp if isinstance(leaf, jax.Array) else np
     if not missing:
         return leaf
-    if isinstance(leaf, jax.Array):
-        return jnp.concatenate([leaf, jnp.broadcast_to(leaf[:1], (missing, *leaf.shape[1:]))])
-    filled = np.zeros((slots, *leaf.shape[1:]), leaf.dtype)
-    filled[:-missing] = leaf
-    return filled
+    return module.concatenate([leaf, module.broadcast_to(leaf[:1], (missing, *leaf.shape[1:]))])
 
 
 def shapes_of(batches: Any, axis: int = 1) -> Any:

@@ -245,16 +245,14 @@ def updated(
 
     if isinstance(state.params, optax.LookaheadParams):
         grads = grads.fast
-    more: dict[str, Any] = {}
-    # A plain one may have been wrapped, as by `jax.jit`, into what only looks as if it took more.
-    if isinstance(optimizer, optax.GradientTransformationExtraArgs):
-        more = {"value": loss, "grad": grads, "value_fn": value_fn, "obj_fn": value_fn}
-        more["grad_fn"] = lambda params, step=None: jax.grad(value_fn)(params)
-        takes = inspect.signature(optimizer.update).parameters
-        any_name = any(each.kind == each.VAR_KEYWORD for each in takes.values())
-        # The first three are gradient, state and parameters, whatever their names are.
-        wanted = [*takes][3:] + [name for name in more if any_name and name not in takes]
-        more = {name: value for name, value in more.items() if name in wanted}
+    more = {"value": loss, "grad": grads, "value_fn": value_fn, "obj_fn": value_fn}
+    more["grad_fn"] = lambda params, step=None: jax.grad(value_fn)(params)
+    optimizer = optax.with_extra_args_support(optimizer)  # a plain one takes them, and no notice
+    takes = inspect.signature(optimizer.update).parameters
+    any_name = any(each.kind == each.VAR_KEYWORD for each in takes.values())
+    # The first three are gradient, state and parameters, whatever their names are.
+    wanted = [*takes][3:] + [name for name in more if any_name and name not in takes]
+    more = {name: value for name, value in more.items() if name in wanted}
     with optimizer_errors("make an update"):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **more)
     return optax.apply_updates(state.params, updates), opt_state
