@@ -630,7 +630,7 @@ TABLE = (
     "nothing minus a number is the number in C",
     "(1\\.0f \\*|0\\.0f {{\\+ => [+-]}})",
     "a new state overwrites the old one that is read after it",
-    "if alike{{ and not any(into.name in one.names() for one in later) => }}:",
+    "if into and alike{{ and max(uses.get(into, [0])) <= first => }}:",
     "the entries of a table are taken for those of the old state",
     "alike = all({{not one.table and  => }}np.array_equal(at[0].places, one.places) for one in at)",
     "rnnjax/interop/layers.py tests/interop/test_c_models.py",

@@ -20,7 +20,7 @@ from rnnjax.errors import InvalidInputError
 from rnnjax.interop.c import int8
 from rnnjax.interop.c.forms import BYTES, FUNCTIONS, TYPES, kind_of, literals
 from rnnjax.interop.c.program import KEYWORDS, Program, of_cell, of_model
-from rnnjax.interop.c.writer import Value, Writer, in_place, numbers, placed
+from rnnjax.interop.c.writer import Value, Writer, numbers, placed
 from rnnjax.interop.files import check_path, write_whole
 from rnnjax.interop.model import Model, check_model
 
@@ -140,15 +140,18 @@ def written(program: Program, name: str, data: Any = None) -> tuple[str, str]:
     # Every new array is there before the first old one is overwritten.
     new = [(into, y) for into, y in zip(state, results, strict=False) if y is not into]
     new = [(into, writer.stored(y, lambda leaf: leaf.name[0] in "$@")) for into, y in new]
+    memory, scratch = placed(writer.loops, writer.buffers, new)
     for into, y in new:
-        writer.assign(into, y, label="the new state")
-    steps, scratch = placed(in_place(writer.loops, writer.buffers), writer.buffers)
-    used = set[str]().union(*(loop.names() for loop in (*reset, *steps)))
+        if memory.get(y.name) != into.name:
+            writer.assign(into, y, label="the new state")
+    steps = [re.sub(r"\$\d+", lambda one: memory[one[0]], str(loop)) for loop in writer.loops]
+    leaves = [leaf for loop in (*reset, *writer.loops) for leaf in loop.leaves]
+    used = {name for leaf in leaves for name in (leaf.name, leaf.table)}
     constants = {key: one for key, one in writer.constants.items() if key in used}
     arrays = [f"const {_type(x)} *{key}" for key, x in program.inputs.items()]
     arrays += [f"{_type(x)} *{key}" for key, x in program.outputs.items()]
     signature = f"void @step(struct @state *s, {', '.join(arrays)})"
-    source = _source(program, name, constants, [*map(str, reset)], [*map(str, steps)], signature)
+    source = _source(program, name, constants, [*map(str, reset)], steps, signature)
     weights = sum(array.size * BYTES[_type(array)] for array, _ in constants.values())
     header = _header(program, name, weights, scratch, signature, notes)
     return re.sub(r"@(\w)", rf"{name}_\1", source), re.sub(r"@(\w)", rf"{name}_\1", header)

@@ -61,16 +61,11 @@ FORMS: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 """By the kind of the first operand and the operation: {} for operands, @ before the functions."""
 
-REDUCTIONS: Mapping[tuple[str, str], tuple[str, str]] = {
-    ("reduce_sum", "f"): ("{} += {};", "0.0f"),
-    ("reduce_sum", "i"): ("{} += {};", "0"),
-    ("reduce_prod", "f"): ("{} *= {};", "1.0f"),
-    ("reduce_max", "f"): ("{} = @max({}, {});", "(-INFINITY)"),
-    ("reduce_min", "f"): ("{} = @min({}, {});", "INFINITY"),
-    ("reduce_and", "b"): ("{} = {} && {};", "1"),
-    ("reduce_or", "b"): ("{} = {} || {};", "0"),
-}
-"""By an operation and the kind of what it reduces how an entry is taken in, and the start."""
+REDUCTIONS: Mapping[str, tuple[str, float]] = {
+    "sum": ("add", 0), "prod": ("mul", 1), "and": ("and", 1), "or": ("or", 0),
+    "max": ("max", -np.inf), "min": ("min", np.inf),
+}  # fmt: skip
+"""By how entries are combined the operation that takes in one more, and with what it begins."""
 
 FUNCTIONS: Mapping[str, str] = {
     "max": "static float @max(float a, float b) { return a < b || b != b ? b : a; }",

@@ -13,14 +13,13 @@ from rnnjax.errors import InvalidInputError
 
 
 def product(x: jax.Array, w: jax.Array, axes: Any) -> jax.Array:
-    """The product ``x @ w`` of integers of 8 bits, which sum up to one of 32.
+    """The product ``x (*batch, rows, inputs) @ w (*batch, inputs, outputs)`` of integers of 8 bits.
 
-    A column of zeros, and a vector of zeros, give zeros.
+    They sum up to one of 32. A column of zeros, and a vector of zeros, give zeros.
     """
     (q, scale), (weights, scales) = _rounded(x, -1), _rounded(w, -2)
     y = lax.dot_general(q, weights, axes, preferred_element_type=jnp.int32)
-    lead = scales.shape[:-2] + (1,) * (y.ndim - w.ndim + 1)
-    return y.astype(jnp.float32) * scale * scales.reshape(*lead, -1)
+    return y.astype(jnp.float32) * scale * scales
 
 
 def _rounded(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:

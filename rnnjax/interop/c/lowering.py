@@ -1,6 +1,7 @@
 """Equations of JAX as fewer kinds of equations, which C is written of."""
 
 import contextlib
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,16 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import Jaxpr, Literal
+from jax.extend.core import Jaxpr, Literal, jaxpr_as_fun
+from numpy.lib.stride_tricks import sliding_window_view
 
 _JAX = pathlib.PurePath(jax.__file__).parent
 _CALLS = {
     "jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call",
     "custom_vjp_call", "custom_vjp_call_jaxpr",
 }  # fmt: skip
-_IDENTITIES = {
+_IDENTITIES = (
     "copy", "copy_p", "stop_gradient", "name", "reduce_precision", "optimization_barrier",
-}  # fmt: skip
+)  # fmt: skip
 
 
 class Lowering:
@@ -36,9 +38,9 @@ class Lowering:
         self.names = {array.tobytes(): name for name, array in params.items()}
         self._product = product
 
-    def run(self, jaxpr: Jaxpr, consts: Sequence[Any], given: Sequence[Any], done: str = "") -> Any:
-        """Run equations on arrays and tracers; those of the operation ``done`` stay as they are."""
-        values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *given], strict=True))
+    def run(self, jaxpr: Jaxpr, given: Sequence[Any], done: str = "") -> Any:
+        """Run equations on arrays and tracers, constants first; ``done`` operations stay."""
+        values = dict(zip([*jaxpr.constvars, *jaxpr.invars], given, strict=True))
 
         def read(atom: Any) -> Any:
             if isinstance(atom, Literal):
@@ -57,20 +59,12 @@ class Lowering:
         known = [not isinstance(one, jax.core.Tracer) for one in given]
         if name in _CALLS:
             inner = next(p[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in p)
-            return self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), given)
-        if name in _IDENTITIES:
-            return given
-        if name == "scan" and p["length"] == 1:
-            start = p["num_consts"] + p["num_carry"]
-            xs = [lax.squeeze(x, [0]) for x in given[start:]]
-            made = self.run(p["jaxpr"].jaxpr, p["jaxpr"].consts, [*given[:start], *xs])
-            carry, ys = made[: p["num_carry"]], made[p["num_carry"] :]
-            return [*carry, *(lax.expand_dims(y, [0]) for y in ys)]
+            return self.run(getattr(inner, "jaxpr", inner), [*getattr(inner, "consts", ()), *given])
         if name in RULES and name != done and not all(known):
             more = {"by": self._product, "shape": equation.outvars[0].aval.shape}
             rule = jax.make_jaxpr(lambda *xs: RULES[name](p | more, known, *xs))
             if (traced := rule(*given)).out_avals:
-                return self.run(traced.jaxpr, traced.consts, given, name)
+                return self.run(traced.jaxpr, [*traced.consts, *given], name)
         made = equation.primitive.bind(*given, **p)
         made = made if equation.primitive.multiple_results else [made]
         if all(known):
@@ -94,30 +88,31 @@ def _origin(equation: Any) -> str:
 
 
 def _product(p: Any, known: Sequence[bool], x: Any, w: Any) -> Any:
-    """``x @ w`` with the known one, the weights, second, whose inputs and outputs are an axis each.
+    """``x (*batch, rows, inputs) @ w (*batch, inputs, outputs)``, where ``w`` is known.
 
-    Without weights it is a sum of products.
+    Without weights that are known it is a sum of products.
     """
-    (of_x, of_w), (batch_x, batch_w) = p["dimension_numbers"]
-    x_free, w_free = (
-        [axis for axis in range(one.ndim) if axis not in (*of, *batch)]
-        for one, of, batch in ((x, of_x, batch_x), (w, of_w, batch_w))
-    )
-    if known[0]:
-        swapped = {"dimension_numbers": ((of_w, of_x), (batch_w, batch_x)), "by": p["by"]}
-        y, first = _product(swapped, [False, True], w, x), len(batch_x)
-        return jnp.moveaxis(y, range(first, first + len(w_free)), range(-len(w_free), 0))
-    batch, outputs = [x.shape[axis] for axis in batch_x], [w.shape[axis] for axis in w_free]
-    lead = batch + [x.shape[axis] for axis in x_free]
-    x = x.transpose([*batch_x, *x_free, *of_x]).reshape(*lead, -1)
-    w = w.transpose([*batch_w, *of_w, *w_free]).reshape(*batch, x.shape[-1], -1)
-    if known[1] and jnp.issubdtype(w.dtype, jnp.floating):
-        each = list(range(len(batch)))
-        y = p["by"](x, w, (([x.ndim - 1], [len(batch)]), (each, each)))
+    of, batch = p["dimension_numbers"]
+    x, w = (_matrices(*each) for each in zip((x, w), batch, of, strict=True))
+    weights = any(known) and jnp.issubdtype(w.dtype, jnp.floating)
+    if weights and known[0]:
+        x, w = w, x
+    w = jnp.matrix_transpose(w)
+    if weights:
+        each = list(range(x.ndim - 2))
+        y = p["by"](x, w, (([x.ndim - 1], [x.ndim - 2]), (each, each)))
+        y = jnp.matrix_transpose(y) if known[0] else y
     else:
-        y = x[..., None] * w.reshape(*batch, *[1] * len(x_free), *w.shape[-2:])
+        y = x[..., None] * w[..., None, :, :]
         y = y[..., 0, :] if y.shape[-2] == 1 else y.sum(-2)  # of one each it is an outer product
-    return y.reshape(*lead, *outputs)
+    return y.reshape(p["shape"])
+
+
+def _matrices(x: Any, batch: Sequence[int], of: Sequence[int]) -> Any:
+    """An array as ``(*batch, rows, of)``."""
+    rows = [axis for axis in range(x.ndim) if axis not in (*batch, *of)]
+    shape = [x.shape[axis] for axis in batch] + [math.prod(x.shape[i] for i in rows)]
+    return x.transpose([*batch, *rows, *of]).reshape(*shape, math.prod(x.shape[i] for i in of))
 
 
 def _convolution(p: Any, known: Sequence[bool], x: Any, w: Any) -> Any:
@@ -128,13 +123,14 @@ def _convolution(p: Any, known: Sequence[bool], x: Any, w: Any) -> Any:
     x = x.transpose(spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1])
     w = w.transpose(*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0])
     x = jnp.pad(x, [(0, 0), *p["padding"], (0, 0)])
-    ways = zip(w.shape, x.shape[1:], p["window_strides"], p["rhs_dilation"], strict=False)
-    for axis, (size, n, stride, step) in reversed([*enumerate(ways, 1)]):
-        first = np.arange(0, n - step * (size - 1), stride)[:, None]
-        x = x.at[(slice(None),) * axis + (first + step * np.arange(size),)].get(mode="clip")
-    space = len(p["padding"])  # now (batch, *(places, kernel), channels)
-    x = x.transpose(0, *range(1, 2 * space, 2), *range(2, 2 * space + 1, 2), 2 * space + 1)
-    y = x.reshape(*x.shape[: space + 1], -1) @ w.reshape(-1, w.shape[-1])
+    space, every = range(1, x.ndim - 1), (slice(None),)
+    sizes = [step * (n - 1) + 1 for n, step in zip(w.shape, p["rhs_dilation"], strict=False)]
+    seen = sliding_window_view(np.arange(x.size).reshape(x.shape), sizes, axis=(*space,))
+    seen = np.moveaxis(seen, x.ndim - 1, -1)  # (batch, *places, *kernel, channels)
+    steps = (slice(None, None, step) for step in (*p["window_strides"], *p["rhs_dilation"]))
+    seen = seen[(*every, *steps)]
+    rows = jnp.take(x, seen, mode="clip").reshape(*seen.shape[: x.ndim - 1], -1)
+    y = rows @ w.reshape(-1, w.shape[-1])
     return y.transpose(np.argsort([spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1]]))
 
 
@@ -156,6 +152,15 @@ def _gather(p: Any, known: Sequence[bool], table: Any, ids: Any) -> Any:
     return block.reshape(p["shape"])
 
 
+def _scan(p: Any, known: Sequence[bool], *given: Any) -> Any:
+    """What a loop of one turn computes."""
+    if p["length"] != 1:
+        return None
+    start, carried = p["num_consts"] + p["num_carry"], p["num_carry"]
+    made = jaxpr_as_fun(p["jaxpr"])(*given[:start], *(x[0] for x in given[start:]))
+    return [*made[:carried], *(y[None] for y in made[carried:])]
+
+
 def _power(p: Any, known: Sequence[bool], x: Any) -> Any:
     if p["y"] == 2:
         return lax.square(x)
@@ -163,11 +168,16 @@ def _power(p: Any, known: Sequence[bool], x: Any) -> Any:
 
 
 RULES: Mapping[str, Callable[..., Any]] = {
+    **dict.fromkeys(_IDENTITIES, lambda p, known, *given: given),
     "dot_general": _product,
     "conv_general_dilated": _convolution,
     "gather": _gather,
+    "scan": _scan,
     "integer_pow": _power,
     "clamp": lambda p, known, low, x, high: jnp.minimum(jnp.maximum(x, low), high),
     "rsqrt": lambda p, known, x: 1 / jnp.sqrt(x),
+    "stack": lambda p, known, *xs: jnp.concatenate(
+        [lax.expand_dims(x, [p["axis"]]) for x in xs], p["axis"]
+    ),
 }
 """By an operation what it is in terms of others."""

@@ -50,7 +50,7 @@ class Program(NamedTuple):
     """A step ``(parameters, state, inputs) -> (state, outputs)``, whose leaves have names in C."""
 
     title: str
-    jaxpr: ClosedJaxpr
+    closed: ClosedJaxpr
     params: dict[str, np.ndarray]
     state: dict[str, np.ndarray]  # with which a sequence begins
     inputs: dict[str, Any]  # shapes and types
@@ -59,12 +59,12 @@ class Program(NamedTuple):
 
     def lowered(self, **options: Any) -> tuple[ClosedJaxpr, dict[bytes, str]]:
         """The equations of state and inputs, what is known computed, and names of constants."""
-        lowering, whole = Lowering(self.params, **options), self.jaxpr
-        known, given = self.params.values(), [*self.state.values(), *self.inputs.values()]
+        lowering, step = Lowering(self.params, **options), self.closed
+        given = *self.state.values(), *self.inputs.values()
         with jax.ensure_compile_time_eval():
-            return jax.make_jaxpr(
-                lambda *xs: lowering.run(whole.jaxpr, whole.consts, [*known, *xs])
-            )(*given), lowering.names
+            known = *step.consts, *self.params.values()
+            run = jax.make_jaxpr(lambda *xs: lowering.run(step.jaxpr, [*known, *xs]))
+            return run(*given), lowering.names
 
 
 def of_cell(cell: Cell, params: Params, input_size: Any) -> Program:
@@ -105,19 +105,19 @@ def of_model(model: Model) -> Program:
                 "reads later steps or all of them, or makes fewer; write what is before it, or "
                 "train a model whose layers run forward in time"
             )
-    given = _inputs(model)
-    keys, carry = dict[str, str](), model.initial_carry((1,))
-    for key in given:
-        keys[identifier(key, keys)] = key
+    given, carry = _inputs(model), model.initial_carry((1,))
+    inputs = dict[str, Any]()
+    for key, one in given.items():
+        inputs[identifier(key, inputs)] = one
     for name, layer in network.stateful.items():  # whose start may be learned
         if isinstance(layer, Recurrent) and name in carry and layer.name in model.params:
             carry[name] = layer.cell.start(model.params[layer.name], (1,))
 
     def step(params: Params, carry: Any, xs: dict[str, Any]) -> Any:
-        named: Any = {key: xs[name] for name, key in keys.items()}
-        if isinstance(network, Sequential):
-            (named,) = named.values()
-        return model.apply(params, named, carry, method=Scan())
+        named = dict(zip(given, xs.values(), strict=True))
+        (first, *_) = named.values()
+        one = isinstance(network, Sequential)
+        return model.apply(params, first if one else named, carry, method=Scan())
 
     if not isinstance(network, Sequential) and not _streams(model, carry):
         raise InteropError(
@@ -125,7 +125,6 @@ def of_model(model: Model) -> Program:
             "steps or all of them; export one that runs forward in time, with a free axis of time"
         )
     title = ", ".join(map(str, model.layers.values())) or "a graph of ONNX"
-    inputs = {name: given[key] for name, key in keys.items()}
     return _traced(title, step, model.params, carry, inputs)
 
 
@@ -134,30 +133,31 @@ def _streams(model: Model, start: Any) -> bool:
 
     Without a free axis all that a graph takes is one step.
     """
-    rng, one = np.random.default_rng(0), _inputs(model)
+    rng, one, tried = np.random.default_rng(0), _inputs(model), False
     for axis in range(2):
         several = _inputs(model, axis)
         xs = {n: (1 + 2 * rng.random(x.shape)).astype(x.dtype) for n, x in several.items()}
         # The axis of time, which is the second where a batch is first.
-        time = {n: np.not_equal(x.shape, one[n].shape).argmax() for n, x in several.items()}
-        free = {n: along for n, along in time.items() if several[n] != one[n]}
-        along = max(free.values(), default=axis)
-        carry, each = start, []
+        time = {n: int(np.not_equal(x.shape, one[n].shape).argmax())
+                for n, x in several.items() if x != one[n]}  # fmt: skip
+        if not time:
+            continue
+        tried, carry, each, along = True, start, [], max(time.values())
         try:
             whole = model(xs, start)[1]
             for t in range(_TRIED):
-                now = {n: x.take([t], free[n]) if n in free else x for n, x in xs.items()}
+                now = {n: x.take([t], time[n]) if n in time else x for n, x in xs.items()}
                 carry, ys = model(now, carry)
                 each.append(jax.tree.leaves(ys))
         except (InvalidInputError, InteropError, TypeError, ValueError):  # too few for a node
             continue
         alike = []
-        for all_at_once, *ys in zip(jax.tree.leaves(whole), *each, strict=True):
-            y = ys[-1] if ys[-1].shape == all_at_once.shape else np.concatenate(ys, along)
-            alike.append(y.shape == all_at_once.shape and np.allclose(y, all_at_once, 1e-4, 1e-4))
-        if free and all(alike):
+        for together, *ys in zip(jax.tree.leaves(whole), *each, strict=True):
+            y = ys[-1] if ys[-1].shape == together.shape else np.concatenate(ys, along)
+            alike.append(y.shape == together.shape and np.allclose(y, together, 1e-4, 1e-4))
+        if all(alike):
             return True
-    return all(_inputs(model, axis) == one for axis in range(2))
+    return not tried
 
 
 def _inputs(model: Model, axis: int | None = None) -> dict[str, Any]:
@@ -187,24 +187,24 @@ def _traced(
 ) -> Program:
     """The equations of ``step(params, carry, inputs by name) -> (carry, outputs)``."""
     title = re.sub(r"\s+|\*/", " ", title)  # for a comment
-    for path, leaf in jax.tree_util.tree_leaves_with_path((params, start)):
-        where = f"{('params', 'the state')[path[0].idx]}{jax.tree_util.keystr(path[1:])} of {title}"
+    for path, leaf in jax.tree_util.tree_leaves_with_path({"params": params, "the state": start}):
+        where = f"{path[0].key}{jax.tree_util.keystr(path[1:])} of {title}"
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise InvalidInputError(
                 f"{where} must be of floating-point numbers, but is {jnp.result_type(leaf)}; keep "
                 "integers out of what is written to C"
             )
-        if path[0].idx == 0 and np.isnan(np.asarray(leaf, np.float32)).any():
+        if path[0].key == "params" and np.isnan(np.asarray(leaf, np.float32)).any():
             raise InvalidInputError(f"{where} has NaN; write parameters that are numbers")
     rounded = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)} & {
         np.dtype(np.float64), jnp.dtype(jnp.bfloat16)}  # fmt: skip
     params, start = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), (params, start))
 
-    def program(params: Any, state: Any, xs: Any) -> Any:
+    def program(params: Any, state: Any, *xs: Any) -> Any:
         return step(params, state, dict(zip(inputs, xs, strict=True)))
 
-    given = params, start, list(inputs.values())
-    jaxpr, (after, ys) = jax.make_jaxpr(program, return_shape=True)(*given)
+    trace = jax.make_jaxpr(program, return_shape=True)
+    closed, (after, ys) = trace(params, start, *inputs.values())
     state = _by_name(start, "layer" if isinstance(start, tuple) else "state")
     for (name, old), new in zip(state.items(), jax.tree.leaves(after), strict=True):
         if new.shape != old.shape:
@@ -213,7 +213,7 @@ def _traced(
                 "step; return a state like the one that came"
             )
     outputs = _by_name(ys, "y", inputs)
-    return Program(title, jaxpr, _by_name(params, "layer"), state, inputs, outputs, bool(rounded))
+    return Program(title, closed, _by_name(params, "layer"), state, inputs, outputs, bool(rounded))
 
 
 def _by_name(tree: Any, alone: str, taken: Collection[str] = ()) -> dict[str, Any]:

@@ -4,21 +4,29 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.extend.core import Literal
 
 from rnnjax.errors import InteropError
 from rnnjax.interop.c.forms import FORMS, REDUCTIONS, TYPES, kind_of, literals
 
-_MOVES = {
-    "reshape", "squeeze", "expand_dims", "broadcast_in_dim", "slice", "transpose", "rev", "split",
-    "unstack", "stack", "concatenate", "pad",
-}  # fmt: skip
-"""Operations that only move entries: they are applied to the numbers of these."""
+_MOVES: Mapping[str, Callable[..., Any]] = {
+    **dict.fromkeys(("reshape", "squeeze", "expand_dims"), lambda x, p, shape: x.reshape(shape)),
+    "broadcast_in_dim": lambda x, p, shape: np.broadcast_to(
+        np.expand_dims(x, [*{*range(len(shape))} - {*p["broadcast_dimensions"]}]), shape
+    ),
+    "slice": lambda x, p, shape: x[
+        (*map(slice, p["start_indices"], p["limit_indices"], p["strides"] or [1] * x.ndim),)
+    ],
+    "transpose": lambda x, p, shape: x.transpose(p["permutation"]),
+    "rev": lambda x, p, shape: np.flip(x, p["dimensions"]),
+    "split": lambda x, p, shape: np.split(x, np.cumsum(p["sizes"])[:-1], p["axis"]),
+    "unstack": lambda x, p, shape: [*np.moveaxis(x, p["axis"], 0)],
+}
+"""By an operation that only moves entries what it makes of their numbers, and of a shape."""
 _NEUTRAL = re.compile(r"(?<=\()(1\.0f \*|0\.0f \+) | ([*/] 1\.0f|[+-] 0\.0f)(?=\))")
 """What leaves an operand as it is; each operation is in parentheses of its own."""
 
@@ -34,8 +42,8 @@ class Leaf(NamedTuple):
 class Value(NamedTuple):
     """Entries that are computed where they are read: an expression, with {} for each leaf.
 
-    ``products`` of ``x (*lead, inputs)`` and weights ``(*batch, inputs, outputs)`` add to it; all
-    of them add into one array, which begins as the expression: a bias.
+    ``products`` of ``x (*batch, rows, inputs)`` and weights ``(*batch, inputs, outputs)`` add to
+    it; all of them add into one array, which begins as the expression: a bias.
     """
 
     text: str
@@ -52,12 +60,17 @@ class Value(NamedTuple):
 
     def at(self, places: np.ndarray) -> "Value":
         """Other entries of the array."""
-        return Value.of(self.leaves[0].name, places, self.kind)
+        return Value.of(self.name, places, self.kind)
+
+    @property
+    def name(self) -> str:
+        """The array of the entries; "" if the value is none's."""
+        return self.leaves[0].name if self.text == "{}" else ""
 
     @property
     def places(self) -> np.ndarray:
         """The places of the entries of an array."""
-        return self.leaves[0].places
+        return self.leaves[0].places if self.leaves else np.arange(0)
 
 
 class Loop(NamedTuple):
@@ -66,18 +79,6 @@ class Loop(NamedTuple):
     label: str
     text: str
     leaves: tuple[Leaf, ...]
-
-    def names(self) -> set[str]:
-        """The arrays in the statement."""
-        return {name for leaf in self.leaves for name in (leaf.name, leaf.table)}
-
-    def renamed(self, names: dict[str, str]) -> "Loop":
-        """The loop over arrays of other names, itself if it has none of these."""
-        if not self.names() & names.keys():
-            return self
-        leaves = tuple(leaf._replace(name=names.get(leaf.name, leaf.name)) for leaf in self.leaves)
-        label = re.sub(r"\$\d+", lambda m: names.get(m[0], m[0]), self.label)
-        return self._replace(leaves=leaves, label=label)
 
     def __str__(self) -> str:
         """C, in which neighbouring axes are one loop where they are one in all arrays."""
@@ -136,48 +137,58 @@ class Writer:
                 values[atom] = self.stored(values[atom])
             return values[atom]
 
-        moves = _moves(jaxpr.eqns, array_of)
         for equation in jaxpr.eqns:
             if any(uses[var] for var in equation.outvars):
                 self._where = str(equation.source_info.name_stack).rpartition("/")[2]
                 self._label = f"{self._where.rpartition(' ')[2]}: {equation.primitive.name}"
-                if not all(kind_of(var.aval.dtype) for var in equation.outvars):
-                    raise self._refusal(equation)
                 ins = [read(atom) for atom in equation.invars]
-                made = self._moved(equation, ins, *moves.get(equation.outvars[0], ([], [])))
-                weights = array_of(equation.invars[-1]) if ins else None
-                made = made or [self._result(equation, ins, weights)]
+                made = self._result(equation, ins, [array_of(atom) for atom in equation.invars])
+                if made is None:
+                    raise self._refusal(equation)
+                made = made if isinstance(made, list) else [made]
                 values.update(zip(equation.outvars, made, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _result(self, equation: Any, ins: list[Value], weights: np.ndarray | None) -> Value:
+    def _result(self, equation: Any, ins: list[Value], known: list[Any]) -> Any:
+        """The result, or None if C has no such operation; ``known``: operands as constants."""
         name, p, out = equation.primitive.name, equation.params, equation.outvars[0].aval
-        kind = ins[0].kind if ins else ""
-        if name in ("add", "add_any"):
-            return self._added(ins, out.shape)
-        if name == "dot_general" and weights is not None:
-            zero, w = self.constant(np.zeros(out.shape, out.dtype)), self.constant(weights, True)
-            products = ((ins[0], w.leaves[0]),) if weights.size else ()
+        shape, kind, of = out.shape, kind_of(out.dtype), ins[0].kind if ins else ""
+        if not kind:
+            return None
+        if name in _MOVES:
+            moved = _MOVES[name](numbers(ins[0].shape), p, shape)
+            if not isinstance(moved, list):
+                return self._view(ins[0], moved)
+            whole = self.stored(ins[0]) if ins[0].products else ins[0]
+            return [self._view(whole, part) for part in moved]
+        if name in ("gather", "dynamic_slice") and all(one is not None for one in known[1:]):
+            lost = {key: -1 for key in p if key == "fill_value"}
+            moved = equation.primitive.bind(numbers(ins[0].shape), *known[1:], **p | lost)
+            at = np.asarray(moved)
+            return self._view(ins[0], at) if at.min(initial=0) >= 0 else None
+        if name in ("concatenate", "pad") and (parts := _parts(name, p, ins, numbers(shape))):
+            into = self._buffer(shape, kind)
+            for value, places in parts:
+                self.assign(into.at(places), self._alike(value, places.shape))
+            return into
+        if name == "dot_general" and known[1] is not None:
+            zero, w = self.constant(np.zeros(shape, out.dtype)), self.constant(known[1], True)
+            products = ((ins[0], w.leaves[0]),) if known[1].size else ()
             return zero._replace(products=products, label=self._label)
+        if name == "dynamic_slice":
+            return self._sliced(ins[0], ins[1:], p["slice_sizes"])
+        if over := re.fullmatch("(reduce_|cum)(sum|prod|max|min|and|or)", name):
+            return self._combined(ins[0], p, *REDUCTIONS[over[2]])
         if name == "select_n":
             ins = [ins[0], *ins[:0:-1]]  # C has the case of what is true first
         if name == "convert_element_type":
-            name = f"to {kind_of(out.dtype)}"
-            if name == f"to {kind}":
+            if kind == of:
                 return ins[0]
-        even = name == "round" and int(p["rounding_method"])
-        if form := FORMS.get(kind, {}).get("round even" if even else name):
-            return self._computed(form, ins, out.shape, kind_of(out.dtype))
-        if (name, kind) in REDUCTIONS:
-            return self._reduced(ins[0], p["axes"], *REDUCTIONS[name, kind])
-        if name == "dynamic_slice":
-            return self._sliced(ins[0], ins[1:], p["slice_sizes"])
-        if name == "cumsum":
-            into = self.stored(ins[0], lambda leaf: False)
-            along = np.moveaxis(into.places, p["axis"], 0)[:: -1 if p["reverse"] else 1]
-            self.assign(into.at(along[1:]), into.at(along[:-1]), "{} += {};")
-            return into
-        raise self._refusal(equation)
+            name = f"to {kind}"
+        if name == "round" and int(p["rounding_method"]):
+            name = "round even"
+        form = FORMS.get(of, {}).get(name)
+        return self._computed(form, ins, shape, kind) if form else None
 
     def _refusal(self, equation: Any) -> InteropError:
         types = [atom.aval for atom in (*equation.invars, *equation.outvars[:1])]
@@ -235,52 +246,42 @@ class Writer:
         leaves = tuple(leaf._replace(places=leaf.places.ravel()[at]) for leaf in value.leaves)
         return value._replace(leaves=leaves, shape=at.shape)
 
-    def _alike(self, values: Sequence[Value], shape: tuple[int, ...]) -> list[Value]:
-        """The values in a shape: an axis of one entry stands for any number."""
-        return [v if v.shape == shape else self._view(v, np.broadcast_to(numbers(v.shape), shape))
-                for v in values]  # fmt: skip
+    def _alike(self, value: Value, shape: tuple[int, ...]) -> Value:
+        """The value in a shape: an axis of one entry stands for any number."""
+        if value.shape == shape:
+            return value
+        return self._view(value, np.broadcast_to(numbers(value.shape), shape))
 
     def _computed(
         self, form: str, values: Sequence[Value], shape: tuple[int, ...], kind: str
     ) -> Value:
-        ins = self._alike([self.stored(v) if v.products else v for v in values], shape)
+        """An expression of others; the products of a sum are added to it."""
+        summed = form == "({} + {})"
+        ins = [v if summed or not v.products else self.stored(v) for v in values]
+        ins = [self._alike(v, shape) for v in ins]
+        products = tuple(one for v in ins for one in v.products)
+        if summed:
+            ins = [v for v in ins if v.text not in ("0.0f", "0")] or ins[:1]
+            form = form if len(ins) == 2 else "{}"
         bare = _bare if re.match(r"@?\w+\(", form) else str
         text, leaves = form.format(*(bare(v.text) for v in ins)), [v.leaves for v in ins]
-        return Value(text, (*itertools.chain(*leaves),), shape, kind, (), self._label)
+        return Value(text, (*itertools.chain(*leaves),), shape, kind, products, self._label)
 
-    def _added(self, values: Sequence[Value], shape: tuple[int, ...]) -> Value:
-        ins = self._alike(values, shape)
-        firsts = [v._replace(products=()) for v in ins]
-        rest = [v for v in firsts if v.text not in ("0.0f", "0")] or firsts[:1]
-        both = rest[0] if len(rest) == 1 else self._computed("({} + {})", rest, shape, ins[0].kind)
-        products = tuple(one for v in ins for one in v.products)
-        return both._replace(products=products, label=self._label)
-
-    def _moved(
-        self, equation: Any, ins: Sequence[Value], each: Sequence[Any], moved: Sequence[Any]
-    ) -> list[Value]:
-        """The entries that have the numbers ``moved``; nothing if some are lost, or are none's."""
-        if len(each) < 2:
-            ins = [self.stored(v) if len(moved) > 1 and v.products else v for v in ins[:1]]
-            lost = any(one.min(initial=0) < 0 for one in moved)
-            return [] if lost else [self._view(ins[0], one) for one in moved]
-        into = self._buffer(moved[0].shape, kind_of(equation.outvars[0].aval.dtype))
-        at = np.full(sum(own.size for own in each), -1)
-        at[moved[0].ravel()] = np.arange(moved[0].size)
-        for value, own in reversed([*zip(ins, each, strict=True)]):
-            padding = equation.primitive.name == "pad" and not own.ndim
-            places = numbers(into.shape) if padding else np.asarray(at[own])
-            if places.min(initial=0) < 0:
-                return []
-            self.assign(into.at(places), self._alike([value], places.shape)[0])
-        return [into]
-
-    def _reduced(self, value: Value, axes: Sequence[int], how: str, start: str) -> Value:
-        kept = tuple(n for axis, n in enumerate(value.shape) if axis not in axes)
-        into = self._buffer(kept, value.kind)
-        self.assign(into, Value(start, (), kept, value.kind))
-        places = np.broadcast_to(np.expand_dims(into.places, tuple(axes)), value.shape)
-        self.assign(into.at(places), value if "+=" in how else self.stored(value), how)
+    def _combined(self, value: Value, p: Any, operation: str, start: float) -> Value | None:
+        """The reduction over axes, or along one the results so far."""
+        if not (form := FORMS.get(value.kind, {}).get(operation)):
+            return None
+        if "axis" in p:
+            into = self.stored(value, lambda leaf: False)
+            along = np.moveaxis(into.places, p["axis"], 0)[:: -1 if p["reverse"] else 1]
+            self.assign(into.at(along[1:]), into.at(along[:-1]), form)
+            return into
+        kept = tuple(n for axis, n in enumerate(value.shape) if axis not in p["axes"])
+        into, least = self._buffer(kept, value.kind), np.iinfo(np.int32).min
+        first = np.float32(start) if value.kind == "f" else np.clip(start, least, -1 - least)
+        self.assign(into, Value(literals(np.array(first))[0], (), kept, value.kind))
+        places = np.broadcast_to(np.expand_dims(into.places, p["axes"]), value.shape)
+        self.assign(into.at(places), value if operation == "add" else self.stored(value), form)
         return into
 
     def _sliced(self, table: Value, starts: Sequence[Value], sizes: Sequence[int]) -> Value:
@@ -290,7 +291,7 @@ class Writer:
         terms, leaves = [], [*block.leaves]
         for start, stride, n, size in zip(starts, strides, table.shape, sizes, strict=True):
             if n > size:
-                (one,) = self._alike([self.stored(start)], block.shape)
+                one = self._alike(self.stored(start), block.shape)
                 terms.append(f"{stride} * @imax(0, @imin({one.text}, {n - size}))")
                 leaves += one.leaves
         text = f"(&{{}})[{' + '.join(terms) or 0}]"
@@ -298,34 +299,32 @@ class Writer:
 
     # ---- loops
 
-    def assign(self, into: Value, value: Value, how: str = "{} = {};", label: str = "") -> None:
-        """Write a value into an array, or combine it with what is there."""
+    def assign(self, into: Value, value: Value, form: str = "{}", label: str = "") -> None:
+        """Write a value into an array, or by a form of two combine it with what is there."""
         ways = (into.places.reshape(-1, w.places.shape[-1]) for _, w in value.products)
         if not all(map(_contiguous, ways)):
             value = self.stored(value)
-        targets, slots, leaves = how.count("{}") - 1, [], []
+        targets, slots, leaves = form.count("{}"), [], []
         for leaf in value.leaves:  # of a constant there may be entries that are all alike
             array, _ = self.constants.get(leaf.name, (np.arange(0), ""))
             fixed = array.size and "&" not in value.text
             entries = np.unique(array.ravel()[leaf.places]) if fixed else array[:0]
             slots.append(literals(entries)[0] if len(entries) == 1 else "{}")
             leaves += [] if len(entries) == 1 else [leaf]
-        text = _bare(_NEUTRAL.sub("", value.text.format(*slots)))
-        text = how.format(*["{}"] * targets, text)
+        text = _NEUTRAL.sub("", value.text.format(*slots))
+        text = f"{{}} = {_bare(form.format(*['{}'] * (targets - 1), text))};"
         label = f"{label or value.label or self._label} {list(into.shape)}"
         self._loop(label, text, [*into.leaves] * targets + leaves)
         for x, w in value.products:
             # Inputs are outside, and outputs inside over contiguous weights.
             (*lead, inputs), outputs = x.shape, w.places.shape[-1]
             x = self.stored(x, lambda leaf: _contiguous(leaf.places), number=True)
-            starts = w.places[..., 0, 0]
-            starts = starts.reshape(starts.shape + (1,) * (len(lead) - starts.ndim))
             y = into.places.reshape(*lead, outputs)[..., 0]
-            rows = [Leaf(x.leaves[0].name, x.places[..., 0]), Leaf(into.leaves[0].name, y),
-                    Leaf(w.name, np.broadcast_to(starts, lead))]  # fmt: skip
+            rows = [Leaf(x.name, x.places[..., 0]), Leaf(into.name, y),
+                    Leaf(w.name, np.broadcast_to(w.places[..., :1, 0], lead))]  # fmt: skip
             name = "@product" if x.kind == "f" else "@product8"
             text = f"{name}(&{{}}, &{{}}, &{{}}, {inputs}, {outputs});"
-            self._loop(f"{rows[0].name} times {w.name} [{inputs}, {outputs}]", text, rows)
+            self._loop(f"{x.name} times {w.name} [{inputs}, {outputs}]", text, rows)
 
     def _loop(self, label: str, text: str, leaves: Sequence[Leaf]) -> None:
         """Add a loop over the shape of the first leaf."""
@@ -339,38 +338,22 @@ class Writer:
             self.loops.append(Loop(label, text, tuple(found)))
 
 
-def _moves(equations: Sequence[Any], array_of: Callable[[Any], Any]) -> dict[Any, Any]:
-    """The numbers of entries before and after all that only moves them, by its first result.
-
-    A gather with known indices is one, too. XLA takes a while for each program, and gets one.
-    """
-    found, given = [], []
-    for one in equations:
-        known = [array_of(atom) for atom in one.invars[1:]]
-        looked_up = one.primitive.name in ("gather", "dynamic_slice")
-        if one.primitive.name in _MOVES or (looked_up and all(x is not None for x in known)):
-            shapes = [atom.aval.shape for atom in one.invars[: 1 if looked_up else None]]
-            ends = np.cumsum([0, *map(math.prod, shapes)])
-            each = [numbers(shape) + end for shape, end in zip(shapes, ends, strict=False)]
-            found.append(one)
-            given.append((each, known if looked_up else []))
-
-    def run(given: Any) -> Any:
-        made = []
-        for one, (each, known) in zip(found, given, strict=True):
-            lost = {key: -1 for key in one.params if key == "fill_value"}
-            moved = one.primitive.bind(*each, *known, **one.params | lost)
-            made.append(moved if one.primitive.multiple_results else [moved])
-        return made
-
-    made = jax.tree.map(np.asarray, jax.jit(run)(given)) if found else []
-    pairs = zip(found, given, made, strict=True)
-    return {one.outvars[0]: (each, moved) for one, (each, _), moved in pairs}
-
-
 def numbers(shape: Sequence[int]) -> np.ndarray:
     """The places of all entries of a contiguous array."""
     return np.arange(math.prod(shape)).reshape(shape)
+
+
+def _parts(name: str, p: Any, values: Sequence[Value], places: np.ndarray) -> Any:
+    """Which places of an array that others are joined in each takes; None if some are outside."""
+    if name == "concatenate":
+        ends = np.cumsum([v.shape[p["dimension"]] for v in values])[:-1]
+        return [*zip(values, np.split(places, ends, p["dimension"]), strict=True)]
+    value, padding = values
+    if min(map(min, p["padding_config"])) < 0:
+        return None
+    ways = zip(p["padding_config"], value.shape, strict=True)
+    inside = (slice(i, i + (step + 1) * n, step + 1) for (i, _, step), n in ways)
+    return [(padding, places), (value, places[(*inside,)])]
 
 
 def affine(places: np.ndarray) -> Any:
@@ -398,45 +381,42 @@ def _bare(text: str) -> str:
     return text[1:-1] if text[:1] == "(" and 0 not in depth else text
 
 
-def in_place(loops: list[Loop], buffers: dict[str, tuple[int, str]]) -> list[Loop]:
-    """Let what becomes the new state be computed there, where nothing reads the old one after."""
-    for copy in loops[::-1]:
-        if copy.text != "{} = {};" or not copy.leaves[0].name.startswith("s->"):
-            break
-        into, old = copy.leaves
-        whole = into.places.size == buffers.get(old.name, (0, ""))[0]
-        here = any(one is copy for one in loops)
-        if not (whole and here and np.array_equal(into.places, old.places)):
-            continue  # it copies what is another part of the state
-        others = [one for one in loops if one is not copy]
-        first, *later = others[[old.name in one.names() for one in others].index(True) :]
-        # The loop that fills it may read the old entry that it replaces, and no other.
-        at = [leaf for leaf in first.leaves if leaf.name in (old.name, into.name)]
-        alike = all(not one.table and np.array_equal(at[0].places, one.places) for one in at)
-        if alike and not any(into.name in one.names() for one in later):
-            loops = [one.renamed({old.name: into.name}) for one in others]
-    return loops
-
-
 def placed(
-    loops: Sequence[Loop], buffers: dict[str, tuple[int, str]]
-) -> tuple[list[Loop], dict[str, tuple[int, str]]]:
-    """Give arrays that are never needed together one memory; also return the sizes of all."""
+    loops: Sequence[Loop], buffers: dict[str, tuple[int, str]], new: Sequence[tuple[Value, Value]]
+) -> tuple[dict[str, str], dict[str, tuple[int, str]]]:
+    """Give arrays that are never needed together one memory; also return the sizes of all.
+
+    Args:
+        loops: that fill and read them.
+        buffers: of each array the size and the type.
+        new: parts of the state, and arrays that these become in the end. One that becomes a part as
+            it is gets the memory of it if nothing reads the old part after: the loop that fills it
+            may read the old entry that it replaces, and no other.
+    """
     uses: dict[str, list[int]] = {}
-    for i, loop in enumerate(loops):
-        for name in [leaf.name for leaf in loop.leaves if leaf.name in buffers]:
-            uses.setdefault(name, []).append(i)
+    for i, leaves in enumerate([*(loop.leaves for loop in loops), *(y.leaves for _, y in new)]):
+        for leaf in leaves:
+            uses.setdefault(leaf.name, []).append(min(i, len(loops)))
+    becomes = dict[str, str]()
+    for part, y in new:
+        size, _ = buffers.get(y.name, (0, ""))
+        if np.array_equal(y.places.ravel(), np.arange(size)):
+            becomes[y.name] = part.name
     slots: list[Any] = []  # of each the size, the type, and the last loop that needs it
-    chosen = {}
-    for name, (first, *_) in uses.items():
-        size, kind = buffers[name]
-        free = [i for i, (_, other, last) in enumerate(slots) if other == kind and last < first]
+    memory: dict[str, str] = {}
+    for name in [name for name in uses if name in buffers]:
+        (size, kind), first, into = buffers[name], uses[name][0], becomes.get(name, "")
+        at = [leaf for leaf in loops[first].leaves if leaf.name in (name, into)]
+        alike = all(not one.table and np.array_equal(at[0].places, one.places) for one in at)
+        if into and alike and max(uses.get(into, [0])) <= first:
+            memory[name] = into
+            continue
+        free = [i for i, (_, other, until) in enumerate(slots) if other == kind and until < first]
         if not free:
             free = [len(slots)]
             slots.append((0, kind, 0))
         # The smallest that is large enough, else the one that grows least.
         best = min(free, key=lambda i: (slots[i][0] < size, abs(slots[i][0] - size)))
         slots[best] = max(slots[best][0], size), kind, uses[name][-1]
-        chosen[name] = f"s->scratch_{best}"
-    sizes = {f"scratch_{i}": (size, kind) for i, (size, kind, _) in enumerate(slots)}
-    return [loop.renamed(chosen) for loop in loops], sizes
+        memory[name] = f"s->scratch_{best}"
+    return memory, {f"scratch_{i}": (size, kind) for i, (size, kind, _) in enumerate(slots)}
