@@ -640,6 +640,8 @@ TABLE = (
     "a convolution of the past reads across a reset",
     "seen = sequence[:, first : first + time] {{== => <=}} sequence[:, lags:]",
     "rnnjax/interop/c/program.py tests/interop/test_c_models.py",
+    "a decoder goes on from one step to the next in C",
+    "if given or ({{layer.has_state if timeless else => timeless or}} not layer.streams):",
     "a state that is learned begins as zeros in C",
     "carry[name] = {{layer.cell.start(model.params[layer.name], (1,)) => carry[name]}}",
     "rnnjax/interop/arrays.py",

@@ -209,6 +209,37 @@ def test_a_layer_that_begins_with_the_end_of_another_is_refused(tmp_path: Path) 
         c.save(from_keras.load(keras.Model(x, y)), tmp_path / "model.c")
 
 
+def behind(*given: Any) -> Any:
+    """A graph of layers behind the last output of a recurrent one."""
+    x = keras.Input((None, FEATURES))
+    y = layers.LSTM(4)(x)
+    for layer in given:
+        y = layer(y)
+    return randomized(keras.Model(x, y))
+
+
+def test_behind_the_last_output_there_is_no_time(tmp_path: Path) -> None:
+    norms = layers.BatchNormalization(axis=1), layers.LayerNormalization(axis=1)
+    models = {
+        "flat": behind(layers.Flatten(), layers.Dense(2)),
+        "norms": behind(*norms, layers.Softmax(axis=1)),
+        "repeated": behind(layers.RepeatVector(3), layers.Dense(2), layers.Flatten()),
+        "one_by_one": keras_model(layers.LSTM(4), layers.Flatten(), norms[0], layers.Dense(2)),
+    }
+    xs = inputs(False)
+    check({n: (from_keras.load(m), xs, np.asarray(m(xs[None]))[0]) for n, m in models.items()},
+          tmp_path)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [layers.LSTM(3, name="last"), layers.Conv1D(
+    3, 2, padding="causal", name="last")])  # fmt: skip
+def test_a_state_behind_the_last_output_is_refused(kind: Any, tmp_path: Path) -> None:
+    """It would go on from one step to the next, where each step begins a sequence of its own."""
+    model = from_keras.load(behind(layers.RepeatVector(3), kind))
+    with pytest.raises(InteropError, match="one step at a time, but layer 'last'"):
+        c.save(model, tmp_path / "model.c")
+
+
 def test_a_softmax_over_time_is_refused(tmp_path: Path) -> None:
     """Its axis is the last one, and so is that of the features elsewhere."""
     x = keras.Input((None, FEATURES))

@@ -17,7 +17,7 @@ from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop import arrays
 from rnnjax.interop.c.lowering import Lowering
 from rnnjax.interop.layers import Recurrent, describe_cell
-from rnnjax.interop.model import Functional, Model, Sequential
+from rnnjax.interop.model import Functional, Model, Sequential, Value
 from rnnjax.interop.onnx.graph import Graph
 from rnnjax.interop.serving import input_shapes
 
@@ -97,14 +97,21 @@ def of_cell(cell: Cell, params: Params, input_size: Any) -> Program:
 def of_model(model: Model) -> Program:
     """The program of one step of a model, for a batch of one row."""
     network = model.network
-    names = [call.name for call in getattr(network, "calls", ()) if call.states]
+    calls = {call.name: call for call in getattr(network, "calls", ())}
+    apart, last = set[str](), ""  # layers whose outputs, or last outputs, have no axis of time
     for name, layer in network.uses.items():
-        if name in names or not layer.streams:
+        takes = calls[name].takes if name in calls else [Value(last)]
+        timeless = all(value.output or value.source in apart for value in takes)
+        given = name in calls and calls[name].states
+        if given or (layer.has_state if timeless else not layer.streams):
             raise InteropError(
                 f"C takes one step at a time, but layer {layer.name!r}, {layer}, does not: it "
                 "reads later steps or all of them, or makes fewer; write what is before it, or "
                 "train a model whose layers run forward in time"
             )
+        if timeless or (isinstance(layer, Recurrent) and not layer.return_sequences):
+            apart.add(name)
+        last = name if isinstance(network, Sequential) else ""
     given, carry = _inputs(model), model.initial_carry((1,))
     inputs = dict[str, Any]()
     for key, one in given.items():
