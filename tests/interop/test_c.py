@@ -293,6 +293,11 @@ class Elementwise(rnnjax.Cell):
         return carry, jnp.stack(y) if isinstance(y, tuple) else y
 
 
+def whole(x: Any) -> Any:
+    return x.astype(jnp.int32)
+
+
+LEAST = np.int32(-(2**31))
 OPERATIONS = {
     "math": lambda x: jnp.stack([
         jnp.log1p(x * x), jnp.expm1(x), jnp.sin(x), jnp.cos(x), jnp.abs(x), jnp.sign(x), x**3,
@@ -339,6 +344,21 @@ OPERATIONS = {
     "far": lambda x: (x * 1e12).astype(int) * 1e-9 + (x / 0 * 0).astype(int),
     "missing": lambda x: jnp.maximum(0, x / (x > 0) * 0) + jnp.minimum(x, (x / (x < 1) * 0).max()),
     "powers": lambda x: jax.lax.pow(x, jnp.arange(6)),
+    "whole": lambda x: jnp.stack([
+        jax.lax.div(whole(10 * x), whole(x)), jax.lax.rem(whole(10 * x), whole(x)),
+        (whole(10 * x) * 1103515245 + 12345) * 69069 - whole(x), whole(3 * x) ** 3,
+        -(whole(x) + LEAST), jax.lax.div(whole(x) * 0 + LEAST, whole(x) * 0 - 1),
+        whole(x) + whole(9 * x).max(), whole(x) + whole(9 * x).min(),
+        whole(x) + whole(9 * x).prod(),
+    ]).astype(jnp.float32),
+    "running": lambda x: jnp.stack([
+        jnp.cumprod(x), jax.lax.cummax(x), jax.lax.cummin(x, reverse=True),
+        jnp.cumsum(whole(3 * x)).astype(jnp.float32), jnp.tile(x[:2], 3), jnp.repeat(x[:2], 3),
+    ]),
+    "log_gates": lambda x: jnp.stack([
+        jnp.log(jax.nn.sigmoid(9 * x - 9)), jax.nn.log_sigmoid(9 * x),
+        jnp.exp(0.5 * jnp.log(jax.nn.sigmoid(3 * x - 15))) * 1e3,
+    ]),
     "stack": lambda x: jnp.concatenate([jnp.stack([x, x * x]).sum(0), x[:1]]),
 }  # fmt: skip
 
@@ -450,6 +470,12 @@ def test_what_c_is_not_written_of_names_itself_and_its_line(tmp_path: Path) -> N
     refused(noise, "no random_seed of", tmp_path, error=InteropError)
     loop = Elementwise(6, lambda x: jax.lax.fori_loop(0, 3, lambda i, a: a * x, x))
     refused(loop, "no scan of", tmp_path, error=InteropError)
+    rounded = Elementwise(6, lambda x: jax.lax.reduce_precision(x, 8, 7))
+    refused(rounded, "no reduce_precision of", tmp_path, error=InteropError)
+    cropped = Elementwise(6, lambda x: jax.lax.conv_general_dilated(
+        x.reshape(1, 1, 6), np.ones((1, 1, 2), "f4"), (1,), [(-1, 2)]
+    ))  # fmt: skip
+    refused(cropped, r"no pad of .*, as in test_c\.py", tmp_path, error=InteropError)
     reduced = Elementwise(6, lambda x: jax.lax.reduce(x, 0.0, jax.lax.atan2, (0,)) * x)
     refused(reduced, "no reduce of", tmp_path, error=InteropError)
 

@@ -50,15 +50,18 @@ def save(*what: Any, input_size: Any = None, weights: str = "float32", data: Any
     as they are (``raw``) are arguments of their own, by their names. Names, shapes and bytes of all
     arrays are in the header.
 
-    The step is what `Cell.step` computes, in float32: wider or narrower parameters are rounded.
-    What depends on parameters alone is computed now. ``tanh`` and the logistic function are off by
-    2e-7 at most, so divide by no gate near 0. Dropout and noise are left out, as for prediction.
+    The step is what `Cell.step` computes, in float32: wider or narrower parameters are rounded, and
+    what a cell computes in fewer bits is not. What depends on parameters alone is computed now.
+    ``tanh`` and the logistic function are off by 2e-7 at most, so divide by no gate near 0. The
+    logarithm of ``jax.nn.sigmoid`` is computed from the argument of that, so it is exact. Dropout
+    and noise are left out, as for prediction.
 
     Of a model every layer must run forward in time: recurrent layers, dense ones, embeddings,
-    normalisations, activations, and causal convolutions, whose state is the steps before. The first
-    that does not is refused by its name; a graph, of ONNX or functional, may not say which axis
-    is time, and is run over a few steps, at once and one by one. Ids are ``int32_t``. At a step
-    that a mask leaves out recurrent layers keep their state, and the outputs say nothing.
+    normalisations, activations, and causal convolutions, whose state is the steps before. Behind
+    the last output of a recurrent layer, where there is no time, any layer without a state may be.
+    The first that does not fit is refused by its name; a graph, of ONNX or functional, may not say
+    which axis is time, and is run over a few steps, at once and one by one. Ids are ``int32_t``. At
+    a step that a mask leaves out recurrent layers keep their state, and the outputs say nothing.
 
     Args:
         cell: any cell whose step is made of operations that C is written of: those of the library,

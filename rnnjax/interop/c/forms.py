@@ -51,7 +51,11 @@ FORMS: Mapping[str, Mapping[str, str]] = {
        "is_finite": "isfinite({})", "round": "roundf({})", "round even": "rintf({})",
        "to i": "@truncated({})", "to q": "(int8_t){}", "to b": "({} != 0.0f)"},
     "i": _COMMON | {
-        "max": "@imax({}, {})", "min": "@imin({}, {})", "rem": "({} % {})", "not": "(~{})",
+        name: f"((int32_t)((uint32_t){{}} {sign} (uint32_t){{}}))"  # which overflows by wrapping
+        for name, sign in _ARITHMETIC.items()
+    } | {
+        "max": "@imax({}, {})", "min": "@imin({}, {})", "div": "@idiv({}, {})",
+        "rem": "@irem({}, {})", "neg": "((int32_t)(0u - (uint32_t){}))", "not": "(~{})",
         "and": "({} & {})", "or": "({} | {})", "to f": "(float){}", "to b": "({} != 0)",
     },
     "b": _COMMON | {
@@ -76,6 +80,12 @@ static int32_t @truncated(float x) { /* as JAX: to the nearest that there is, an
 }""",
     "imax": "static int32_t @imax(int32_t a, int32_t b) { return a < b ? b : a; }",
     "imin": "static int32_t @imin(int32_t a, int32_t b) { return a > b ? b : a; }",
+    "idiv": """\
+static int32_t @idiv(int32_t a, int32_t b) { /* as JAX where C has no result */
+  return b == 0 ? -1 : b == -1 ? (int32_t)(0u - (uint32_t)a) : a / b;
+}""",
+    "irem": """\
+static int32_t @irem(int32_t a, int32_t b) { return b == 0 ? a : b == -1 ? 0 : a % b; }""",
     "square": "static float @square(float x) { return x * x; }",
     "sign": "static float @sign(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x; }",
     "tanh": """\

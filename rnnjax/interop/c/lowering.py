@@ -19,7 +19,7 @@ _CALLS = {
     "custom_vjp_call", "custom_vjp_call_jaxpr",
 }  # fmt: skip
 _IDENTITIES = (
-    "copy", "copy_p", "stop_gradient", "name", "reduce_precision", "optimization_barrier",
+    "copy", "copy_p", "stop_gradient", "name", "optimization_barrier",
 )  # fmt: skip
 
 
@@ -37,6 +37,7 @@ class Lowering:
     ) -> None:
         self.names = {array.tobytes(): name for name, array in params.items()}
         self._product = product
+        self._gates = dict[int, tuple[Any, Any]]()  # by its id what is a logistic function, of what
 
     def run(self, jaxpr: Jaxpr, given: Sequence[Any], done: str = "") -> Any:
         """Run equations on arrays and tracers, constants first; ``done`` operations stay."""
@@ -60,6 +61,9 @@ class Lowering:
         if name in _CALLS:
             inner = next(p[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in p)
             return self.run(getattr(inner, "jaxpr", inner), [*getattr(inner, "consts", ()), *given])
+        if name == "log" and id(given[0]) in self._gates:  # whose errors are absolute
+            x = self._gates[id(given[0])][1]
+            return [lax.neg(lax.log1p(lax.exp(lax.neg(x))))]
         if name in RULES and name != done and not all(known):
             more = {"by": self._product, "shape": equation.outvars[0].aval.shape}
             rule = jax.make_jaxpr(lambda *xs: RULES[name](p | more, known, *xs))
@@ -67,6 +71,8 @@ class Lowering:
                 return self.run(traced.jaxpr, [*traced.consts, *given], name)
         made = equation.primitive.bind(*given, **p)
         made = made if equation.primitive.multiple_results else [made]
+        if name == "logistic":
+            self._gates[id(made[0])] = made[0], given[0]
         if all(known):
             of = [self.names.get(np.asarray(one).tobytes(), "").split(" and ") for one in given]
             name = " and ".join(dict.fromkeys(n for names in of for n in names if n))
@@ -75,11 +81,16 @@ class Lowering:
 
 
 def _origin(equation: Any) -> str:
-    """The file and line of the cell, or of what it called, that made an equation; empty if none."""
+    """The file and line of the cell, or of what it called, that made an equation.
+
+    Empty if a function of JAX did that, or a rule: what an operation is made of has its line.
+    """
     trace = equation.source_info.traceback
     for frame in trace.frames if trace is not None else []:
         path = pathlib.PurePath(frame.file_name)
         if not path.is_relative_to(_JAX):
+            if path == pathlib.PurePath(__file__):
+                return ""
             return f"{path.name}:{frame.line_num}, {frame.function_name}"
     return ""
 
@@ -122,7 +133,7 @@ def _convolution(p: Any, known: Sequence[bool], x: Any, w: Any) -> Any:
         return None
     x = x.transpose(spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1])
     w = w.transpose(*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0])
-    x = jnp.pad(x, [(0, 0), *p["padding"], (0, 0)])
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(*way, 0) for way in ((0, 0), *p["padding"], (0, 0))])
     space, every = range(1, x.ndim - 1), (slice(None),)
     sizes = [step * (n - 1) + 1 for n, step in zip(w.shape, p["rhs_dilation"], strict=False)]
     seen = sliding_window_view(np.arange(x.size).reshape(x.shape), sizes, axis=(*space,))
@@ -162,6 +173,8 @@ def _scan(p: Any, known: Sequence[bool], *given: Any) -> Any:
 
 
 def _power(p: Any, known: Sequence[bool], x: Any) -> Any:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return math.prod([x] * (p["y"] - 1), start=x)
     if p["y"] == 2:
         return lax.square(x)
     return 1 / x if p["y"] == -1 else lax.pow(x, jnp.full(x.shape, p["y"], x.dtype))
@@ -175,6 +188,7 @@ RULES: Mapping[str, Callable[..., Any]] = {
     "scan": _scan,
     "integer_pow": _power,
     "clamp": lambda p, known, low, x, high: jnp.minimum(jnp.maximum(x, low), high),
+    "reduce_precision": lambda p, known, x: x if p["mantissa_bits"] > 22 else None,
     "rsqrt": lambda p, known, x: 1 / jnp.sqrt(x),
     "stack": lambda p, known, *xs: jnp.concatenate(
         [lax.expand_dims(x, [p["axis"]]) for x in xs], p["axis"]

@@ -24,6 +24,7 @@ _MOVES: Mapping[str, Callable[..., Any]] = {
     "transpose": lambda x, p, shape: x.transpose(p["permutation"]),
     "rev": lambda x, p, shape: np.flip(x, p["dimensions"]),
     "split": lambda x, p, shape: np.split(x, np.cumsum(p["sizes"])[:-1], p["axis"]),
+    "tile": lambda x, p, shape: np.tile(x, p["reps"]),
     "unstack": lambda x, p, shape: [*np.moveaxis(x, p["axis"], 0)],
 }
 """By an operation that only moves entries what it makes of their numbers, and of a shape."""
@@ -277,8 +278,8 @@ class Writer:
             self.assign(into.at(along[1:]), into.at(along[:-1]), form)
             return into
         kept = tuple(n for axis, n in enumerate(value.shape) if axis not in p["axes"])
-        into, least = self._buffer(kept, value.kind), np.iinfo(np.int32).min
-        first = np.float32(start) if value.kind == "f" else np.clip(start, least, -1 - least)
+        into, ends = self._buffer(kept, value.kind), np.iinfo(np.int32)
+        first = start if value.kind == "f" else int(min(max(start, ends.min), ends.max))
         self.assign(into, Value(literals(np.array(first))[0], (), kept, value.kind))
         places = np.broadcast_to(np.expand_dims(into.places, p["axes"]), value.shape)
         self.assign(into.at(places), value if operation == "add" else self.stored(value), form)
