@@ -485,6 +485,10 @@ def test_what_cannot_be_written_is_refused_in_a_sentence(tmp_path: Path) -> None
     for name in ("step", "float", "1st", "a-b", "_x"):
         refused(cell, f"but is '{name}'; begin it with a letter", tmp_path, name)
     refused(Elementwise(6, state=np.int32), "the state of Elementwise.* is int32", tmp_path)
+    whole_state = States(6, lambda carry, x: ({n: whole(a + x) for n, a in carry.items()}, x))
+    refused(whole_state, r"a of States.* floating-point numbers, but is int32\(6,\)", tmp_path)
+    constant = Elementwise(6, lambda x: jnp.arange(3, dtype=jnp.uint8))
+    refused(constant, "y of Elementwise.* is uint8, for which C is not written", tmp_path)
     refused(None, "cell must be a Cell", tmp_path)
     with pytest.raises(InvalidInputError, match=r"params\['kernel'\] of Elementwise\(6\) has NaN"):
         c.save(cell, {"kernel": np.array([[np.nan]])}, tmp_path / "cell.c")
@@ -539,6 +543,22 @@ def test_a_state_that_is_moved_or_shared_is_not_overwritten_early(tmp_path: Path
         return {"a": new, "b": new}, new
 
     steps_agree(tmp_path, {"moved": States(6, moved, names=("a",)), "shared": States(6, shared)})
+
+
+@dataclasses.dataclass(frozen=True)
+class EmptyState(States):
+    """One of the states has no entries."""
+
+    def initial_carry(self, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Any:
+        return {"a": jnp.zeros((*batch_shape, 0)), "b": jnp.zeros((*batch_shape, 6))}
+
+
+def test_a_state_may_have_no_entries(tmp_path: Path) -> None:
+    def does(carry: Any, x: Any) -> Any:
+        new = {"a": jnp.cos(carry["a"]), "b": 0.5 * carry["b"] + x}
+        return new, carry["b"] + carry["a"].sum()
+
+    steps_agree(tmp_path, {"empty": EmptyState(6, does)})
 
 
 def test_states_and_features_whose_names_are_taken_are_arrays_of_their_own(tmp_path: Path) -> None:

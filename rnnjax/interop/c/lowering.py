@@ -71,7 +71,7 @@ class Lowering:
                 return self.run(traced.jaxpr, [*traced.consts, *given], name)
         made = equation.primitive.bind(*given, **p)
         made = made if equation.primitive.multiple_results else [made]
-        if name == "logistic":
+        if name == "logistic" and not all(known):
             self._gates[id(made[0])] = made[0], given[0]
         if all(known):
             of = [self.names.get(np.asarray(one).tobytes(), "").split(" and ") for one in given]

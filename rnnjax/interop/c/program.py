@@ -15,6 +15,7 @@ from rnnjax.checks import check_size
 from rnnjax.engine import Scan
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop import arrays
+from rnnjax.interop.c.forms import kind_of
 from rnnjax.interop.c.lowering import Lowering
 from rnnjax.interop.layers import Recurrent, describe_cell
 from rnnjax.interop.model import Functional, Model, Sequential, Value
@@ -214,12 +215,18 @@ def _traced(
     closed, (after, ys) = trace(params, start, *inputs.values())
     state = _by_name(start, "layer" if isinstance(start, tuple) else "state")
     for (name, old), new in zip(state.items(), jax.tree.leaves(after), strict=True):
-        if new.shape != old.shape:
+        if new.shape != old.shape or not jnp.issubdtype(new.dtype, jnp.floating):
             raise InvalidInputError(
-                f"{name} of {title} must keep its shape {old.shape}, but is {new.shape} after a "
-                "step; return a state like the one that came"
+                f"{name} of {title} must keep its shape {old.shape} and floating-point numbers, "
+                f"but is {new.dtype}{new.shape} after a step; return a state like the one that came"
             )
     outputs = _by_name(ys, "y", inputs)
+    for name, leaf in (inputs | outputs).items():
+        if not kind_of(leaf.dtype):
+            raise InvalidInputError(
+                f"{name} of {title} is {leaf.dtype}, for which C is not written; make it float32, "
+                "int32 or bool"
+            )
     return Program(title, closed, _by_name(params, "layer"), state, inputs, outputs, bool(rounded))
 
 

@@ -279,8 +279,9 @@ class Writer:
             return into
         kept = tuple(n for axis, n in enumerate(value.shape) if axis not in p["axes"])
         into, ends = self._buffer(kept, value.kind), np.iinfo(np.int32)
-        first = start if value.kind == "f" else int(min(max(start, ends.min), ends.max))
-        self.assign(into, Value(literals(np.array(first))[0], (), kept, value.kind))
+        whole = np.int32(np.clip(start, ends.min, ends.max))
+        first = np.asarray(np.float32(start) if value.kind == "f" else whole)
+        self.assign(into, Value(literals(first)[0], (), kept, value.kind))
         places = np.broadcast_to(np.expand_dims(into.places, p["axes"]), value.shape)
         self.assign(into.at(places), value if operation == "add" else self.stored(value), form)
         return into
@@ -405,7 +406,7 @@ def placed(
             becomes[y.name] = part.name
     slots: list[Any] = []  # of each the size, the type, and the last loop that needs it
     memory: dict[str, str] = {}
-    for name in [name for name in uses if name in buffers]:
+    for name in [name for name in uses if buffers.get(name, (0, ""))[0]]:
         (size, kind), first, into = buffers[name], uses[name][0], becomes.get(name, "")
         at = [leaf for leaf in loops[first].leaves if leaf.name in (name, into)]
         alike = all(not one.table and np.array_equal(at[0].places, one.places) for one in at)
