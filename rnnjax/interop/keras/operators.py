@@ -111,22 +111,17 @@ class Operation(Layer):
         x = jnp.concatenate([before.astype(x.dtype), x], axis=1)
         return lax.slice_in_dim(x, x.shape[1] - self._lags, x.shape[1], axis=1), x
 
-    def _apart(self, at: At, x: jax.Array, resets: Any) -> tuple[Carry, Callable[..., Any]]:
-        """The window, and the convolution tap by tap, without what is before a reset."""
-        kernel, lags, time = at.params["kernel"], self._lags, x.shape[1] - self._lags
+    def _apart(self, size: int, x: jax.Array, resets: Any) -> tuple[Carry, jax.Array]:
+        """The window, and what a kernel reads at each step, without what is before a reset."""
+        lags, time = self._lags, x.shape[1] - self._lags
         begins = jnp.broadcast_to(jnp.asarray(resets).reshape(time, -1), (time, len(x))).T
         sequence = jnp.pad(jnp.cumsum(begins, 1), ((0, 0), (lags, 0)))[..., None]
-
-        def run(x: jax.Array) -> jax.Array:
-            ys: Any = at.params.get("bias", 0)
-            config = {**at.config, "activation": "linear"}
-            for i, first in enumerate(range(0, lags + 1, lags // (len(kernel) - 1))):
-                tap = at._replace(config=config, params={"kernel": kernel[i : i + 1]})
-                seen = sequence[:, first : first + time] == sequence[:, lags:]
-                ys += _conv(tap, jnp.where(seen, x[:, first : first + time], 0))
-            return get_function(at.config["activation"])(ys)
-
-        return jnp.where(sequence == sequence[:, -1:], x, 0)[:, -lags:], run
+        read = []
+        for first in range(0, lags + 1, lags // (size - 1)):
+            seen = sequence[:, first : first + time] == sequence[:, lags:]
+            read.append(jnp.where(seen, x[:, first : first + time], 0))
+        xs = jnp.stack(read, axis=2).reshape(len(x), -1, x.shape[-1])
+        return jnp.where(sequence == sequence[:, -1:], x, 0)[:, -lags:], xs
 
     def run(self, params: Params, flow: Any, carry: Carry | None, context: Context) -> Ran:
         """Run the row; ``flow`` is a tuple where the layer takes several arrays."""
@@ -152,13 +147,14 @@ class Operation(Layer):
                 f"{named} would take what is masked for a part of its sum; leave the mask out"
             )
         row, at = OPERATORS[self.kind], At(config, params, masks, context.key)
-        run: Callable[..., Any] = partial(row.run, at)
+        run = partial(row.run, at)
         try:
             if self.has_state:  # the steps before stand for the zeros of the padding
                 config["padding"] = "valid"
                 carry, xs[0] = self._window(params, carry, xs[0])
                 if context.resets is not None:
-                    carry, run = self._apart(at, xs[0], context.resets)
+                    config["strides"], config["dilation_rate"] = len(params["kernel"]), 1
+                    carry, xs[0] = self._apart(len(params["kernel"]), xs[0], context.resets)
             ys = jax.vmap(run, 1, 1)(*xs) if self.each_step else run(*xs)
             mask = row.mask(at, *xs) if callable(row.mask) and not self.each_step else None
         except (TypeError, ValueError, IndexError, AttributeError) as error:  # of JAX
