@@ -41,46 +41,49 @@ CELLS = FORMS["keras"]
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """A unit of a layer with its own arrays."""
+    """What has one dict of parameters."""
 
     owner: Cell | Layer  # a cell of `CELLS`, or a layer
     path: str  # its place below the layer, such as "forward_layer/cell"; empty for the layer
-    shapes: Weights  # of its arrays, by our names for them; None for a size of the inputs
+    # by the place below that the shapes of arrays, by our names for them; None for a size of inputs
+    weights: Mapping[str, Weights]
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """The shapes of all arrays, in Keras's order."""
+        return {name: shape for own in self.weights.values() for name, shape in own.items()}
 
 
-def units_of(layer: Layer) -> list[Unit]:
-    """The units of a layer in the order of its arrays.
+def units_of(layer: Layer) -> Any:
+    """The units of a layer, in the tree of its parameters.
 
     >>> import rnnjax
     >>> units = units_of(Recurrent("rnn", rnnjax.Bidirectional(rnnjax.LSTMCell(2))))
-    >>> [(unit.path, len(unit.shapes)) for unit in units]
-    [('forward_layer/cell', 3), ('backward_layer/cell', 3)]
+    >>> units.forward.path, list(units.forward.shapes)
+    ('forward_layer/cell', ['kernel', 'recurrent_kernel', 'bias'])
     """
-    if not isinstance(layer, Recurrent):
-        return [Unit(layer, path, weights) for path, weights in layer.weights.items()]
-    return list(_cells(layer.cell, "cell", layer.name))
+    if isinstance(layer, Recurrent):
+        return _units(layer.cell, "cell", layer.name)
+    return Unit(layer, "", layer.weights) if layer.weights else None
 
 
-def _cells(cell: Cell, path: str, name: str) -> Iterator[Unit]:
+def _units(cell: Cell, path: str, name: str) -> Any:
     if isinstance(cell, Regularized):
         cell = cell.cell
     if isinstance(cell, Bidirectional) and path == "cell":
-        for place, part in zip(("forward_layer", "backward_layer"), cell.cells, strict=True):
-            yield from _cells(part, f"{place}/cell", name)
-    elif isinstance(cell, Stack) and path.endswith("cell") and not cell.dropout.rate:
-        used: dict[str, int] = {}
-        for part in cell.cells:
-            for unit in _cells(part, "", name):
-                place = unique(snake(class_of(unit.owner)), used)
-                yield dataclasses.replace(unit, path=f"{path}/cells/{place}")
-    elif type(cell) in CELLS and (path or not isinstance(cell, ConvLSTMCell)):
-        yield Unit(cell, path, _shapes_of(cell))
-    else:
-        raise InteropError(
-            f"layer {name!r} is made of {describe_cell(cell)}, which Keras has not at this place; "
-            f"it has {', '.join(kind.__name__ for kind in CELLS)}, a Stack of them without "
-            "dropout, and a Bidirectional of these; give each layer a Recurrent of its own"
-        )
+        ways = zip(("forward_layer", "backward_layer"), cell.cells, strict=True)
+        return Directions(*(_units(part, f"{place}/cell", name) for place, part in ways))
+    if isinstance(cell, Stack) and path.endswith("cell") and not cell.dropout.rate:
+        units, used = (_units(part, "", name) for part in cell.cells), dict[str, int]()
+        paths = ((unit, unique(snake(class_of(unit.owner)), used)) for unit in units)
+        return tuple(dataclasses.replace(unit, path=f"{path}/cells/{at}") for unit, at in paths)
+    if type(cell) in CELLS and (path or not isinstance(cell, ConvLSTMCell)):
+        return Unit(cell, path, {"": _shapes_of(cell)})
+    raise InteropError(
+        f"layer {name!r} is made of {describe_cell(cell)}, which Keras has not at this place; "
+        f"it has {', '.join(kind.__name__ for kind in CELLS)}, a Stack of them without "
+        "dropout, and a Bidirectional of these; give each layer a Recurrent of its own"
+    )
 
 
 def _shapes_of(cell: Cell) -> dict[str, Shape]:
@@ -110,12 +113,6 @@ def unique(name: str, used: dict[str, int]) -> str:
     """The name, or where it is used already the name with a number, as Keras counts them."""
     used[name] = used.get(name, -1) + 1
     return f"{name}_{used[name]}" if used[name] else name
-
-
-def _tree(cell: Cell) -> Any:
-    if isinstance(cell, Bidirectional):
-        return Directions(*map(_tree, cell.cells))
-    return tuple(map(_tree, cell.cells)) if isinstance(cell, Stack) else cell
 
 
 def to_params(unit: Unit, arrays: Sequence[np.ndarray], where: str) -> dict[str, jax.Array]:
@@ -202,15 +199,14 @@ def build(network: Network, file: KerasFile, places: Places) -> Model:
     """The model of these layers, with the parameters that their arrays become."""
     params = {}
     for layer in network.layers.values():
-        units, parts = units_of(layer), []
+        units, tree = jax.tree.flatten(units_of(layer))
+        parts = []
         for unit, paths in zip(units, _split(layer, units, places[layer.name]), strict=True):
             arrays = [file.arrays[path] for path in paths]
             place = f" at {unit.path!r}" if units[1:] else ""
             parts.append(to_params(unit, arrays, f"layer {layer.name[:80]!r}{place}"))
-        if isinstance(layer, Recurrent):
-            params[layer.name] = jax.tree.unflatten(jax.tree.structure(_tree(layer.cell)), parts)
-        elif units:
-            params[layer.name] = {name: array for part in parts for name, array in part.items()}
+        if units:
+            params[layer.name] = jax.tree.unflatten(tree, parts)
     return Model(network, params, {"file": file, "network": network, "places": places})
 
 
@@ -229,12 +225,10 @@ def _split(layer: Layer, units: Sequence[Unit], arrays: Sequence[str]) -> list[l
 
 def arrays_of(layer: Layer, model: Model) -> Iterator[tuple[Unit, list[np.ndarray]]]:
     """The arrays of each unit of a layer, in the order and form of Keras."""
-    units, params = units_of(layer), model.params.get(layer.name)
-    parts: list[Any] = [params] * bool(units)
-    if isinstance(layer, Recurrent):
-        parts = jax.tree.leaves(params, is_leaf=lambda part: not isinstance(part, tuple))
-    elif len(units) > 1 and isinstance(params, Mapping):
-        parts = [{k: v for k, v in params.items() if k in unit.shapes} for unit in units]
+    units, params = jax.tree.leaves(units_of(layer)), [model.params.get(layer.name)]
+    parts = jax.tree.leaves(
+        params * bool(units), is_leaf=lambda one: not isinstance(one, tuple | list)
+    )
     if len(parts) != len(units):
         raise InteropError(
             f"layer {layer.name!r} should have the parameters of {len(units)} cells, but has those "
@@ -306,13 +300,16 @@ def _at_paths(network: Network, groups: Mapping[str, str], file: KerasFile) -> P
     found: Places = {}
     for layer in network.layers.values():
         paths = found[layer.name] = []
-        for unit in units_of(layer):
+        units = jax.tree.leaves(units_of(layer))
+        for at, shapes in (
+            (unit.path + at, own) for unit in units for at, own in unit.weights.items()
+        ):
             # Those of a TimeDistributed are in its layer; Keras 2's heads begin with a line.
-            places = [f"{groups[layer.name]}/{inner}{unit.path}" for inner in ("", "layer/", "_")]
+            places = [f"{groups[layer.name]}/{inner}{at}" for inner in ("", "layer/", "_")]
             names = (f"{place}/vars/{i}".replace("//", "/") for i in range(9) for place in places)
             own = [rest.pop(name) for name in names if name in rest]
             paths += own
-            if unit.shapes and not own:
+            if shapes and not own:
                 raise InteropError(
                     f"the file has no arrays of layer {layer.name[:80]!r}: it was not built, or is "
                     "shared, which is not known here; give each model layers of its own"
@@ -415,9 +412,10 @@ def _placed(model: Model, groups: Mapping[str, str]) -> Iterator[tuple[str, np.n
     for name, layer in model.layers.items():
         inner = "layer/" if getattr(layer, "each_step", False) else ""
         for unit, own in arrays_of(layer, model) if plain(name) in groups else ():
-            place = f"layers/{groups[plain(name)]}/{inner}{unit.path}".rstrip("/")
-            own = in_keras_3(unit.owner, own)
-            yield from ((f"{place}/vars/{i}", array) for i, array in enumerate(own))
+            rest = iter(in_keras_3(unit.owner, own))
+            for at, shapes in unit.weights.items():
+                place = f"layers/{groups[plain(name)]}/{inner}{unit.path}{at}".rstrip("/")
+                yield from ((f"{place}/vars/{i}", next(rest)) for i in range(len(shapes)))
 
 
 def _as_it_was(model: Model) -> KerasFile:
@@ -435,4 +433,6 @@ def configs_of(network: Network) -> dict[str, dict[str, Any]]:
     """The config of each layer of a row, by its name; one-hot ids are left out."""
     layers = list(network.layers.values())
     told = layers[isinstance(layers[0], OneHotIds) :]
-    return {layer.name: layer_entry(layer) for layer in told if units_of(layer) is not None}
+    for layer in told:
+        units_of(layer)  # raises where a cell is none of Keras
+    return {layer.name: layer_entry(layer) for layer in told}
