@@ -9,7 +9,8 @@ import numpy as np
 from rnnjax.cells import Cell
 from rnnjax.errors import InteropError
 from rnnjax.interop.functions import FORMS
-from rnnjax.interop.keras.layers import name_of, options_of, scaled
+from rnnjax.interop.keras.graph import is_tensor
+from rnnjax.interop.keras.layers import options_of, scaled
 from rnnjax.interop.keras.operators import MERGES, Operation, OverGrids, keeps_mask
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.interop.model import Call, Functional, Value
@@ -51,12 +52,8 @@ def input_entry(name: str, shape: Sequence[Any], dtype: str) -> dict[str, Any]:
 
 
 def _tensor(name: str, place: int, output: int) -> dict[str, Any]:
-    history = {"shape": [None], "dtype": "float32", "keras_history": [plain(name), place, output]}
+    history = {"shape": [None], "dtype": "float32", "keras_history": [name, place, output]}
     return {"class_name": "__keras_tensor__", "config": history}
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("class_name") == "__keras_tensor__"
 
 
 def _key(parts: Sequence[Any]) -> list[Any]:
@@ -75,16 +72,16 @@ class _Graph:
 
     def __init__(self, network: Functional, configs: Mapping[str, Any]) -> None:
         self.network, self.layers = network, network.layers
-        self.entries: dict[str, dict[str, Any]] = {}
-        self.at: dict[str, tuple[str, int]] = {}  # of inputs and calls, the layer and its node
-        self.names = {plain(name): name for name in (*configs, *(x.name for x in network.inputs))}
+        self.entries: dict[str, Any]
+        self.entries = {plain(one.name): input_entry(*one[:3]) for one in network.inputs}
+        self.entries |= {plain(name): config for name, config in configs.items()}
+        if len(self.entries) < len(configs) + len(network.inputs):
+            raise InteropError("two layers or inputs of the model would have one name; rename one")
+        # Of inputs and calls, the layer and its node.
+        self.at = {one.name: (plain(one.name), 0) for one in network.inputs}
         self.parents: dict[tuple[str, int], list[tuple[str, int]]] = {}  # of nodes, what they read
         self.marks: dict[Value, Any] = {}  # the call that made the mask of a value, if it has one
         self.readers = [value for call in network.calls for value in set(call.takes)]
-        for one in network.inputs:
-            self.entries[one.name] = input_entry(*one[:3])
-            self.at[one.name] = one.name, 0
-        self.entries |= configs
         read = [*network.outputs, *(value for call in network.calls for value in call.reads)]
         ends = {value.source for value in read if value.output}
         for call in network.calls:
@@ -99,11 +96,12 @@ class _Graph:
 
     def node(self, name: str, key: str, args: Any, options: Mapping[str, Any]) -> None:
         """Let a layer be called, and what it gives be known by a key."""
+        name = plain(name)
         nodes = self.entries[name].setdefault("inbound_nodes", [])
         self.at[key] = name, len(nodes)
-        read = jax.tree.leaves((args, dict(options)), is_leaf=_is_tensor)
-        sources = [one["config"]["keras_history"] for one in read if _is_tensor(one)]
-        self.parents[name, len(nodes)] = [(self.names[n], place) for n, place, _ in sources]
+        read = jax.tree.leaves((args, dict(options)), is_leaf=is_tensor)
+        sources = [one["config"]["keras_history"] for one in read if is_tensor(one)]
+        self.parents[name, len(nodes)] = [(source, place) for source, place, _ in sources]
         nodes.append({"args": args, "kwargs": dict(options)})
 
     def call(self, call: Call) -> None:
@@ -150,8 +148,7 @@ class _Graph:
 
         def operation(kind: str, args: Any, **config: Any) -> None:
             name = f"{key}_{kind.lower()}"
-            self.entries[name] = keras_layer(kind, {"name": name, **config}, _OPS)
-            self.names[plain(name)] = name
+            self.entries[plain(name)] = keras_layer(kind, {"name": name, **config}, _OPS)
             self.node(name, key, args, {})
 
         if key not in self.at:
@@ -187,18 +184,15 @@ class _Graph:
 def graph_config(network: Functional, configs: dict[str, Any]) -> dict[str, Any]:
     """The config of a functional model of Keras 3, with its layers in Keras's order."""
     graph = _Graph(network, configs)
+    begin = [[plain(one.name), 0, 0] for one in network.inputs]
+    ends = [[*graph.at[value.source], value.output] for value in network.outputs]
     order = graph.order([graph.at[value.source] for value in network.outputs])
-    order = [*dict.fromkeys([*(one.name for one in network.inputs), *order])]
-    places = [(*graph.at[value.source], value.output) for value in network.outputs]
-    ends = [[plain(name), place, output] for name, place, output in places]
-    outputs: Any = ends if ends[1:] else ends[0]  # one by itself, as it is called
+    order = [*dict.fromkeys([*(plain(one.name) for one in network.inputs), *order])]
+    listed = [{"name": name, "inbound_nodes": [], **graph.entries[name]} for name in order]
+    inputs: Any = begin if begin[1:] else begin[0]  # one by itself, as it is called
+    outputs: Any = ends if ends[1:] else ends[0]
     if network.names is not None:
         outputs = dict(zip(network.names, ends, strict=True))
-    listed = [{"name": plain(n), "inbound_nodes": [], **graph.entries[n]} for n in order]
-    if len({*map(plain, graph.entries)}) < len(configs) + len(network.inputs):
-        raise InteropError("two layers or inputs of the model would have one name; rename one")
-    begin = [[plain(one.name), 0, 0] for one in network.inputs]
-    inputs: Any = begin if begin[1:] else begin[0]
     config = {"name": "functional", "layers": listed, "input_layers": inputs}
     made = keras_layer("Functional", {**config, "output_layers": outputs})
     return made | {"module": "keras.src.models.functional", "registered_name": "Functional"}
@@ -246,10 +240,7 @@ def layer_entry(layer: Layer) -> dict[str, Any]:
 
 
 def _operation(layer: Operation, where: str) -> dict[str, Any]:
-    config = {"name": layer.name, **dict(layer.config)}
-    if "activation" in config:
-        function = "hard_sigmoid" if scaled(layer) else config["activation"]
-        config["activation"] = name_of(function, where)
+    config = {"name": layer.name, **options_of(layer, where)}
     axis = config.get("axis")
     if layer.kind == "BatchNormalization" and isinstance(axis, tuple):
         (config["axis"],) = axis

@@ -89,26 +89,25 @@ class _Graph:
         return outputs, names
 
     def _functional(self, config: Any, listed: Any, given: list[_Tensor] | None, own: str) -> Made:
-        # Inputs in dicts, and outputs of a model inside, are counted in the order of their keys.
-        starts = [ref for _, ref, _ in _tensors(config.get("input_layers"), True)]
-        ends = {p: ref for p, ref, _ in _tensors(config.get("output_layers"), given is not None)}
-        keys = [path[0] if len(path) == 1 else path for path in ends]
-        names = tuple(key for key in keys if isinstance(key, str)) or None
-        if len(names or ()) != len(keys) and keys not in ([()], [*range(len(keys))]):
+        # Inputs and outputs in dicts are counted in the order of their keys.
+        starts, told = _tensors(config.get("input_layers")), config.get("output_layers")
+        names = tuple(sorted(told)) if isinstance(told, dict) and not is_tensor(told) else None
+        each = [told[name] for name in names] if names else [told] if is_tensor(told) else told
+        if not starts or not each:
+            raise _damaged("a model should have inputs and outputs, but has none")
+        if not all(map(is_tensor, each)):
             raise InteropError(
                 f"the outputs of a model should be tensors, one, in a list, or in a dict by name, "
-                f"but are at {keys!r:.80}; give them so"
+                f"but are {told!r:.80}; give them so"
             )
         level = _Level(self, listed, own)
-        if not starts or not ends:
-            raise _damaged("a model should have inputs and outputs, but has none")
         begin = self._begin([level.nodes[name][0] for name, _, _ in starts], given, own)
         level.done = {(ref[0], 0): [one] for ref, one in zip(starts, begin, strict=True)}
         # In the order of the config, and functions of keras.ops where they are due.
         for here in level.uses:
             if here not in level.done and not level.nodes[here[0]][0].kind.startswith("ops."):
                 level.run(here)
-        return [level.tensor(ref, at_end=True) for ref in ends.values()], names
+        return [level.tensor(_tensor(one), at_end=True) for one in each], names
 
     def count(self, more: int) -> None:
         """Layers and calls of them: of models in models, each called twice, they are millions."""
@@ -329,22 +328,20 @@ def _is_keras_3(nodes: Any) -> bool:
 def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[_Use]:
     """The uses of a layer, as Keras 3 writes them, or Keras 2."""
     for node in nodes or []:
-        options: Any = {}
         if isinstance(node, dict):
             args, options = node.get("args"), node.get("kwargs") or {}
             if entry.kind == "ops.GetItem" and isinstance(args, list) and len(args) == 2:
                 args, options = args[0], {"key": args[1]}
-            found = _found(args)
+            found = [one for one in _found(args) if one is not None]
         else:
-            found = []
-            for _, ref, more in _tensors(node):
-                found.append(ref)
-                options = options | (more if isinstance(more, dict) else {"": more})
+            found, options = [*_tensors(node)], {}
+            for *_, more in (one for one in _leaves(node) if one and len(one) > 3):
+                options |= more if isinstance(more, dict) else {"": more}
         options = options if isinstance(options, dict) else {"": options}
         options = {k: v for k, v in options.items() if v is not None}
         if not options.get("training"):
             options.pop("training", None)
-        marks = tuple(leaf for _, leaf, _ in _leaves(options.pop("mask", None), True, ()))
+        marks = tuple(_found(options.pop("mask", None)))
         named = {k: _refs(_found(options[k])) for k in (*_TENSORS, *options) if k in options}
         named = {key: refs for key, refs in named.items() if refs}
         options = {key: value for key, value in options.items() if key not in named}
@@ -362,42 +359,42 @@ def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[_Use]:
         yield _Use(takes, arguments, options, states, marks)
 
 
+def is_tensor(value: Any) -> bool:
+    """Whether it is a tensor, as Keras 3 writes it, or Keras 2."""
+    if isinstance(value, dict):
+        return value.get("class_name") == "__keras_tensor__"
+    return isinstance(value, list) and len(value) >= 3 and isinstance(value[0], str)
+
+
+def _leaves(value: Any) -> list[Any]:
+    """What lists and dicts hold, at any depth, in the order of their keys."""
+
+    def whole(one: Any) -> bool:
+        return one is None or is_tensor(one) or (isinstance(one, dict) and "class_name" in one)
+
+    return jax.tree.leaves(value, is_leaf=whole)
+
+
 def _found(value: Any) -> list[Any]:
-    return [leaf for _, leaf, _ in _leaves(value, True, ()) if leaf is not None]
+    """The leaves, tensors among them as references."""
+    return [_tensor(one) if is_tensor(one) else one for one in _leaves(value)]
 
 
 def _refs(found: list[Any]) -> tuple[_Ref, ...]:
     return tuple(one for one in found if isinstance(one, tuple))
 
 
-def _tensors(value: Any, by_key: bool = False) -> Iterator[tuple[Any, _Ref, Any]]:
-    """All tensors where there is nothing else, and what Keras 2 writes after each."""
-    for path, leaf, more in _leaves(value, by_key, ()):
-        if not isinstance(leaf, tuple | None):
-            raise _damaged(f"the graph should be made of lists, but has {leaf!r:.80}")
-        if leaf is not None:
-            yield path, leaf, more
-
-
-def _leaves(value: Any, by_key: bool, path: tuple[Any, ...]) -> Iterator[tuple[Any, Any, Any]]:
-    """What lists and dicts hold, at any depth, by the keys and places that lead to it."""
-    kind = value.get("class_name") if isinstance(value, dict) else None
-    if kind == "__tuple__":
-        value, kind = value.get("items"), None
-    if kind == "__keras_tensor__":
-        yield path, _tensor(value["config"]["keras_history"]), {}
-    elif isinstance(value, list) and len(value) >= 3 and isinstance(value[0], str):
-        yield path, _tensor(value[:3]), value[3] if len(value) > 3 else {}  # of Keras 2
-    elif isinstance(value, list) or (isinstance(value, dict) and kind is None):
-        pairs: Any = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, entry in sorted(pairs, key=lambda pair: pair[0]) if by_key else pairs:
-            yield from _leaves(entry, by_key, (*path, key))
-    else:
-        yield path, value, {}
+def _tensors(value: Any) -> list[_Ref]:
+    """All tensors where there is nothing else."""
+    found = [one for one in _found(value) if one is not None]
+    for one in found:
+        if not isinstance(one, tuple):
+            raise _damaged(f"the graph should be made of lists, but has {one!r:.80}")
+    return found
 
 
 def _tensor(value: Any) -> _Ref:
-    layer, use, output = value
+    layer, use, output = value["config"]["keras_history"] if isinstance(value, dict) else value[:3]
     if not all(isinstance(number, int) and 0 <= number < 2**31 for number in (use, output)):
         raise _damaged(f"the graph should have [layer, use, output], but has {value!r:.80}")
     return str(layer), use, output

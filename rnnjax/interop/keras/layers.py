@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING
 from typing import Any
 
 from rnnjax.cells import ConvLSTMCell, GRUCell, LSTMCell, SimpleRNNCell
@@ -67,7 +68,7 @@ class Entry:
             value = value["value"]
         value = default if value is None else value
         expected, fits, made = _OPTIONS[kind]
-        number = isinstance(value, int | float) and (kind == "flag" or not isinstance(value, bool))
+        number = isinstance(value, int | float) and (kind == "bool" or not isinstance(value, bool))
         if not number or not fits(value):
             self.refuse(names[0], expected, value)
         return made(value)
@@ -80,12 +81,19 @@ class Entry:
         """A layer inside of this one."""
         return entry_of(self.get(name), f"{name} of {self.where}", self.version)
 
-    def plain(self, name: str, usual: Any) -> Any:
-        """A number, a text, or a list of them, as a layer passes it to JAX, which checks it."""
-        if name == "activation":
+    def read(self, name: str, usual: Any) -> Any:
+        """An option of what kind its name and its usual value tell; MISSING is that of a size.
+
+        Others are numbers, texts, or lists of them, as a layer passes them to JAX, which checks it.
+        """
+        if "activation" in name:
             return self.function(name, usual)
-        if name == "dropout":
+        if "dropout" in name:
             return self.option("rate", name)
+        if usual is MISSING:
+            return self.option("size", name)
+        if isinstance(usual, bool | float):
+            return self.option(type(usual).__name__, name, default=usual)
         value = self.get(name, default=usual)
         try:
             return self.key(value) if name == "key" else _frozen(value)
@@ -122,9 +130,9 @@ class Entry:
 
 
 _OPTIONS: Mapping[str, tuple[str, Callable[[Any], bool], type]] = {
-    "flag": ("True or False", lambda value: value in (True, False), bool),
+    "bool": ("True or False", lambda value: value in (True, False), bool),
     "size": ("a positive integer", lambda value: 0 < value <= LARGEST and value % 1 == 0, int),
-    "number": ("a number", lambda value: abs(value) <= sys.float_info.max, float),
+    "float": ("a number", lambda value: abs(value) <= sys.float_info.max, float),
     "rate": ("at least 0 and below 1", lambda value: 0 <= value < 1, float),
 }
 """By the kind of an option what is expected, whether a number is that, and its type here."""
@@ -258,7 +266,7 @@ def layer_function(entry: Entry) -> str | Function:
     """The function that one of ``ACTIVATION_LAYERS`` is."""
     if entry.kind in _ALPHAS:
         kind, names, default = _ALPHAS[entry.kind]
-        return entry.checked(Nonlinearity(kind, entry.option("number", *names, default=default)))
+        return entry.checked(Nonlinearity(kind, entry.option("float", *names, default=default)))
     option, known = _NAMED[entry.kind]
     value = entry.get(option)
     if fits := [function for usual, function in known if value == usual]:
@@ -320,21 +328,10 @@ def _fields(kind: type) -> dict[str, tuple[Any, str]]:
 
 def _read(kind: type, entry: Entry, **defaults: Any) -> dict[str, Any]:
     """The fields of a class, out of the options of a layer; our defaults are those of Keras 3."""
-    told: dict[str, Any] = {}
-    for name, (default, there) in _fields(kind).items():
-        default = defaults.get(name, default)
-        if "activation" in name:
-            told[name] = entry.function(there, default)
-        elif "dropout" in name:
-            told[name] = entry.option("rate", there)
-        elif isinstance(default, bool | float):
-            kind_of = "flag" if isinstance(default, bool) else "number"
-            told[name] = entry.option(kind_of, there, default=default)
-        elif default is dataclasses.MISSING:
-            told[name] = entry.option("size", there)
-        else:
-            told[name] = entry.plain(there, default)
-    return told
+    return {
+        name: entry.read(there, defaults.get(name, usual))
+        for name, (usual, there) in _fields(kind).items()
+    }
 
 
 def options_of(made: Any, where: str) -> dict[str, Any]:
@@ -343,9 +340,15 @@ def options_of(made: Any, where: str) -> dict[str, Any]:
     >>> options_of(Dense("head", 3, "softmax"), "layer 'head'")
     {'units': 3, 'activation': 'softmax', 'use_bias': True}
     """
-    told = {there: getattr(made, name) for name, (_, there) in _fields(type(made)).items()}
-    told |= dict.fromkeys(scaled(made), "hard_sigmoid")
+    told = _told(made) | dict.fromkeys(scaled(made), "hard_sigmoid")
     return {n: name_of(v, where) if "activation" in n else v for n, v in told.items()}
+
+
+def _told(made: Any) -> dict[str, Any]:
+    """The options of Keras 3, with functions as they are here."""
+    if isinstance(made, Operation):
+        return dict(made.config)
+    return {there: getattr(made, name) for name, (_, there) in _fields(type(made)).items()}
 
 
 def scaled(owner: Any) -> list[str]:
@@ -354,11 +357,9 @@ def scaled(owner: Any) -> list[str]:
     Kernels and biases can take the factor to that of Keras 3. Of an LSTM the activation is one of
     its cell state too.
     """
-    names = ("activation", "recurrent_activation")
-    told = dict(getattr(owner, "config", ()))
-    told = told or {name: getattr(owner, name, None) for name in names}
-    old = [name for name in names if told.get(name) == "legacy_hard_sigmoid"]
-    return [] if "activation" in old and len(getattr(owner, "gates", ())) == 4 else old
+    old = [name for name, value in _told(owner).items() if value == "legacy_hard_sigmoid"]
+    of_state = "activation" in old and len(getattr(owner, "gates", ())) == 4
+    return [] if of_state or isinstance(owner, Activation) else old
 
 
 def layer_of(entry: Entry) -> Layer:
@@ -405,7 +406,7 @@ def _any_cell(value: Any, entry: Entry, stack: bool = True) -> Cell:
 def _recurrent(entry: Entry) -> Recurrent:
     cell = _any_cell(entry.get("cell"), entry) if entry.kind == "RNN" else _cell(entry)
     flags = ("go_backwards", "return_sequences", "zero_output_for_mask")
-    backwards, sequences, zero = (entry.option("flag", flag) for flag in flags)
+    backwards, sequences, zero = (entry.option("bool", flag) for flag in flags)
     if zero and not sequences:
         entry.refuse("zero_output_for_mask", "False for a last output", True)
     grid = _read(OverGrids, entry, padding="valid") if "Conv" in entry.kind else {}
@@ -457,7 +458,7 @@ def _dropout(entry: Entry) -> Dropout:
 
 def _noise(entry: Entry) -> Activation:
     """Noise of training alone; none is drawn here."""
-    _ = entry.option("number", "stddev"), entry.option("rate", "rate")
+    _ = entry.option("float", "stddev"), entry.option("rate", "rate")
     return Activation(entry.name, "linear")
 
 
@@ -481,8 +482,6 @@ def _time_distributed(entry: Entry) -> Layer:
 def _activation(entry: Entry) -> Layer:
     if entry.kind == "Softmax" and entry.get("axis", default=-1) not in (-1, [-1]):
         return operation(entry)
-    if entry.kind == "Activation":
-        return Activation(entry.name, entry.function("activation", "linear"))
     return Activation(entry.name, layer_function(entry))
 
 
@@ -518,7 +517,7 @@ _OF_TRAINING = ("init", "_initializer", "_regularizer", "_constraint")  # ends o
 def operation(entry: Entry) -> Operation:
     """The layer of a row, whose options are checked."""
     row = OPERATORS[entry.kind]
-    config = tuple((option, entry.plain(option, usual)) for option, usual in row.options.items())
+    config = tuple((option, entry.read(option, usual)) for option, usual in row.options.items())
     made = Operation(entry.name, entry.kind, (*config, ("version", entry.version)))
     try:
         _ = made.weights
@@ -530,7 +529,8 @@ def operation(entry: Entry) -> Operation:
 
 _AT_EACH_STEP: Mapping[str, Callable[[Entry], Layer]] = {
     **{kind: operation for kind, row in OPERATORS.items() if row.arrays == (1, 1)},
-    **dict.fromkeys(("Activation", *ACTIVATION_LAYERS), _activation),
+    **dict.fromkeys(ACTIVATION_LAYERS, _activation),
+    "Activation": functools.partial(_plain, Activation),
     "Dense": functools.partial(_plain, Dense),
     "Dropout": _dropout,
     **dict.fromkeys(("GaussianNoise", "GaussianDropout"), _noise),
