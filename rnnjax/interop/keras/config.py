@@ -11,7 +11,7 @@ from rnnjax.errors import InteropError
 from rnnjax.interop.functions import FORMS
 from rnnjax.interop.keras.graph import is_tensor
 from rnnjax.interop.keras.layers import options_of, scaled
-from rnnjax.interop.keras.operators import MERGES, Operation, OverGrids, keeps_mask
+from rnnjax.interop.keras.operators import MERGES, Operation, keeps_mask
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.interop.model import Call, Functional, Value
 from rnnjax.layers import Bidirectional, Regularized, Stack
@@ -265,17 +265,12 @@ def _recurrent(layer: Recurrent, where: str) -> tuple[str, dict[str, Any]]:
             f"{where} runs in reverse and keeps the order of the inputs, which Keras does not; set "
             "keep_order=False, or make it a direction of a Bidirectional"
         )
-    common = {
-        "return_sequences": layer.return_sequences,
-        "go_backwards": layer.reverse,
-        "zero_output_for_mask": outputs == "zero" and layer.return_sequences,
-    }
+    common = options_of(layer, where)
+    common["zero_output_for_mask"] = outputs == "zero" and layer.return_sequences
     if not isinstance(layer.cell, Bidirectional):
         kind, options = _direction(layer.cell, where)
-        if "kernel_size" in options:
-            own = layer if isinstance(layer, OverGrids) else OverGrids(layer.name, layer.cell)
-            common |= options_of(own, where)
-        return kind, common | options
+        same = {"padding": "same"} if "kernel_size" in options else {}  # unless it says otherwise
+        return kind, same | common | options
     ways = []
     for way, cell in zip(("forward", "backward"), layer.cell.cells, strict=True):
         kind, options = _direction(cell, where)

@@ -306,6 +306,7 @@ RECURRENT = (*_KINDS, "ConvLSTM1D", "ConvLSTM2D", "RNN", "Bidirectional")
 
 _SAME = ("activation", "recurrent_activation", "use_bias", "unit_forget_bias", "reset_after")
 _CELL = {"hidden_size": "units", **{name: name for name in _SAME}}
+_OVER_TIME = {"reverse": "go_backwards", "return_sequences": "return_sequences"}
 _FIELDS: Mapping[type, Mapping[str, str]] = {
     **dict.fromkeys(_KINDS.values(), _CELL),
     ConvLSTMCell: {**_CELL, "hidden_size": "filters", "kernel_shape": "kernel_size"},
@@ -313,7 +314,8 @@ _FIELDS: Mapping[type, Mapping[str, str]] = {
     Dense: {"size": "units", "activation": "activation", "use_bias": "use_bias"},
     Embedding: {"vocabulary_size": "input_dim", "size": "output_dim", "mask_zero": "mask_zero"},
     Masking: {"value": "mask_value"},
-    OverGrids: {name: name for name in ("padding", "strides", "dilation_rate")},
+    Recurrent: _OVER_TIME,
+    OverGrids: {**_OVER_TIME, **{name: name for name in ("padding", "strides", "dilation_rate")}},
     Activation: {"function": "activation"},
 }
 """By a class here, its fields and what Keras calls them."""
@@ -405,21 +407,14 @@ def _any_cell(value: Any, entry: Entry, stack: bool = True) -> Cell:
 
 def _recurrent(entry: Entry) -> Recurrent:
     cell = _any_cell(entry.get("cell"), entry) if entry.kind == "RNN" else _cell(entry)
-    flags = ("go_backwards", "return_sequences", "zero_output_for_mask")
-    backwards, sequences, zero = (entry.option("bool", flag) for flag in flags)
-    if zero and not sequences:
+    kind: Any = OverGrids if "Conv" in entry.kind else Recurrent
+    told = _read(kind, entry, return_sequences=False, padding="valid")
+    zero = entry.option("bool", "zero_output_for_mask")
+    if zero and not told["return_sequences"]:
         entry.refuse("zero_output_for_mask", "False for a last output", True)
-    grid = _read(OverGrids, entry, padding="valid") if "Conv" in entry.kind else {}
-    kind: Any = OverGrids if grid else Recurrent
-    return kind(
-        entry.name,
-        cell,
-        **grid,
-        reverse=backwards,
-        keep_order=not backwards,
-        return_sequences=sequences,
-        masked_outputs="last" if sequences and not zero else "zero",
-    )
+    last = told["return_sequences"] and not zero
+    told |= {"keep_order": not told["reverse"], "masked_outputs": "last" if last else "zero"}
+    return kind(entry.name, cell, **told)
 
 
 def _bidirectional(entry: Entry) -> Recurrent:
