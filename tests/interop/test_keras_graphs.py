@@ -45,7 +45,8 @@ def merges(x: Any) -> Any:
     last = layers.Add()([layers.LSTM(3)(wide), layers.GRU(3)(b)])
     # A vector at each step of a sequence.
     beside = [getattr(layers, kind)()([last, a]) for kind in kinds]
-    return [layers.Concatenate(axis=1)([a, *beside]), last, layers.Dot(axes=2)([a, b])]
+    away = layers.Subtract()([last, a])
+    return [layers.Concatenate(axis=1)([a, *beside, away]), last, layers.Dot(axes=2)([a, b])]
 
 
 def windows(x: Any) -> Any:
@@ -79,6 +80,8 @@ def attention(x: Any, ids: Any) -> Any:
     made = [
         layers.Attention(use_scale=True)([words, x]),
         layers.Attention()([words, words, x]),
+        layers.AdditiveAttention(use_scale=False)([words, words]),
+        layers.AdditiveAttention()([x, words]),
         layers.MultiHeadAttention(2, 3)(once, x),
         layers.MultiHeadAttention(1, 2, use_bias=False)(x, again),
     ]
@@ -134,6 +137,21 @@ def steps(x: Any) -> Any:
     x = layers.TimeDistributed(layers.Conv1D(3, 2, padding="same", activation="tanh"))(x)
     x = layers.TimeDistributed(layers.LayerNormalization())(x)
     return [layers.LSTM(2)(layers.TimeDistributed(layers.Flatten())(x))]
+
+
+def frames(x: Any) -> Any:
+    """Models at each step, one of them called twice and with a model inside; pools of images."""
+    each, frame = layers.TimeDistributed, (3, 2, 1)
+    pixels = keras.Sequential([keras.Input(frame), layers.Conv2D(3, 2, padding="same")])
+    row = [pixels, layers.BatchNormalization(), layers.AveragePooling2D((1, 2)), layers.Flatten()]
+    shared = each(keras.Sequential([keras.Input(frame), *row, layers.Dropout(0.5)]))
+    begin = keras.Input(frame, name="begin")
+    top = layers.GlobalMaxPooling2D()(layers.Conv2D(2, 2, activation="relu")(begin))
+    graph = each(keras.Model(begin, layers.Dense(2)(top)))
+    mean = each(layers.GlobalAveragePooling2D())
+    a, b = (layers.Reshape((2, *frame))(one) for one in (x, layers.ReLU()(x)))
+    seen = layers.Concatenate()([shared(a), shared(b), graph(a), mean(b)])
+    return [layers.GRU(2)(seen)]
 
 
 def grids(x: Any) -> Any:
@@ -304,8 +322,8 @@ def random_graph(seed: int, of: Any = keras, more: bool = False) -> Callable[...
 
 
 GRAPHS = [
-    merges, windows, pools, attention, translation, directions, by_hand, functions, steps, grids,
-    models, parts, row, words, to_a_list, to_a_dict,
+    merges, windows, pools, attention, translation, directions, by_hand, functions, steps, frames,
+    grids, models, parts, row, words, to_a_list, to_a_dict,
     *(pytest.param(random_graph(i), marks=pytest.mark.slow, id=f"{i}") for i in range(40)),
 ]  # fmt: skip
 
@@ -676,7 +694,7 @@ def row_of(*row: Any) -> Any:
             lambda x, i: layers.Bidirectional(layers.GRU(2), merge_mode=None)(x),
             "merge_mode of layer .*or ave, and what follows split them, but is None",
         ),
-        (lambda x, i: layers.Subtract()([x, x]), "of class 'Subtract', which is not known here"),
+        (lambda x, i: layers.Maximum()([x, x]), "of class 'Maximum', which is not known here"),
         (
             lambda x, i: layers.Attention()([x, x], use_causal_mask=True),
             "called with use_causal_mask=True",
@@ -695,8 +713,14 @@ def row_of(*row: Any) -> Any:
         ),
         (lambda x, i: row_of(layers.GRU(2))(x, training=True), "call it with arrays alone"),
         (
-            lambda x, i: layers.TimeDistributed(keras.Sequential([layers.Dense(2)]))(x),
-            "a layer of class 'Sequential' at each step, .*; apply each of its layers in a",
+            lambda x, i: layers.TimeDistributed(row_of(layers.GRU(2)))(
+                layers.Reshape((3, TIME, FEATURES))(layers.RepeatVector(3)(layers.Flatten()(x)))
+            ),
+            "'time_distributed.*gru.*applies a layer of class 'GRU' at each step, .*; load it in",
+        ),
+        (
+            lambda x, i: layers.TimeDistributed(layers.Embedding(WORDS, 2, mask_zero=True))(x),
+            "mask_zero of .*should be False at each step, but is True",
         ),
     ],
 )
@@ -734,6 +758,15 @@ def test_ids_that_are_features_too() -> None:
         ys = (*ys[:3], np.swapaxes(ys[3], 0, 1) if time_first else ys[3])
         for y, e in zip(ys, expected, strict=True):
             np.testing.assert_allclose(y, e, atol=1e-5)
+
+
+def test_letters_of_words() -> None:
+    """Ids in each step, looked up there."""
+    ids, each = keras.Input((4, 3), dtype="int32"), layers.TimeDistributed
+    letters = each(layers.GlobalMaxPooling1D())(each(layers.Embedding(WORDS, 2))(ids))
+    model = randomized(keras.Model(ids, layers.LSTM(2)(letters)))
+    xs = np.random.default_rng(0).integers(0, WORDS, (BATCH, 4, 3)).astype(np.int32)
+    check(model, interop.load(model), [xs])
 
 
 def test_inputs_in_dicts(tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ KINDS = sorted(kind for kind in _LAYERS if not kind.startswith("ops."))
 CONVOLUTIONS = ("Conv1D", "Conv2D", "ConvLSTM1D", "ConvLSTM2D")
 OF_KERAS_2 = ("CuDNNGRU", "CuDNNLSTM")
 
+DROPOUTS = ("", ""), ("Spatial", "1D"), ("Gaussian", ""), ("Alpha", "")
+
 MADE: dict[str, dict[str, Any]] = {
     **{kind: {"units": 2} for kind in ("SimpleRNN", "LSTM", "GRU", "Dense", *OF_KERAS_2)},
     **{kind: {"filters": 2, "kernel_size": 2} for kind in CONVOLUTIONS},
-    **{kind: {"pool_size": 2} for kind in ("MaxPooling1D", "MaxPooling2D", "AveragePooling1D")},
-    **{kind: {"rate": 0.1} for kind in ("Dropout", "SpatialDropout1D", "GaussianDropout")},
+    **{f"{kind}Pooling{n}D": {"pool_size": 2} for kind in ("Max", "Average") for n in (1, 2)},
+    **{f"{kind}Dropout{end}": {"rate": 0.1} for kind, end in DROPOUTS},
     "GaussianNoise": {"stddev": 0.1},
     "Dot": {"axes": 2},
     "Reshape": {"target_shape": (2,)},

@@ -6,15 +6,16 @@ Files need the package h5py: ``pip install 'rnnjax[keras-files]'``.
 Supported layers: SimpleRNN, LSTM and GRU with all options, the CuDNN layers of Keras 2,
 Bidirectional, RNN around their cells and StackedRNNCells, ConvLSTM1D and 2D, Dense,
 TimeDistributed, Embedding, Masking, Dropout, GaussianNoise (of which there is none here) and
-activations; Add, Multiply, Average, Concatenate and Dot, convolutions and pools, Flatten, Reshape,
-Permute and RepeatVector, norms (a BatchNormalization computes as in prediction, with fixed
+activations; Add, Subtract, Multiply, Average, Concatenate and Dot, convolutions and pools, Flatten,
+Reshape, Permute and RepeatVector, norms (a BatchNormalization computes as in prediction, with fixed
 moments), attention, and Keras 3's arithmetic and ``[:, -1]``. The table is
 `rnnjax.interop.keras.operators`.
 
 A model is Sequential or functional, with any number of inputs and outputs. Layers may be used more
-than once, and states may go from one layer to another. Models that are layers are flattened, and
-their layers are named ``model.layer``. They may not share a layer, except in an ``.h5``, which
-stores its weights twice. Outputs come in Keras's dict; a list becomes a tuple.
+than once, and states may go from one layer to another. Models that are layers, or that a
+TimeDistributed applies, are flattened, and their layers are named ``model.layer``. They may not
+share a layer, except in an ``.h5``, which stores its weights twice. Outputs come in Keras's dict; a
+list becomes a tuple.
 
 Differences:
 

@@ -257,8 +257,9 @@ def _groups_in(kind: str, config: Any, own: str = "", above: str = "") -> Iterat
     used: dict[str, int] = {}
     for entry, _ in layers_in(kind, config, 3):
         name, group = f"{own}{entry.name}", f"{above}{unique(snake(entry.kind), used)}"
-        if entry.kind in MODELS:
-            yield from _groups_in(entry.kind, entry.config, f"{name}.", f"{group}/layers/")
+        if model := entry.model:
+            group = f"{group}/" if model is entry else f"{group}/layer/"
+            yield from _groups_in(model.kind, model.config, f"{name}.", f"{group}layers/")
         else:
             yield name, group
 

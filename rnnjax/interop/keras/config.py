@@ -16,7 +16,7 @@ from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, 
 from rnnjax.interop.model import Call, Functional, Value
 from rnnjax.layers import Bidirectional, Regularized, Stack
 
-_USE_MASKS = "GlobalAveragePooling1D", "Attention", "MultiHeadAttention"
+_USE_MASKS = "GlobalAveragePooling1D", "AdditiveAttention", "Attention", "MultiHeadAttention"
 _APART = object()  # in the place of a mask that Keras 3 merges in another way
 _WAYS = "layer", "backward_layer"  # of a Bidirectional
 _OPS = "keras.src.ops.numpy"

@@ -61,6 +61,7 @@ class _Graph:
 
     def __init__(self, version: float):
         self.version, self.left = version, _MOST_CALLS
+        self.each_step = False  # whether it is in a model that is applied at each step
         self.inputs: dict[str, Entry] = {}
         self.calls: dict[str, Call] = {}
         self.layers: dict[str, Layer] = {}
@@ -128,7 +129,9 @@ class _Graph:
     def use(self, entry: Entry, value: Any, use: _Use, own: str) -> Made:
         """Return all outputs of a layer and then its states, or all outputs of a model."""
         entry = dataclasses.replace(entry, name=f"{own}{entry.name}")
-        if entry.kind not in MODELS:
+        if (model := entry.model) is None:
+            if self.each_step:
+                entry = dataclasses.replace(entry, kind="TimeDistributed", config={"layer": value})
             return self._call(entry, value, use), None
         more: Any = any(a is not None for a in use.arguments) or use.options or use.states
         masks = use.masks * len(use.takes) if len(use.masks) == 1 else use.masks
@@ -139,7 +142,10 @@ class _Graph:
                 f"model {entry.name[:80]!r}, a layer of the model, is called with a number, an "
                 "option, states or a mask; call it with arrays alone"
             )
-        return self.model(entry.kind, entry.config, [*use.takes], f"{entry.name}.")
+        outside, self.each_step = self.each_step, self.each_step or model is not entry
+        made = self.model(model.kind, model.config, [*use.takes], f"{entry.name}.")
+        self.each_step = outside
+        return made
 
     def _call(self, entry: Entry, value: Any, use: _Use) -> list[_Tensor]:
         name, first, mask = entry.name, use.takes[0], use.masks[0]

@@ -56,6 +56,14 @@ class Entry:
         """The name and class of the layer, for messages."""
         return f"layer {self.name[:80]!r} ({self.kind[:40]})"
 
+    @property
+    def model(self) -> "Entry | None":
+        """The model that it is, or applies at each step; None if it is another layer."""
+        inner = self.config.get("layer") if self.kind == "TimeDistributed" else None
+        if isinstance(inner, dict) and inner.get("class_name") in MODELS:
+            return self.checked(self.inner("layer"))
+        return self if self.kind in MODELS else None
+
     def get(self, *names: str, default: Any = None) -> Any:
         """The first of the names that is there."""
         self.asked.update(names)
@@ -451,9 +459,12 @@ def _dropout(entry: Entry) -> Dropout:
     return Dropout(entry.name, DropoutRate(entry.option("rate", "rate"), per))
 
 
+_OF_TRAINING_ALONE = "GaussianNoise", "GaussianDropout", "AlphaDropout", "ActivityRegularization"
+
+
 def _noise(entry: Entry) -> Activation:
-    """Noise of training alone; none is drawn here."""
-    _ = entry.option("float", "stddev"), entry.option("rate", "rate")
+    """What acts in training alone, and not here: no noise is drawn."""
+    _ = entry.option("rate", "rate"), [entry.option("float", n) for n in ("stddev", "l1", "l2")]
     return Activation(entry.name, "linear")
 
 
@@ -461,9 +472,7 @@ def _time_distributed(entry: Entry) -> Layer:
     inner = entry.inner("layer")
     if inner.kind not in _AT_EACH_STEP:
         instead = f"known are {', '.join(sorted(k for k in _AT_EACH_STEP if '.' not in k))}"
-        if inner.kind in MODELS:
-            instead = "apply each of its layers in a TimeDistributed of its own"
-        elif inner.kind in RECURRENT:
+        if inner.kind in RECURRENT:
             instead = "load it in a model of its own, and map that over the steps with jax.vmap"
         raise InteropError(
             f"{entry.where} applies a layer of class {inner.kind[:80]!r} at each step, which is "
@@ -471,6 +480,8 @@ def _time_distributed(entry: Entry) -> Layer:
         )
     inner = dataclasses.replace(inner, name=entry.name)
     layer = inner.checked(_AT_EACH_STEP[inner.kind](inner))
+    if getattr(layer, "mask_zero", False):
+        inner.refuse("mask_zero", "False at each step", True)
     return dataclasses.replace(layer, each_step=True) if isinstance(layer, Operation) else layer
 
 
@@ -527,8 +538,9 @@ _AT_EACH_STEP: Mapping[str, Callable[[Entry], Layer]] = {
     **dict.fromkeys(ACTIVATION_LAYERS, _activation),
     "Activation": functools.partial(_plain, Activation),
     "Dense": functools.partial(_plain, Dense),
+    "Embedding": functools.partial(_plain, Embedding),
     "Dropout": _dropout,
-    **dict.fromkeys(("GaussianNoise", "GaussianDropout"), _noise),
+    **dict.fromkeys(_OF_TRAINING_ALONE, _noise),
 }
 _LAYERS: Mapping[str, Callable[[Entry], Layer]] = {
     **dict.fromkeys(OPERATORS, operation),
@@ -536,7 +548,6 @@ _LAYERS: Mapping[str, Callable[[Entry], Layer]] = {
     **_AT_EACH_STEP,
     "Bidirectional": _bidirectional,
     "TimeDistributed": _time_distributed,
-    "Embedding": functools.partial(_plain, Embedding),
     "Masking": functools.partial(_plain, Masking),
     "SpatialDropout1D": _dropout,
 }

@@ -174,9 +174,9 @@ class Operation(Layer):
 
 _AT_EACH_STEP = {
     "Add", "Average", "BatchNormalization", "Concatenate", "LayerNormalization", "Multiply",
-    "Softmax", "ops.Add", "ops.Any", "ops.Concatenate", "ops.ConvertToTensor", "ops.Divide",
-    "ops.ExpandDims", "ops.LogicalAnd", "ops.LogicalOr", "ops.Mean", "ops.Multiply", "ops.NotEqual",
-    "ops.OnesLike", "ops.Subtract", "ops.Sum", "ops.TrueDivide", "ops.ZerosLike",
+    "Softmax", "Subtract", "ops.Add", "ops.Any", "ops.Concatenate", "ops.ConvertToTensor",
+    "ops.Divide", "ops.ExpandDims", "ops.LogicalAnd", "ops.LogicalOr", "ops.Mean", "ops.Multiply",
+    "ops.NotEqual", "ops.OnesLike", "ops.Subtract", "ops.Sum", "ops.TrueDivide", "ops.ZerosLike",
 }  # fmt: skip
 
 
@@ -228,15 +228,15 @@ def _alike(xs: Sequence[jax.Array]) -> list[jax.Array]:
     return [jnp.expand_dims(x, tuple(range(1, 1 + most - x.ndim))) for x in xs]
 
 
-def _add(at: At, *xs: jax.Array) -> jax.Array:
-    """Add arrays and ignore their masks."""
-    return functools.reduce(jnp.add, _alike(xs))
+def _merge(function: Callable[..., jax.Array], at: At, *xs: jax.Array) -> jax.Array:
+    """Merge arrays entry by entry, whatever their masks."""
+    return functools.reduce(function, _alike(xs))
 
 
 def _multiply(at: At, *xs: jax.Array) -> jax.Array:
     """What is masked in one array Keras 3.4 leaves to the others, and where it is in all 0."""
     if at.config["version"] < 3.04:
-        return functools.reduce(jnp.multiply, _alike(xs))
+        return _merge(jnp.multiply, at, *xs)
     masks = [None if mask is None else mask[..., None] for mask in at.masks]
     shown = [x if m is None else jnp.where(m, x, 1) for x, m in zip(xs, masks, strict=True)]
     ys = functools.reduce(jnp.multiply, _alike(shown))
@@ -352,10 +352,16 @@ def _attend(at: At, scores: jax.Array, mask: jax.Array | None, heads: bool) -> j
     return weights
 
 
-def _attention(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> jax.Array:
-    """Attend by products of queries and keys (Luong et al., 2015)."""
+def _attention(
+    additive: bool, at: At, query: jax.Array, value: jax.Array, key: Any = None
+) -> jax.Array:
+    """Attend by sums of queries and keys (Bahdanau et al., 2015), or products (Luong et al.)."""
     scale, valid = at.params.get("scale", 1.0), at.masks[1]
-    scores = scale * jnp.einsum("bqd,bkd->bqk", query, value if key is None else key)
+    key = value if key is None else key
+    if additive:
+        scores = (scale * jnp.tanh(query[:, :, None] + key[:, None])).sum(-1)
+    else:
+        scores = scale * jnp.einsum("bqd,bkd->bqk", query, key)
     ys = _attend(at, scores, None if valid is None else valid[:, None], heads=False) @ value
     return ys if at.masks[0] is None else jnp.where(at.masks[0][..., None], ys, 0)
 
@@ -376,6 +382,10 @@ def _heads(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> jax.A
     weights = _attend(at, scores, mask, heads=True)
     ys = jnp.einsum("bhqk,bkhd,hde->bqe", weights, v, at.params["output_kernel"])
     return ys + at.params["output_bias"] if "output_bias" in at.params else ys
+
+
+def _scale_weights(shape: Shape, config: Mapping[str, Any]) -> Mapping[str, Weights]:
+    return {"": {"scale": shape} if config["use_scale"] else {}}
 
 
 def _head_weights(config: Mapping[str, Any]) -> Mapping[str, Weights]:
@@ -421,12 +431,15 @@ def _row(run: Callable[..., Any], **options: Any) -> Operator:
 _ARITHMETIC = ("add", "divide", "logical_and", "logical_or", "matmul", "multiply", "not_equal",
                "subtract", "true_divide")  # fmt: skip
 
-# Left out on purpose, for no recurrent model was seen to have them: AdditiveAttention, Cropping1D,
-# Maximum, Minimum, Subtract, UpSampling1D, ZeroPadding1D, and pools of images but MaxPooling2D.
+# Left out on purpose, for no recurrent model was seen to have them: Cropping1D, Maximum, Minimum,
+# UpSampling1D and ZeroPadding1D.
 OPERATORS: Mapping[str, Operator] = {
-    "Add": Operator(_add, mask=_any_mask, arrays=SEVERAL),
+    "Add": Operator(partial(_merge, jnp.add), mask=_any_mask, arrays=SEVERAL),
+    "Subtract": Operator(partial(_merge, jnp.subtract), mask=_any_mask, arrays=(2, 2)),
     "Multiply": Operator(_multiply, mask=_any_mask, arrays=SEVERAL),
-    "Average": Operator(lambda at, *xs: _add(at, *xs) / len(xs), mask=_any_mask, arrays=SEVERAL),
+    "Average": Operator(
+        lambda at, *xs: _merge(jnp.add, at, *xs) / len(xs), mask=_any_mask, arrays=SEVERAL
+    ),
     "Concatenate": Operator(_concatenate, mask=_joined_mask, arrays=SEVERAL, options={"axis": -1}),
     "Dot": Operator(_dot, arrays=(2, 2), options={"axes": ...}),
     "Conv1D": Operator(_conv, partial(_conv_weights, 1), options=_CONV),
@@ -434,8 +447,11 @@ OPERATORS: Mapping[str, Operator] = {
     "MaxPooling1D": Operator(partial(_pool, True), options=_POOL),
     "MaxPooling2D": Operator(partial(_pool, True), options=_POOL),
     "AveragePooling1D": Operator(partial(_pool, False), options=_POOL),
+    "AveragePooling2D": Operator(partial(_pool, False), options=_POOL),
     "GlobalAveragePooling1D": _row(_global_average),
     "GlobalMaxPooling1D": _row(lambda at, x: x.max(1)),
+    "GlobalAveragePooling2D": _row(lambda at, x: x.mean((1, 2))),
+    "GlobalMaxPooling2D": _row(lambda at, x: x.max((1, 2))),
     "Flatten": _row(lambda at, x: x.reshape(x.shape[0], -1)),
     "Reshape": _row(
         lambda at, x: x.reshape(x.shape[0], *at.config["target_shape"]), target_shape=...
@@ -447,13 +463,16 @@ OPERATORS: Mapping[str, Operator] = {
         _batch_norm, partial(_norm_weights, ("moving_mean", "moving_variance")), True, options=_NORM
     ),
     "LayerNormalization": Operator(_layer_norm, partial(_norm_weights, ()), True, options=_NORM),
-    "Attention": Operator(
-        _attention,
-        lambda config: {"": {"scale": ()} if config["use_scale"] else {}},
-        True,
-        (2, 3),
-        {"use_scale": False, "dropout": 0.0},
-    ),
+    **{
+        kind: Operator(
+            partial(_attention, additive),
+            partial(_scale_weights, (None,) * additive),
+            True,
+            (2, 3),
+            {"use_scale": additive, "dropout": 0.0},
+        )
+        for kind, additive in (("Attention", False), ("AdditiveAttention", True))
+    },
     "MultiHeadAttention": Operator(_heads, _head_weights, True, (2, 3), _HEADS),
     # What a functional model computes of its masks, and arithmetic with tensors.
     **{
