@@ -1,7 +1,6 @@
 """Keras's layers, by their options, and layers of rnnjax, both ways; each option is checked."""
 
 import dataclasses
-import functools
 import math
 import re
 import sys
@@ -69,44 +68,33 @@ class Entry:
         self.asked.update(names)
         return next((self.config[name] for name in names if name in self.config), default)
 
-    def option(self, kind: str, *names: str, default: Any = 0) -> Any:
-        """An option of a kind of `_OPTIONS`; what is None is the default."""
-        value = self.get(*names, default=default)
-        if isinstance(value, dict) and "value" in value:  # an array, as Keras 2 writes it
-            value = value["value"]
-        value = default if value is None else value
-        expected, fits, made = _OPTIONS[kind]
-        number = isinstance(value, int | float) and (kind == "bool" or not isinstance(value, bool))
-        if not number or not fits(value):
-            self.refuse(names[0], expected, value)
-        return made(value)
-
-    def function(self, name: str, default: str) -> str | Function:
-        """An option that is an activation."""
-        return function_of(self.get(name, default=default), self)
-
     def inner(self, name: str) -> "Entry":
         """A layer inside of this one."""
         return entry_of(self.get(name), f"{name} of {self.where}", self.version)
 
-    def read(self, name: str, usual: Any) -> Any:
+    def read(self, name: str, usual: Any, *older: str) -> Any:
         """An option of what kind its name and its usual value tell; MISSING is that of a size.
 
         Others are numbers, texts, or lists of them, as a layer passes them to JAX, which checks it.
         """
+        value = self.get(name, *older, default=usual)
         if "activation" in name:
-            return self.function(name, usual)
-        if "dropout" in name:
-            return self.option("rate", name)
-        if usual is MISSING:
-            return self.option("size", name)
-        if isinstance(usual, bool | float):
-            return self.option(type(usual).__name__, name, default=usual)
-        value = self.get(name, default=usual)
-        try:
-            return self.key(value) if name == "key" else _frozen(value)
-        except TypeError:
-            return self.refuse(name, "a number, a text, or a list of these", value)
+            return function_of(value, self)
+        rate = "dropout" in name or name == "rate"
+        kind = "rate" if rate else "size" if usual is MISSING else type(usual).__name__
+        if kind not in _OPTIONS:
+            try:
+                return self.key(value) if name == "key" else _frozen(value)
+            except TypeError:
+                return self.refuse(name, "a number, a text, or a list of these", value)
+        if isinstance(value, dict) and "value" in value:  # an array, as Keras 2 writes it
+            value = value["value"]
+        value = usual if value is None else value
+        expected, fits, made = _OPTIONS[kind]
+        number = isinstance(value, int | float) and (kind == "bool" or not isinstance(value, bool))
+        if not number or not fits(value):
+            self.refuse(name, expected, None if value is MISSING else value)
+        return made(value)
 
     def key(self, value: Any) -> tuple[Any, ...]:
         """Return the index after an array: a slice as three numbers, None for a new axis."""
@@ -274,7 +262,7 @@ def layer_function(entry: Entry) -> str | Function:
     """The function that one of ``ACTIVATION_LAYERS`` is."""
     if entry.kind in _ALPHAS:
         kind, names, default = _ALPHAS[entry.kind]
-        return entry.checked(Nonlinearity(kind, entry.option("float", *names, default=default)))
+        return entry.checked(Nonlinearity(kind, entry.read(names[0], default, *names[1:])))
     option, known = _NAMED[entry.kind]
     value = entry.get(option)
     if fits := [function for usual, function in known if value == usual]:
@@ -417,7 +405,7 @@ def _recurrent(entry: Entry) -> Recurrent:
     cell = _any_cell(entry.get("cell"), entry) if entry.kind == "RNN" else _cell(entry)
     kind: Any = OverGrids if "Conv" in entry.kind else Recurrent
     told = _read(kind, entry, return_sequences=False, padding="valid")
-    zero = entry.option("bool", "zero_output_for_mask")
+    zero = entry.read("zero_output_for_mask", False)
     if zero and not told["return_sequences"]:
         entry.refuse("zero_output_for_mask", "False for a last output", True)
     last = told["return_sequences"] and not zero
@@ -450,13 +438,17 @@ def _bidirectional(entry: Entry) -> Recurrent:
     return dataclasses.replace(forward, name=entry.name, cell=merged, masked_outputs=outputs)
 
 
-def _plain(kind: Any, entry: Entry) -> Layer:
+_PLAIN: Mapping[str, Any] = {one.__name__: one for one in (Activation, Dense, Embedding, Masking)}
+
+
+def _plain(entry: Entry) -> Layer:
+    kind = _PLAIN[entry.kind]
     return kind(entry.name, **_read(kind, entry))
 
 
 def _dropout(entry: Entry) -> Dropout:
     per: Any = "sequence" if entry.kind == "SpatialDropout1D" else "step"
-    return Dropout(entry.name, DropoutRate(entry.option("rate", "rate"), per))
+    return Dropout(entry.name, DropoutRate(entry.read("rate", 0.0), per))
 
 
 _OF_TRAINING_ALONE = "GaussianNoise", "GaussianDropout", "AlphaDropout", "ActivityRegularization"
@@ -464,7 +456,8 @@ _OF_TRAINING_ALONE = "GaussianNoise", "GaussianDropout", "AlphaDropout", "Activi
 
 def _noise(entry: Entry) -> Activation:
     """What acts in training alone, and not here: no noise is drawn."""
-    _ = entry.option("rate", "rate"), [entry.option("float", n) for n in ("stddev", "l1", "l2")]
+    for option in ("rate", "stddev", "l1", "l2"):
+        entry.read(option, 0.0)
     return Activation(entry.name, "linear")
 
 
@@ -536,9 +529,7 @@ def operation(entry: Entry) -> Operation:
 _AT_EACH_STEP: Mapping[str, Callable[[Entry], Layer]] = {
     **{kind: operation for kind, row in OPERATORS.items() if row.arrays == (1, 1)},
     **dict.fromkeys(ACTIVATION_LAYERS, _activation),
-    "Activation": functools.partial(_plain, Activation),
-    "Dense": functools.partial(_plain, Dense),
-    "Embedding": functools.partial(_plain, Embedding),
+    **dict.fromkeys(("Activation", "Dense", "Embedding"), _plain),
     "Dropout": _dropout,
     **dict.fromkeys(_OF_TRAINING_ALONE, _noise),
 }
@@ -548,6 +539,6 @@ _LAYERS: Mapping[str, Callable[[Entry], Layer]] = {
     **_AT_EACH_STEP,
     "Bidirectional": _bidirectional,
     "TimeDistributed": _time_distributed,
-    "Masking": functools.partial(_plain, Masking),
+    "Masking": _plain,
     "SpatialDropout1D": _dropout,
 }
