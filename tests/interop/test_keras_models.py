@@ -149,6 +149,20 @@ def test_keras_opens_what_is_written(name: str, tmp_path: Path) -> None:
     same_arrays(read, arrays_of(model))
 
 
+class Wide(Dense):
+    """A layer of the user's own."""
+
+
+class Deep(Recurrent):
+    """Another one."""
+
+
+@pytest.mark.parametrize("layer", [Wide("wide", 2), Deep("deep", LSTM)])
+def test_what_is_derived_from_a_layer_is_not_written_as_that(layer: Any, tmp_path: Path) -> None:
+    with pytest.raises(InteropError, match=f"is a {type(layer).__name__}, which Keras has not"):
+        interop.save(random_model(layer, inputs=FEATURES), tmp_path / "own.keras")
+
+
 # --- training ---
 
 

@@ -11,7 +11,7 @@ from rnnjax.errors import InteropError
 from rnnjax.interop.functions import FORMS
 from rnnjax.interop.keras.graph import is_tensor
 from rnnjax.interop.keras.layers import options_of, scaled
-from rnnjax.interop.keras.operators import MERGES, Operation, keeps_mask
+from rnnjax.interop.keras.operators import MERGES, Operation, OverGrids, keeps_mask
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.interop.model import Call, Functional, Value
 from rnnjax.layers import Bidirectional, Regularized, Stack
@@ -222,17 +222,17 @@ def in_keras_3(owner: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
 def layer_entry(layer: Layer) -> dict[str, Any]:
     """The config of a layer, whose cells Keras has."""
     kind, where = type(layer).__name__, f"layer {layer.name!r}"
-    config: Any
-    if isinstance(layer, Recurrent):
-        kind, config = _recurrent(layer, where)
-    elif isinstance(layer, Dropout):
-        kind = "Dropout" if layer.dropout.per == "step" else "SpatialDropout1D"
-        config = {"rate": layer.dropout.rate}
-    elif isinstance(layer, Activation | Dense | Embedding | Masking):
+    own: Any = layer
+    if type(layer) in (Recurrent, OverGrids):
+        kind, config = _recurrent(own, where)
+    elif type(layer) is Dropout:
+        kind = "Dropout" if own.dropout.per == "step" else "SpatialDropout1D"
+        config = {"rate": own.dropout.rate}
+    elif type(layer) in (Activation, Dense, Embedding, Masking):
         config = options_of(layer, where)
-    elif isinstance(layer, Operation):
-        return _operation(layer, where)
-    else:
+    elif type(layer) is Operation:
+        return _operation(own, where)
+    else:  # a class derived from one of these may compute something else
         raise InteropError(
             f"{where} is a {kind}, which Keras has not here; leave it out, or put it into the data"
         )
