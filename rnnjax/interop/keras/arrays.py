@@ -31,6 +31,7 @@ from rnnjax.interop.keras.config import (
 from rnnjax.interop.keras.files import KerasFile, write_file
 from rnnjax.interop.keras.graph import network_of
 from rnnjax.interop.keras.layers import MODELS, entry_of, layers_in, version_of
+from rnnjax.interop.keras.operators import TimeDistributed
 from rnnjax.interop.layers import Layer, OneHotIds, Recurrent, Shape, Weights, describe_cell, fits
 from rnnjax.interop.model import Functional, Model, Network, Sequential, with_axes, with_layers
 from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
@@ -62,6 +63,8 @@ def units_of(layer: Layer) -> Any:
     >>> units.forward.path, list(units.forward.shapes)
     ('forward_layer/cell', ['kernel', 'recurrent_kernel', 'bias'])
     """
+    if isinstance(layer, TimeDistributed):
+        return units_of(layer.layer)
     if isinstance(layer, Recurrent):
         return _units(layer.cell, "cell", layer.name)
     return Unit(layer, "", layer.weights) if layer.weights else None
@@ -293,6 +296,9 @@ def as_like(file: KerasFile, like: Model) -> Model:
         raise InteropError(f"the file holds the weights of another model: {error}") from error
 
 
+_INSIDE = "", "layer/", "layer/layer/", "_"
+
+
 def _at_paths(network: Network, groups: Mapping[str, str], file: KerasFile) -> Places:
     """The arrays of Keras 3's layout, where each unit has a place of its own."""
     # Without the states of random numbers, which some versions of Keras write.
@@ -306,7 +312,7 @@ def _at_paths(network: Network, groups: Mapping[str, str], file: KerasFile) -> P
             (unit.path + at, own) for unit in units for at, own in unit.weights.items()
         ):
             # Those of a TimeDistributed are in its layer; Keras 2's heads begin with a line.
-            places = [f"{groups[layer.name]}/{inner}{at}" for inner in ("", "layer/", "_")]
+            places = [f"{groups[layer.name]}/{inner}{at}" for inner in _INSIDE]
             names = (f"{place}/vars/{i}".replace("//", "/") for i in range(9) for place in places)
             own = [rest.pop(name) for name in names if name in rest]
             paths += own
@@ -411,11 +417,13 @@ def _anew(model: Model) -> KerasFile:
 def _placed(model: Model, groups: Mapping[str, str]) -> Iterator[tuple[str, np.ndarray]]:
     """The arrays of a model where Keras 3 has them."""
     for name, layer in model.layers.items():
-        inner = "layer/" if getattr(layer, "each_step", False) else ""
+        inside, step = "", layer
+        while isinstance(step, TimeDistributed):
+            inside, step = f"{inside}layer/", step.layer
         for unit, own in arrays_of(layer, model) if plain(name) in groups else ():
             rest = iter(in_keras_3(unit.owner, own))
             for at, shapes in unit.weights.items():
-                place = f"layers/{groups[plain(name)]}/{inner}{unit.path}{at}".rstrip("/")
+                place = f"layers/{groups[plain(name)]}/{inside}{unit.path}{at}".rstrip("/")
                 yield from ((f"{place}/vars/{i}", next(rest)) for i in range(len(shapes)))
 
 

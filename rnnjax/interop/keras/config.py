@@ -1,5 +1,6 @@
 """What Keras 3 has in a config: layers, and graphs of them, with what older versions computed."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from rnnjax.errors import InteropError
 from rnnjax.interop.functions import FORMS
 from rnnjax.interop.keras.graph import is_tensor
 from rnnjax.interop.keras.layers import options_of, scaled
-from rnnjax.interop.keras.operators import MERGES, Operation, OverGrids, keeps_mask
+from rnnjax.interop.keras.operators import MERGES, Operation, OverGrids, TimeDistributed, keeps_mask
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.interop.model import Call, Functional, Value
 from rnnjax.layers import Bidirectional, Regularized, Stack
@@ -232,6 +233,9 @@ def layer_entry(layer: Layer) -> dict[str, Any]:
         config = options_of(layer, where)
     elif type(layer) is Operation:
         return _operation(own, where)
+    elif type(layer) is TimeDistributed:
+        step = dataclasses.replace(own.layer, name=f"{layer.name}_step")
+        config = {"layer": layer_entry(step)}
     else:  # a class derived from one of these may compute something else
         raise InteropError(
             f"{where} is a {kind}, which Keras has not here; leave it out, or put it into the data"
@@ -249,10 +253,7 @@ def _operation(layer: Operation, where: str) -> dict[str, Any]:
     if layer.kind.startswith("ops."):
         core = "keras.src.ops.core" if layer.kind == "ops.ConvertToTensor" else _OPS
         return keras_layer(layer.kind[4:], config, core)
-    if not layer.each_step:
-        return keras_layer(layer.kind, config)
-    inner = keras_layer(layer.kind, {**config, "name": f"{layer.name}_step"})
-    return keras_layer("TimeDistributed", {"name": layer.name, "layer": inner})
+    return keras_layer(layer.kind, config)
 
 
 def _recurrent(layer: Recurrent, where: str) -> tuple[str, dict[str, Any]]:

@@ -11,7 +11,14 @@ import jax
 
 from rnnjax.errors import InteropError
 from rnnjax.interop.keras.layers import LARGEST, MODELS, RECURRENT, Entry, layer_of, layers_in
-from rnnjax.interop.keras.operators import MERGES, OPERATORS, Operation, OverGrids, keeps_mask
+from rnnjax.interop.keras.operators import (
+    MERGES,
+    OPERATORS,
+    Operation,
+    OverGrids,
+    TimeDistributed,
+    keeps_mask,
+)
 from rnnjax.interop.layers import Activation, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.interop.model import Call, Functional, Input, Sequential, Value
 
@@ -310,7 +317,7 @@ def _simplest(network: Functional) -> Sequential | Functional:
     names = [first.name, *(layer.name for layer in layers)]
     calls = (Call(name, name, (Value(source),)) for source, name in itertools.pairwise(names))
     row = Functional((first,), layers, tuple(calls), (Value(names[-1]),))
-    plain = not any(isinstance(layer, Operation | OverGrids) for layer in layers)
+    plain = not any(isinstance(layer, Operation | OverGrids | TimeDistributed) for layer in layers)
     return Sequential(layers) if network == row and first.sequence and plain else network
 
 

@@ -13,7 +13,7 @@ from rnnjax.cells.activations import ACTIVATIONS
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.functions import FUNCTIONS, Function, Nonlinearity
-from rnnjax.interop.keras.operators import OPERATORS, Operation, OverGrids
+from rnnjax.interop.keras.operators import OPERATORS, Operation, OverGrids, TimeDistributed
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.layers import Bidirectional, Regularized, Stack
 from rnnjax.layers import Dropout as DropoutRate
@@ -462,20 +462,20 @@ def _noise(entry: Entry) -> Activation:
 
 
 def _time_distributed(entry: Entry) -> Layer:
-    inner = entry.inner("layer")
-    if inner.kind not in _AT_EACH_STEP:
-        instead = f"known are {', '.join(sorted(k for k in _AT_EACH_STEP if '.' not in k))}"
-        if inner.kind in RECURRENT:
-            instead = "load it in a model of its own, and map that over the steps with jax.vmap"
+    inner = dataclasses.replace(entry.inner("layer"), name=entry.name)
+    layer = layer_of(inner)
+    several = isinstance(layer, Operation) and OPERATORS[layer.kind].arrays != (1, 1)
+    if several or isinstance(layer, Masking) or getattr(layer, "mask_zero", False):
         raise InteropError(
-            f"{entry.where} applies a layer of class {inner.kind[:80]!r} at each step, which is "
-            f"not known here; {instead}"
+            f"{entry.where} applies a layer of class {inner.kind[:80]!r} at each step, which takes "
+            "several arrays or makes a mask; apply it around the model, in JAX"
         )
-    inner = dataclasses.replace(inner, name=entry.name)
-    layer = inner.checked(_AT_EACH_STEP[inner.kind](inner))
-    if getattr(layer, "mask_zero", False):
-        inner.refuse("mask_zero", "False at each step", True)
-    return dataclasses.replace(layer, each_step=True) if isinstance(layer, Operation) else layer
+    if (
+        isinstance(layer, Operation | Recurrent | TimeDistributed)
+        or inner.kind == "SpatialDropout1D"
+    ):
+        return TimeDistributed(entry.name, layer)
+    return layer  # which takes any number of axes
 
 
 def _activation(entry: Entry) -> Layer:
@@ -526,19 +526,13 @@ def operation(entry: Entry) -> Operation:
     return made
 
 
-_AT_EACH_STEP: Mapping[str, Callable[[Entry], Layer]] = {
-    **{kind: operation for kind, row in OPERATORS.items() if row.arrays == (1, 1)},
-    **dict.fromkeys(ACTIVATION_LAYERS, _activation),
-    **dict.fromkeys(("Activation", "Dense", "Embedding"), _plain),
-    "Dropout": _dropout,
-    **dict.fromkeys(_OF_TRAINING_ALONE, _noise),
-}
 _LAYERS: Mapping[str, Callable[[Entry], Layer]] = {
     **dict.fromkeys(OPERATORS, operation),
     **dict.fromkeys(RECURRENT, _recurrent),
-    **_AT_EACH_STEP,
+    **dict.fromkeys(ACTIVATION_LAYERS, _activation),
+    **dict.fromkeys(_PLAIN, _plain),
+    **dict.fromkeys(("Dropout", "SpatialDropout1D"), _dropout),
+    **dict.fromkeys(_OF_TRAINING_ALONE, _noise),
     "Bidirectional": _bidirectional,
     "TimeDistributed": _time_distributed,
-    "Masking": _plain,
-    "SpatialDropout1D": _dropout,
 }

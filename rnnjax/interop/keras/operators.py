@@ -61,13 +61,11 @@ class Operation(Layer):
         name: of the layer.
         kind: its class, or ``"ops."`` and its name for a function of ``keras.ops``.
         config: its options, those that its row reads, and the ``version`` of Keras.
-        each_step: whether each step is an array by itself, as in Keras's TimeDistributed.
     """
 
     name: str
     kind: str
     config: tuple[tuple[str, Any], ...] = ()
-    each_step: bool = False
 
     @property
     def weights(self) -> Mapping[str, Weights]:
@@ -78,8 +76,7 @@ class Operation(Layer):
     def _lags(self) -> int:
         """How many steps before each one a causal convolution sees; 0 for other layers."""
         config = dict(self.config)
-        causal = config.get("padding") == "causal" and not self.each_step
-        if not causal or _many(config["strides"], 1)[0] > 1:
+        if config.get("padding") != "causal" or _many(config["strides"], 1)[0] > 1:
             return 0
         size, step = (_many(config[name], 1)[0] for name in ("kernel_size", "dilation_rate"))
         return step * (size - 1)
@@ -95,7 +92,7 @@ class Operation(Layer):
         config = dict(self.config)
         axes = config.get("axis", -1)
         along = isinstance(axes, int | tuple) and set(_many(axes, 1)) <= {-1, 2}
-        return self.each_step or self.has_state or (self.kind in _AT_EACH_STEP and along)
+        return self.has_state or (self.kind in _AT_EACH_STEP and along)
 
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...], dtype: Any) -> Carry:
         """A window of zeros ``(*batch, steps, channels)``, oldest first, for a convolution."""
@@ -126,28 +123,16 @@ class Operation(Layer):
     def run(self, params: Params, flow: Any, carry: Carry | None, context: Context) -> Ran:
         """Run the row; ``flow`` is a tuple where the layer takes several arrays."""
         flows = (flow,) if isinstance(flow, Flow) else flow
-        xs = [_turned(single(self, one), one.sequence) for one in flows]
-        for x, one in zip(xs, flows, strict=True):
-            if one.sequence and x.ndim == 2:
-                raise InvalidInputError(
-                    f"layer {self.name!r} takes sequences with a batch, (time, batch, features), "
-                    f"but got {list(x.shape)}; give a batch of one row"
-                )
+        xs = [_turned(_with_batch(self, one), one.sequence) for one in flows]
         config = dict(self.config)
         blind = self.kind == "MultiHeadAttention" and config["version"] < 2.10
         masks = [None if one.mask is None or blind else _turned(one.mask, True) for one in flows]
         named = f"layer {self.name!r}, {self},"
-        first, averages = masks[0], self.kind == "GlobalAveragePooling1D"
-        if self.each_step and first is not None and (first.ndim > 2 or averages):
-            raise InvalidInputError(
-                f"{named} comes after a mask that it would use inside of each step; leave it out"
-            )
-        if self.kind == "Softmax" and first is not None:
+        if self.kind == "Softmax" and masks[0] is not None:
             raise InvalidInputError(
                 f"{named} would take what is masked for a part of its sum; leave the mask out"
             )
         row, at = OPERATORS[self.kind], At(config, params, masks, context.key)
-        run = partial(row.run, at)
         try:
             if self.has_state:  # the steps before stand for the zeros of the padding
                 config["padding"] = "valid"
@@ -155,21 +140,19 @@ class Operation(Layer):
                 if context.resets is not None:
                     config["strides"], config["dilation_rate"] = len(params["kernel"]), 1
                     carry, xs[0] = self._apart(len(params["kernel"]), xs[0], context.resets)
-            ys = jax.vmap(run, 1, 1)(*xs) if self.each_step else run(*xs)
-            mask = row.mask(at, *xs) if callable(row.mask) and not self.each_step else None
+            ys = row.run(at, *xs)
+            mask = row.mask(at, *xs) if callable(row.mask) else masks[0] if row.mask else None
         except (TypeError, ValueError, IndexError, AttributeError) as error:  # of JAX
             shapes, why = [x.shape for x in xs], str(error).splitlines()[0]
             raise InvalidInputError(
                 f"{named} does not take arrays of shapes {shapes}, batch first: {why}"
             ) from error
-        sequence, mask = ys.ndim > 2, first if self.each_step or row.mask is True else mask
-        mask = None if mask is None else mask.T
+        sequence, mask = ys.ndim > 2, None if mask is None else mask.T
         return carry if self.has_state else None, Flow(_turned(ys, sequence), mask, sequence)
 
     def __str__(self) -> str:
         shown = [f"{k}={v}" for k, v in self.config if v is not None and k in _SHOWN]
-        inner = f"{self.kind}({', '.join(shown)})"
-        return f"TimeDistributed({inner})" if self.each_step else inner
+        return f"{self.kind}({', '.join(shown)})"
 
 
 _AT_EACH_STEP = {
@@ -178,6 +161,48 @@ _AT_EACH_STEP = {
     "ops.Divide", "ops.ExpandDims", "ops.LogicalAnd", "ops.LogicalOr", "ops.Mean", "ops.Multiply",
     "ops.NotEqual", "ops.OnesLike", "ops.Subtract", "ops.Sum", "ops.TrueDivide", "ops.ZerosLike",
 }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeDistributed(Layer):
+    """A layer that takes each step by itself: an array, or a sequence, for which it begins anew.
+
+    ``xs`` is ``(time, batch, ...)``, and the layer sees a batch of ``time * batch`` entries.
+    """
+
+    name: str
+    layer: Layer
+
+    def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
+        """Run the layer on all steps side by side."""
+        x, inner = _with_batch(self, flow), self.layer
+        uses = isinstance(inner, Recurrent) or getattr(inner, "kind", "") in _USE_MASKS
+        if flow.mask is not None and (flow.mask.ndim > 2 or uses):
+            raise InvalidInputError(
+                f"layer {self.name!r}, {self}, comes after a mask that it would use inside of each "
+                "step; leave it out"
+            )
+        each, sequence = x.reshape(-1, *x.shape[2:]), x.ndim > 3
+        inside = Flow(_turned(each, sequence), None, sequence)
+        _, made = inner.run(params, inside, None, dataclasses.replace(context, resets=None))
+        ys = _turned(made.xs, made.sequence)
+        return None, Flow(ys.reshape(*x.shape[:2], *ys.shape[1:]), flow.mask)
+
+    def __str__(self) -> str:
+        return f"TimeDistributed({self.layer})"
+
+
+_USE_MASKS = "GlobalAveragePooling1D", "Softmax"
+
+
+def _with_batch(layer: Layer, flow: Any) -> jax.Array:
+    x = single(layer, flow)
+    if flow.sequence and x.ndim == 2:
+        raise InvalidInputError(
+            f"layer {layer.name!r} takes sequences with a batch, (time, batch, features), but got "
+            f"{list(x.shape)}; give a batch of one row"
+        )
+    return x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -500,5 +525,5 @@ MERGES = [kind for kind, row in OPERATORS.items() if callable(row.mask)]
 def keeps_mask(layer: Layer) -> bool:
     """Whether what a layer gives has the mask of what it takes, if it makes none of its own."""
     if isinstance(layer, Operation):
-        return layer.each_step or OPERATORS[layer.kind].mask is not None
+        return OPERATORS[layer.kind].mask is not None
     return getattr(layer, "return_sequences", not hasattr(layer, "mask_zero"))
