@@ -156,7 +156,8 @@ def frames(x: Any) -> Any:
     lines = each(rows)(layers.Reshape((3, 6, 1))(layers.Concatenate(axis=1)([x, x[:, ::2]])))
     deep = each(each(layers.Conv1D(2, 2)))(layers.Reshape((3, 2, 3, 2))(lines))
     both = each(layers.Bidirectional(layers.LSTM(2), merge_mode="sum"))(lines)
-    return [layers.GRU(2)(seen), layers.LSTM(2)(both), each(each(layers.Flatten()))(deep)]
+    masked = layers.GRU(2)(each(layers.LayerNormalization())(layers.Masking(0.5)(x)))
+    return [layers.GRU(2)(seen), layers.LSTM(2)(both), each(each(layers.Flatten()))(deep), masked]
 
 
 def grids(x: Any) -> Any:
