@@ -16,7 +16,7 @@ from rnnjax.interop.layers import Carries, Context, Layer, Recurrent, Shape, fit
 from rnnjax.interop.model import Input, Network, Result
 from rnnjax.interop.onnx.control import At, is_fixed, made, naming, traced_dtype
 from rnnjax.interop.onnx.operators import run_operator
-from rnnjax.interop.onnx.recurrent import PLACES, RECURRENT, check_weights, params_from_onnx
+from rnnjax.interop.onnx.recurrent import PLACES, check_weights, params_from_onnx
 from rnnjax.layers import Directions
 
 # Of the elements that a run may make: whatever is given, for each element that is given, and for
@@ -40,9 +40,7 @@ class Node:
     outputs: tuple[str, ...]  # the names of those it makes
     # pairs of names and values; a graph is a `Body`
     attributes: tuple[tuple[str, Any], ...] = ()
-    # of a recurrent node, the name of its layer; its weights are left out of its inputs if the
-    # parameters of the layer are made of them
-    layer: str = ""
+    layer: str = ""  # the name of that of a recurrent node
 
     def input(self, index: int) -> str:
         """The name of an input; empty if it is left out."""
@@ -197,18 +195,20 @@ class _Run:
         """Run nodes whose inputs are there, put what they make into ``values``, and count them."""
         ran = 0
         for i, node in enumerate(nodes):
-            if node.op_type in RECURRENT:
-                if all(name in values for name in node.inputs[:4] if name):
-                    with naming(node.label):
-                        self.recurrent(node, values)
+            # Of a recurrent node states may be left out, and weights be parameters of its layer.
+            weights = 1 if node.layer in self.params else 4
+            needed = node.inputs[:weights] if node.layer else node.inputs
             # Nodes that only prepare a state have no inputs where there is no state.
-            elif all(name in values for name in node.inputs if name):
-                at = At(node, i, self, values, nodes)
+            if not all(name in values for name in needed if name):
+                continue
+            with naming(node.label):
+                if node.layer:
+                    self.recurrent(node, values)
+                    continue
                 inputs = [values[name] if name else None for name in node.inputs]
-                with naming(node.label):
-                    outputs = run_operator(node.op_type, at, inputs)
-                values.update(zip(node.outputs, outputs, strict=False))
-                ran += 1
+                outputs = run_operator(node.op_type, At(node, i, self, values, nodes), inputs)
+            values.update(zip(node.outputs, outputs, strict=False))
+            ran += 1
         return ran
 
     def recurrent(self, node: Node, values: MutableMapping[str, Any]) -> None:
@@ -230,8 +230,8 @@ class _Run:
         if batch_first:
             xs = jnp.swapaxes(xs, 0, 1)
             h, c = (None if state is None else jnp.swapaxes(state, 0, 1) for state in (h, c))
-        params = self.params.get(node.layer, {})
-        if node.input(1):
+        params = self.params.get(node.layer)
+        if params is None:
             check_weights(layer.cell, weights)
             params = params_from_onnx(layer.cell, *weights)
         if carry is None:

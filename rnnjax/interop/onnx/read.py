@@ -4,7 +4,6 @@ What a file declares is checked, then believed.
 """
 
 import collections
-import dataclasses
 import importlib
 import math
 import os
@@ -178,7 +177,8 @@ def read_graph(model: Any, folder: pathlib.Path | None) -> Model:
     nodes = reader.nodes(model.graph, collections.ChainMap(), "")
     outputs = tuple(output.name for output in model.graph.output)
     inputs = reader.inputs(model.graph, outputs)
-    nodes = reader.with_layers(_alive(nodes, outputs), outputs)
+    nodes = _alive(nodes, outputs)
+    reader.take_arrays(nodes, outputs)
     states = {name for node in nodes if node.op_type in RECURRENT for name in node.outputs[1:]}
     graph = Graph(
         reader.opset,
@@ -211,8 +211,16 @@ def _alive(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node]:
     for node in reversed(nodes):
         if wanted & set(filter(None, node.outputs)):
             alive.append(node)
-            wanted |= _uses([node]).keys()
+            wanted |= {name for name, _ in _reads([node])}
     return alive[::-1]
+
+
+def _reads(nodes: Sequence[Node], outputs: Sequence[str] = ()) -> Iterator[tuple[str, Node | None]]:
+    """Each value that is read, with the node; None for what is an output of a graph."""
+    yield from ((name, None) for name in outputs)
+    for node in all_nodes(nodes):
+        yield from ((name, node) for name in node.inputs if name)
+        yield from ((name, None) for body in node.bodies for name in body.outputs)
 
 
 def _check_against_schema(node: Any, opset: int) -> None:
@@ -247,7 +255,7 @@ class _Reader:
         self.params: dict[str, Any] = {}
         self.static: dict[str, np.ndarray] = {}  # by name, what is no parameter
         self.slots: dict[str, tuple[str, ...]] = {}  # by the layer, its tensors; "" for none
-        self.namesakes: collections.Counter[str] = collections.Counter()
+        self.namesakes = {CONSTANTS: 0}  # by the name of a layer, how many others would have it
 
     def nodes(self, graph: Any, scope: Scope, prefix: str) -> list[Node]:
         """The nodes of a graph; ``scope`` has by each name that it sees that of the value."""
@@ -287,7 +295,7 @@ class _Reader:
             tuple(scope[name] if name else "" for name in node.input),
             tuple(prefix + text(name) if name else "" for name in node.output),
             tuple(attributes),
-            node.name if node.op_type in RECURRENT else "",
+            self.layer_name(node) if node.op_type in RECURRENT else "",
         )
         _check_against_schema(node, self.opset)  # whose tensors have their data now
         odd = [name for name, value in attributes if name in _NOT_READ and np.any(value)]
@@ -359,25 +367,23 @@ class _Reader:
             raise InteropError("the graph has no outputs, or one of them twice")
         return tuple(inputs.values())
 
-    def with_layers(self, nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node]:
-        """The nodes with layers for what is recurrent, in them as well, and the parameters.
-
-        Of the arrays that nodes still read, weights become parameters; others are static.
-        """
-        self.uses = _uses(nodes, outputs)
-        nodes = [self.with_layer(node) for node in nodes]
-        self.readers: dict[str, list[Node]] = collections.defaultdict(list)
-        self.products: set[str] = set()
-        for node in all_nodes(nodes):
-            for name in filter(None, node.inputs):
-                self.readers[name].append(node)
-            self.products.update(node.outputs if node.op_type in _PRODUCTS else ())
-        names = [name for name in _uses(nodes, outputs) if name in self.constants]
+    def take_arrays(self, nodes: Sequence[Node], outputs: Sequence[str]) -> None:
+        """Let layers have the arrays that nothing else reads; other weights are parameters too."""
+        self.readers: dict[str, list[Node | None]] = collections.defaultdict(list)
+        for name, node in _reads(nodes, outputs):
+            self.readers[name].append(node)
+        every = list(all_nodes(nodes))
+        products = (node.outputs for node in every if node.op_type in _PRODUCTS)
+        self.products = {name for names in products for name in names}
+        for node in every:
+            if node.layer:
+                self.add_layer(node)
+        taken = {name for tensors in self.slots.values() for name in tensors}
+        names = [name for name in self.readers if name in self.constants and name not in taken]
         weights = {name: self.constants[name] for name in names if self.is_weight(name)}
         if weights:
             self.take(CONSTANTS, tuple(weights), weights)
         self.static = {n: self.constants[n] for n in names if n not in weights}
-        return nodes
 
     def take(self, layer: str, tensors: tuple[str, ...], params: Mapping[str, Any]) -> None:
         """Let a layer have parameters that come from those tensors."""
@@ -386,41 +392,31 @@ class _Reader:
         self.slots[layer] = tensors
         self.params[layer] = jax.tree.map(as_jax, params)
 
-    def with_layer(self, node: Node) -> Node:
-        """The node with its layer, which has its weights unless others read or make them."""
-        if node.op_type not in RECURRENT:
-            attributes = tuple(
-                (name, dataclasses.replace(value, nodes=tuple(map(self.with_layer, value.nodes))))
-                if isinstance(value, Body)
-                else (name, value)
-                for name, value in node.attributes
-            )
-            return dataclasses.replace(node, attributes=attributes)
+    def add_layer(self, node: Node) -> None:
+        """The layer of a recurrent node, which has its weights unless others read or make them."""
         names = tuple(map(node.input, PLACES))
         arrays = [self.constants.get(name) for name in names]
-        owned = all(not name or (name in self.constants and self.uses[name] == 1) for name in names)
+        owned = all(not n or (n in self.constants and len(self.readers[n]) == 1) for n in names)
         with naming(node.label):
             cell = cell_from_onnx(node, arrays, owned)
             check_weights(cell, arrays)
-        reverse = node.get("direction") == "reverse"
-        layer = Recurrent(self.layer_name(node), cell, reverse=reverse)
-        self.layers[layer.name] = layer
-        if not owned:
-            return dataclasses.replace(node, layer=layer.name)
-        self.take(layer.name, names, params_from_onnx(cell, *arrays))
-        inputs = tuple("" if i in PLACES else name for i, name in enumerate(node.inputs))
-        return dataclasses.replace(node, layer=layer.name, inputs=inputs)
+        self.layers[node.layer] = Recurrent(
+            node.layer, cell, reverse=node.get("direction") == "reverse"
+        )
+        if owned:
+            self.take(node.layer, names, params_from_onnx(cell, *arrays))
 
-    def layer_name(self, node: Node) -> str:
+    def layer_name(self, node: Any) -> str:
         """A name for people: ``lstm`` of ``/lstm/LSTM``, and of a node without one."""
-        parts = [part for part in node.layer.split("/") if part] or [""]
+        parts = [part for part in node.name.split("/") if part] or [""]
         kind, _, number = parts[-1].partition("_")
         if kind in (node.op_type, "") and (number.isdigit() or not number):
             parts.pop()  # the exporter's own name; what is before it is the module's
         name = base = "/".join(parts) or node.op_type.lower()
-        while name in self.layers or name == CONSTANTS:
+        while name in self.namesakes:
             self.namesakes[base] += 1  # so that many nodes do not count from the start
             name = f"{base}_{self.namesakes[base]}"
+        self.namesakes[name] = 0
         return name
 
     def is_weight(self, name: str) -> bool:
@@ -428,7 +424,7 @@ class _Reader:
 
         The mean and variance of a BatchNormalization and the values of one-hot vectors are not.
         """
-        array, readers = self.constants[name], self.readers[name]
+        array, readers = self.constants[name], [one for one in self.readers[name] if one]
         if not jnp.issubdtype(array.dtype, jnp.floating) or not array.size:
             return False
         none = {"OneHot": 0, "BatchNormalization": 3}  # from which input on there are none
@@ -440,13 +436,3 @@ class _Reader:
             one.op_type in _WITH_WEIGHTS or (one.op_type == "Add" and self.products & {*one.inputs})
             for one in readers
         )
-
-
-def _uses(nodes: Sequence[Node], outputs: Sequence[str] = ()) -> collections.Counter[str]:
-    """Count how often each value is read, by nodes, in their graphs, or as an output."""
-    uses = collections.Counter(outputs)
-    for node in all_nodes(nodes):
-        uses.update(filter(None, node.inputs))
-        for body in node.bodies:
-            uses.update(body.outputs)
-    return uses
