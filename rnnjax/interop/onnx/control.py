@@ -81,15 +81,13 @@ class At:
         return array
 
     def integers(self, array: Any, what: str) -> list[int]:
-        """Axes, shapes, and so on: they have to be known."""
+        """Axes, shapes, and so on, which have to be known; none where they are left out."""
+        if array is None:
+            return []
         if self.known(array, what).dtype.kind not in "iu" or array.ndim > 1:
             came = f"{array.dtype}{list(array.shape)}"
             raise InteropError(f"its {what} are {came}, but should be integers")
         return [int(number) for number in array.reshape(-1)]
-
-    def listed(self, name: str, given: Any) -> Any:
-        """Integers from an attribute in old models and from an input in new ones."""
-        return self.get(name, None if given is None else tuple(self.integers(given, name)))
 
     def axis(self, axis: int, rank: int) -> int:
         """The axis, counted from the first."""

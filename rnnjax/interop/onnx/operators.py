@@ -6,6 +6,7 @@ known under ``jit``, and what follows from them can have a shape.
 """
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -38,6 +39,21 @@ def _each(name: str) -> Run:
     return lambda at, x: getattr(module_of(x), name)(x)
 
 
+def _by_jax(function: Run) -> Run:
+    """A function of `At` and arrays of JAX, which known arrays become as well."""
+    return lambda at, *xs: at.by_jax(functools.partial(function, at), *xs)
+
+
+def _channels_last(function: Run) -> Run:
+    """One that has the channels of ``x`` last, as those of `rnnjax.interop.functions`."""
+
+    def run(at: At, x: Any, *others: Any) -> Any:
+        ys = function(at, jnp.moveaxis(x, 1, -1), *others)
+        return jnp.moveaxis(ys, -1, 1).astype(x.dtype)
+
+    return _by_jax(run)
+
+
 def _activation(kind: str, ours: str = "") -> Run:
     """A function by its operator, and by our name unless it has numbers."""
 
@@ -53,11 +69,9 @@ def _activation(kind: str, ours: str = "") -> Run:
     return run
 
 
-def _clip(at: At, x: Any, low: Any = None, high: Any = None) -> Any:
-    """``x`` between two bounds, attributes in old models."""
-    bounds = at.get("min", low), at.get("max", high)
-    xp = module_of(x, *(bound for bound in bounds if not isinstance(bound, float)))
-    for bound, function in zip(bounds, (xp.maximum, xp.minimum), strict=True):
+def _clip(at: At, x: Any, min: Any = None, max: Any = None) -> Any:
+    xp = module_of(x, min, max)
+    for bound, function in ((min, xp.maximum), (max, xp.minimum)):
         x = x if bound is None else function(x, xp.asarray(bound, x.dtype))
     return x
 
@@ -73,9 +87,7 @@ def _dropout(at: At, x: Any, ratio: Any = None, training_mode: Any = None) -> An
     if training_mode is not None and (not is_known(training_mode) or bool(training_mode)):
         raise InteropError("it drops in training mode; export the model for inference")
     if at.key is not None:
-        x = Dropout(float(at.get("ratio", 0.5 if ratio is None else ratio))).apply(
-            at.key, jnp.asarray(x)
-        )
+        x = Dropout(0.5 if ratio is None else float(ratio)).apply(at.key, jnp.asarray(x))
     return (x, np.ones(x.shape, np.bool_)) if len(at.node.outputs) > 1 else x
 
 
@@ -108,24 +120,21 @@ def _power(xp: Any, x: Any, y: Any) -> Any:
     return xp.power(x, y).astype(x.dtype if xp is np else jax.dtypes.canonicalize_dtype(x.dtype))
 
 
+@_by_jax
 def _gemm(at: At, a: Any, b: Any, c: Any = None) -> Any:
     """``alpha a b + beta c``."""
     if a.ndim != 2 or b.ndim != 2:
         raise InteropError(f"it needs two matrices, but got {list(a.shape)} and {list(b.shape)}")
-
-    def run(a: Any, b: Any, c: Any) -> Any:
-        a, b = (x.T if at.get(n, 0) else x for x, n in ((a, "transA"), (b, "transB")))
-        y = jnp.asarray(at.get("alpha", 1.0), a.dtype) * (a @ b)
-        by = jnp.asarray(at.get("beta", 1.0), a.dtype)
-        return y if c is None else y + by * jnp.broadcast_to(c, y.shape)
-
-    return at.by_jax(run, a, b, c)
+    a, b = (x.T if at.get(n, 0) else x for x, n in ((a, "transA"), (b, "transB")))
+    alpha, beta = (jnp.asarray(at.get(n, 1.0), a.dtype) for n in ("alpha", "beta"))
+    y = alpha * (a @ b)
+    return y if c is None else y + beta * jnp.broadcast_to(c, y.shape)
 
 
 def _reduction(name: str) -> Run:
-    def run(at: At, x: Any, axes_input: Any = None) -> Any:
+    def run(at: At, x: Any, axes: Any = None) -> Any:
         every = [] if at.get("noop_with_empty_axes") else range(x.ndim)
-        where = tuple(at.axis(axis, x.ndim) for axis in at.listed("axes", axes_input) or every)
+        where = tuple(at.axis(axis, x.ndim) for axis in at.integers(axes, "axes") or every)
         at.bound(1 if axis in where else size for axis, size in enumerate(x.shape))
         keepdims = bool(at.get("keepdims", 1))
         return getattr(module_of(x), name)(x, axis=where, keepdims=keepdims).astype(x.dtype)
@@ -139,10 +148,9 @@ def _softmax(function: Callable[..., Any]) -> Run:
     def run(at: At, x: Any) -> Any:
         new = at.run.graph.opset >= 13
         first = at.axis(at.get("axis", -1 if new else 1), x.ndim)
-        axes = first if new else tuple(range(first, x.ndim))
-        return at.by_jax(lambda x: function(x, axis=axes), x)
+        return function(x, axis=first if new else tuple(range(first, x.ndim)))
 
-    return run
+    return _by_jax(run)
 
 
 def _cumsum(at: At, x: Any, axis_input: Any) -> Any:
@@ -151,43 +159,33 @@ def _cumsum(at: At, x: Any, axis_input: Any) -> Any:
     return at.by_jax(lambda x: jnp.cumsum(x, axis=axis, dtype=x.dtype), x)
 
 
-def _channels_last(at: At, function: Callable[..., Any], x: Any, *others: Any) -> Any:
-    """A function of `rnnjax.interop.functions`, which has the channels of ``x`` last."""
-
-    def run(x: Any, *others: Any) -> Any:
-        return jnp.moveaxis(function(jnp.moveaxis(x, 1, -1), *others), -1, 1).astype(x.dtype)
-
-    return at.by_jax(run, x, *others)
-
-
+@_channels_last
 def _batch_norm(at: At, x: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> Any:
-    def run(x: Any, mean: Any, variance: Any, *by: Any) -> Any:
-        return shared.normalize(x, mean, variance, at.get("epsilon", 1e-5), *by)
-
-    return _channels_last(at, run, x, mean, variance, scale, bias)
+    return shared.normalize(x, mean, variance, at.get("epsilon", 1e-5), scale, bias)
 
 
-def _standardized(at: At, first: int, last: int) -> Callable[..., Any]:
-    axes = tuple(range(first, last))
-    return lambda x, *by: shared.standardize(x, axes, at.get("epsilon", 1e-5), *by)
+@_channels_last
+def _instance_norm(at: At, x: Any, scale: Any, bias: Any) -> Any:
+    return shared.standardize(x, range(1, x.ndim - 1), at.get("epsilon", 1e-5), scale, bias)
 
 
+@_by_jax
 def _layer_norm(at: At, x: Any, scale: Any, bias: Any = None) -> Any:
     """Normalise each row over the axes from ``axis`` on; return only the first output."""
-    first = at.axis(at.get("axis", -1), x.ndim)
-    return at.by_jax(_standardized(at, first, x.ndim), x, scale, bias)
+    axes = range(at.axis(at.get("axis", -1), x.ndim), x.ndim)
+    return shared.standardize(x, axes, at.get("epsilon", 1e-5), scale, bias)
 
 
 def _window(at: At, x: Any, sizes: Sequence[int]) -> tuple[Any, Any, Any]:
     """Its strides, the dilations between its entries, and what is put around each axis of space."""
-    rank, space, automatic = len(sizes), x.shape[2:], at.get("auto_pad", "NOTSET")
+    rank, space, automatic = len(sizes), x.shape[1:-1], at.get("auto_pad", "NOTSET")
     strides, dilations = (tuple(at.get(n) or (1,) * rank) for n in ("strides", "dilations"))
     given = tuple(at.get("pads") or (0,) * (2 * rank))
     numbers = (*sizes, *strides, *dilations)
     whole = len(space) == len(strides) == len(dilations) == rank > 0 and len(given) == 2 * rank
     if not whole or min(numbers) < 1 or min(given) < 0 or max(*numbers, *given) >= 2**31:
         raise InteropError(
-            f"its window, strides, dilations and pads do not fit the space of {list(x.shape)}"
+            f"its window, strides, dilations and pads do not fit its space {list(space)}"
         )
     pads = list(zip(given[:rank], given[rank:], strict=True))
     if automatic != "NOTSET":
@@ -198,21 +196,20 @@ def _window(at: At, x: Any, sizes: Sequence[int]) -> tuple[Any, Any, Any]:
             reach, step = (sizes[i] - 1) * dilations[i] + 1, strides[i]
             more = -(n + low + high - reach) % step
             pads[i] = low, high + (more if n + low + high - reach + more < n + low else 0)
-    at.bound((*x.shape[:2], *(n + low + high for n, (low, high) in zip(space, pads, strict=True))))
+    sizes = [n + low + high for n, (low, high) in zip(space, pads, strict=True)]
+    at.bound((x.shape[0], x.shape[-1], *sizes))
     return strides, dilations, pads
 
 
+@_channels_last
 def _conv(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
     """Products with a kernel at every place: cross-correlation, in groups of channels."""
     strides, dilations, pads = _window(at, x, kernel.shape[2:])
-
-    def run(x: Any, kernel: Any, bias: Any) -> Any:
-        turned = jnp.moveaxis(kernel, (0, 1), (-1, -2))
-        return shared.conv(x, turned, bias, strides, pads, dilations, at.get("group", 1))
-
-    return _channels_last(at, run, x, kernel, bias)
+    turned = jnp.moveaxis(kernel, (0, 1), (-1, -2))
+    return shared.conv(x, turned, bias, strides, pads, dilations, at.get("group", 1))
 
 
+@_channels_last
 def _conv_transpose(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
     """The transpose of a convolution: entries of ``x`` far apart, and the kernel turned around."""
     rank, groups = kernel.ndim - 2, at.get("group", 1)
@@ -224,23 +221,19 @@ def _conv_transpose(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
     given, automatic = at.get("pads") or (0,) * (2 * rank), at.get("auto_pad", "NOTSET")
     pads, sizes = list(zip(given[:rank], given[rank:], strict=True)), at.get("output_shape")
     if automatic.startswith("SAME"):
-        sizes = [n * stride for n, stride in zip(x.shape[2:], strides, strict=True)]
+        sizes = [n * stride for n, stride in zip(x.shape[1:-1], strides, strict=True)]
     if sizes:
-        every = zip(x.shape[2:], strides, more, reach, sizes[-rank:], strict=True)
+        every = zip(x.shape[1:-1], strides, more, reach, sizes[-rank:], strict=True)
         away = [stride * (n - 1) + m + r + 1 - size for n, stride, m, r, size in every]
         less = [n // 2 if automatic == "SAME_UPPER" else n - n // 2 for n in away]
         pads = [(low, n - low) for n, low in zip(away, less, strict=True)]
     around = [(r - low, r - high + m) for r, (low, high), m in zip(reach, pads, more, strict=True)]
-
-    def run(x: Any, kernel: Any, bias: Any) -> Any:
-        channels, filters, *space = kernel.shape
-        apart = jnp.flip(kernel, tuple(range(2, 2 + rank)))
-        apart = apart.reshape(groups, channels // groups, filters, *space)
-        turned = apart.transpose(*range(3, 3 + rank), 1, 0, 2)
-        turned = turned.reshape(*space, channels // groups, groups * filters)
-        return shared.conv(x, turned, bias, (1,) * rank, around, steps, groups, strides)
-
-    return _channels_last(at, run, x, kernel, bias)
+    channels, filters, *space = kernel.shape
+    apart = jnp.flip(kernel, tuple(range(2, 2 + rank)))
+    apart = apart.reshape(groups, channels // groups, filters, *space)
+    turned = apart.transpose(*range(3, 3 + rank), 1, 0, 2)
+    turned = turned.reshape(*space, channels // groups, groups * filters)
+    return shared.conv(x, turned, bias, (1,) * rank, around, steps, groups, strides)
 
 
 def _pool(maximum: bool) -> Run:
@@ -252,11 +245,9 @@ def _pool(maximum: bool) -> Run:
         whole = bool(at.get("count_include_pad", 0))
         if whole and at.get("ceil_mode", 0):
             raise InteropError("its mean counts what is around, but not to the end; leave it out")
-        return _channels_last(
-            at, lambda x: shared.pool(x, maximum, sizes, strides, pads, dilations, whole), x
-        )
+        return shared.pool(x, maximum, sizes, strides, pads, dilations, whole)
 
-    return run
+    return _channels_last(run)
 
 
 def _whole_pool(name: str) -> Run:
@@ -269,7 +260,7 @@ _PADS = "constant", "edge", "reflect", "wrap"
 
 def _pad(at: At, x: Any, pads: Any = None, value: Any = None, axes: Any = None) -> Any:
     """``x`` with more around it, or with less where a number is negative."""
-    numbers, mode = at.listed("pads", pads) or [], at.get("mode", "constant")
+    numbers, mode = at.integers(pads, "pads"), at.get("mode", "constant")
     along = list(range(x.ndim)) if axes is None else at.integers(axes, "axes")
     if len(numbers) != 2 * len(along) or mode not in _PADS:
         raise InteropError(
@@ -296,12 +287,12 @@ def _pad(at: At, x: Any, pads: Any = None, value: Any = None, axes: Any = None) 
         filling = jnp.asarray(0 if value is None else value, x.dtype).reshape(())
         return lax.pad(x, filling, [(low, high, 0) for low, high in around])
 
-    return at.by_jax(run, x, at.get("value", value))
+    return at.by_jax(run, x, value)
 
 
 def _reshape(at: At, x: Any, shape: Any = None) -> Any:
     """``x`` in another shape, in which 0 copies a size, and one -1 is what is left."""
-    sizes, copies = at.listed("shape", shape) or [], not at.get("allowzero", 0)
+    sizes, copies = at.integers(shape, "shape"), not at.get("allowzero", 0)
     if any(n < -1 or (copies and n == 0 and i >= x.ndim) for i, n in enumerate(sizes)):
         raise InteropError(f"{sizes} is no shape for its input {list(x.shape)}")
     return x.reshape([x.shape[i] if copies and n == 0 else n for i, n in enumerate(sizes)])
@@ -313,10 +304,10 @@ def _flatten(at: At, x: Any) -> Any:
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
-def _split(at: At, x: Any, sizes_input: Any = None) -> Any:
+def _split(at: At, x: Any, split: Any = None) -> Any:
     axis, parts = at.axis(at.get("axis", 0), x.ndim), len(at.node.outputs)
-    length, sizes = x.shape[axis], at.listed("split", sizes_input)
-    if sizes is None:
+    length, sizes = x.shape[axis], at.integers(split, "split")
+    if split is None:
         size = -(-length // parts)  # the last one may be smaller
         sizes = [max(0, min(size, length - i * size)) for i in range(parts)]
     if sum(sizes) != length or min(sizes) < 0 or at.get("num_outputs", len(sizes)) != parts:
@@ -331,14 +322,14 @@ def _slice(
 ) -> Any:
     """Slice from ``starts`` to ``ends`` along axes, like Python except for some negative steps."""
     if not is_known(starts) and starts.shape == (1,):  # x[i] of a number that the graph computes
-        axis = at.axis((at.listed("axes", axes) or [0])[0], x.ndim)
+        axis = at.axis((at.integers(axes, "axes") or [0])[0], x.ndim)
         for other in at.nodes:
             if other.op_type == "Squeeze" and other.inputs[0] == at.node.outputs[0]:
                 without = other.get("axes", at.values.get(other.input(1), ()))
                 if not isinstance(without, jax.Array) and axis in np.ravel(without) % x.ndim:
                     return _entries(x, starts, axis)  # one, or the Squeeze would not fit
-    first, last = at.listed("starts", starts) or [], at.listed("ends", ends) or []
-    along = at.listed("axes", axes) or list(range(len(first)))
+    first, last = at.integers(starts, "starts"), at.integers(ends, "ends")
+    along = at.integers(axes, "axes") or list(range(len(first)))
     stride = [1] * len(first) if steps is None else at.integers(steps, "steps")
     if not len(first) == len(last) == len(along) == len(stride) or 0 in stride:
         raise InteropError(f"starts {first}, ends {last}, axes {along}, steps {stride} do not fit")
@@ -370,30 +361,23 @@ def _gather(at: At, x: Any, indices: Any) -> Any:
     return _entries(x, indices, axis)
 
 
+@_by_jax
 def _gather_elements(at: At, x: Any, indices: Any) -> Any:
     axis = at.axis(at.get("axis", 0), x.ndim)
-
-    def run(x: Any, indices: Any) -> Any:
-        inside = [slice(None) if n == axis else slice(0, s) for n, s in enumerate(indices.shape)]
-        return jnp.take_along_axis(x[tuple(inside)], indices, axis, mode=_outside(x))
-
-    return at.by_jax(run, x, indices)
+    inside = [slice(None) if n == axis else slice(0, s) for n, s in enumerate(indices.shape)]
+    return jnp.take_along_axis(x[tuple(inside)], indices, axis, mode=_outside(x))
 
 
+@_by_jax
 def _gather_nd(at: At, x: Any, indices: Any) -> Any:
-    def run(x: Any, indices: Any) -> Any:
-        return x.at[tuple(jnp.moveaxis(indices, -1, 0))].get(mode=_outside(x))
-
-    return at.by_jax(run, x, indices)
+    return x.at[tuple(jnp.moveaxis(indices, -1, 0))].get(mode=_outside(x))
 
 
+@_by_jax
 def _scatter_nd(at: At, x: Any, indices: Any, updates: Any) -> Any:
-    def run(x: Any, indices: Any, updates: Any) -> Any:
-        where = x.at[tuple(jnp.moveaxis(indices, -1, 0))]
-        how = {"none": "set", "add": "add", "mul": "mul", "min": "min", "max": "max"}
-        return getattr(where, how[at.get("reduction", "none")])(updates, mode="drop")
-
-    return at.by_jax(run, x, indices, updates)
+    where = x.at[tuple(jnp.moveaxis(indices, -1, 0))]
+    how = {"none": "set", "add": "add", "mul": "mul", "min": "min", "max": "max"}
+    return getattr(where, how[at.get("reduction", "none")])(updates, mode="drop")
 
 
 def _tile(at: At, x: Any, repeats: Any) -> Any:
@@ -402,6 +386,7 @@ def _tile(at: At, x: Any, repeats: Any) -> Any:
     return module_of(x).tile(x, times)
 
 
+@_by_jax
 def _reverse_sequence(at: At, x: Any, lengths: Any) -> Any:
     time, batch = at.get("time_axis", 0), at.get("batch_axis", 1)
     if {time, batch} != {0, 1} or x.ndim < 2 or lengths.shape != (x.shape[batch],):
@@ -409,14 +394,10 @@ def _reverse_sequence(at: At, x: Any, lengths: Any) -> Any:
             f"its axes should be 0 and 1 of {list(x.shape)}, with a length for each row, but are "
             f"{time} and {batch}, with lengths {list(lengths.shape)}"
         )
-
-    def reverse(x: Any, lengths: Any) -> Any:
-        steps = jnp.arange(x.shape[time])[:, None]
-        places = jnp.where(steps < lengths, lengths - 1 - steps, steps)
-        places = jnp.expand_dims(places.T if time else places, tuple(range(2, x.ndim)))
-        return jnp.take_along_axis(x, places, axis=time)
-
-    return at.by_jax(reverse, x, lengths)
+    steps = jnp.arange(x.shape[time])[:, None]
+    places = jnp.where(steps < lengths, lengths - 1 - steps, steps)
+    places = jnp.expand_dims(places.T if time else places, tuple(range(2, x.ndim)))
+    return jnp.take_along_axis(x, places, axis=time)
 
 
 def _range(at: At, start: Any, limit: Any, delta: Any) -> Any:
@@ -465,16 +446,16 @@ OPERATORS: Mapping[str, Run] = {
     **{f"Reduce{name}": _reduction(name.lower()) for name in _REDUCTIONS},
     "Cast": lambda at, x: _as_type(at, x, dtype_of(at.get("to", 0), "what a Cast makes")),
     "CastLike": lambda at, x, y: _as_type(at, x, y.dtype),
-    "Einsum": lambda at, *xs: at.by_jax(functools.partial(jnp.einsum, at.get("equation")), *xs),
-    "Erf": lambda at, x: at.by_jax(jax.scipy.special.erf, x),
-    "Gelu": lambda at, x: at.by_jax(lambda x: jax.nn.gelu(x, at.get("approximate") == "tanh"), x),
+    "Einsum": _by_jax(lambda at, *xs: jnp.einsum(at.get("equation"), *xs)),
+    "Erf": _by_jax(lambda at, x: jax.scipy.special.erf(x)),
+    "Gelu": _by_jax(lambda at, x: jax.nn.gelu(x, at.get("approximate") == "tanh")),
     "Identity": lambda at, x: x,
     "Mod": lambda at, x, y: _broadcast("fmod" if at.get("fmod", 0) else "mod")(at, x, y),
     "PRelu": _broadcast(lambda xp, x, slope: xp.where(x >= 0, x, slope * x)),
     "Shape": lambda at, x: np.array(x.shape[at.get("start", 0) : at.get("end")], np.int64),
     "Size": lambda at, x: np.array(math.prod(x.shape), np.int64),
     "Transpose": lambda at, x: module_of(x).transpose(x, at.get("perm")),
-    "Unsqueeze": lambda at, x, axes=None: module_of(x).expand_dims(x, at.listed("axes", axes)),
+    "Unsqueeze": lambda at, x, axes: module_of(x).expand_dims(x, at.integers(axes, "axes")),
     "Add": _broadcast("add"), "Div": _broadcast(_divide), "Max": _folded("maximum"),
     "Mean": _broadcast(lambda xp, *xs: functools.reduce(xp.add, xs) / len(xs)),
     "Min": _folded("minimum"), "Mul": _broadcast("multiply"),
@@ -487,11 +468,8 @@ OPERATORS: Mapping[str, Run] = {
     "ArgMax": lambda at, x: module_of(x).argmax(
         x, axis=at.axis(at.get("axis", 0), x.ndim), keepdims=bool(at.get("keepdims", 1))
     ),
-    "InstanceNormalization": lambda at, x, scale, bias: _channels_last(
-        at, _standardized(at, 1, x.ndim - 1), x, scale, bias
-    ),
     "ReduceL2": lambda at, x, axes=None: module_of(x).sqrt(_reduction("sum")(at, x * x, axes)),
-    "BatchNormalization": _batch_norm, "Clip": _clip,
+    "BatchNormalization": _batch_norm, "InstanceNormalization": _instance_norm, "Clip": _clip,
     "Conv": _conv, "CumSum": _cumsum, "Dropout": _dropout,
     "ConvTranspose": _conv_transpose,
     "Concat": lambda at, *xs: at.bound([sum(x.size for x in xs)])
@@ -502,10 +480,12 @@ OPERATORS: Mapping[str, Run] = {
     "Expand": lambda at, x, shape: module_of(x).broadcast_to(
         x, at.bound(jnp.broadcast_shapes(x.shape, tuple(at.integers(shape, "sizes"))))
     ),
-    "Squeeze": lambda at, x, axes=None: module_of(x).squeeze(x, at.listed("axes", axes)),
+    "Squeeze": lambda at, x, axes=None: module_of(x).squeeze(
+        x, None if axes is None else tuple(at.integers(axes, "axes"))
+    ),
     "Flatten": _flatten, "Gather": _gather, "GatherElements": _gather_elements,
     "GatherND": _gather_nd, "Gemm": _gemm, "LayerNormalization": _layer_norm,
-    "MatMul": lambda at, *xs: at.by_jax(jnp.matmul, *xs),
+    "MatMul": _by_jax(lambda at, *xs: jnp.matmul(*xs)),
     "NonZero": _nonzero, "OneHot": _one_hot, "Pad": _pad, "Range": _range, "Reshape": _reshape,
     "ReverseSequence": _reverse_sequence, "ScatterND": _scatter_nd, "Slice": _slice,
     "Split": _split, "Tile": _tile, "If": branch, "Loop": loop, "Scan": scan,
@@ -518,11 +498,20 @@ _OF_INPUTS = (
 )  # fmt: skip
 
 
+@functools.cache
+def _parameters(function: Run) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)[1:]
+
+
 def run_operator(op_type: str, at: At, inputs: list[Any]) -> tuple[Any, ...]:
     """Compute the outputs of a node."""
+    function = OPERATORS[op_type]
+    # What is an input of new models is an attribute of old ones.
+    attributes = map(at.get, _parameters(function)[len(inputs) :])
+    inputs = [*inputs, *(None if one is None else np.asarray(one) for one in attributes)]
     try:
         with np.errstate(all="ignore"):  # as JAX does: infinities and NaN are values
-            outputs = OPERATORS[op_type](at, *inputs)
+            outputs = function(at, *inputs)
     except RnnjaxError:
         raise
     except _OF_INPUTS as error:
