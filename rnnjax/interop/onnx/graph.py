@@ -252,13 +252,14 @@ class _Run:
 
 def _carry_of(cell: Cell, states: Sequence[Any], xs: jax.Array) -> Carry:
     zeros = cell.initial_carry((xs.shape[1],), jnp.promote_types(xs.dtype, jnp.float32))
-    each = zeros if isinstance(zeros, Directions) else (zeros,)
-    leaves = [jnp.stack(sides) for sides in zip(*each, strict=True)]
-    for i, (leaf, state) in enumerate(zip(leaves, states, strict=False)):
-        if state is not None and state.shape != leaf.shape:
+    leaves, tree = jax.tree.flatten(zeros)
+    sides = 1 + isinstance(zeros, Directions)
+    each = len(leaves) // sides
+    for i, leaf in enumerate(leaves):
+        state, shape = states[i % each], (sides, *leaf.shape)
+        if state is not None and state.shape != shape:
             raise InteropError(
-                f"an initial state has shape {list(state.shape)}, but should be {list(leaf.shape)}"
+                f"an initial state has shape {list(state.shape)}, but should be {list(shape)}"
             )
-        leaves[i] = leaf if state is None else state.astype(leaf.dtype)
-    carries = [type(one)(*(leaf[side] for leaf in leaves)) for side, one in enumerate(each)]
-    return Directions(*carries) if isinstance(zeros, Directions) else carries[0]
+        leaves[i] = leaf if state is None else state[i // each].astype(leaf.dtype)
+    return jax.tree.unflatten(tree, leaves)

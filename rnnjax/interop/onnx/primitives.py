@@ -388,12 +388,12 @@ def _number(w: Writer, size: Any, dtype: Any) -> str:
 
 def _iota(w: Writer, equation: Any) -> Any:
     shape, along, dtype = (equation.params[key] for key in ("shape", "dimension", "dtype"))
-    zero, one = np.array(0, dtype), np.array(1, dtype)
-    steps: Value = (
-        np.arange(shape[along])
-        if isinstance(shape[along], int)
-        else w.add("Range", zero, _number(w, shape[along], dtype), one)
-    )
+    steps: Value
+    if isinstance(shape[along], int):
+        steps = np.arange(shape[along], dtype=dtype)
+    else:
+        zero, one = np.array(0, dtype), np.array(1, dtype)
+        steps = w.add("Range", zero, _number(w, shape[along], dtype), one)
     new = [axis for axis in range(len(shape)) if axis != along]
     steps = w.view("Unsqueeze", steps, new)
     return w.expanded(steps, shape) if new else steps
@@ -404,13 +404,7 @@ def _dot(w: Writer, equation: Any, x: Any, y: Any) -> Any:
     ranks = [len(var.aval.shape) for var in equation.invars]
     free = [[i for i in range(rank) if i not in (*c, *b)]
             for rank, c, b in zip(ranks, (cx, cy), (bx, by), strict=True)]  # fmt: skip
-    if len(cx) == 1 and not bx and len(free[1]) == 1:
-        return w.add(
-            "MatMul",
-            w.view("Transpose", x, [*free[0], *cx]),
-            w.view("Transpose", y, [*cy, *free[1]]),
-        )
-    if len(cx) == len(free[0]) == len(free[1]) == 1:
+    if len(cx) == len(free[1]) == 1 and (not bx or len(free[0]) == 1):
         rows, columns = [*bx, *free[0], *cx], [*by, *cy, *free[1]]
         return w.add("MatMul", w.view("Transpose", x, rows), w.view("Transpose", y, columns))
     letters, used = [chr(ord("a") + i) for i in range(ranks[0])], iter("nopqrstuvwxyz")
@@ -420,10 +414,12 @@ def _dot(w: Writer, equation: Any, x: Any, y: Any) -> Any:
     return w.add("Einsum", x, y, equation=f"{''.join(letters)},{''.join(other)}->{''.join(made)}")
 
 
-def _around(pads: Sequence[Any]) -> list[int] | None:
-    """What is around each axis in the order of ONNX, if it is known and not negative."""
+def _surrounded(w: Writer, x: Any, pads: Sequence[Any], value: Any) -> tuple[Any, Sequence[Any]]:
+    """An array, and what ONNX puts around its axes of space; a Pad does what it does not."""
     numbers = [pad[i] for i in (0, 1) for pad in pads]
-    return numbers if all(isinstance(n, int | np.integer) and n >= 0 for n in numbers) else None
+    if all(isinstance(n, int | np.integer) and n >= 0 for n in numbers):
+        return x, numbers
+    return _padded(w, x, [(0, 0), (0, 0), *pads], value), [0] * len(numbers)
 
 
 def _conv(w: Writer, equation: Any, x: Any, kernel: Any) -> Any:
@@ -431,12 +427,10 @@ def _conv(w: Writer, equation: Any, x: Any, kernel: Any) -> Any:
     lhs, rhs, out = p["dimension_numbers"]
     if p["batch_group_count"] != 1 or set(p["lhs_dilation"]) != {1}:
         raise InteropError(f"layer {w.scope!r} is a transposed convolution, which is not written")
-    x, pads = w.view("Transpose", x, lhs), p["padding"]
-    if _around(pads) is None:
-        x, pads = _padded(w, x, [(0, 0), (0, 0), *pads], np.float32(0)), [(0, 0)] * len(pads)
+    x, pads = _surrounded(w, w.view("Transpose", x, lhs), p["padding"], np.float32(0))
     y = w.add(
         "Conv", x, w.view("Transpose", kernel, rhs), strides=p["window_strides"],
-        dilations=p["rhs_dilation"], pads=_around(pads), group=p["feature_group_count"],
+        dilations=p["rhs_dilation"], pads=pads, group=p["feature_group_count"],
     )  # fmt: skip
     return w.view("Transpose", y, np.argsort(out).tolist())
 
@@ -452,19 +446,16 @@ def _window(maximum: bool) -> Callable[..., Any]:
         before, after = (var[0].aval.shape for var in (equation.invars, equation.outvars))
         if not space:
             return w.add("Identity", x)
-        pads: Sequence[Any]
-        sizes, strides, pads, dilations = zip(*(every[i] for i in space), strict=True)
+        sizes, strides, around, dilations = zip(*(every[i] for i in space), strict=True)
         x, order = w.view("Transpose", x, [*rest, *space]), [*rest, *space]
         if len(rest) != 2:
             flat = [math.prod(before[i] for i in rest), 1, *(before[i] for i in space)]
             x = _reshaped(w, x, [before[i] for i in order], flat)
-        if _around(pads) is None:
-            filling = np.float32(-np.inf if maximum else 0)
-            x, pads = _padded(w, x, [(0, 0), (0, 0), *pads], filling), [(0, 0)] * len(pads)
+        x, pads = _surrounded(w, x, around, np.float32(-np.inf if maximum else 0))
         more: Any = {} if maximum else {"count_include_pad": 1}
         y = w.add(
             "MaxPool" if maximum else "AveragePool", x, kernel_shape=sizes, strides=strides,
-            pads=_around(pads), dilations=dilations, **more,
+            pads=pads, dilations=dilations, **more,
         )  # fmt: skip
         y = y if maximum else w.add("Mul", y, np.float32(math.prod(sizes)))
         if len(rest) != 2:

@@ -30,21 +30,16 @@ peepholes of the gates i, o, f, ``(directions, 3 * hidden_size)``, or None.
 """
 
 PLACES = 1, 2, 3, 7  # of these among the inputs of a node
-_PEEPHOLES = 0, 2, 1  # ours among those of ONNX, and the other way round
+_PEEPHOLES = np.array([0, 2, 1])  # ours among those of ONNX, and the other way round
 
 RECURRENT: Mapping[str, tuple[str, ...]] = {
-    "RNN": ("Tanh",),
-    "GRU": ("Sigmoid", "Tanh"),
-    "LSTM": ("Sigmoid", "Tanh", "Tanh"),
-}
-"""The default activations f, g, h of each recurrent operator."""
-
-_FIELDS = {
     "RNN": ("activation",),
     "GRU": ("recurrent_activation", "activation"),
     "LSTM": ("recurrent_activation", "activation", "activation"),
 }
-"""The fields of rnnjax's cells for these activations."""
+"""By its operator, the fields of a cell that are its activations f, g, h."""
+
+_DEFAULTS = {"recurrent_activation": "Sigmoid", "activation": "Tanh"}
 
 
 def activations_from_onnx(
@@ -102,7 +97,8 @@ def cell_from_onnx(node: Any, weights: Sequence[Any], owned: bool) -> Cell:
     op_type, direction = node.op_type, node.get("direction", "forward")
     if direction not in ("forward", "reverse", "bidirectional"):
         raise InteropError(f"{direction!r} is no direction")
-    sides, default = 1 + (direction == "bidirectional"), RECURRENT[op_type]
+    sides, fields = 1 + (direction == "bidirectional"), RECURRENT[op_type]
+    default = tuple(map(_DEFAULTS.__getitem__, fields))
     size = node.get("hidden_size", np.shape(recurrent)[-1] if np.ndim(recurrent) else 0)
     if not 0 < size <= 2**24:
         raise InteropError(f"its hidden_size is {size}, but should be a positive integer")
@@ -137,7 +133,7 @@ def cell_from_onnx(node: Any, weights: Sequence[Any], owned: bool) -> Cell:
             raise InteropError(
                 "its candidate and output have unlike activations, as no cell; use basic operators"
             )
-        cells.append(kinds[op_type](int(size), **dict(zip(_FIELDS[op_type], own, strict=True)),
+        cells.append(kinds[op_type](int(size), **dict(zip(fields, own, strict=True)),
                                     **options))  # fmt: skip
     if sides == 1:
         return cells[0]
@@ -154,14 +150,15 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
     """
     own: Any = cell
     op_type, _ = FORMS["onnx"].get(type(cell), ("", ()))
-    spelled = [_spelled(getattr(own, field)) for field in _FIELDS.get(op_type, ())]
+    fields = RECURRENT.get(op_type, ())
+    spelled = [_spelled(getattr(own, field)) for field in fields]
     names = [name for name, _ in spelled]
     if not op_type or "" in names:
         return "", {}
     attributes: dict[str, Any] = {"hidden_size": int(own.hidden_size)}
     if reverse:
         attributes["direction"] = "reverse"
-    if names != [*RECURRENT[op_type]]:
+    if names != [_DEFAULTS[field] for field in fields]:
         attributes["activations"] = names
     for key in ("alpha", "beta"):
         numbers = [numbers[key] for _, numbers in spelled if key in numbers]
@@ -197,7 +194,7 @@ def params_from_onnx(cell: Any, W: Any, R: Any, B: Any = None, P: Any = None) ->
                 first = first + second
             params["bias"] = reordered(first, order, 0)
         if P is not None:
-            params["peephole"] = reordered(P[i], _PEEPHOLES).reshape(3, -1)
+            params["peephole"] = P[i].reshape(3, -1)[_PEEPHOLES]
         sides.append(params)
     return Directions(*sides) if isinstance(cell, Bidirectional) else sides[0]
 
@@ -218,11 +215,10 @@ def params_to_onnx(cell: Cell, params: Params) -> Weights:
     sides = []
     for one, own in zip(cells, each, strict=True):
         order = np.argsort(places("onnx", one)).tolist()
-        given = {name: np.asarray(array) for name, array in own.items()}
+        arrays = {name: reordered(np.asarray(a).T, order, 0) for name, a in own.items()}
         peephole = None
-        if "peephole" in given:
-            peephole = reordered(given.pop("peephole").reshape(-1), _PEEPHOLES)
-        arrays = {name: reordered(array.T, order, 0) for name, array in given.items()}
+        if "peephole" in own:
+            peephole = np.asarray(own["peephole"])[_PEEPHOLES].reshape(-1)
         biases = None
         if "bias" in arrays:
             second = arrays.get("recurrent_bias", np.zeros_like(arrays["bias"]))
