@@ -114,18 +114,17 @@ class At:
 
         ``times`` is how often it may run, or not at all; None where it runs once, here.
         """
-        run = dataclasses.replace(
-            self.run, context=dataclasses.replace(self.run.context, key=self.key)
-        )
+        context = dataclasses.replace(self.run.context, key=self.key)
+        trips, carries = self.run.trips, self.run.carries
         if times is not None:
-            trips = max(1, run.trips) * max(1, times)
+            # States after a node that runs often, or not at all, are not those of a layer.
+            trips, carries = max(1, trips) * max(1, times), {}
             if trips > _MOST_TRIPS:
                 raise InteropError(
                     f"loops in each other run {trips:,} trips, but at most {_MOST_TRIPS:,} are "
                     "run; check the file, or give shorter sequences"
                 )
-            # States after a node that runs often, or not at all, are not those of a layer.
-            run = dataclasses.replace(run, trips=trips, carries={})
+        run = dataclasses.replace(self.run, context=context, trips=trips, carries=carries)
         own = dict(zip(body.inputs, inputs, strict=True))
         values: Any = collections.ChainMap(own, self.values)
         run.nodes(body.nodes, values)

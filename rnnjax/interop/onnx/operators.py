@@ -271,7 +271,6 @@ def _pad(at: At, x: Any, pads: Any = None, value: Any = None, axes: Any = None) 
     for axis, *both in zip(along, numbers[: len(along)], numbers[len(along) :], strict=True):
         around[at.axis(axis, x.ndim)] = (both[0], both[1])
     sizes = list(zip(x.shape, around, strict=True))
-    at.bound(n + max(0, low) + max(0, high) for n, (low, high) in sizes)
     # What is not there cannot be taken away or repeated; nor all of it twice, which JAX would do
     # piece by piece.
     less = any(n + min(0, low) + min(0, high) < 0 for n, (low, high) in sizes)

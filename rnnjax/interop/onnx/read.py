@@ -174,10 +174,11 @@ _NOT_READ = frozenset({
 def read_graph(model: Any, folder: pathlib.Path | None) -> Model:
     """Return the model of a message, which it stores to write the parameters back."""
     reader = _Reader(model, folder)
-    nodes = reader.nodes(model.graph, collections.ChainMap(), "")
-    outputs = tuple(output.name for output in model.graph.output)
-    inputs = reader.inputs(model.graph, outputs)
-    nodes = _alive(nodes, outputs)
+    whole = reader.body(model.graph, collections.ChainMap(), "")
+    inputs, outputs = reader.inputs(model.graph), whole.outputs
+    if not outputs or len(set(outputs)) < len(outputs):
+        raise InteropError("the graph has no outputs, or one of them twice")
+    nodes = _alive(whole.nodes, outputs)
     reader.take_arrays(nodes, outputs)
     states = {name for node in nodes if node.op_type in RECURRENT for name in node.outputs[1:]}
     graph = Graph(
@@ -257,20 +258,28 @@ class _Reader:
         self.slots: dict[str, tuple[str, ...]] = {}  # by the layer, its tensors; "" for none
         self.namesakes = {CONSTANTS: 0}  # by the name of a layer, how many others would have it
 
-    def nodes(self, graph: Any, scope: Scope, prefix: str) -> list[Node]:
-        """The nodes of a graph; ``scope`` has by each name that it sees that of the value."""
+    def body(self, graph: Any, scope: Scope, prefix: str) -> Body:
+        """A graph; ``scope`` has by each name that is seen around it that of the value."""
         if len(graph.sparse_initializer) > 0:
             raise InteropError("sparse initialisers are not read here; store them densely")
-        scope.update((one.name, prefix + text(one.name)) for one in graph.initializer)
-        scope.update((one.name, prefix + text(one.name)) for one in graph.input)
-        self.made |= {prefix + name for name in scope.maps[0]}
-        read = []
+        for one in (*graph.initializer, *graph.input):
+            scope[one.name] = prefix + text(one.name)
+        self.made.update(scope.maps[0].values())
+        nodes = []
         for i, node in enumerate(graph.node):
             op_type = repr(node.op_type[:60])[1:-1]  # which may hold what moves a terminal
             label = f"{repr(node.name[:60]) if node.name else i} ({op_type})"
             with naming(label):
-                read.append(self.node(node, i, label, scope, prefix))
-        return [node for node in read if node.op_type != _CONSTANT]
+                nodes.append(self.node(node, i, label, scope, prefix))
+        missing = [one.name for one in graph.output if one.name not in scope]
+        if missing:
+            raise InteropError(f"nothing makes the graph's output {missing[0]!r}; export it again")
+        inputs = [scope[one.name] for one in graph.input]
+        return Body(
+            tuple(name for name in inputs if name not in self.constants),
+            tuple(scope[one.name] for one in graph.output),
+            tuple(node for node in nodes if node.op_type != _CONSTANT),
+        )
 
     def node(self, node: Any, place: int, label: str, scope: Scope, prefix: str) -> Node:
         if node.domain not in ("", "ai.onnx") or node.op_type not in _KNOWN:
@@ -307,7 +316,7 @@ class _Reader:
             raise InteropError("its branches should have no inputs, but one has; get it again")
         dtype_of(read.get("to", 1), "what it casts to")  # a name before opset 6
         for name in filter(None, node.output):
-            if prefix + name in self.made or name in scope.maps[0]:
+            if prefix + name in self.made:
                 raise InteropError(f"its output {name!r} is made twice; rename one")
             self.made.add(prefix + name)
             scope[name] = prefix + name
@@ -325,26 +334,16 @@ class _Reader:
         if one.type not in (1, 2, 3, 6, 7, 8):  # numbers and texts, and lists of these
             raise InteropError(f"{what} holds something that is not read here")
         value = import_onnx().helper.get_attribute_value(one)
+        listed = one.type > GRAPH
         try:
-            if one.type > GRAPH:  # lists
-                return tuple(v.decode() if isinstance(v, bytes) else v for v in value)
-            return value.decode() if isinstance(value, bytes) else value
+            read = [
+                v.decode() if isinstance(v, bytes) else v for v in (value if listed else [value])
+            ]
         except UnicodeDecodeError:
             raise InteropError(f"{what} is no text") from None
+        return tuple(read) if listed else read[0]
 
-    def body(self, graph: Any, scope: Scope, prefix: str) -> Body:
-        nodes = self.nodes(graph, scope, prefix)
-        missing = [one.name for one in graph.output if one.name not in scope]
-        if missing:
-            raise InteropError(f"nothing makes its output {missing[0]!r}; export it again")
-        inputs = tuple(scope[one.name] for one in graph.input)
-        return Body(
-            tuple(name for name in inputs if name not in self.constants),
-            tuple(scope[one.name] for one in graph.output),
-            tuple(nodes),
-        )
-
-    def inputs(self, graph: Any, outputs: Sequence[str]) -> tuple[Input, ...]:
+    def inputs(self, graph: Any) -> tuple[Input, ...]:
         inputs = {}
         for one in graph.input:
             if one.name in self.constants:
@@ -360,11 +359,6 @@ class _Reader:
                 sizes = (int(n.dim_value) for n in described.shape.dim)
                 shape = tuple(n if n > 0 else None for n in sizes)
             inputs[one.name] = Input(one.name, shape, dtype.name)
-        for name in outputs:
-            if not name or name not in self.made:
-                raise InteropError(f"nothing makes the graph's output {name!r}")
-        if not outputs or len(set(outputs)) < len(outputs):
-            raise InteropError("the graph has no outputs, or one of them twice")
         return tuple(inputs.values())
 
     def take_arrays(self, nodes: Sequence[Node], outputs: Sequence[str]) -> None:
