@@ -202,6 +202,15 @@ def test_every_function(assert_close: Any) -> None:
             assert [one.op_type for one in proto.graph.node] == [kind]
 
 
+def test_places_along_an_axis_have_the_type_of_jax(check: Any) -> None:
+    """In float32 beside an open batch, and not in ONNX's own 64 bits."""
+
+    def placed(x: jax.Array) -> jax.Array:
+        return x + jax.lax.broadcasted_iota(x.dtype, x.shape, 2)
+
+    check(made(Activation("f", placed)), lengths=False)
+
+
 def test_narrow_parameters_are_written_in_float32() -> None:
     model = made(Recurrent("rnn", GRUCell(HIDDEN)), Dense("head", 3))
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.params)

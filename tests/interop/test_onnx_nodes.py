@@ -172,6 +172,44 @@ def test_a_negative_step_starts_within_the_axis(end: int, size: int) -> None:
     np.testing.assert_array_equal(rnnjax_onnx.load(proto)(x)[1], x[..., :size])
 
 
+@pytest.mark.parametrize("step", [2**31, 2**63 - 1, -(2**31), -(2**63)])
+def test_a_step_beyond_the_axis_takes_one_entry(step: int) -> None:
+    """Where it overflowed 64 bits, XLA ended the process."""
+    first, last = (0, 2**63 - 1) if step > 0 else (-1, -(2**63))
+    where = (np.array([n]) for n in (first, last, 1, step))
+    arrays = dict(zip(("starts", "ends", "axes", "steps"), where, strict=True))
+    proto = proto_of([node("Slice", ["x", *arrays], ["y"])], [value("x", [2, 3])], ["y"], **arrays)
+    x, model = normal(2, 3), rnnjax_onnx.load(proto)
+    ys = jax.jit(model.__call__)(x)[1]
+    np.testing.assert_array_equal(ys, x[:, :1] if step > 0 else x[:, -1:])
+
+
+def test_axes_that_are_named_twice_are_refused() -> None:
+    """Also by onnxruntime."""
+    twice = {"starts": [1, 0], "ends": [3, 1], "axes": [0, -2]}
+    pads: dict[str, Any] = {"pads": [1, 2, 0, 0], "value": np.float32(9), "axes": [-1, 1]}
+    for op_type, arrays, says in (
+        ("Slice", twice, r"axes .0, 0."),
+        ("Pad", pads, "the axes .1, 1."),
+    ):
+        proto = proto_of(
+            [node(op_type, ["x", *arrays], ["y"])], [value("x", [3, 4])], ["y"], opset=18, **arrays
+        )
+        with pytest.raises(InteropError, match=says):
+            rnnjax_onnx.load(proto)(normal(3, 4))
+
+
+def test_parts_are_equal_before_opset_18() -> None:
+    parts = node("Split", ["x"], ["a", "b", "c"], axis=1)
+    model = rnnjax_onnx.load(proto_of([parts], [value("x", [2, 7])], ["a", "b", "c"]))
+    with pytest.raises(InteropError, match=r"sizes .2, 2, 2. are not the 7 of axis 1 for 3"):
+        model(normal(2, 7))
+
+
+def test_a_norm_of_integers_is_an_integer() -> None:
+    run_node("ReduceL2", np.array([[3, 4], [1, 1]], np.int32), axes=[1])
+
+
 @pytest.mark.parametrize("op_type", ["GlobalAveragePool", "GlobalMaxPool"])
 def test_a_pool_over_no_space_changes_nothing(op_type: str) -> None:
     """A matrix has no space: onnxruntime refuses both, and ONNX's reference returns a maximum."""

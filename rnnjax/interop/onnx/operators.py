@@ -261,16 +261,18 @@ _PADS = "constant", "edge", "reflect", "wrap"
 def _pad(at: At, x: Any, pads: Any = None, value: Any = None, axes: Any = None) -> Any:
     """``x`` with more around it, or with less where a number is negative."""
     numbers, mode = at.integers(pads, "pads"), at.get("mode", "constant")
-    along = list(range(x.ndim)) if axes is None else at.integers(axes, "axes")
-    if len(numbers) != 2 * len(along) or mode not in _PADS:
+    every = range(x.ndim) if axes is None else at.integers(axes, "axes")
+    along = [at.axis(axis, x.ndim) for axis in every]
+    if len(numbers) != 2 * len({*along}) or mode not in _PADS:
         raise InteropError(
-            f"its pads {numbers} should be two for each of {len(along)} axes, and its mode "
+            f"its pads {numbers} should be two for each of the axes {along}, and its mode "
             f"{mode!r} one of {', '.join(_PADS)}"
         )
     around = [(0, 0)] * x.ndim
     for axis, *both in zip(along, numbers[: len(along)], numbers[len(along) :], strict=True):
-        around[at.axis(axis, x.ndim)] = (both[0], both[1])
+        around[axis] = (both[0], both[1])
     sizes = list(zip(x.shape, around, strict=True))
+    at.bound(n + max(0, low) + max(0, high) for n, (low, high) in sizes)
     # What is not there cannot be taken away or repeated; nor all of it twice, which JAX would do
     # piece by piece.
     less = any(n + min(0, low) + min(0, high) < 0 for n, (low, high) in sizes)
@@ -307,7 +309,8 @@ def _split(at: At, x: Any, split: Any = None) -> Any:
     axis, parts = at.axis(at.get("axis", 0), x.ndim), len(at.node.outputs)
     length, sizes = x.shape[axis], at.integers(split, "split")
     if split is None:
-        size = -(-length // parts)  # the last one may be smaller
+        # From opset 18 on, which has this attribute, the last one may be smaller.
+        size = -(-length // parts) if at.get("num_outputs") else length // parts
         sizes = [max(0, min(size, length - i * size)) for i in range(parts)]
     if sum(sizes) != length or min(sizes) < 0 or at.get("num_outputs", len(sizes)) != parts:
         raise InteropError(
@@ -328,16 +331,16 @@ def _slice(
                 if not isinstance(without, jax.Array) and axis in np.ravel(without) % x.ndim:
                     return _entries(x, starts, axis)  # one, or the Squeeze would not fit
     first, last = at.integers(starts, "starts"), at.integers(ends, "ends")
-    along = at.integers(axes, "axes") or list(range(len(first)))
+    along = [at.axis(n, x.ndim) for n in at.integers(axes, "axes") or range(len(first))]
     stride = [1] * len(first) if steps is None else at.integers(steps, "steps")
-    if not len(first) == len(last) == len(along) == len(stride) or 0 in stride:
+    if not len(first) == len(last) == len({*along}) == len(stride) or 0 in stride:
         raise InteropError(f"starts {first}, ends {last}, axes {along}, steps {stride} do not fit")
     where = [slice(None)] * x.ndim
     for start, end, axis, step in zip(first, last, along, stride, strict=True):
-        axis = at.axis(axis, x.ndim)
         if step < 0 and is_fixed(x.shape[axis]):  # it begins within the axis
             start = max(start, -x.shape[axis])
-        where[axis] = slice(start, end, max(step, -(2**63) + 1))
+        # XLA ends the process where a step beyond the axis overflows its 64 bits.
+        where[axis] = slice(start, end, min(max(step, 1 - 2**31), 2**31 - 1))
     return x[tuple(where)]
 
 
@@ -467,7 +470,9 @@ OPERATORS: Mapping[str, Run] = {
     "ArgMax": lambda at, x: module_of(x).argmax(
         x, axis=at.axis(at.get("axis", 0), x.ndim), keepdims=bool(at.get("keepdims", 1))
     ),
-    "ReduceL2": lambda at, x, axes=None: module_of(x).sqrt(_reduction("sum")(at, x * x, axes)),
+    "ReduceL2": lambda at, x, axes=None: module_of(x).sqrt(
+        _reduction("sum")(at, x * x, axes)
+    ).astype(x.dtype),
     "BatchNormalization": _batch_norm, "InstanceNormalization": _instance_norm, "Clip": _clip,
     "Conv": _conv, "CumSum": _cumsum, "Dropout": _dropout,
     "ConvTranspose": _conv_transpose,
