@@ -588,11 +588,23 @@ ABSURD: dict[str, tuple[list[Any], dict[str, Any]]] = {
         {"a": [2**62, 0, -(2**62), 0], "size": [2, 3]},
     ),
     "a convolution": ([("Conv", ["x", "K"], {"pads": [2**30, 2**30]})], {"K": normal(1, 1, 3)}),
+    "a transposed convolution": (
+        [("ConvTranspose", ["x", "K"], {"strides": [2**30]})],
+        {"K": normal(1, 1, 3)},
+    ),
+    "its own shape": (
+        [("ConvTranspose", ["x", "K"], {"output_shape": [2**62]})],
+        {"K": normal(1, 1, 3)},
+    ),
     "a maximum": ([("MaxPool", ["x"], {"kernel_shape": [2**30], "pads": [2**29] * 2})], {}),
     "a mean": ([("AveragePool", ["x"], {"kernel_shape": [2**30], "pads": [2**29] * 2})], {}),
     "the sum of nothing, many times": (
         [("ConstantOfShape", ["size"], {}), ("ReduceSum", ["y0", "axis"], {"keepdims": 0})],
         {"size": [0, 2**17, 2**17], "axis": [0]},
+    ),
+    "nothing, in an absurd shape": (
+        [("Slice", ["x", "z", "z"], {}), ("Reshape", ["y0", "a"], {"allowzero": 1})],
+        {"z": [0], "a": [0, 2**62]},
     ),
     "more parts than outputs": ([("Split", ["x"], {"num_outputs": 2**28})], {}),
 }

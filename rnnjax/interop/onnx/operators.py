@@ -176,18 +176,25 @@ def _layer_norm(at: At, x: Any, scale: Any, bias: Any = None) -> Any:
     return shared.standardize(x, axes, at.get("epsilon", 1e-5), scale, bias)
 
 
-def _window(at: At, x: Any, sizes: Sequence[int]) -> tuple[Any, Any, Any]:
-    """Its strides, the dilations between its entries, and what is put around each axis of space."""
-    rank, space, automatic = len(sizes), x.shape[1:-1], at.get("auto_pad", "NOTSET")
+def _placed(at: At, x: Any, sizes: Sequence[int]) -> tuple[Any, Any, Any]:
+    """The strides and dilations of a window of these sizes, and the pads of each axis of space."""
+    rank, space = len(sizes), x.shape[1:-1]
     strides, dilations = (tuple(at.get(n) or (1,) * rank) for n in ("strides", "dilations"))
-    given = tuple(at.get("pads") or (0,) * (2 * rank))
+    given, more = at.get("pads") or (0,) * (2 * rank), at.get("output_padding") or (0,) * rank
     numbers = (*sizes, *strides, *dilations)
     whole = len(space) == len(strides) == len(dilations) == rank > 0 and len(given) == 2 * rank
-    if not whole or min(numbers) < 1 or min(given) < 0 or max(*numbers, *given) >= 2**31:
+    around = (*given, *more)
+    if not whole or min(numbers) < 1 or min(around) < 0 or max(*numbers, *around) >= 2**31:
         raise InteropError(
             f"its window, strides, dilations and pads do not fit its space {list(space)}"
         )
-    pads = list(zip(given[:rank], given[rank:], strict=True))
+    return strides, dilations, list(zip(given[:rank], given[rank:], strict=True))
+
+
+def _window(at: At, x: Any, sizes: Sequence[int]) -> tuple[Any, Any, Any]:
+    """Those of a window that moves over ``x``, with what else the pads depend on."""
+    strides, dilations, pads = _placed(at, x, sizes)
+    space, automatic = x.shape[1:-1], at.get("auto_pad", "NOTSET")
     if automatic != "NOTSET":
         reach = [(size - 1) * step + 1 for size, step in zip(sizes, dilations, strict=True)]
         pads = lax.padtype_to_pads(space, reach, strides, automatic.removesuffix("_UPPER"))
@@ -212,14 +219,10 @@ def _conv(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
 @_channels_last
 def _conv_transpose(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
     """The transpose of a convolution: entries of ``x`` far apart, and the kernel turned around."""
-    rank, groups = kernel.ndim - 2, at.get("group", 1)
-    strides, steps, more = (
-        tuple(at.get(name) or (usual,) * rank)
-        for name, usual in (("strides", 1), ("dilations", 1), ("output_padding", 0))
-    )
+    strides, steps, pads = _placed(at, x, kernel.shape[2:])
+    rank, groups, automatic = len(strides), at.get("group", 1), at.get("auto_pad", "NOTSET")
+    more, sizes = at.get("output_padding") or (0,) * rank, at.get("output_shape")
     reach = [(size - 1) * step for size, step in zip(kernel.shape[2:], steps, strict=True)]
-    given, automatic = at.get("pads") or (0,) * (2 * rank), at.get("auto_pad", "NOTSET")
-    pads, sizes = list(zip(given[:rank], given[rank:], strict=True)), at.get("output_shape")
     if automatic.startswith("SAME"):
         sizes = [n * stride for n, stride in zip(x.shape[1:-1], strides, strict=True)]
     if sizes:
@@ -228,11 +231,12 @@ def _conv_transpose(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
         less = [n // 2 if automatic == "SAME_UPPER" else n - n // 2 for n in away]
         pads = [(low, n - low) for n, low in zip(away, less, strict=True)]
     around = [(r - low, r - high + m) for r, (low, high), m in zip(reach, pads, more, strict=True)]
-    channels, filters, *space = kernel.shape
-    apart = jnp.flip(kernel, tuple(range(2, 2 + rank)))
-    apart = apart.reshape(groups, channels // groups, filters, *space)
-    turned = apart.transpose(*range(3, 3 + rank), 1, 0, 2)
-    turned = turned.reshape(*space, channels // groups, groups * filters)
+    places = zip(x.shape[1:-1], strides, around, strict=True)
+    wide = [n * stride + max(0, low) + max(0, high) for n, stride, (low, high) in places]
+    at.bound((x.shape[0], x.shape[-1], *wide))
+    apart = jnp.flip(kernel, tuple(range(2, 2 + rank))).reshape(groups, -1, *kernel.shape[1:])
+    turned = jnp.moveaxis(apart, (1, 0, 2), (-3, -2, -1))
+    turned = turned.reshape(*turned.shape[:-2], -1)
     return shared.conv(x, turned, bias, (1,) * rank, around, steps, groups, strides)
 
 
@@ -523,7 +527,7 @@ def run_operator(op_type: str, at: At, inputs: list[Any]) -> tuple[Any, ...]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InteropError(f"{op_type} cannot take inputs {came}: {reason}") from error
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    made = sum(y.size for y in outputs if is_fixed(y.size))
-    at.bound([made])
-    at.run.left[at.budget] -= made
+    for y in outputs:
+        at.bound(y.shape)
+        at.run.left[at.budget] -= y.size if is_fixed(y.size) else 0
     return tuple(np.asarray(y) if isinstance(y, np.generic) else y for y in outputs)
