@@ -290,8 +290,12 @@ def test_all_that_a_graph_makes_is_bounded() -> None:
     """Each array may be small enough, and all of them too large."""
     doubled = [node("Concat", [f"x{i}", f"x{i}"], [f"x{i + 1}"], axis=0) for i in range(34)]
     spread = [node("Expand", ["x0", "sizes"], [f"y{i}"]) for i in range(40)]
-    for nodes, outputs in ((doubled, ["x34"]), (spread, [f"y{i}" for i in range(40)])):
-        proto = proto_of(nodes, [value("x0", [1])], outputs, sizes=np.array([2**24]))
+    long = node("LSTM", ["steps", "W1", "R1"], ["z"], hidden_size=HIDDEN)
+    hidden = [node("Expand", ["x0", "time"], ["steps"]), long]
+    arrays = {"sizes": np.array([2**24]), "time": np.array([2**22, 1, 1]), **weights_of("1", 1)}
+    cases = (doubled, ["x34"]), (spread, [f"y{i}" for i in range(40)]), (hidden, ["z"])
+    for nodes, outputs in cases:
+        proto = proto_of(nodes, [value("x0", [1])], outputs, **arrays)
         with pytest.raises(InteropError, match=r"at most [\d,]+ elements may still be made; check"):
             jax.eval_shape(rnnjax_onnx.load(proto), normal(1))
 

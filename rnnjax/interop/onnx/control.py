@@ -55,7 +55,7 @@ class At:
     @property
     def budget(self) -> str:
         """By which bound it makes elements: what follows from known ones is known."""
-        inputs = [self.values[name] for name in self.node.inputs if name]
+        inputs = [self.values.get(name) for name in self.node.inputs if name]
         return "known" if all(map(is_known, inputs)) and not self.node.bodies else "elements"
 
     def bound(self, shape: Any) -> tuple[Any, ...]:

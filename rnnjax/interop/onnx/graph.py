@@ -9,15 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.engine import unroll
-from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.layers import Carries, Context, Layer, Recurrent, Shape, fits
+from rnnjax.cells.base import Params
+from rnnjax.errors import InvalidInputError
+from rnnjax.interop.layers import Carries, Context, Layer, Shape, fits
 from rnnjax.interop.model import Input, Network, Result
 from rnnjax.interop.onnx.control import At, is_fixed, made, naming, traced_dtype
 from rnnjax.interop.onnx.operators import run_operator
-from rnnjax.interop.onnx.recurrent import PLACES, check_weights, params_from_onnx
-from rnnjax.layers import Directions
 
 # Of the elements that a run may make: whatever is given, for each element that is given, and for
 # each parameter. A file is small that asks for very much. What is known does not grow with what is
@@ -199,67 +196,10 @@ class _Run:
             weights = 1 if node.layer in self.params else 4
             needed = node.inputs[:weights] if node.layer else node.inputs
             # Nodes that only prepare a state have no inputs where there is no state.
-            if not all(name in values for name in needed if name):
-                continue
-            with naming(node.label):
-                if node.layer:
-                    self.recurrent(node, values)
-                    continue
-                inputs = [values[name] if name else None for name in node.inputs]
-                outputs = run_operator(node.op_type, At(node, i, self, values, nodes), inputs)
-            values.update(zip(node.outputs, outputs, strict=False))
-            ran += 1
+            if all(name in values for name in needed if name):
+                inputs = [values.get(name) if name else None for name in node.inputs]
+                with naming(node.label):
+                    outputs = run_operator(node.op_type, At(node, i, self, values, nodes), inputs)
+                values.update(zip(node.outputs, outputs, strict=False))
+                ran += 1
         return ran
-
-    def recurrent(self, node: Node, values: MutableMapping[str, Any]) -> None:
-        """Run the cell of a recurrent node, make Y, Y_h and Y_c, and keep its carry."""
-        layer, carry = self.graph.layers[node.layer], self.carry.get(node.layer)
-        assert isinstance(layer, Recurrent)
-        if carry is not None and self.trips:
-            raise InvalidInputError(
-                f"node {node.label} runs in a loop, or in a branch that is chosen at run time, so "
-                f"that {node.layer!r} has no state of its own; leave it out of carry"
-            )
-        xs = jnp.asarray(values[node.inputs[0]])
-        if xs.ndim != 3:
-            raise InteropError(f"its input X is {list(xs.shape)}, but should have three axes")
-        given = [jnp.asarray(values[name]) if name in values else None
-                 for name in map(node.input, range(8))]  # fmt: skip
-        weights, (lengths, h, c) = [given[i] for i in PLACES], given[4:7]
-        batch_first = node.get("layout", 0)  # then of all that it takes and gives
-        if batch_first:
-            xs = jnp.swapaxes(xs, 0, 1)
-            h, c = (None if state is None else jnp.swapaxes(state, 0, 1) for state in (h, c))
-        params = self.params.get(node.layer)
-        if params is None:
-            check_weights(layer.cell, weights)
-            params = params_from_onnx(layer.cell, *weights)
-        if carry is None:
-            carry = _carry_of(layer.cell, (h, c), xs)
-        method, reverse = self.context.method, layer.reverse
-        carry, ys = unroll(
-            layer.cell, params, xs, carry, lengths=lengths, reverse=reverse, method=method
-        )
-        each = carry if isinstance(carry, Directions) else (carry,)
-        ys = jnp.stack(jnp.split(ys, len(each), axis=-1), axis=1)
-        outputs = ys, *(jnp.stack(leaves) for leaves in zip(*each, strict=True))
-        if batch_first:
-            outputs = tuple(jnp.moveaxis(y, -2, 0) for y in outputs)
-        named = zip(node.outputs, outputs, strict=False)
-        values.update((name, y.astype(xs.dtype)) for name, y in named if name)
-        self.carries[node.layer] = carry
-
-
-def _carry_of(cell: Cell, states: Sequence[Any], xs: jax.Array) -> Carry:
-    zeros = cell.initial_carry((xs.shape[1],), jnp.promote_types(xs.dtype, jnp.float32))
-    leaves, tree = jax.tree.flatten(zeros)
-    sides = 1 + isinstance(zeros, Directions)
-    each = len(leaves) // sides
-    for i, leaf in enumerate(leaves):
-        state, shape = states[i % each], (sides, *leaf.shape)
-        if state is not None and state.shape != shape:
-            raise InteropError(
-                f"an initial state has shape {list(state.shape)}, but should be {list(shape)}"
-            )
-        leaves[i] = leaf if state is None else state[i // each].astype(leaf.dtype)
-    return jax.tree.unflatten(tree, leaves)

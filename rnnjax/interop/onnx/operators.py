@@ -1,4 +1,4 @@
-"""The operators of ONNX that stand around recurrent ones: one table, one entry for each.
+"""The operators of ONNX, recurrent ones and those around them: one table, one entry for each.
 
 An entry is a function of `At` and the inputs, None where one is left out, to the output or a tuple.
 Where all inputs are known before it runs, NumPy computes it: the shapes that a graph computes stay
@@ -30,13 +30,10 @@ from rnnjax.interop.onnx.control import (
     scan,
     traced_dtype,
 )
+from rnnjax.interop.onnx.recurrent import RECURRENT, recurrent
 from rnnjax.layers import Dropout
 
 Run = Callable[..., Any]
-
-
-def _each(name: str) -> Run:
-    return lambda at, x: getattr(module_of(x), name)(x)
 
 
 def _by_jax(function: Run) -> Run:
@@ -92,7 +89,7 @@ def _dropout(at: At, x: Any, ratio: Any = None, training_mode: Any = None) -> An
 
 
 def _broadcast(function: str | Callable[..., Any]) -> Run:
-    """A function of arrays: by the name that NumPy and JAX have, or of that module and them."""
+    """A function of one or more arrays, of NumPy or JAX: by its name, or of the module and them."""
 
     def run(at: At, *xs: Any) -> Any:
         if at.get("axis") is not None:
@@ -433,13 +430,17 @@ def _nonzero(at: At, x: Any) -> Any:
 
 
 # By the name that NumPy has for them, which is the rest of the name here in small letters.
-_SMALL = ("Abs", "Ceil", "Cos", "Floor", "Log", "Reciprocal", "Round", "Sign", "Sin", "Sqrt")
+_SMALL = (
+    "Abs", "Ceil", "Cos", "Equal", "Floor", "Greater", "Less", "Log", "Reciprocal", "Round", "Sign",
+    "Sin", "Sqrt", "Where",
+)  # fmt: skip
 _REDUCTIONS = ("Max", "Mean", "Min", "Prod", "Sum")
 
 # Left out on purpose, for no recurrent model was seen to have them: quantised numbers, Affine,
 # GroupNormalization, ScaledTanh, ThresholdedRelu, TopK and Trilu.
 OPERATORS: Mapping[str, Run] = {
-    **{name: _each(name.lower()) for name in _SMALL},
+    **dict.fromkeys(RECURRENT, recurrent),
+    **{name: _broadcast(name.lower()) for name in _SMALL},
     # A relu's derivative at 0 is 0, unlike that of a maximum.
     **{
         kind: _activation(kind, name)
@@ -447,7 +448,6 @@ OPERATORS: Mapping[str, Run] = {
         if kind not in ("Affine", "Softmax", "LogSoftmax", "Gelu")
     },
     **{kind: _activation(kind) for kind in NUMBERED},
-    **{name: _broadcast(name.lower()) for name in ("Equal", "Greater", "Less", "Where")},
     **{name: _broadcast(f"logical_{name.lower()}") for name in ("And", "Or", "Xor")},
     **{f"Reduce{name}": _reduction(name.lower()) for name in _REDUCTIONS},
     "Cast": lambda at, x: _as_type(at, x, dtype_of(at.get("to", 0), "what a Cast makes")),
@@ -467,7 +467,7 @@ OPERATORS: Mapping[str, Run] = {
     "Min": _folded("minimum"), "Mul": _broadcast("multiply"),
     "Pow": _broadcast(_power), "Sub": _broadcast("subtract"), "Sum": _folded("add"),
     "GreaterOrEqual": _broadcast("greater_equal"), "LessOrEqual": _broadcast("less_equal"),
-    "Neg": _each("negative"), "Not": _each("logical_not"),
+    "Neg": _broadcast("negative"), "Not": _broadcast("logical_not"),
     "LogSoftmax": _softmax(jax.nn.log_softmax), "Softmax": _softmax(jax.nn.softmax),
     "AveragePool": _pool(False), "MaxPool": _pool(True),
     "GlobalAveragePool": _whole_pool("mean"), "GlobalMaxPool": _whole_pool("max"),

@@ -160,7 +160,7 @@ Scope = collections.ChainMap[str, str]
 """The unique name of the value for each name that a graph sees."""
 
 _CONSTANT = "Constant"  # the operator that only holds an array
-_KNOWN = frozenset({_CONSTANT, *OPERATORS, *RECURRENT})
+_KNOWN = frozenset({_CONSTANT, *OPERATORS})
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _WITH_WEIGHTS = (*_PRODUCTS, *RECURRENT, "Gather", "PRelu")
 _NOT_READ = frozenset({
@@ -367,8 +367,7 @@ class _Reader:
         for name, node in _reads(nodes, outputs):
             self.readers[name].append(node)
         every = list(all_nodes(nodes))
-        products = (node.outputs for node in every if node.op_type in _PRODUCTS)
-        self.products = {name for names in products for name in names}
+        self.products = {name for one in every if one.op_type in _PRODUCTS for name in one.outputs}
         for node in every:
             if node.layer:
                 self.add_layer(node)

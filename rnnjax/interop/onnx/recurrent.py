@@ -1,14 +1,16 @@
-"""ONNX's RNN, GRU and LSTM as cells and their parameters, and the way back."""
+"""ONNX's RNN, GRU and LSTM: as cells and their parameters, the way back, and how they run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.cells import GRUCell, LSTMCell, PeepholeLSTMCell, SimpleRNNCell
-from rnnjax.cells.base import Cell, Params
-from rnnjax.errors import InteropError
+from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.engine import unroll
+from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.functions import (
     FORMS,
     IN_CELLS,
@@ -19,6 +21,7 @@ from rnnjax.interop.functions import (
     reordered,
 )
 from rnnjax.interop.layers import fits
+from rnnjax.interop.onnx.control import At
 from rnnjax.layers import Bidirectional, Directions
 
 Weights = tuple[Any, ...]
@@ -246,3 +249,52 @@ def check_weights(cell: Cell, weights: Sequence[Any]) -> None:
                 f"its {name} is {array.dtype}{list(array.shape)}, but with {size} hidden units and "
                 f"{sides} directions it should be floats ({sizes})"
             )
+
+
+def recurrent(
+    at: At, x: Any, w: Any = None, r: Any = None, b: Any = None, lengths: Any = None, h: Any = None,
+    c: Any = None, p: Any = None,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Run the cell of a node, and keep its carry; what is returned is Y, Y_h and Y_c."""
+    name, run, batch_first = at.node.layer, at.run, at.get("layout", 0)
+    cell, carry = run.graph.recurrent[name].cell, run.carry.get(name)
+    if carry is not None and run.trips:
+        raise InvalidInputError(
+            f"node {at.node.label} runs in a loop, or in a branch that is chosen at run time, so "
+            f"that {name!r} has no state of its own; leave it out of carry"
+        )
+    xs, *states = jax.tree.map(jnp.asarray, (x, h, c))
+    if xs.ndim != 3:
+        raise InteropError(f"its input X is {list(xs.shape)}, but should have three axes")
+    if batch_first:  # of all that it takes and gives
+        xs, *states = jax.tree.map(lambda one: jnp.swapaxes(one, 0, 1), (xs, *states))
+    params = run.params.get(name)
+    if params is None:
+        check_weights(cell, (w, r, b, p))
+        params = params_from_onnx(cell, w, r, b, p)
+    if carry is None:
+        carry = _carry_of(cell, states, xs)
+    method, reverse = run.context.method, run.graph.recurrent[name].reverse
+    carry, ys = unroll(cell, params, xs, carry, lengths=lengths, reverse=reverse, method=method)
+    run.carries[name] = carry
+    each = carry if isinstance(carry, Directions) else (carry,)
+    ys = jnp.stack(jnp.split(ys, len(each), axis=-1), axis=1)
+    outputs = ys, *(jnp.stack(leaves) for leaves in zip(*each, strict=True))
+    if batch_first:
+        outputs = tuple(jnp.moveaxis(y, -2, 0) for y in outputs)
+    return tuple(y.astype(xs.dtype) for y in outputs)
+
+
+def _carry_of(cell: Cell, states: Sequence[Any], xs: jax.Array) -> Carry:
+    zeros = cell.initial_carry((xs.shape[1],), jnp.promote_types(xs.dtype, jnp.float32))
+    leaves, tree = jax.tree.flatten(zeros)
+    sides = 1 + isinstance(zeros, Directions)
+    each = len(leaves) // sides
+    for i, leaf in enumerate(leaves):
+        state, shape = states[i % each], (sides, *leaf.shape)
+        if state is not None and state.shape != shape:
+            raise InteropError(
+                f"an initial state has shape {list(state.shape)}, but should be {list(shape)}"
+            )
+        leaves[i] = leaf if state is None else state[i // each].astype(leaf.dtype)
+    return jax.tree.unflatten(tree, leaves)
