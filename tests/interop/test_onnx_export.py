@@ -202,13 +202,32 @@ def test_every_function(assert_close: Any) -> None:
             assert [one.op_type for one in proto.graph.node] == [kind]
 
 
-def test_places_along_an_axis_have_the_type_of_jax(check: Any) -> None:
-    """In float32 beside an open batch, and not in ONNX's own 64 bits."""
+def digits(x: jax.Array) -> jax.Array:
+    """Of a small step, as `rnnjax.RGLRUCell` takes it."""
+    return jnp.expm1(1e-4 * x) * 1e4
 
-    def placed(x: jax.Array) -> jax.Array:
-        return x + jax.lax.broadcasted_iota(x.dtype, x.shape, 2)
 
-    check(made(Activation("f", placed)), lengths=False)
+def one_of_three(x: jax.Array) -> jax.Array:
+    which = (x > 0).astype(jnp.int32) + (x > 1)
+    return jax.lax.select_n(which, x, 2 * x, 3 * x)
+
+
+PROGRAMS: dict[str, Any] = {
+    "places in float32": lambda x: x + jax.lax.broadcasted_iota(x.dtype, x.shape, 2),
+    "digits of a small number": digits,
+    "one of three": one_of_three,
+    "a sum that does not overflow": lambda x: jax.nn.logsumexp(x, -1, keepdims=True),
+    "any and all": lambda x: jnp.where(
+        jnp.any(x > 1, -1, keepdims=True), x, jnp.all(x > -1, -1)[..., None]
+    ),
+    "arrays of no entries": lambda x: jnp.pad(x, ((0, 0), (0, 0), (1, 2)), "edge"),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_of_one_function(name: str, check: Any) -> None:
+    """What another type, fewer digits, or a size of 0 that copies another one would change."""
+    check(made(Dense("dense", 6), Activation("f", PROGRAMS[name])), lengths=False)
 
 
 def test_narrow_parameters_are_written_in_float32() -> None:

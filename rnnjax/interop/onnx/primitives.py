@@ -281,6 +281,15 @@ def _cast(w: Writer, equation: Any, x: Any) -> Any:
     return x if before == after else w.cast(x, after)
 
 
+def _select(w: Writer, equation: Any, which: Any, *cases: Any) -> Any:
+    """The case of that number, or the second one where a boolean is true."""
+    made, dtype = cases[0], equation.invars[0].aval.dtype
+    for i, case in enumerate(cases[1:], 1):
+        there = which if dtype.kind == "b" else w.add("Equal", which, np.array(i, dtype))
+        made = w.add("Where", there, case, made)
+    return made
+
+
 def _logical(op_type: str) -> Callable[..., Any]:
     def write(w: Writer, equation: Any, *xs: Any) -> Any:
         if equation.outvars[0].aval.dtype != bool:
@@ -301,11 +310,13 @@ def _reshape(w: Writer, equation: Any, x: Any) -> Any:
 
 def _reshaped(w: Writer, x: Any, before: Sequence[Any], after: Sequence[Any]) -> Any:
     """Give an array another shape, in which 0 copies an open size and -1 is what is left."""
+    if 0 in after:  # a size by itself
+        return w.add("Reshape", x, w.shape(after), allowzero=1)
     sizes: list[Any] = []
     for i, size in enumerate(after):
         same = not isinstance(size, int) and i < len(before) and before[i] is size
         left = not isinstance(size, int) and -1 not in sizes
-        sizes.append(0 if same and 0 not in after else -1 if left else size)
+        sizes.append(0 if same else -1 if left else size)
     return w.add("Reshape", x, w.shape(sizes))
 
 
@@ -362,12 +373,8 @@ def _split(w: Writer, equation: Any, x: Any) -> list[str]:
 
 
 def _reduction(op_type: str) -> Callable[..., Any]:
-    def write(w: Writer, equation: Any, x: Any) -> Any:
-        axes, logical = w.shape(equation.params["axes"]), equation.invars[0].aval.dtype == bool
-        y = w.add(op_type, w.cast(x, np.int32) if logical else x, axes, keepdims=0)
-        return w.cast(y, np.bool_) if logical else y
-
-    return write
+    """One over the axes of the equation; those of booleans are of opset 20 on."""
+    return lambda w, equation, x: w.add(op_type, x, w.shape(equation.params["axes"]), keepdims=0)
 
 
 def _argmax(w: Writer, equation: Any, x: Any) -> Any:
@@ -543,17 +550,19 @@ ELEMENTWISE: Mapping[str, Callable[..., Any]] = {
     "logistic": _one("Sigmoid"), "eq": _one("Equal"), "gt": _one("Greater"), "lt": _one("Less"),
     "ge": _one("GreaterOrEqual"), "le": _one("LessOrEqual"), "rem": _one("Mod", fmod=1),
     "and": _logical("And"), "or": _logical("Or"), "xor": _logical("Xor"), "not": _logical("Not"),
+    "is_finite": lambda w, _, x: w.add("Equal", w.add("Sub", x, x), np.float32(0)),
     "ne": lambda w, _, x, y: w.add("Not", w.add("Equal", x, y)),
     "square": lambda w, _, x: w.add("Mul", x, x),
     "rsqrt": lambda w, _, x: w.add("Reciprocal", w.add("Sqrt", x)),
-    "expm1": lambda w, _, x: w.add("Sub", w.add("Exp", x), _F1),
+    # exp(x) - 1 = tanh(x / 2) (exp(x) + 1), which keeps its digits where x is small.
+    "expm1": lambda w, _, x: w.add(
+        "Mul", w.add("Tanh", w.add("Mul", x, np.float32(0.5))), w.add("Add", w.add("Exp", x), _F1)),
     "log1p": lambda w, _, x: w.add("Log", w.add("Add", x, _F1)),
-    "select_n": lambda w, _, where, x, y: w.add("Where", where, y, x),
     "clamp": lambda w, _, low, x, high: w.add("Min", w.add("Max", low, x), high),
     "integer_pow": lambda w, e, x: w.add(
         "Pow", x, np.asarray(e.params["y"], e.invars[0].aval.dtype)),
     "round": _one("Round"), "erfc": lambda w, _, x: w.add("Sub", _F1, w.add("Erf", x)),
-    "convert_element_type": _cast,
+    "convert_element_type": _cast, "select_n": _select,
 }  # fmt: skip
 
 PRIMITIVES: Mapping[str, Callable[..., Any]] = {
