@@ -254,6 +254,7 @@ def test_windows_stand_where_onnx_has_them(op_type: str, counted: dict[str, Any]
         {"dilations": [2, 1], "strides": [1, 2], "group": 2},
         {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
         {"strides": [2, 3], "output_shape": [9, 12]},
+        {"strides": [2, 3], "output_shape": [9, 11], "auto_pad": "SAME_UPPER"},
     ],
 )
 def test_a_transposed_convolution(options: dict[str, Any], assert_close: Any) -> None:

@@ -220,7 +220,7 @@ def _conv_transpose(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
     rank, groups, automatic = len(strides), at.get("group", 1), at.get("auto_pad", "NOTSET")
     more, sizes = at.get("output_padding") or (0,) * rank, at.get("output_shape")
     reach = [(size - 1) * step for size, step in zip(kernel.shape[2:], steps, strict=True)]
-    if automatic.startswith("SAME"):
+    if automatic.startswith("SAME") and not sizes:
         sizes = [n * stride for n, stride in zip(x.shape[1:-1], strides, strict=True)]
     if sizes:
         every = zip(x.shape[1:-1], strides, more, reach, sizes[-rank:], strict=True)
