@@ -1,5 +1,6 @@
 """A model as one program that needs no Python: the state goes in and comes out."""
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -29,7 +30,8 @@ def export(
     Args:
         model: an imported or trained model; `Model.of` makes one from a cell and its parameters.
         steps: the number of steps of a call, 1 if a server answers every step. By default any
-            number, of each input its own unless the layers want one for all, or the model fixes it.
+            number, of each input its own unless the layers want one for all, or the model fixes it;
+            behind a convolution that strides and pads nothing, from some power of two on.
         platforms: for which to export, such as ``["cpu", "cuda"]``; by default the current one.
 
     Returns:
@@ -82,27 +84,40 @@ def of_any(model: Model, make: Callable[..., Any], steps: Any) -> Any:
     names = [name for name in network.stateful if name not in given]
     count = len(getattr(network, "inputs", [None]))
     times = ["time", *(f"time_{i}" for i in range(2, 1 + count))]
-    batch: Any
-    batch, size, *each = jax_export.symbolic_shape(", ".join(["batch", "size", *times]))
-    ways = [[steps] * count] if steps else [each, each[:1] * count][: min(count, 2)]
+    alike = [False, True] if count > 1 and not steps else [False]
 
     def run(params: Params, xs: Any) -> Any:
         return network.run(params, xs, {}, None, Context())[0]
 
-    for i, way in enumerate(ways):
+    # Some sizes are certain of sequences with a least length alone, as of a convolution that pads
+    # nothing and strides.
+    for least, one_time in itertools.product([2**n for n in range(11)], alike):
+        batch: Any
+        batch, size, *each = jax_export.symbolic_shape(
+            ", ".join(["batch", "size", *times]),
+            constraints=[f"{time} >= {least}" for time in times if least > 1],
+        )
+        way = [steps] * count if steps else each[:1] * count if one_time else each
         try:
             xs = input_shapes(model, way, batch, size)
             carry = jax.eval_shape(run, model.params, xs)
+        except jax.errors.InconclusiveDimensionOperation:
+            continue
         except RnnjaxError:  # which may be a ValueError, and says more
-            if i == len(ways) - 1:
+            if one_time == alike[-1]:
                 raise
         except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
-            failed = error
+            if one_time == alike[-1]:
+                raise InvalidInputError(
+                    f"params do not belong to {', '.join(model.layers)} ({error}); give each its "
+                    "own"
+                ) from error
         else:
             return make(xs, OrderedDict((name, carry[name]) for name in names), batch)
     raise InvalidInputError(
-        f"params do not belong to {', '.join(model.layers)} ({failed}); give each its own"
-    ) from failed
+        f"the sizes of {', '.join(model.layers)} are not certain for any number of steps; fix that "
+        "in the inputs of the model"
+    )
 
 
 def input_shapes(model: Model, steps: Sequence[Any], batch: Any, size: Any = 3) -> Any:

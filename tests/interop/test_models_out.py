@@ -14,7 +14,7 @@ from made_models import MODELS, made
 from onnx_helpers import session
 
 from rnnjax import InteropError
-from rnnjax.interop import Dense, Flow, Functional, Layer, Model, keras, onnx
+from rnnjax.interop import Dense, Flow, Functional, Layer, Model, export, keras, onnx
 from rnnjax.interop.model import Call, Input, Value
 
 pytestmark = [
@@ -159,3 +159,20 @@ def test_an_output_that_is_a_mask(tmp_path: Path) -> None:
     assert made[1].dtype == bool
     np.testing.assert_array_equal(made[1], expected[1])
     assert distance(made[0], expected[0]) < MOST
+
+
+def test_sizes_that_are_certain_of_long_sequences_alone(tmp_path: Path) -> None:
+    """Without padding a convolution of five steps that strides gives none of four."""
+    of = pytest.importorskip("keras", reason="keras is in the extra `parity`")
+    i = of.layers.Input((None, 4))
+    theirs = of.Model(i, of.layers.GRU(3)(of.layers.Conv1D(3, 5, strides=2)(i)))
+    theirs.save(tmp_path / "strides.keras")
+    model = keras.load(tmp_path / "strides.keras", time_first=False)
+    proto, program = onnx.to_proto(model, states=False), export(model)
+    for time in (5, 8, 11):
+        xs = np.random.default_rng(time).standard_normal((2, time, 4), np.float32)
+        expected = [np.asarray(theirs(xs))]
+        assert distance(run(proto, [xs]), expected) < MOST
+        if time >= 8:
+            state = jax.tree.leaves(model.initial_carry((2,)))
+            assert distance([program.call(state, xs)[1]], expected) < MOST
