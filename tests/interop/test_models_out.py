@@ -176,3 +176,13 @@ def test_sizes_that_are_certain_of_long_sequences_alone(tmp_path: Path) -> None:
         if time >= 8:
             state = jax.tree.leaves(model.initial_carry((2,)))
             assert distance([program.call(state, xs)[1]], expected) < MOST
+
+
+def test_an_output_that_is_an_input() -> None:
+    """In a graph of ONNX no two values have one name."""
+    call, dense = Call("dense", "dense", (Value("x"),)), Dense("dense", 2, use_bias=False)
+    network = Functional((Input("x", (None, 3)),), (dense,), (call,), (Value("x"), Value("dense")))
+    proto = onnx.to_proto(Model(network, {"dense": {"kernel": np.eye(3, 2, dtype="f")}}))
+    xs = np.ones((2, 4, 3), np.float32)
+    assert [one.name for one in proto.graph.output] == ["x_0", "dense"]
+    assert distance(run(proto, [xs]), [xs, xs[..., :2]]) < MOST

@@ -287,7 +287,7 @@ def _written(model: Model, states: bool, lengths: bool) -> Any:
     ends = ["ys"]
     if calls:
         ends = [*(network.names or (f"{a}_{b}" if b else a for a, b in network.outputs))]
-        ends = [f"{name}_{i}" if name in ends[:i] else name for i, name in enumerate(ends)]
+        ends = [f"{n}_{i}" if n in names + ends[:i] else n for i, n in enumerate(ends)]
     ends = [w.claim(name) for name in (*ends, *(f"{name}_out" for name in begin))]
     outputs = dict(zip(ends, w.run(traced, values), strict=True))
     operators = [w.onnx.helper.make_opsetid("", OPSET)]
