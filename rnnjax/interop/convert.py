@@ -166,12 +166,16 @@ def _convert(given: argparse.Namespace) -> None:
     target = pathlib.Path(given.target)
     if target.exists() and not given.force:
         raise InvalidInputError(f"{target} is there already; give --force to replace it")
-    if (given.batch_first or given.stateless) and suffix != ".onnx":
-        raise InvalidInputError("--batch-first and --stateless are for *.onnx; leave them out")
+    asked = given.batch_first or given.stateless
+    if asked and (suffix != ".onnx" or suffix_of(given.source, SOURCES) == ".onnx"):
+        raise InvalidInputError(
+            "--batch-first and --stateless are for *.onnx out of a file of layers, and a graph of "
+            "ONNX keeps its axes and states; leave them out"
+        )
     model = _read(given)
     print(f"{given.source} holds\n\n{model}\n", flush=True)
     if given.batch_first:
-        model = with_axes(with_layers(model, "a file with --batch-first"), False)
+        model = with_axes(model, False)
     write(model, target, **{"states": False} if given.stateless else {})
     if suffix in (".safetensors", ".weights.h5"):
         print(f"{target} holds the arrays alone: the layers are for the code to say")

@@ -134,8 +134,9 @@ def test_what_is_written_says_how_it_is_fed(tmp_path: Path, capsys: Any) -> None
     np.testing.assert_allclose(ys, expected, atol=1e-5)
     assert main(["convert", str(source), str(tmp_path / "b.keras"), "--stateless"]) == 2
     assert "--batch-first and --stateless are for *.onnx" in capsys.readouterr().err
-    assert main(["convert", str(target), str(tmp_path / "b.onnx"), "--batch-first"]) == 2
-    assert "with --batch-first holds layers, but this model" in capsys.readouterr().err
+    for option in ("--batch-first", "--stateless"):
+        assert main(["convert", str(target), str(tmp_path / "b.onnx"), option]) == 2
+        assert "a graph of ONNX keeps its axes and states" in capsys.readouterr().err
 
 
 def test_a_graph_of_onnx_stays_one(tmp_path: Path, capsys: Any) -> None:
