@@ -186,3 +186,19 @@ def test_an_output_that_is_an_input() -> None:
     xs = np.ones((2, 4, 3), np.float32)
     assert [one.name for one in proto.graph.output] == ["x_0", "dense"]
     assert distance(run(proto, [xs]), [xs, xs[..., :2]]) < MOST
+
+
+def test_outputs_in_a_dict_whose_keys_are_not_in_order(tmp_path: Path) -> None:
+    """Keras 3 counts the places of arrays of layers of one class in the order of the keys."""
+    of = pytest.importorskip("keras", reason="keras is in the extra `parity`")
+    i = of.layers.Input((None, 3))
+    x = of.layers.GRU(2)(i)
+    theirs = of.Model(i, {"up": of.layers.Dense(2)(x), "down": of.layers.Dense(2)(x)})
+    theirs.save(tmp_path / "theirs.h5")
+    model = keras.load(tmp_path / "theirs.h5", time_first=False)
+    keras.save(model, tmp_path / "ours.keras")
+    opened = of.saving.load_model(tmp_path / "ours.keras")
+    xs = np.random.default_rng(0).standard_normal((2, 4, 3), np.float32)
+    ours, expected = (jax.tree.map(np.asarray, dict(one(xs))) for one in (opened, theirs))
+    assert distance(ours, expected) < MOST
+    assert distance(ours["up"], expected["down"]) > 0.1

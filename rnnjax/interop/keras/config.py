@@ -187,7 +187,10 @@ def graph_config(network: Functional, configs: dict[str, Any]) -> dict[str, Any]
     graph = _Graph(network, configs)
     begin = [[plain(one.name), 0, 0] for one in network.inputs]
     ends = [[*graph.at[value.source], value.output] for value in network.outputs]
-    order = graph.order([graph.at[value.source] for value in network.outputs])
+    walked = [graph.at[value.source] for value in network.outputs]
+    if network.names is not None:  # Keras goes through a dict in the order of its keys
+        walked = [end for _, end in sorted(zip(network.names, walked, strict=True))]
+    order = graph.order(walked)
     order = [*dict.fromkeys([*(plain(one.name) for one in network.inputs), *order])]
     listed = [{"name": name, "inbound_nodes": [], **graph.entries[name]} for name in order]
     inputs: Any = begin if begin[1:] else begin[0]  # one by itself, as it is called
