@@ -109,8 +109,9 @@ def of_any(model: Model, make: Callable[..., Any], steps: Any) -> Any:
         except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
             if one_time == alike[-1]:
                 raise InvalidInputError(
-                    f"params do not belong to {', '.join(model.layers)} ({error}); give each its "
-                    "own"
+                    f"params do not belong to {', '.join(model.layers)}, or the kernel of your own "
+                    f"cell does not tell how many features it takes ({error}); give each layer its "
+                    "own params, and such a cell in a Functional, whose Input has them"
                 ) from error
         else:
             return make(xs, OrderedDict((name, carry[name]) for name in names), batch)

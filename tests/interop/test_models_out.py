@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cell_table import OwnStepCell
 from interop_helpers import distance
 from made_models import MODELS, made
 from onnx_helpers import session
 
-from rnnjax import InteropError
+from rnnjax import InteropError, InvalidInputError
 from rnnjax.interop import Dense, Flow, Functional, Layer, Model, export, keras, onnx
 from rnnjax.interop.model import Call, Input, Value
 
@@ -202,3 +203,12 @@ def test_outputs_in_a_dict_whose_keys_are_not_in_order(tmp_path: Path) -> None:
     ours, expected = (jax.tree.map(np.asarray, dict(one(xs))) for one in (opened, theirs))
     assert distance(ours, expected) < MOST
     assert distance(ours["up"], expected["down"]) > 0.1
+
+
+def test_a_cell_whose_kernel_does_not_tell_its_features() -> None:
+    """Its rows are those of the inputs and of the state; see `test_leaving` for a Functional."""
+    cell = OwnStepCell(5)
+    model = Model.of(cell, cell.init(jax.random.key(0), 3))
+    for write in (onnx.to_proto, export):
+        with pytest.raises(InvalidInputError, match="such a cell in a Functional, whose Input"):
+            write(model)
