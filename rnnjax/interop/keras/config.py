@@ -263,7 +263,9 @@ def _recurrent(layer: Recurrent, where: str) -> tuple[str, dict[str, Any]]:
     both, outputs = isinstance(layer.cell, Bidirectional), layer.masked_outputs
     if outputs != "zero" and (both or outputs != "last"):
         has = "Keras's Bidirectional has 'zero'" if both else "Keras has 'zero' and 'last'"
-        raise InteropError(f"masked_outputs of {where} is {outputs!r}, but {has}; set that")
+        raise InteropError(
+            f"masked_outputs of {where} is {outputs!r}, but {has}; set that, or {_KEEP}"
+        )
     if layer.reverse and layer.keep_order and layer.return_sequences:
         raise InteropError(
             f"{where} runs in reverse and keeps the order of the inputs, which Keras does not; set "
