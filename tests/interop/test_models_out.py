@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cell_table import OwnStepCell
-from interop_helpers import distance
+from interop_helpers import distance, random_model
 from made_models import MODELS, made
 from onnx_helpers import session
 
@@ -212,3 +212,11 @@ def test_a_cell_whose_kernel_does_not_tell_its_features() -> None:
     for write in (onnx.to_proto, export):
         with pytest.raises(InvalidInputError, match="such a cell in a Functional, whose Input"):
             write(model)
+
+
+def test_two_names_in_a_row_that_differ_in_a_slash(tmp_path: Path) -> None:
+    """Keras 2 has both; what was written for Keras 3 did not open there."""
+    model = random_model(Dense("a/b", 2), Dense("a_b", 2), inputs=3)
+    with pytest.raises(InteropError, match="two layers or inputs of the model would have one"):
+        keras.save(model, tmp_path / "row.keras")
+    assert not (tmp_path / "row.keras").exists()

@@ -20,6 +20,7 @@ from rnnjax.interop.arrays import as_jax, float_array, with_one_bias
 from rnnjax.interop.files import check_path
 from rnnjax.interop.functions import FORMS, places, reordered
 from rnnjax.interop.keras.config import (
+    check_names,
     class_of,
     graph_config,
     in_keras_3,
@@ -396,6 +397,7 @@ def _anew(model: Model) -> KerasFile:
         raise InteropError("the model has no layer that Keras knows; there is nothing to write")
     graph = isinstance(network, Functional)
     whole = graph_config(network, configs) if graph else {"config": {"layers": [*configs.values()]}}
+    check_names([*configs])
     arrays = dict(_placed(model, dict(_groups_in("", whole["config"]))))
     if graph:
         return KerasFile(whole, _WRITTEN_BY, arrays)

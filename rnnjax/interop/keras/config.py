@@ -43,6 +43,12 @@ def plain(name: str) -> str:
     return name.replace("/", "_")
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raise InteropError if two would be one in Keras 3."""
+    if len({*map(plain, names)}) < len(names):
+        raise InteropError("two layers or inputs of the model would have one name; rename one")
+
+
 def input_entry(name: str, shape: Sequence[Any], dtype: str) -> dict[str, Any]:
     """An input as it stands in a config."""
     told = {"name": name, "batch_shape": [None, *shape], "dtype": dtype}
@@ -76,8 +82,7 @@ class _Graph:
         self.entries: dict[str, Any]
         self.entries = {plain(one.name): input_entry(*one[:3]) for one in network.inputs}
         self.entries |= {plain(name): config for name, config in configs.items()}
-        if len(self.entries) < len(configs) + len(network.inputs):
-            raise InteropError("two layers or inputs of the model would have one name; rename one")
+        check_names([*configs, *(one.name for one in network.inputs)])
         # Of inputs and calls, the layer and its node.
         self.at = {one.name: (plain(one.name), 0) for one in network.inputs}
         self.parents: dict[tuple[str, int], list[tuple[str, int]]] = {}  # of nodes, what they read
