@@ -95,7 +95,12 @@ def of_any(model: Model, make: Callable[..., Any], steps: Any) -> Any:
         batch: Any
         batch, size, *each = jax_export.symbolic_shape(
             ", ".join(["batch", "size", *times]),
-            constraints=[f"{time} >= {least}" for time in times if least > 1],
+            constraints=[
+                f"{rows}{time} >= {least}{more}"
+                for time in times
+                for rows, more in (("", ""), ("batch*", "*batch"))  # which do not follow by JAX
+                if least > 1
+            ],
         )
         way = [steps] * count if steps else each[:1] * count if one_time else each
         try:
