@@ -88,3 +88,12 @@ TRANSFORMATIONS: dict[str, Callable[[Any], Any]] = {
 def test_every_transformation(name: str, assert_close: Any) -> None:
     run = TRANSFORMATIONS[name]
     assert_close(*jax.jit(lambda: (run(ours), run(plain)))(), 1e-5)
+
+
+def test_no_residuals_are_stored_where_the_gradient_is_stopped() -> None:
+    def stopped(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jax.lax.stop_gradient(ours(a, B)).sum() * b.sum()
+
+    losses = squares(ours), stopped
+    programs = [jax.jit(jax.grad(loss, (0, 1))).lower(A, B).as_text() for loss in losses]
+    assert ["cosine" in program for program in programs] == [True, False]

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching, mlir, partial_eval
 
 from rnnjax.checks import usual_promotion
 from rnnjax.errors import InvalidInputError
@@ -43,7 +43,7 @@ class Call:
             of the result.
         tree: the tree of the arguments.
         needs_grad: which of their leaves have tangents.
-        result: the tree of the result.
+        result: the tree of the result; None for ``run``.
         saved: the tree of the residuals of `Function.forward`.
         levels: the vmaps around the call, the innermost first.
         precision: ``jax.default_matmul_precision`` at the call. The function is traced again when
@@ -268,7 +268,8 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: Call, avals: 
 
         own, tangents_in = [primals[i] for i in chosen], [tangents[i] for i in chosen]
         return _p.bind(*primals, call=call, avals=avals), jax.jvp(of_chosen, own, tangents_in)[1]
-    forward = dataclasses.replace(call, kind="forward")
+    results = call.result or jax.tree.structure(list(avals))
+    forward = dataclasses.replace(call, kind="forward", result=results)
     out, saved = _bind(forward, primals)
     saved, tree = jax.tree.flatten(saved)
     outs, result = jax.tree.flatten(out)
@@ -296,6 +297,20 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: Call, avals: 
 
 
 ad.primitive_jvps[_p] = _jvp
+
+
+def _needed(used: list[bool], *given: Any) -> tuple[list[bool], Any]:
+    """Leave out residuals that no backward pass reads, as where a gradient is stopped later."""
+    eqn = given[-1]  # before which JAX from 0.12 on says which inputs are live
+    call, avals = eqn.params["call"], eqn.params["avals"]
+    if call.kind == "forward" and not any(used[(number := call.result.num_leaves) :]):
+        run = dataclasses.replace(call, kind="run", result=None)
+        params = {"call": run, "avals": avals[:number]}
+        eqn = eqn.replace(params=params, outvars=eqn.outvars[:number])
+    return [any(used)] * len(eqn.invars), eqn if any(used) else None
+
+
+partial_eval.dce_rules[_p] = _needed
 
 
 def _transposed(cts: Sequence[Any], *flat: Any, call: Call, avals: Any) -> Any:
