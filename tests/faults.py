@@ -616,7 +616,7 @@ TABLE = (
     "{{concatenate([self.resets[1:], along.next(self.resets[:1])] => asarray(self.resets}}",
     "rnnjax/engine/unroll.py",
     "in reverse the mask is ignored",
-    "    steps = Steps.of({{ => None if reverse else }}valid, resets, start, noise, raw)\n",
+    "    per_step = StepMarks({{ => None if reverse else }}valid, resets, noise.zoneout, raw)\n",
     "tests/test_reference.py",
     "masked inputs go into the first product",
     "{{    xs = zero_masked(xs, marks.valid)\n => }}",

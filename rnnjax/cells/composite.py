@@ -24,14 +24,16 @@ class Noise(NamedTuple):
         recurrent: factors ``(*batch, recurrent_size)`` of the hidden state in the recurrent product
             (recurrent dropout), or None.
         zoneout: by field of the carry, the units that keep their old value: booleans ``(time,
-            *batch, size)``, or their expectation, the share of the old value that stays.
+            *batch, size)``.
+        leaks: their expectation, by field the share of the old value that stays.
     """
 
     recurrent: jax.Array | None = None
-    zoneout: Mapping[str, Any] = {}
+    zoneout: Mapping[str, jax.Array] = {}
+    leaks: Mapping[str, Any] = {}
 
     def __bool__(self) -> bool:
-        return self.recurrent is not None or bool(self.zoneout)
+        return bool(jax.tree.leaves(self))
 
 
 _QUIET = Noise()

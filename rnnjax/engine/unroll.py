@@ -228,7 +228,8 @@ def _unroll_layer(
         both = functools.partial(jax.tree.map, is_leaf=lambda node: isinstance(node, _Leaf))
         carry, start = (both(operator.itemgetter(part), carry) for part in (0, 1))
     xs, raw = entered(cell, params, xs)
-    steps = Steps.of(valid, resets, start, noise, raw)
+    per_step = StepMarks(valid, resets, noise.zoneout, raw)
+    steps = Steps(per_step, start, noise.recurrent, noise.leaks)
     with how.method.precisely():
         carry, ys = how.method.run(cell, params, xs, carry, reverse, steps)
     if how.masked_outputs == "last" and valid is not None:

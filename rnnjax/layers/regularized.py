@@ -108,7 +108,7 @@ class Regularized(WrappedCell[CarryT], CompositeCell[CarryT]):
     ) -> tuple[CarryT, jax.Array]:
         """Sample the noise, and run the cell with it."""
         if key is None:
-            return run(self.cell, params, xs, carry, noise=Noise(zoneout=dict(self.zoneout)))
+            return run(self.cell, params, xs, carry, noise=Noise(leaks=self.zoneout))
         keys = iter(jax.random.split(key, 5))
         xs = self._drop_inputs(next(keys), xs)
         params = self._drop_weights(next(keys), params)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.cells.composite import Noise
 from rnnjax.cells.onehot import Beside, OneHot
 from rnnjax.cells.step import apply_readout, plain_step
 from rnnjax.cells.validation import check_stepped
@@ -51,20 +50,6 @@ class Steps(NamedTuple):
     start: Carry | None = None
     recurrent: jax.Array | None = None
     leaks: Mapping[str, Any] = {}
-
-    @classmethod
-    def of(
-        cls,
-        valid: jax.Array | None,
-        resets: jax.Array | None,
-        start: Carry | None,
-        noise: Noise,
-        raw: Mapping[str, jax.Array],
-    ) -> "Steps":
-        """Collect the marks, noise and raw features of one layer."""
-        zoneout = {name: k for name, k in noise.zoneout.items() if jnp.ndim(k)}
-        leaks = {name: k for name, k in noise.zoneout.items() if not jnp.ndim(k)}
-        return cls(StepMarks(valid, resets, zoneout, raw), start, noise.recurrent, leaks)
 
     def shared(self) -> "Steps":
         """Return the values that all steps share; random masks and rates have no gradient."""
