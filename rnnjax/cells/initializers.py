@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells.activations import Initializer, get_initializer
 from rnnjax.checks import check_size
 from rnnjax.errors import InvalidInputError
 
@@ -61,29 +60,6 @@ class Chrono:
         units = shape[-1] // len(self.signs)
         length = jax.random.uniform(key, (units,), dtype, 1, self.longest - 1)
         return jnp.concatenate([sign * jnp.log(length) for sign in self.signs])
-
-
-@dataclasses.dataclass(frozen=True)
-class PerHead:
-    """An initialiser that initialises blocks of columns independently.
-
-    Args:
-        initializer: initialiser of a block.
-        heads: the number of blocks.
-
-    >>> kernel = PerHead("orthogonal", 2)(jax.random.key(0), (2, 16), jnp.float32)
-    >>> bool(jnp.allclose(kernel[:, :8] @ kernel[:, :8].T, jnp.eye(2), atol=1e-5))
-    True
-    """
-
-    initializer: str | Initializer
-    heads: int
-
-    def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """Sample all blocks; ``shape`` is ``(rows, heads * columns)``."""
-        draw, block = get_initializer(self.initializer), (*shape[:-1], shape[-1] // self.heads)
-        keys = jax.random.split(key, self.heads)
-        return jnp.concatenate([draw(key, block, dtype) for key in keys], axis=-1)
 
 
 def remembering(params: dict[str, Any], signs: tuple[int, ...]) -> dict[str, Any]:

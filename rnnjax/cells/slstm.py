@@ -1,7 +1,7 @@
 """The scalar memory of the xLSTM: exponential gates and heads."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,15 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import RESIDUAL, Activation, Initializer, activate_gates
+from rnnjax.cells.activations import (
+    RESIDUAL,
+    Activation,
+    Initializer,
+    activate_gates,
+    get_initializer,
+)
 from rnnjax.cells.base import Cell, Param, Params, Role
 from rnnjax.cells.heads import check_heads
-from rnnjax.cells.initializers import PerHead
 
 
 class SLSTMCarry(NamedTuple):
@@ -97,9 +102,13 @@ class SLSTMCell(Cell[SLSTMCarry]):
     def parameters(self, input_size: int) -> dict[str, Param]:
         """Declare the parameters ``kernel``, ``bias`` and ``recurrent_kernel``."""
         shape = (self.hidden_size // self.heads, 4 * self.hidden_size)
-        init = PerHead(self.recurrent_kernel_init, self.heads)
-        recurrent = Param(shape, init, Role.LOOP)
+        recurrent = Param(shape, self._by_head, Role.LOOP)
         return super().parameters(input_size) | {"recurrent_kernel": recurrent}
+
+    def _by_head(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        draw, block = get_initializer(self.recurrent_kernel_init), (shape[0], 4 * shape[0])
+        keys = jax.random.split(key, self.heads)
+        return jnp.concatenate([draw(key, block, dtype) for key in keys], axis=-1)
 
     def update(self, params: Params, x: jax.Array, carry: SLSTMCarry) -> SLSTMCarry:
         """Compute the new state by the equations of the class."""
