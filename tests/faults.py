@@ -522,7 +522,7 @@ TABLE = (
     "contract(self._cast(rows), kernel, (1, {{1 => 0}})), d)",
     "tests/test_fused_forms.py::test_sums_of_bfloat16_products_are_not_rounded_to_it",
     "products of bfloat16 come out in bfloat16",
-    "preferred_element_type={{at_least_float32(dtype) => dtype}}",
+    "dtype = {{at_least_float32( => }}jnp.promote_types(left.dtype, right.dtype){{) => }}",
     "rnnjax/engine/fused/method.py tests/test_laws.py::test_law_1_unroll_equals_a_loop_of_step",
     "with keep_every no gradient goes on to the segment before",
     " carry, inputs: again(inputs, {{carry => jax.lax.stop_gradient(carry)}}), carry, pieces",

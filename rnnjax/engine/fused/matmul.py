@@ -8,12 +8,11 @@ within 10 % of the best. For small kernels rows are best, and backwards a transp
 
 import dataclasses
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
@@ -191,16 +190,7 @@ def _from_the_left(kernel: jax.Array, x: jax.Array, dtype: DTypeLike | None) -> 
     return _as_rows(on_rows, x)
 
 
-Axes = int | tuple[int, ...]
-
-
-def contract(left: jax.Array, right: jax.Array, axes: tuple[Axes, Axes]) -> jax.Array:
+def contract(left: jax.Array, right: jax.Array, axes: Sequence[Any]) -> jax.Array:
     """Contract two arrays over one or more axes, in the types of `product`."""
-    dtype = jnp.promote_types(left.dtype, right.dtype)
-    over = tuple(tuple(np.atleast_1d(axis).tolist()) for axis in axes)
-    return jax.lax.dot_general(
-        left.astype(dtype),
-        right.astype(dtype),
-        ((over[0], over[1]), ((), ())),
-        preferred_element_type=at_least_float32(dtype),
-    )
+    dtype = at_least_float32(jnp.promote_types(left.dtype, right.dtype))
+    return jnp.tensordot(left, right, axes, preferred_element_type=dtype)
