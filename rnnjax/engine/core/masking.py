@@ -183,16 +183,12 @@ def last_valid(ys: jax.Array, valid: jax.Array | None, reverse: bool = False) ->
         return jnp.zeros(ys.shape[1:], ys.dtype)
     if valid is None:
         return ys[0 if reverse else -1]
-    steps = jnp.arange(ys.shape[0]).reshape(-1, *[1] * (valid.ndim - 1))
-    # The valid step that ran last is max t, in reverse min t = -max(-t): with t or -t, one maximum
-    # and its absolute value serve both directions. Rows without a valid step get some index, which
-    # is clipped to the range of indices, and whose output is replaced below.
-    ran = jnp.where(valid, -steps if reverse else steps, -ys.shape[0] if reverse else -1)
-    last = jnp.abs(ran.max(axis=0, initial=-ys.shape[0]))
-    any_valid = expand(valid.any(axis=0), ys[0])
-    at = jnp.clip(expand(last, ys[0]), 0, ys.shape[0] - 1)
+    # The first valid step from the end, in reverse from the start: 0 steps from there where a row
+    # has none, whose output is replaced below.
+    away = (valid if reverse else valid[::-1]).argmax(axis=0)
+    at = expand(away if reverse else ys.shape[0] - 1 - away, ys[0])
     found = jnp.take_along_axis(ys, jnp.broadcast_to(at, (*ys.shape[1:-1], 1))[None], axis=0)[0]
-    return jnp.where(any_valid, found, 0)
+    return zero_masked(found, valid.any(axis=0))
 
 
 def held_outputs(
