@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.export import register_namedtuple_serialization
 
-from rnnjax.cells.base import Carry, Cell, Coupling, Inputs, Params
+from rnnjax.cells.base import Carry, Cell, Coupling, Inputs, Params, exportable
 from rnnjax.cells.composite import CompositeCell
 from rnnjax.cells.declarations import kernels_outside
 from rnnjax.cells.onehot import OneHot
@@ -47,6 +46,7 @@ from rnnjax.errors import InvalidInputError
 __all__ = ["RTRL", "Learner", "OnlineState", "Pull", "SnAp1"]
 
 
+@exportable
 class OnlineState(NamedTuple):
     """The state of a learner; its size does not depend on the number of steps.
 
@@ -59,9 +59,6 @@ class OnlineState(NamedTuple):
 
     carry: Carry
     influence: dict[str, list[jax.Array]]
-
-
-register_namedtuple_serialization(OnlineState, serialized_name="rnnjax.OnlineState")
 
 
 @functools.partial(

@@ -22,6 +22,7 @@ from rnnjax.cells.declarations import (
     check_called,
     check_class,
     declared,
+    exportable,
     initialized,
 )
 from rnnjax.cells.matrix import Memory, joined, remembered
@@ -33,7 +34,7 @@ from rnnjax.errors import InvalidInputError
 
 __all__ = [
     "Carry", "CarryT", "Cell", "Coupling", "Inputs", "Param", "ParamTree", "Params", "PickLast",
-    "Role", "declared",
+    "Role", "declared", "exportable",
 ]  # fmt: skip
 
 

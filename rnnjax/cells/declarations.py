@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import register_namedtuple_serialization
 
 from rnnjax.cells.activations import Initializer, get_initializer
 from rnnjax.cells.onehot import Beside, OneHot
@@ -52,6 +53,15 @@ array of raw features."""
 PickLast = Callable[[jax.Array, bool], jax.Array]
 """``(ys, against) -> y``: the output of each row's step that ran last. ``against`` says whether the
 steps ran against the direction of the sequence."""
+
+
+KindT = TypeVar("KindT", bound=type)
+
+
+def exportable(kind: KindT) -> KindT:
+    """Let `jax.export` write a NamedTuple of ours as ``rnnjax.`` and its name."""
+    register_namedtuple_serialization(kind, serialized_name=f"rnnjax.{kind.__name__}")
+    return kind
 
 
 class Role(enum.Enum):

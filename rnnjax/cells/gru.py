@@ -6,21 +6,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import RESIDUAL, Activation, Initializer, activate_gates
-from rnnjax.cells.base import Cell, Coupling, Param, Params, Role, declared
+from rnnjax.cells.base import Cell, Coupling, Param, Params, Role, declared, exportable
 from rnnjax.cells.initializers import remembering
 
 
+@exportable
 class GRUCarry(NamedTuple):
     """The state of a `GRUCell`: ``hidden (*batch, hidden_size)``."""
 
     hidden: jax.Array
-
-
-register_namedtuple_serialization(GRUCarry, serialized_name="rnnjax.GRUCarry")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
-from rnnjax.cells.base import Cell, Coupling, Param, Params, Role, declared
+from rnnjax.cells.base import Cell, Coupling, Param, Params, Role, declared, exportable
 from rnnjax.cells.initializers import Ring
 
 # The initialiser of both parts of a complex kernel: E|B|^2 is the sum of their variances, so each
@@ -19,14 +18,12 @@ HALF_NORMAL = jax.nn.initializers.variance_scaling(0.5, "fan_in", "normal")
 WHOLE_RING = Ring()
 
 
+@exportable
 class ComplexCarry(NamedTuple):
     """A complex state as two real arrays, ``real`` and ``imag``, both ``(*batch, size)``."""
 
     real: jax.Array
     imag: jax.Array
-
-
-register_namedtuple_serialization(ComplexCarry, serialized_name="rnnjax.ComplexCarry")
 
 
 def multiply_add(carry: ComplexCarry, real: Any, imag: Any, x: tuple[Any, Any]) -> ComplexCarry:

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import (
@@ -15,18 +14,16 @@ from rnnjax.cells.activations import (
     activate_gates,
     get_activation,
 )
-from rnnjax.cells.base import Cell, Coupling, Param, Params
+from rnnjax.cells.base import Cell, Coupling, Param, Params, exportable
 from rnnjax.cells.initializers import Chrono, remembering
 
 
+@exportable
 class LSTMCarry(NamedTuple):
     """The state of an LSTM: ``hidden`` and ``cell``, both ``(*batch, hidden_size)``."""
 
     hidden: jax.Array
     cell: jax.Array
-
-
-register_namedtuple_serialization(LSTMCarry, serialized_name="rnnjax.LSTMCarry")
 
 
 @dataclasses.dataclass(frozen=True)

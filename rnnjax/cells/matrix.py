@@ -4,18 +4,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.export import register_namedtuple_serialization
 
+from rnnjax.cells.declarations import exportable
 from rnnjax.checks import state_type
 from rnnjax.errors import InvalidInputError
 
 
+@exportable
 class MatrixCarry(NamedTuple):
     """A matrix state: ``memory (*batch, heads, value_size, key_size)``."""
 
     memory: jax.Array
 
 
+@exportable
 class StabilizedCarry(NamedTuple):
     """A memory divided by the exponential of ``stabilizer (*batch, heads)``."""
 
@@ -23,10 +25,7 @@ class StabilizedCarry(NamedTuple):
     stabilizer: jax.Array
 
 
-register_namedtuple_serialization(MatrixCarry, serialized_name="rnnjax.MatrixCarry")
-register_namedtuple_serialization(StabilizedCarry, serialized_name="rnnjax.StabilizedCarry")
-
-
+@exportable
 class Memory(NamedTuple):
     r"""The write and the read of one step for each head, as `rnnjax.Cell.memory` declares them.
 
@@ -124,9 +123,6 @@ class Memory(NamedTuple):
             removal_key = jnp.exp(before - after)[..., None] * removal_key
         log_decay = self.log_decay + before - after
         return self._replace(log_decay=log_decay, beta=beta, log_beta=None, removal_key=removal_key)
-
-
-register_namedtuple_serialization(Memory, serialized_name="rnnjax.Memory")
 
 
 def in_groups(leaf: jax.Array, axis: int, groups: int) -> jax.Array:

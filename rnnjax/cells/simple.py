@@ -6,21 +6,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, Initializer, activate_gates
-from rnnjax.cells.base import Cell, Coupling, Params
+from rnnjax.cells.base import Cell, Coupling, Params, exportable
 from rnnjax.errors import InvalidInputError
 
 
+@exportable
 class SimpleRNNCarry(NamedTuple):
     """The state of a `SimpleRNNCell`: ``hidden (*batch, hidden_size)``."""
 
     hidden: jax.Array
-
-
-register_namedtuple_serialization(SimpleRNNCarry, serialized_name="rnnjax.SimpleRNNCarry")
 
 
 @dataclasses.dataclass(frozen=True)

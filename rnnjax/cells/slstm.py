@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import (
@@ -16,10 +15,11 @@ from rnnjax.cells.activations import (
     activate_gates,
     get_initializer,
 )
-from rnnjax.cells.base import Cell, Param, Params, Role
+from rnnjax.cells.base import Cell, Param, Params, Role, exportable
 from rnnjax.cells.heads import check_heads
 
 
+@exportable
 class SLSTMCarry(NamedTuple):
     """The state of an `SLSTMCell`: four arrays ``(*batch, hidden_size)``.
 
@@ -36,9 +36,6 @@ class SLSTMCarry(NamedTuple):
     def free(self) -> tuple[str, ...]:
         """The leaves that may hold arbitrary numbers: learned or mixed with old ones."""
         return ("hidden",)
-
-
-register_namedtuple_serialization(SLSTMCarry, serialized_name="rnnjax.SLSTMCarry")
 
 
 @dataclasses.dataclass(frozen=True)

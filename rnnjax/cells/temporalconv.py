@@ -6,21 +6,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
-from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.base import Cell, Param, Params, exportable
 from rnnjax.checks import check_size
 
 
+@exportable
 class WindowCarry(NamedTuple):
     """The last inputs, oldest first: ``window (*batch, taps - 1, hidden_size)``."""
 
     window: jax.Array
-
-
-register_namedtuple_serialization(WindowCarry, serialized_name="rnnjax.WindowCarry")
 
 
 def windowed(

@@ -7,9 +7,8 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
-from jax.export import register_namedtuple_serialization
 
-from rnnjax.cells.base import Cell, Inputs, Params, PickLast
+from rnnjax.cells.base import Cell, Inputs, Params, PickLast, exportable
 from rnnjax.cells.composite import CellGroup, LayerRun, beside
 from rnnjax.cells.step import split_raw
 from rnnjax.cells.validation import check_init
@@ -24,14 +23,12 @@ _MERGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 }
 
 
+@exportable
 class Directions(NamedTuple):
     """The parameters or the carry of a `Bidirectional` layer, one entry per direction."""
 
     forward: Any
     backward: Any
-
-
-register_namedtuple_serialization(Directions, serialized_name="rnnjax.Directions")
 
 
 @dataclasses.dataclass(frozen=True)
