@@ -115,7 +115,7 @@ class Method(abc.ABC):
 
     def last(self, ys: jax.Array, valid: jax.Array | None, reverse: bool) -> jax.Array:
         """Return each row's output of its last valid step, in running order."""
-        if self.along is not LOCAL:
+        if self.along.name is not None:
             raise InvalidInputError(
                 f"{self} divides the steps over devices, and the last output of this cell would "
                 "have to be looked for on all of them; take all outputs"
