@@ -12,7 +12,7 @@ from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.step import apply_update, multiplied, update_input
 from rnnjax.checks import brief
 from rnnjax.engine.core.custom_primitive import Function, traced
-from rnnjax.engine.core.masking import StepMarks, Steps, without, zero_masked
+from rnnjax.engine.core.masking import Steps, without, zero_masked
 from rnnjax.errors import InvalidInputError
 from rnnjax.meshes import LOCAL, MeshAxis
 
@@ -218,13 +218,7 @@ class AffineRecurrence(Function):
 
 
 def affine_states(
-    cell: Cell,
-    solved: AffineRecurrence,
-    params: Params,
-    steps: Steps,
-    xs: Any,
-    per_step: StepMarks,
-    carry: Carry,
+    cell: Cell, params: Params, xs: Any, carry: Carry, steps: Steps, solved: AffineRecurrence
 ) -> tuple[Carry, jax.Array]:
     """Compute the last state and the outputs from the factors and constants of every step."""
     # The carry is not read: an affine cell has no product of the state (`why_not_affine`).
@@ -233,7 +227,7 @@ def affine_states(
     nothing = jax.tree.map(lambda s: jnp.zeros((xs.shape[0], *s.shape), s.dtype), carry)
     # `update` gets one step.
     updated = jax.vmap(functools.partial(apply_update, cell, params))
-    raw = per_step.raw
+    per_step, raw = steps.per_step, steps.per_step.raw
 
     def new_state(old: Carry) -> Carry:
         return updated(projected, old, raw)[0]

@@ -108,18 +108,15 @@ class Parallel(Method):
             xs, steps, carry = without_row(xs, steps, carry)
             last, ys = self.run(cell, params, xs, carry, reverse, steps)
             return jax.tree.map(lambda leaf: leaf[None], last), ys[:, None]
-        per_step = steps.per_step
         if reverse:
-            xs, per_step = jax.tree.map(lambda leaf: leaf[::-1], (xs, per_step))
+            xs, per_step = jax.tree.map(lambda leaf: leaf[::-1], (xs, steps.per_step))
+            steps = steps._replace(per_step=per_step)
         if cell.has_memory:
-            last, ys = chunkwise(
-                cell, params, xs, carry, steps._replace(per_step=per_step), self.chunk
-            )
-            ys = read_out(cell, params, ys, xs, per_step)
-            return last, ys[::-1] if reverse else ys
-        solved = AffineRecurrence(self.along, reverse)
-        last, ys = affine_states(cell, solved, params, steps, xs, per_step, carry)
-        ys = read_out(cell, params, ys, xs, per_step)
+            last, ys = chunkwise(cell, params, xs, carry, steps, self.chunk)
+        else:
+            solved = AffineRecurrence(self.along, reverse)
+            last, ys = affine_states(cell, params, xs, carry, steps, solved)
+        ys = read_out(cell, params, ys, xs, steps.per_step)
         return last, ys[::-1] if reverse else ys
 
     def held(
