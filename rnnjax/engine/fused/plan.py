@@ -75,24 +75,20 @@ class LayerPlan:
                 f"recurrent product at each step: {self.products.forward.value}",
                 f"its gradient at each step: {self.products.backward.value}",
             ]
-        outside = kernels_outside(cell)
-        inside = [
-            name
-            for name, role in roles_of(cell).items()
-            if role is Role.LOOP and name not in outside
-        ]
+        outside, roles = kernels_outside(cell), roles_of(cell)
+        inside = [n for n, role in roles.items() if role is Role.LOOP and n not in outside]
         if inside:
             lines.append(f"multiplies with {', '.join(inside)} in the update")
         lines.append(
             f"the gradient of {', '.join(outside)}: one product over {num_steps} steps each, after "
             "the backward loop"
         )
-        after_loop = [name for name, role in roles_of(cell).items() if role is Role.OUT]
+        after_loop = [n for n, role in roles.items() if role is Role.OUT]
         if after_loop:
             lines.append(
                 f"multiplies with {', '.join(after_loop)} after the loop, all steps at once"
             )
-        summed = [n for n, role in roles_of(cell).items() if n in inside or role is Role.UNIT]
+        summed = [n for n, role in roles.items() if n in inside or role is Role.UNIT]
         if summed:
             lines.append(f"the gradient of {', '.join(summed)}: summed in the backward loop")
         return lines
