@@ -10,7 +10,7 @@ from rnnjax.cells.base import Cell, Inputs, PickLast
 from rnnjax.cells.composite import CellGroup, LayerRun, beside
 from rnnjax.cells.step import split_raw
 from rnnjax.cells.validation import as_inputs, check_init
-from rnnjax.checks import brief
+from rnnjax.checks import brief, check_instance
 from rnnjax.errors import InvalidInputError
 from rnnjax.layers.dropout import Dropout
 
@@ -52,10 +52,7 @@ class Stack(CellGroup[tuple[Any, ...]]):
         if not self.cells:
             raise InvalidInputError("a Stack needs at least one cell, but got none")
         self.check_cells()
-        if not isinstance(self.dropout, Dropout):
-            raise InvalidInputError(
-                f"dropout of a Stack must be rnnjax.Dropout(rate), but is {brief(self.dropout)}"
-            )
+        check_instance("dropout of a Stack", self.dropout, Dropout, "rnnjax.Dropout(rate)")
 
     @property
     def output_size(self) -> int:
