@@ -58,7 +58,7 @@ def check_fields(cell: Any) -> None:
             raise InvalidInputError(f"{name} must be a number above 0, but is {brief(value)}")
 
 
-def as_inputs(xs: Any) -> Any:
+def as_inputs(xs: Any, convert: Callable[[str, Any], Any] = as_array) -> Any:
     """Return ``xs``, the ids of a `OneHot`, or both parts of a pair, as JAX arrays.
 
     Raises:
@@ -66,24 +66,11 @@ def as_inputs(xs: Any) -> Any:
             their axes before the last.
     """
     if isinstance(xs, OneHot):
-        return OneHot(jnp.asarray(xs.ids), xs.size)
-    if isinstance(xs, Beside) or is_pair(xs):
-        pair = described_inputs(xs)
-        return Beside(as_inputs(pair.xs), as_inputs(pair.raw))
-    return described_inputs(as_array("xs", xs))
-
-
-def is_pair(xs: Any) -> bool:
-    """Whether inputs are a pair ``(xs, raw)``, and no sequence of numbers."""
-    return type(xs) is tuple and len(xs) == 2 and hasattr(xs[0], "shape")
-
-
-def described_inputs(xs: Any) -> Any:
-    """Do as `as_inputs`, but return anything that has a shape and a dtype unchanged."""
-    if isinstance(xs, OneHot):
-        return xs
-    if isinstance(xs, Beside) or is_pair(xs):
-        first, raw = map(described_inputs, (xs.xs, xs.raw) if isinstance(xs, Beside) else xs)
+        return OneHot(convert("ids of OneHot", xs.ids), xs.size)
+    if isinstance(xs, Beside):
+        xs = xs.xs, xs.raw
+    if is_pair(xs):
+        first, raw = (as_inputs(part, convert) for part in xs)
         vectors = not isinstance(raw, OneHot | Beside) and not isinstance(first, Beside)
         if not vectors or first.shape[:-1] != raw.shape[:-1]:
             raise InvalidInputError(
@@ -92,11 +79,20 @@ def described_inputs(xs: Any) -> Any:
                 f"{type(raw).__name__} {raw.shape}; check the order of both"
             )
         return Beside(first, raw)
-    if not hasattr(xs, "shape") or not hasattr(xs, "dtype"):
-        xs = as_array("xs", xs)
+    xs = convert("xs", xs)
     advice = "ids are given as rnnjax.OneHot(ids, size), numbers as xs.astype(jnp.float32)"
     check_floats("xs", xs.dtype, advice)
     return xs
+
+
+def is_pair(xs: Any) -> bool:
+    """Whether inputs are a pair ``(xs, raw)``, and no sequence of numbers."""
+    return type(xs) is tuple and len(xs) == 2 and hasattr(xs[0], "shape")
+
+
+def described(name: str, value: Any) -> Any:
+    """Return what has a shape and a type as it is, and anything else as an array."""
+    return value if hasattr(value, "shape") and hasattr(value, "dtype") else as_array(name, value)
 
 
 def check_init(key: Any, input_size: Any) -> None:
