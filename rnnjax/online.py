@@ -5,12 +5,11 @@ state forward in time: that of each parameter on its own unit only. `RTRL` is ex
 units do not interact. `SnAp1` ignores the effect of a recurrent product between units.
 """
 
-import abc
 import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +92,7 @@ class Pull:
 
 
 @dataclasses.dataclass(frozen=True)
-class Learner(abc.ABC):
+class Learner:
     """The base class of learners, which learn while a cell runs, without going back in time.
 
     The docstring of a subclass says how exact its gradients are, and which cells it takes.
@@ -101,16 +100,19 @@ class Learner(abc.ABC):
 
     cell: Cell
 
+    mixes: ClassVar[bool]
+    """Whether a product may mix the units before the update."""
+
     def __post_init__(self) -> None:
         check_instance("cell", self.cell, Cell, "a Cell such as rnnjax.MinGRUCell(50)")
-        if reason := self.refusal():
+        reason, advice = why_not_unitwise(self.cell), "train it by rnnjax.unroll"
+        if reason is None and self.cell.recurrent is not None and not self.mixes:
+            reason = "its units see each other's state in a product"
+            advice = f"take SnAp1, which leaves that out, or {advice}"
+        if reason:
             raise InvalidInputError(
-                f"{type(self).__name__} cannot serve {brief(self.cell)}, because {reason}"
+                f"{type(self).__name__} cannot serve {brief(self.cell)}, because {reason}; {advice}"
             )
-
-    @abc.abstractmethod
-    def refusal(self) -> str | None:
-        """Return why this learner does not support the cell, and what to do; else None."""
 
     @usual_promotion()
     def init(self, params: Params, batch_shape: tuple[int, ...] = ()) -> OnlineState:
@@ -208,15 +210,7 @@ class RTRL(Learner):
     (8, 3, 2, 5)
     """
 
-    def refusal(self) -> str | None:
-        """Return why the units of the cell interact; else None."""
-        reason = why_not_unitwise(self.cell)
-        if reason is None and self.cell.recurrent is not None:
-            return (
-                "its units see each other's state in a product; take SnAp1, which leaves that "
-                "out, or train it by rnnjax.unroll"
-            )
-        return reason and f"{reason}; train it by rnnjax.unroll"
+    mixes = False
 
 
 class SnAp1(Learner):
@@ -255,10 +249,7 @@ class SnAp1(Learner):
     ((8, 5, 3, 5), (5, 15))
     """
 
-    def refusal(self) -> str | None:
-        """Return why the update mixes units; else None."""
-        reason = why_not_unitwise(self.cell)
-        return reason and f"{reason}; train it by rnnjax.unroll"
+    mixes = True
 
 
 def why_not_unitwise(cell: Cell) -> str | None:
