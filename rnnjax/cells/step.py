@@ -71,10 +71,7 @@ def update_input(
         return projected
     state = getattr(carry, cell.recurrent)
     state = state if drop is None else drop(state)
-    if times is None:
-        recurrent = product(state, params["recurrent_kernel"], cell.dtype)
-    else:
-        recurrent = times(state)
+    recurrent = times(state) if times else product(state, params["recurrent_kernel"], cell.dtype)
     recurrent = biased(cell, recurrent, params, "recurrent_bias")
     if not cell.additive:
         return projected, recurrent
