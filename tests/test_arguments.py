@@ -334,7 +334,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: prepared_step(XS[0, :, [0, 0, 0]].T), "xs has 3 features, .* for 2"),
     (lambda: prepared_step(rnnjax.OneHot(IDS[0], 9)), "xs has 9 features, .* for 2"),
     *(
-        (lambda dtype=dtype: Fused(product_dtype=dtype), "product_dtype must be bfloat16")
+        (lambda dtype=dtype: Fused(product_dtype=dtype), "product_dtype must be a floating")
         for dtype in (jnp.float8_e4m3fn, jnp.int8, "bf16")
     ),
     (lambda: Fused(keep_every=0), "keep_every must be a positive"),

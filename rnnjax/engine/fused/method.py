@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.step import loop_params
-from rnnjax.checks import check_size
+from rnnjax.checks import check_size, floating_dtype
 from rnnjax.engine.core.masking import StepMarks, Steps, read_out
 from rnnjax.engine.core.method import Method, why_no_equation
 from rnnjax.engine.core.scan import Scan
@@ -60,7 +60,8 @@ class Fused(Method):
             check_size("keep_every", self.keep_every)
         if self.product_dtype is not None:
             # One spelling of a dtype, so that equal methods hash alike.
-            object.__setattr__(self, "product_dtype", _product_dtype(self.product_dtype))
+            dtype = floating_dtype("product_dtype", self.product_dtype)
+            object.__setattr__(self, "product_dtype", dtype)
 
     def refusal(self, cell: Cell) -> str | None:
         """Refuse a cell with its own step, or with integers in its carry."""
@@ -96,18 +97,6 @@ class Fused(Method):
     def dtype_of(self, cell: Cell) -> DTypeLike | None:
         """Return the type of the operands of the cell's products."""
         return cell.dtype if self.product_dtype is None else self.product_dtype
-
-
-def _product_dtype(given: Any) -> Any:
-    try:
-        dtype = jnp.dtype(given)
-    except TypeError:
-        dtype = given
-    if dtype not in [jnp.dtype(name) for name in ("bfloat16", "float16", "float32", "float64")]:
-        raise InvalidInputError(
-            f"product_dtype must be bfloat16, float16, float32, float64 or None, but is {given!r}"
-        )
-    return dtype.type  # a dtype of float64 would equal None, which is another method
 
 
 def unrolled(
