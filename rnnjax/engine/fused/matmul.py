@@ -105,7 +105,7 @@ class Products:
 
     def multiply(self, x: Any, laid_out: jax.Array) -> jax.Array:
         """Compute ``x @ kernel`` with a kernel of `lay_out`."""
-        if _looked_up(x):
+        if isinstance(x, OneHot):
             features_first = self.forward is Forward.FEATURES_FIRST
             return product(x, laid_out.T if features_first else laid_out, self.dtype)
         if self.forward is Forward.FEATURES_FIRST:
@@ -149,7 +149,7 @@ class Products:
         JAX's own rule gives its transpose, which XLA then copies.
         """
         # The gradient of a lookup is a scatter, in which JAX adds up equal indices.
-        if _looked_up(xs):
+        if isinstance(xs, OneHot):
             return jax.vjp(lambda kernel: product(xs, kernel, self.dtype), kernel)[1](d)[0]
         if kernel.ndim > 2:
             wide = self._wide(kernel, d)
@@ -167,10 +167,6 @@ class Products:
 
     def _cast(self, array: jax.Array) -> jax.Array:
         return array if self.dtype is None else array.astype(self.dtype)
-
-
-def _looked_up(x: Any) -> bool:
-    return isinstance(x, OneHot)
 
 
 def _as_rows(function: Product, x: jax.Array) -> jax.Array:

@@ -89,9 +89,10 @@ class Matrices:
             memory = memory.stabilized(before, stabilizers)
         fresh = None if resets is None else start.memory
         chunk = self._chunk(memory, fresh, resets)
-        state, starts = jax.lax.scan(
-            functools.partial(self._over, fresh=fresh), carry.memory, _ends(chunk)
-        )
+        written = (chunk.until * chunk.value).mT @ chunk.key
+        erased = None if chunk.erased is None else (chunk.until * chunk.erased).mT @ chunk.key
+        ends = chunk.keeps, written, erased, chunk.restarted[..., -1]
+        state, starts = jax.lax.scan(functools.partial(self._over, fresh=fresh), carry.memory, ends)
         # With S_0 the memory before the chunk, D_t the product of the decays of its steps up to t,
         # D_(s..t) that of the steps s + 1 to t, and u_s the value that step s writes, the read is
         # y_t = S_0 D_t q_t + sum_(s<=t) (k_s^T D_(s..t) q_t) u_s. `reads` has the brackets;
@@ -261,13 +262,6 @@ class Matrices:
         """Undo the reshape of `_in_chunks` and drop its padding."""
         leaf = jnp.moveaxis(leaf, self.rows + 1, 1)
         return leaf.reshape(leaf.shape[0] * self.length, *leaf.shape[2:])
-
-
-def _ends(chunk: _Chunk) -> Any:
-    """Return the arrays that the recurrence between chunks reads."""
-    written = (chunk.until * chunk.value).mT @ chunk.key
-    erased = None if chunk.erased is None else (chunk.until * chunk.erased).mT @ chunk.key
-    return chunk.keeps, written, erased, chunk.restarted[..., -1]
 
 
 def _with_masked_idle(memory: Memory, valid: jax.Array) -> Memory:
