@@ -15,11 +15,10 @@ from rnnjax.checks import check_size, floating_dtype
 from rnnjax.engine.core.masking import StepMarks, Steps, read_out
 from rnnjax.engine.core.method import Method, why_no_equation
 from rnnjax.engine.core.scan import Scan
-from rnnjax.engine.fused.layer import Layer
 from rnnjax.engine.fused.loops import split_time
 from rnnjax.engine.fused.plan import LayerPlan
 from rnnjax.engine.fused.recurrence import Recurrence
-from rnnjax.engine.fused.residuals import saved_numbers
+from rnnjax.engine.fused.residuals import Layer, saved_numbers
 from rnnjax.errors import InvalidInputError
 
 

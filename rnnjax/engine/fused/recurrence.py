@@ -20,7 +20,6 @@ from rnnjax.cells.step import is_bias, multiplied, update_params
 from rnnjax.checks import brief
 from rnnjax.engine.core.custom_primitive import Function
 from rnnjax.engine.core.masking import StepMarks, Steps
-from rnnjax.engine.fused.layer import Layer, after, step_of
 from rnnjax.engine.fused.loops import (
     Loop,
     LoopArgs,
@@ -31,7 +30,14 @@ from rnnjax.engine.fused.loops import (
     with_vectors,
 )
 from rnnjax.engine.fused.plan import LayerPlan
-from rnnjax.engine.fused.residuals import given_of, residual_map_of, saving_step_of
+from rnnjax.engine.fused.residuals import (
+    Layer,
+    after,
+    given_of,
+    residual_map_of,
+    saving_step_of,
+    step_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
