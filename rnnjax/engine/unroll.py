@@ -181,12 +181,7 @@ def _unroll(
         return results
     # Before the first product, for all layers: a NaN in padding has no influence anywhere.
     xs = zero_masked(xs, marks.valid)
-
-    def single(
-        cell: Cell, params: Params, xs: Any, carry: Carry, noise: Noise, reverse: bool
-    ) -> tuple[Carry, jax.Array]:
-        return _unroll_layer(cell, params, xs, carry, marks, noise, how, reverse)
-
+    single = functools.partial(_unroll_layer, marks=marks, how=how)
     carry, ys = over_layers(single)(cell, params, xs, carry, key=key, reverse=reverse)
     if how.outputs == "all":
         return carry, ys
@@ -205,16 +200,17 @@ def _unroll(
 
 
 # Under its own ``jit``, so that equal layers of a stack are traced once.
-@functools.partial(jax.jit, static_argnums=(0, 6, 7))
+@functools.partial(jax.jit, static_argnums=(0, 5), static_argnames="how")
 def _unroll_layer(
     cell: Cell,
     params: Params,
     xs: Any,
     carry: Carry,
-    marks: Marks,
     noise: Noise,
-    how: _How,
     reverse: bool,
+    *,
+    marks: Marks,
+    how: _How,
 ) -> tuple[Carry, jax.Array]:
     # Checked per layer: only its composite knows which cells and noise it runs with.
     check_method(cell, how.method)
