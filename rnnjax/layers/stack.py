@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from rnnjax.cells.base import Cell, Inputs, PickLast
+from rnnjax.cells.base import Carry, Cell, Inputs, Params, PickLast
 from rnnjax.cells.composite import CellGroup, LayerRun, beside
 from rnnjax.cells.step import split_raw
 from rnnjax.cells.validation import as_inputs, check_init
@@ -79,24 +79,17 @@ class Stack(CellGroup[tuple[Any, ...]]):
         )
 
     def step(
-        self, params: tuple[Any, ...], carry: tuple[Any, ...], x: Inputs
+        self, params: Params, carry: tuple[Any, ...], x: Inputs
     ) -> tuple[tuple[Any, ...], jax.Array]:
         """Run one time step of every layer: ``x (*batch, input_size)``."""
 
-        def one_step(
-            cell: Cell, params: Any, xs: Any, carry: Any, **_: Any
-        ) -> tuple[Any, jax.Array]:
+        def one_step(cell: Cell, params: Params, xs: Any, carry: Carry, **_: Any) -> Any:
             return cell.step(params, carry, xs)
 
         return self.unroll_layers(one_step, params, as_inputs(x), carry, None)
 
     def unroll_layers(
-        self,
-        run: LayerRun,
-        params: tuple[Any, ...],
-        xs: Any,
-        carry: tuple[Any, ...],
-        key: jax.Array | None,
+        self, run: LayerRun, params: Params, xs: Any, carry: tuple[Any, ...], key: jax.Array | None
     ) -> tuple[tuple[Any, ...], jax.Array]:
         """Run the layers one after the other, each over all outputs of the one before."""
         self.check_entries("params", params)
