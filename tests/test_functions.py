@@ -454,7 +454,7 @@ NO_MEMORY = r"must be a rnnjax\.Memory with query"
         ((REAL[0][:-1], REAL[1]), {}, "decay must have the shape of drive.*check the"),
         ((REAL[0][..., :0], REAL[1][..., :0]), {}, "that there are features"),
         ((MATRICES[0][..., :0, :0], MATRICES[1][..., :0]), {}, "that there are features"),
-        ((*REAL[:2], REAL[2][:-1]), {}, r"carry must have shape.*check which axis is time"),
+        ((*REAL[:2], REAL[2][:-1]), {}, r"carry must have shape.*none is time"),
         ((MATRICES[0] * 1j, MATRICES[1]), {}, "must be real where decay is matrices"),
         (REAL, {"method": rnnjax.Fused()}, r"method must be Auto\(\), Parallel\(\) or Scan\(\)"),
         (REAL, {"method": type("Own", (rnnjax.Scan,), {})()}, "method must be .*, but is Own"),

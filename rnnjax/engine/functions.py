@@ -79,12 +79,7 @@ def linear_recurrence(
             f"{decay.shape} and drive {drive.shape}; check the order of their axes, and that there "
             "are features"
         )
-    carry = jnp.zeros(drive.shape[1:], drive.dtype) if carry is None else as_array("carry", carry)
-    if carry.shape != drive.shape[1:]:
-        raise InvalidInputError(
-            f"carry must have shape {drive.shape[1:]}, that of drive without time, but has "
-            f"{carry.shape}; check which axis is time"
-        )
+    carry = _shaped("carry", carry, drive.shape[1:], "that of drive without time")
     dtype = state_type(decay, drive, carry)
     is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
     if is_complex and groups:
@@ -207,15 +202,10 @@ def matrix_memory(
             f"{method}; leave it out"
         )
     shape = *rows[1:], heads, given["value"].shape[-1], given["key"].shape[-1]
-    if carry is None:
-        carry = MatrixCarry(jnp.zeros(shape, jnp.float32))
-    check_instance("carry", carry, MatrixCarry, "a MatrixCarry, as is returned")
-    state = as_array("carry.memory", carry.memory)
-    if state.shape != shape:
-        raise InvalidInputError(
-            f"carry must have shape {shape}, (*batch, heads, value_size, key_size), but has "
-            f"{state.shape}; check its axes"
-        )
+    if carry is not None:
+        check_instance("carry", carry, MatrixCarry, "a MatrixCarry, as is returned")
+    state = None if carry is None else carry.memory
+    state = _shaped("carry.memory", state, shape, "(*batch, heads, value_size, key_size)")
     order, *marks = _Order.of(given["key"][..., 0], lengths, mask, resets, reverse, method)
     state = state.astype(state_type(given, state))
     return _memory(order, Memory(**given), state, *marks)
@@ -325,14 +315,9 @@ def causal_convolution(
             f"and xs {xs.shape}; check their axes"
         )
     shape = *xs.shape[1:-1], len(taps) - 1, *features
-    given = [jnp.zeros(shape, jnp.float32) if carry is None else as_array("carry", carry)]
-    given += [] if bias is None else [as_array("bias", bias)]
-    for name, x, wanted in zip(("carry", "bias"), given, (shape, features), strict=False):
-        if x.shape != wanted:
-            raise InvalidInputError(
-                f"{name} must have shape {wanted} for taps {taps.shape} and xs {xs.shape}, but has "
-                f"{x.shape}; check its axes"
-            )
+    these = f"for taps {taps.shape} and xs {xs.shape}"
+    given = [_shaped("carry", carry, shape, these)]
+    given += [] if bias is None else [_shaped("bias", bias, features, these)]
     order, *marks = _Order.of(xs, lengths, mask, resets, reverse, Scan())
     dtype = state_type(xs, taps, given)
     return _convolution(order, *marks, *(x.astype(dtype) for x in (xs, taps, *given)))
@@ -354,6 +339,17 @@ def _convolution(
     window, ys = windowed(running[0], taps, given[0], *running[1:])
     ys = ys if len(given) == 1 else ys + given[1]
     return window, zero_masked(order.running(ys), valid)
+
+
+def _shaped(name: str, x: Any, shape: tuple[int, ...], which: str) -> jax.Array:
+    """Return an array, or zeros for None; raise unless it has that shape."""
+    x = jnp.zeros(shape, jnp.float32) if x is None else as_array(name, x)
+    if x.shape != shape:
+        raise InvalidInputError(
+            f"{name} must have shape {shape}, {which}, but has {x.shape}; check its axes, of which "
+            "none is time"
+        )
+    return x
 
 
 @dataclasses.dataclass(frozen=True)
