@@ -51,11 +51,6 @@ class Steps(NamedTuple):
     recurrent: jax.Array | None = None
     leaks: Mapping[str, Any] = {}
 
-    def shared(self) -> "Steps":
-        """Return the values that all steps share; random masks and rates have no gradient."""
-        recurrent, leaks = jax.lax.stop_gradient((self.recurrent, self.leaks))
-        return Steps(start=self.start, recurrent=recurrent, leaks=leaks)
-
     def reset(self, carry: Carry, at: StepMarks) -> Carry:
         """Return the carry that the step starts from: ``start`` in rows that are reset."""
         if at.resets is None:

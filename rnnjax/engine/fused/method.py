@@ -112,10 +112,13 @@ def unrolled(
         return Scan().run(cell, params, xs, carry, reverse, steps)
     params = dict(params)  # in the order that JAX gives a dict, whatever mapping came
     carry, steps = resets_early(carry, steps, reverse)
-    own, rest = loop_params(cell, params), steps.shared()
+    own = loop_params(cell, params)
+    # Random masks and rates have no gradient.
+    recurrent, leaks = jax.lax.stop_gradient((steps.recurrent, steps.leaks))
+    shared = Steps(start=steps.start, recurrent=recurrent, leaks=leaks)
 
     def run(inputs: tuple[Any, StepMarks], carry: Carry) -> tuple[Carry, jax.Array]:
-        return recurrence(own, rest, *inputs, carry)
+        return recurrence(own, shared, *inputs, carry)
 
     if keep_every is not None and is_symbolic_dim(num_steps):
         raise InvalidInputError(

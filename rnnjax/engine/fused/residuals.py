@@ -183,14 +183,13 @@ SavingStep = Callable[[Carry, jax.Array, StepMarks], tuple[Carry, jax.Array, Sav
 
 def saving_step_of(layer: Layer) -> SavingStep:
     """Return ``(carry, projected, at) -> (carry, y, saved)``, a step with its residuals."""
-    cell, steps, update_input = layer.cell, layer.steps, update_input_of(layer)
+    cell, steps, made = layer.cell, layer.steps, update_input_of(layer)
 
     def step(carry: Carry, projected: jax.Array, at: StepMarks) -> tuple[Carry, jax.Array, Saved]:
-        given = _used(layer), update_input(carry, projected), carry, at.raw
         # Traced and evaluated, not called: a residual that is a tracer is saved, or an argument if
         # it is the same tracer. Under `jax.disable_jit` a call would have arrays in their place,
         # which would be taken for constants.
-        trace = _trace_of(layer, projected, *given)
+        trace, given = _traced(layer, made, carry, projected, at.raw)
         leaves = eval_jaxpr(trace.jaxpr.jaxpr, trace.jaxpr.consts, *jax.tree.leaves(given))
         (new, y), saved, residual_map = jax.tree.unflatten(
             jax.tree.structure(trace.out_info), leaves
@@ -205,21 +204,17 @@ def residual_map_of(layer: Layer, carry: Carry, projected: jax.Array, raw: Any) 
     """Trace a forward step for its residual map, without running it."""
 
     def run(carry: Carry, projected: jax.Array, raw: Any) -> ResidualMap:
-        given = _used(layer), update_input_of(layer)(carry, projected), carry, raw
-        return _trace_of(layer, projected, *given).out_info[2]
+        return _traced(layer, update_input_of(layer), carry, projected, raw)[0].out_info[2]
 
     return jax.eval_shape(run, carry, projected, raw)  # a pytree without arrays
 
 
-def _used(layer: Layer) -> Params:
-    """Drop the kernels of the products outside: derivatives would hold zeros of their size."""
-    return update_params(layer.cell, layer.params)
-
-
-def _trace_of(layer: Layer, projected: Any, *given: Any) -> Traced:
-    """Call `_saving` on arrays, or on their shapes."""
+def _traced(layer: Layer, made: Any, carry: Carry, projected: Any, raw: Any) -> tuple[Traced, Any]:
+    """Trace a step with its residuals; also return its arguments."""
+    # Without the kernels of the products outside: derivatives would hold zeros of their size.
+    given = update_params(layer.cell, layer.params), made(carry, projected), carry, raw
     entry = jax.ShapeDtypeStruct(projected.shape, projected.dtype)
-    return _saving.trace(layer.cell, layer.plan.products.dtype, entry, *given)
+    return _saving.trace(layer.cell, layer.plan.products.dtype, entry, *given), given
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
