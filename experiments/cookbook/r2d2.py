@@ -78,8 +78,7 @@ def learner(config: Config, task: Task, agent: Agent, remembers: bool) -> Train:
 
     # --8<-- [start:loss]
     def values_of(params: Any, burn_in: Piece, piece: Piece) -> jax.Array:
-        # Stopped at the parameters: stopped at the carry alone, the layer would store residuals of
-        # the burn-in for a backward pass that never comes.
+        # Nothing is learned from the burn-in, so no residuals of it are stored.
         fixed = jax.lax.stop_gradient(params)
         carry, _ = agent.run(fixed, burn_in.carry, burn_in.seen, burn_in.resets)
         return agent.run(params, carry, piece.seen, piece.resets)[1][0]

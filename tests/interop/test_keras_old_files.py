@@ -245,6 +245,8 @@ def test_defaults_are_those_of_the_version(
     cell = GRUCell(SIZE, reset_after=reset_after, recurrent_activation=gate)
     params = params if reset_after else {k: params[k] for k in params if k != "recurrent_bias"}
     check_same(model, cell, params)
+    with pytest.raises(InvalidInputError, match="time_major=True, so that its data are time first"):
+        interop.load(path, time_first=False)
 
     written = {**options, "recurrent_activation": "hard_sigmoid", "reset_after": reset_after}
     model = interop.load(write_old(path, arrays, sequential(("GRU", written)), version))

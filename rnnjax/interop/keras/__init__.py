@@ -32,6 +32,7 @@ Differences:
   of recurrent layers as `rnnjax.Regularized`) and is active if a call has a key.
 """
 
+import json
 import os
 import tempfile
 from typing import Any
@@ -66,7 +67,8 @@ def load(source: Any, *, like: Model | None = None, time_first: bool = True) -> 
         InteropError: the file cannot be read or is damaged; a layer is not supported, or its
             weights do not belong to it; it has only weights and ``like`` is missing; or h5py is
             missing.
-        InvalidInputError: ``source`` is something else, or ``like`` is not needed.
+        InvalidInputError: ``source`` is something else, ``like`` is not needed, or ``time_first``
+            is False for a layer with ``time_major=True``.
 
     >>> import jax, rnnjax, tempfile
     >>> cell = rnnjax.LSTMCell(5)
@@ -102,6 +104,11 @@ def load(source: Any, *, like: Model | None = None, time_first: bool = True) -> 
             f"like is for a file of weights alone, but {source} holds its layers; leave it out"
         )
     try:
+        if not time_first and '"time_major": true' in json.dumps(file.config):
+            raise InvalidInputError(
+                f"time_first=False is for data that are batch first, but a layer of {source} says "
+                "time_major=True, so that its data are time first; leave it out"
+            )
         return with_axes(whole(file) if like is None else as_like(file, like), time_first)
     except RnnjaxError:
         raise
