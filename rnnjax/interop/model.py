@@ -482,7 +482,7 @@ def rows_of(
     name: str, cell: Cell, params: Any, where: str
 ) -> Iterator[Sequence[tuple[Cell, Params]]]:
     """Yield the directions of each layer of a `Stack`, or of one cell, with their parameters."""
-    rows = _entries(name, cell, params) if isinstance(cell, Stack) else [(cell, params)]
+    rows = cells_of(name, cell, params) if isinstance(cell, Stack) else [(cell, params)]
     for i, (row, own) in enumerate(rows):
         own_name = f"{name}[{i}]" if isinstance(cell, Stack) else name
         if not isinstance(row, Bidirectional):
@@ -493,10 +493,11 @@ def rows_of(
                 f"{where} concatenates both directions, but {own_name!r} has merge={row.merge!r}; "
                 "write it with merge='concat', and merge in code there"
             )
-        yield _entries(own_name, row, own)
+        yield cells_of(own_name, row, own)
 
 
-def _entries(name: str, cell: Stack | Bidirectional, params: Any) -> list[tuple[Cell, Params]]:
+def cells_of(name: str, cell: Stack | Bidirectional, params: Any) -> list[tuple[Cell, Params]]:
+    """The cells of a stack, or of both directions, with their parameters."""
     count = len(cell.cells)
     if not isinstance(params, tuple) or len(params) != count:
         raise InvalidInputError(

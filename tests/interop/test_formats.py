@@ -64,7 +64,7 @@ CANNOT: list[tuple[str, Any, str]] = [
     ("torch", rnnjax.ProjectionLSTMCell(4, proj_size=4), "smaller than its hidden_size"),
     ("torch", Stack([LSTM, GRUCell(4)]), "are not: "),
     ("torch", Bidirectional(LSTM, LSTMCell(3)), "are not: "),
-    ("keras", Stack([BOTH]), "'rnn' is made of Bidirectional"),
+    ("keras", [Recurrent("rnn", Stack([BOTH]), reverse=True)], "'rnn' is made of Bidirectional"),
     ("keras", LSTMCell(4, activation="legacy_hard_sigmoid"), "'legacy_hard_sigmoid'"),
     ("keras", [Recurrent("rnn", BOTH, masked_outputs="last")], "masked_outputs of layer 'rnn' is"),
     ("keras", [Recurrent("rnn", LSTM, masked_outputs="a third")], "masked_outputs .* is 'a third'"),

@@ -14,8 +14,20 @@ from interop_helpers import distance, random_model
 from made_models import MODELS, made
 from onnx_helpers import session
 
+import rnnjax
 from rnnjax import InteropError, InvalidInputError
-from rnnjax.interop import Dense, Flow, Functional, Layer, Model, export, keras, onnx
+from rnnjax.interop import (
+    Dense,
+    Flow,
+    Functional,
+    Layer,
+    Model,
+    Recurrent,
+    Sequential,
+    export,
+    keras,
+    onnx,
+)
 from rnnjax.interop.model import Call, Input, Value
 
 pytestmark = [
@@ -220,3 +232,26 @@ def test_two_names_in_a_row_that_differ_in_a_slash(tmp_path: Path) -> None:
     with pytest.raises(InteropError, match="two layers or inputs of the model would have one"):
         keras.save(model, tmp_path / "row.keras")
     assert not (tmp_path / "row.keras").exists()
+
+
+def test_a_stack_in_both_directions_becomes_layers(tmp_path: Path) -> None:
+    """As of an nn.LSTM with num_layers=2 and bidirectional=True, which is no cell of Keras."""
+    of = pytest.importorskip("keras", reason="keras is in the extra `parity`")
+    cell = rnnjax.Stack(
+        [rnnjax.Bidirectional(rnnjax.LSTMCell(n)) for n in (4, 3)], rnnjax.Dropout(0.5)
+    )
+    params = {"lstm": cell.init(jax.random.key(0), 5)}
+    layer = Recurrent("lstm", cell, return_sequences=False)
+    head = Dense("head", 2)
+    params["head"] = {"kernel": jnp.ones((6, 2)), "bias": jnp.zeros(2)}
+    model = Model(Sequential((layer, head)), params)
+    keras.save(model, tmp_path / "model.keras")
+    opened = of.saving.load_model(tmp_path / "model.keras")
+    xs = np.random.default_rng(0).standard_normal((2, 7, 5), np.float32)
+    expected = model(xs.swapaxes(0, 1))[1]
+    assert distance([np.asarray(opened(xs))], [np.asarray(expected)]) < MOST
+    read = keras.load(tmp_path / "model.keras", time_first=False)
+    assert [*read.layers] == ["lstm_0", "lstm_0_dropout", "lstm_1", "head"]
+    assert distance([np.asarray(read(xs)[1])], [np.asarray(expected)]) < MOST
+    with pytest.raises(InvalidInputError, match="should be a tuple with 2 entries"):
+        keras.save(Model(Sequential((layer,)), {"lstm": params["lstm"][:1]}), tmp_path / "m.keras")

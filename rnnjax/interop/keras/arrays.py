@@ -33,8 +33,25 @@ from rnnjax.interop.keras.files import KerasFile, write_file
 from rnnjax.interop.keras.graph import network_of
 from rnnjax.interop.keras.layers import MODELS, entry_of, layers_in, version_of
 from rnnjax.interop.keras.operators import TimeDistributed
-from rnnjax.interop.layers import Layer, OneHotIds, Recurrent, Shape, Weights, describe_cell, fits
-from rnnjax.interop.model import Functional, Model, Network, Sequential, with_axes, with_layers
+from rnnjax.interop.layers import (
+    Dropout,
+    Layer,
+    OneHotIds,
+    Recurrent,
+    Shape,
+    Weights,
+    describe_cell,
+    fits,
+)
+from rnnjax.interop.model import (
+    Functional,
+    Model,
+    Network,
+    Sequential,
+    cells_of,
+    with_axes,
+    with_layers,
+)
 from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
 
 CELLS = FORMS["keras"]
@@ -374,7 +391,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
         model: one that was loaded, or any whose layers Keras has: `rnnjax.SimpleRNNCell`,
             `rnnjax.LSTMCell`, `rnnjax.GRUCell`, `rnnjax.Regularized` without zoneout, a
             `rnnjax.Stack` or `rnnjax.Bidirectional` of them, and the other layers of
-            `rnnjax.interop`.
+            `rnnjax.interop`. A stack in both directions, or with dropout, becomes layers.
         path: its name ends in ``.keras`` or ``.weights.h5``.
 
     Raises:
@@ -391,6 +408,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
 
 
 def _anew(model: Model) -> KerasFile:
+    model = _layer_by_layer(model)
     network: Any = model.network
     configs = configs_of(network)
     if not configs:
@@ -414,6 +432,34 @@ def _anew(model: Model) -> KerasFile:
     entries = [input_entry("input_layer", *begin), *configs.values()]
     whole = keras_layer("Sequential", {"name": "sequential", "layers": entries})
     return KerasFile({**whole, "module": "keras"}, _WRITTEN_BY, arrays)
+
+
+def _layer_by_layer(model: Model) -> Model:
+    """The model, where each cell of a stack that is no cell of Keras is a layer of its own.
+
+    Keras stacks cells that run forward, without dropout. So an ``nn.LSTM`` of PyTorch with
+    ``num_layers=2, bidirectional=True`` becomes two layers, and its dropout one between them.
+    """
+    network: Any = model.network
+    if not isinstance(network, Sequential):
+        return model
+    layers, params = list[Layer](), dict(model.params)
+    layer: Any
+    for layer in network.layer_list:
+        cell = layer.cell if isinstance(layer, Recurrent) and not layer.reverse else None
+        both = isinstance(cell, Stack) and any(isinstance(x, Bidirectional) for x in cell.cells)
+        if not isinstance(cell, Stack) or not (both or cell.dropout.rate):
+            layers.append(layer)
+            continue
+        for i, (row, own) in enumerate(cells_of(layer.name, cell, params.pop(layer.name, None))):
+            name, last = f"{layer.name}_{i}", i == len(cell.cells) - 1
+            every = layer.return_sequences or not last
+            layers.append(dataclasses.replace(layer, name=name, cell=row, return_sequences=every))
+            params[name] = own
+            if cell.dropout.rate and not last:
+                layers.append(Dropout(f"{name}_dropout", cell.dropout))
+    network = dataclasses.replace(network, layer_list=tuple(layers))
+    return dataclasses.replace(model, network=network, params=params)
 
 
 def _placed(model: Model, groups: Mapping[str, str]) -> Iterator[tuple[str, np.ndarray]]:
