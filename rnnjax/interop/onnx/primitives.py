@@ -290,6 +290,14 @@ def _select(w: Writer, equation: Any, which: Any, *cases: Any) -> Any:
     return made
 
 
+def _log1p(w: Writer, _: Any, x: Any) -> Any:
+    """``log(1 + x)``, where ``u = 1 + x`` is rounded: ``log(u) x / (u - 1)`` makes up for that."""
+    u = w.add("Add", x, _F1)
+    usual, lost = w.add("Log", u), w.add("Sub", u, _F1)
+    exact = w.add("Where", w.add("Equal", lost, _F0), x, w.add("Mul", usual, w.add("Div", x, lost)))
+    return w.add("Where", w.add("Less", x, _F1), exact, usual)
+
+
 def _logical(op_type: str) -> Callable[..., Any]:
     def write(w: Writer, equation: Any, *xs: Any) -> Any:
         if equation.outvars[0].aval.dtype != bool:
@@ -540,7 +548,7 @@ def _one(op_type: str, **attributes: Any) -> Callable[..., Any]:
     return lambda w, equation, *xs: w.add(op_type, *xs, **attributes)
 
 
-_F1 = np.float32(1)
+_F0, _F1 = np.float32(0), np.float32(1)
 
 # Each entry of what they give follows from the entries at its place.
 ELEMENTWISE: Mapping[str, Callable[..., Any]] = {
@@ -557,7 +565,7 @@ ELEMENTWISE: Mapping[str, Callable[..., Any]] = {
     # exp(x) - 1 = tanh(x / 2) (exp(x) + 1), which keeps its digits where x is small.
     "expm1": lambda w, _, x: w.add(
         "Mul", w.add("Tanh", w.add("Mul", x, np.float32(0.5))), w.add("Add", w.add("Exp", x), _F1)),
-    "log1p": lambda w, _, x: w.add("Log", w.add("Add", x, _F1)),
+    "log1p": _log1p,
     "clamp": lambda w, _, low, x, high: w.add("Min", w.add("Max", low, x), high),
     "integer_pow": lambda w, e, x: w.add(
         "Pow", x, np.asarray(e.params["y"], e.invars[0].aval.dtype)),
