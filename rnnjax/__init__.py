@@ -146,7 +146,7 @@ __all__ = [
     "valid_steps",
 ]
 
-if typing.TYPE_CHECKING:  # type checkers know which names there are
+if typing.TYPE_CHECKING:  # what type checkers see, in two lines for the linter's seven
     from rnnjax import interop as interop, linen as linen, nnx as nnx, online as online  # noqa: I001
     from rnnjax import testing as testing, text as text, training as training
 else:

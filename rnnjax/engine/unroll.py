@@ -32,7 +32,7 @@ from rnnjax.meshes import automatic, match_devices
 def unroll(
     cell: Cell[CarryT],
     params: ParamTree,
-    xs: Inputs = None,  # type: ignore[assignment]  # for an error that explains
+    xs: Inputs = None,  # type: ignore[assignment]  # left out, it gets a sentence
     carry: CarryT | None = None,
     *,
     lengths: ArrayLike | None = None,

@@ -203,7 +203,7 @@ def test_every_function(assert_close: Any) -> None:
 
 
 def digits(x: jax.Array) -> jax.Array:
-    """Of a small step, as `rnnjax.RGLRUCell` takes it, and of a softplus far below 0."""
+    """A small step, as `rnnjax.RGLRUCell` takes it, and a softplus far below 0, keep digits."""
     return jnp.expm1(1e-4 * x) * 1e4 + jnp.log1p(1e-8 * x) * 1e8 + jnp.log1p(1e8 * x * x)
 
 

@@ -189,7 +189,7 @@ def _placed(at: At, x: Any, sizes: Sequence[int]) -> tuple[Any, Any, Any]:
 
 
 def _window(at: At, x: Any, sizes: Sequence[int]) -> tuple[Any, Any, Any]:
-    """Those of a window that moves over ``x``, with what else the pads depend on."""
+    """Strides, dilations and pads of a window that moves over ``x (batch, *space, channels)``."""
     strides, dilations, pads = _placed(at, x, sizes)
     space, automatic = x.shape[1:-1], at.get("auto_pad", "NOTSET")
     if automatic != "NOTSET":

@@ -198,7 +198,7 @@ def find_modules(state: Mapping[str, Any]) -> dict[str, Module]:
 
     No name has the prefix that all keys have where the whole was wrapped.
     """
-    (wrapper,) = _WRAPPED.findall(os.path.commonprefix([*state]))  # noqa: RUF071  # of any text
+    (wrapper,) = _WRAPPED.findall(os.path.commonprefix([*state]))  # noqa: RUF071  # no paths
     found: dict[str, Module] = {}
     for key, value in state.items():
         path, _, short = key.removeprefix(wrapper).rpartition(".")

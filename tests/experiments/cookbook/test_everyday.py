@@ -150,7 +150,10 @@ def test_a_model_of_a_sweep_is_the_one_that_is_trained_alone():
     drawn = [many_models.init(config, seed) for seed in (0, 1)]
     rates, seeds = np.array([1e-3, 1e-2], np.float32), np.array([0, 1])
     given = jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn), rates, seeds
-    train = lambda each: many_models.train(config, *each)  # noqa: E731
+
+    def train(each):
+        return many_models.train(config, *each)
+
     losses, validation, scores = jax.jit(jax.vmap(train))(given)
     alone = jax.jit(train)((drawn[1], rates[1], seeds[1]))
     np.testing.assert_allclose(losses[1], alone[0], rtol=1e-5)
