@@ -154,6 +154,10 @@ def telling_peers() -> Iterator[None]:
     of each looks once a second whether any has, in the store of JAX's coordination service. It then
     prints one sentence, and exits with status 1. The process that has left waits for that, because
     JAX aborts the others if process 0 exits before them. If all leave, they go on as usual.
+
+    A process that is killed tells nothing. The collective of the others fails then, as a rule at
+    once; but Gloo may miss a death while a collective begins, and JAX aborts the others only when
+    the heartbeats stop (``heartbeat_timeout_seconds`` of `start_processes`, 100).
     """
     if jax.process_count() == 1 or not jax.distributed.is_initialized():
         with ending_with_peers():
