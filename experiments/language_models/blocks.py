@@ -34,7 +34,7 @@ from rnnjax import InvalidInputError
 Params = Mapping[str, jax.Array]
 Shapes = dict[str, tuple[int, ...]]
 Mixed = tuple[Any, jax.Array]  # the new carry of a layer, and what it returns
-QUERIES = 512  # that attention compares at once
+QUERIES, FEWEST = 512, 64  # that attention compares at once, at most and at least
 
 # ---- a flat dict
 
@@ -348,16 +348,25 @@ def attend(
         if window is not None:
             visible &= back < window
         k, v = seen.keys.astype(q.dtype), seen.values.astype(q.dtype)
-        scores = jnp.einsum("tbgrn,bgsn->bgrts", q, k, preferred_element_type=wider(q.dtype))
+        # With time next to n, the product needs no transpose of its largest array, the scores.
+        q = q.transpose(1, 2, 3, 0, 4)
+        scores = jnp.einsum("bgrtn,bgsn->bgrts", q, k, preferred_element_type=wider(q.dtype))
         scores = jnp.where(visible[:, :, None], scores * q.shape[-1] ** -0.5, -jnp.inf)
         weights = jax.nn.softmax(scores).astype(v.dtype)
-        return jnp.einsum("bgrts,bgsn->tbgrn", weights, v)
+        return jnp.einsum("bgrts,bgsn->bgrtn", weights, v).transpose(3, 0, 1, 2, 4)
 
     def blocks(seen: Cache) -> jax.Array:
         """Look by blocks of queries, since the weights of all of them are the largest array."""
-        count, given = -(-len(q) // QUERIES), (q, at.position, at.document)
-        if count == 1:
-            return look(*given, seen).reshape(query.shape)
+        count, given, found = -(-len(q) // QUERIES), (q, at.position, at.document), []
+        size = max(-(-len(q) // 8), FEWEST)
+        if count == 1:  # a loop of Python, of which XLA may have all arrays at once
+            for start in range(0, len(q), size):
+                part, slots = slice(start, start + size), slice(None)
+                if seen is new:  # the slots are those of the queries, and none sees a later one
+                    slots = slice(0 if window is None else max(0, start + 1 - window), start + size)
+                own = jax.tree.map(lambda x, i=part: x[i], given)
+                found.append(look(*own, jax.tree.map(lambda x, i=slots: x[:, :, i], seen)))
+            return jnp.concatenate(found).reshape(query.shape)
 
         def split(x: jax.Array) -> jax.Array:  # the last one again, which sees itself
             pads = [(0, count * QUERIES - len(x))] + [(0, 0)] * (x.ndim - 1)

@@ -65,7 +65,7 @@ def test_it_equals_a_loop(window: int | None, cuts: list[int], reset: bool) -> N
 def test_blocks_of_queries_change_no_number(
     window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor a gradient: nine queries in three blocks of four, the last of which is filled up."""
+    """Nor a gradient: nine queries in blocks of four or two, the last of which has one."""
     _, at = Place.start(BATCH).through(jnp.zeros((STEPS, BATCH), int), jnp.array(resets()))
     cache = Cache.empty(BATCH, KEY_HEADS, STEPS if window is None else window, SIZE, jnp.float32)
 
@@ -75,10 +75,11 @@ def test_blocks_of_queries_change_no_number(
 
     gradient = jax.value_and_grad(run, has_aux=True)
     whole = jax.jit(lambda heads: gradient(heads))(drawn())
-    monkeypatch.setattr(blocks, "QUERIES", 4)
-    parts = jax.jit(lambda heads: gradient(heads))(drawn())
-    for one, two in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
-        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+    for name, size in (("FEWEST", 2), ("QUERIES", 4)):
+        monkeypatch.setattr(blocks, name, size)
+        parts = jax.jit(lambda heads: gradient(heads))(drawn())
+        for one, two in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
 def test_positions_begin_at_each_document() -> None:
