@@ -374,8 +374,15 @@ def run(
             method=rnn.method,
         )
     if backwards and not keep_order:
-        # Inside jit a length may exceed the number of steps, and then counts as all of them.
-        ends = None if seq_lengths is None else jnp.clip(jnp.asarray(seq_lengths), 0, steps[time])
+        ends = None
+        if seq_lengths is not None:
+            # Inside jit a length may exceed the number of steps, and then counts as all of them.
+            ends = jnp.clip(jnp.asarray(seq_lengths), 0, steps[time])
+            # Trailing batch axes may be left out, which Flax's function would align wrongly.
+            batch = (*steps[:time], *steps[time + 1 :])
+            ends = jnp.broadcast_to(
+                ends.reshape(ends.shape + (1,) * (len(batch) - ends.ndim)), batch
+            )
         ys = jax.tree.map(lambda leaf: flip_sequences(leaf, ends, len(steps) - 1, True), ys)
     # After the batch axes: an output may have other axes than an input.
     ys = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, time), ys)

@@ -478,6 +478,16 @@ def test_masks_resets_and_lengths(lengths: Any, flags: Any, assert_close: Any) -
     assert_close(*runs(lengths), 1e-6)
 
 
+def test_lengths_may_leave_out_trailing_batch_axes_where_outputs_are_flipped() -> None:
+    """With as many rows in both axes, a length of the wrong axis would have no other shape."""
+    xs = np.random.default_rng(0).normal(size=(2, 2, TIME, FEATURES)).astype(np.float32)
+    layer = rnnjax.linen.RNN(GRUCell(HIDDEN), reverse=True)
+    variables = layer.init(KEY, xs)
+    some, all_ = (layer.apply(variables, xs, seq_lengths=np.array(n))
+                  for n in ([2, TIME], [[2, 2], [TIME, TIME]]))  # fmt: skip
+    np.testing.assert_array_equal(some, all_)
+
+
 class Scanned(nn.Module):
     """A cell under ``nn.scan`` with resets by hand: PureJaxRL's ``ScannedRNN``, and Stoix's."""
 
