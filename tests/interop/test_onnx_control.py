@@ -136,6 +136,13 @@ def test_a_loop_with_a_number_of_trips_is_a_scan(steps: int, assert_close: Any) 
         np.testing.assert_allclose(slopes, [2 - 0.5**7] * 2, rtol=1e-6)
 
 
+def test_a_loop_may_have_no_state() -> None:
+    inside = looped([SAME, node("Mul", ["i", "i"], ["square"])], [], ["again", "square"])
+    loop = node("Loop", ["n", ""], ["y"], body=inside)
+    model = rnnjax_onnx.load(proto_of([loop], [value("x", [2])], ["y"], n=np.array(4)))
+    assert model(normal(2))[1].tolist() == [0, 1, 4, 9]
+
+
 BELOW = [
     node("ReduceSum", ["next"], ["sum"], keepdims=0),
     node("Less", ["sum", "one"], ["again"]),

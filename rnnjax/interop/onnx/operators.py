@@ -508,7 +508,9 @@ _OF_INPUTS = (
 
 @functools.cache
 def _parameters(function: Run) -> tuple[str, ...]:
-    return tuple(inspect.signature(function).parameters)[1:]
+    """The names of its inputs, of which those of any number are none."""
+    named = inspect.signature(function).parameters.values()
+    return tuple(one.name for one in named if one.kind is not one.VAR_POSITIONAL)[1:]
 
 
 def run_operator(op_type: str, at: At, inputs: list[Any]) -> tuple[Any, ...]:
