@@ -347,6 +347,7 @@ OPERATIONS = {
     "whole": lambda x: jnp.stack([
         jax.lax.div(whole(10 * x), whole(x)), jax.lax.rem(whole(10 * x), whole(x)),
         (whole(10 * x) * 1103515245 + 12345) * 69069 - whole(x), whole(3 * x) ** 3,
+        jax.lax.integer_pow(whole(3 * x), 0), jax.lax.integer_pow(whole(3 * x), 1),
         -(whole(x) + LEAST), jax.lax.div(whole(x) * 0 + LEAST, whole(x) * 0 - 1),
         whole(x) + whole(9 * x).max(), whole(x) + whole(9 * x).min(),
         whole(x) + whole(9 * x).prod(),

@@ -1,6 +1,7 @@
 """Equations of JAX as fewer kinds of equations, which C is written of."""
 
 import contextlib
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -174,7 +175,7 @@ def _scan(p: Any, known: Sequence[bool], *given: Any) -> Any:
 
 def _power(p: Any, known: Sequence[bool], x: Any) -> Any:
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        return math.prod([x] * (p["y"] - 1), start=x)
+        return functools.reduce(jnp.multiply, [x] * p["y"] or [jnp.ones_like(x)])
     if p["y"] == 2:
         return lax.square(x)
     return 1 / x if p["y"] == -1 else lax.pow(x, jnp.full(x.shape, p["y"], x.dtype))
