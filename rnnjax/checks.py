@@ -236,7 +236,8 @@ def check_lengths(lengths: Any, num_steps: Any, of: str, advice: str) -> None:
 def check_key(key: Any) -> None:
     """Raise unless ``key`` is a single random key."""
     with contextlib.suppress(TypeError, ValueError, AttributeError):
-        if jax.random.key_data(key).ndim == 1:
+        bits, kind = jax.random.key_data(key), jax.random.key_impl(key)
+        if jax.random.wrap_key_data(bits, impl=kind).ndim == 0:  # it also checks how many bits
             return
     raise InvalidInputError(
         f"key must be a JAX random key such as jax.random.key(0), but is {brief(key)}"

@@ -272,6 +272,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: LSTM.init(KEY, 3.0), "input_size must be"),
     (lambda: LSTM.init(jax.random.split(KEY), 3), "key must be a JAX random key"),
     (lambda: LSTM.init(0, 3), "key must be a JAX random key"),
+    (lambda: LSTM.init(np.zeros(3, np.uint32), 3), "key must be a JAX random key"),
     (lambda: rnnjax.Stack([LSTM]).init(KEY, 0), "input_size must be a positive integer, but is 0"),
     (lambda: rnnjax.ConvLSTMCell(4).init(3, 3), "key must be"),
     (lambda: LSTM.initial_carry((-1,)), "batch_shape must be .* from 0 up, but holds -1"),

@@ -310,9 +310,10 @@ def _characters(name: str, ids: npt.ArrayLike, batch: tuple[int, ...]) -> Any:
 
 def _row_keys(key: jax.Array, batch: tuple[int, ...]) -> jax.Array:
     if not hasattr(key, "dtype") or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        if getattr(key, "dtype", None) != np.uint32:
+        try:
+            key = jax.random.wrap_key_data(key)
+        except (TypeError, ValueError):
             check_key(key)  # which refuses it
-        key = jax.random.wrap_key_data(key)
     if key.shape == batch:
         return key
     if key.shape:

@@ -362,6 +362,7 @@ def reading(ids, lengths=None):
         (lambda: called(stream, stops=[[]]), "at least one character"),
         (lambda: called(stream, stops=[[1.5]]), "ids must be integers"),
         (lambda: called(key=np.zeros(2)), r"key must be a JAX random key .* is float64 \(2,\)"),
+        (lambda: called(key=np.zeros(3, np.uint32)), r"a JAX random key .* is uint32 \(3,\)"),
         (lambda: returning(lambda carry: (LOGITS, carry)), "step must return the carry like the"),
         (lambda: returning(lambda carry: LOGITS), r"but returned float32\[6\]; return both as"),
         (lambda: returning(lambda carry: (carry, LOGITS)), r"logits \(3, 'vocabulary'\), but"),
