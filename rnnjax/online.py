@@ -104,6 +104,8 @@ class Learner:
     """Whether a product may mix the units before the update."""
 
     def __post_init__(self) -> None:
+        if type(self) is Learner:
+            raise InvalidInputError("Learner is what learners are made of; take RTRL or SnAp1")
         check_instance("cell", self.cell, Cell, "a Cell such as rnnjax.MinGRUCell(50)")
         reason, advice = why_not_unitwise(self.cell), "train it by rnnjax.unroll"
         if reason is None and self.cell.recurrent is not None and not self.mixes:

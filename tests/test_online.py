@@ -11,7 +11,7 @@ from cell_table import BATCH, CELLS, FEATURES, SINGLE, TOLERANCES
 
 import rnnjax
 from rnnjax import InvalidInputError, Scan
-from rnnjax.online import RTRL, SnAp1, why_not_unitwise
+from rnnjax.online import RTRL, Learner, SnAp1, why_not_unitwise
 
 TIME = 9
 KEY = jax.random.key(0)
@@ -266,6 +266,7 @@ REFUSED = {
         SnAp1, rnnjax.AttentionCell(rnnjax.GRUCell(3), memory_size=2, attention_size=2), "a step",
     ),
     "no-cell": (SnAp1, 5, "cell must be a Cell such as"),
+    "base": (Learner, CELLS["mingru"], "what learners are made of; take RTRL or SnAp1"),
 }  # fmt: skip
 
 
