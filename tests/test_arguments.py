@@ -471,12 +471,12 @@ STEPS = [
     (lambda carry, x: x, r"\(carry, y\), y an array or several, but returned float32"),
     (lambda carry, x: (carry, None), r"\(carry, y\)"),
     (lambda carry, x: (carry, x, x), ".* a tuple of 3"),
-    (lambda carry, x: ((x,), x), r"a carry of the shapes .* returned \[0\]"),
+    (lambda carry, x: ((x,), x), r"a carry of the shapes .* returned \('float32\["),
     (
         lambda carry, x: (OneState(carry.h.astype(jnp.float16)), x),
-        r".*, \.h float32 \(3, 4\), but returned \.h float16 \(3, 4\); .* by astype",
+        r".*\(h='float32\[3, 4\]'\), but returned OneState\(h='float16\[3, 4\]'\); .* by astype",
     ),
-    (lambda carry, x: (OneState(carry.h[..., :1]), x), r".* returned \.h float32 \(3, 1\)"),
+    (lambda carry, x: (OneState(carry.h[..., :1]), x), r".* returned OneState\(h='float32\[3, 1\]"),
 ]
 BATCH_FIRST = r"initial_carry of a Own must .* batch_shape, here \(3,\), but {}; write"
 

@@ -24,6 +24,7 @@ from rnnjax.checks import (
     check_floats,
     check_key,
     check_size,
+    described,
     floating_dtype,
     is_floating,
     is_integer,
@@ -90,7 +91,7 @@ def is_pair(xs: Any) -> bool:
     return type(xs) is tuple and len(xs) == 2 and hasattr(xs[0], "shape")
 
 
-def described(name: str, value: Any) -> Any:
+def array_or_shape(name: str, value: Any) -> Any:
     """Return what has a shape and a type as it is, and anything else as an array."""
     return value if hasattr(value, "shape") and hasattr(value, "dtype") else as_array(name, value)
 
@@ -327,20 +328,17 @@ def check_stepped(cell: Any, old: Any, returned: Any) -> None:
             f"step of {brief(cell)} must return (carry, y), y an array or several, but returned "
             f"{brief(returned)}; check its return"
         )
-    wanted: Any = jax.tree.structure(old)
-    came, given = _shapes(returned[0], types=True), _shapes(old, types=True)
-    if wanted != jax.tree.structure(returned[0]) or came != given:
+    came, given = described(returned[0]), described(old)
+    if jax.tree.flatten(came) != jax.tree.flatten(given):
         raise InvalidInputError(
             f"step of {brief(cell)} must return a carry of the shapes and types that it is given, "
             f"{given}, but returned {came}; check initial_carry, or cast by astype"
         )
 
 
-def _shapes(tree: Any, types: bool = False) -> str:
-    found = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        kind = f"{jnp.result_type(leaf)} " if types else ""
-        found.append(f"{jax.tree_util.keystr(path)} {kind}{np.shape(leaf)}".strip())
+def _shapes(tree: Any) -> str:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    found = (f"{jax.tree_util.keystr(path)} {np.shape(leaf)}".strip() for path, leaf in leaves)
     return ", ".join(found)
 
 

@@ -15,7 +15,7 @@ from rnnjax.cells.composite import WrappedCell
 from rnnjax.cells.declarations import kernels_outside
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.step import apply_readout, apply_update, split_raw, update_input
-from rnnjax.cells.validation import as_inputs, check_features, check_step, described
+from rnnjax.cells.validation import array_or_shape, as_inputs, check_features, check_step
 from rnnjax.checks import brief, check_instance, usual_promotion
 from rnnjax.engine.core.method import known_platform
 from rnnjax.engine.fused.matmul import Forward, Products
@@ -164,7 +164,7 @@ def prepare(
     """
     check_instance("cell", cell, Cell, "a Cell such as rnnjax.LSTMCell(50)")
     method = Fused(product_dtype=product_dtype)  # whose pieces a prepared step is made of
-    return _prepare(cell, params, as_inputs(x, described), method, known_platform(platform))
+    return _prepare(cell, params, as_inputs(x, array_or_shape), method, known_platform(platform))
 
 
 def _prepare(cell: Cell, params: Any, x: Any, method: Fused, platform: str) -> tuple[Cell, Params]:
