@@ -146,10 +146,8 @@ def minibatches(arrays: Any, batch_size: int, *, axis: Any, seed: int = 0) -> Mi
 
 def _taken(order: np.ndarray, leaf: Any, axis: int) -> Any:
     """Return these rows of an array, the axes of ``order`` but for its last one first."""
-    rows = np.take(np.asarray(as_bits(leaf)), order, axis)
-    return as_keys(
-        np.moveaxis(rows, range(axis, axis + order.ndim - 1), range(order.ndim - 1)), leaf
-    )
+    rows, steps = np.take(np.asarray(as_bits(leaf)), order, axis), range(order.ndim - 1)
+    return as_keys(np.moveaxis(rows, [axis + i for i in steps], steps), leaf)
 
 
 def _rows(tree: Any, axes: Any) -> set[int]:
@@ -226,9 +224,8 @@ def pad_rows(batch: Any, rows: int, *, axis: Any = 0) -> tuple[Any, np.ndarray]:
             f"{sorted(found)}; give rows of a whole batch, and axis where they are not first"
         )
     order = np.r_[np.arange(min(found)), np.zeros(rows - min(found), int)]
-    return jax.tree.map(functools.partial(_taken, order), batch, axes), (
-        np.arange(rows) < min(found)
-    ).astype(np.float32)
+    counted = np.arange(rows) < min(found)
+    return jax.tree.map(functools.partial(_taken, order), batch, axes), counted.astype(np.float32)
 
 
 @dataclasses.dataclass

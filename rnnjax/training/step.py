@@ -247,7 +247,7 @@ def updated(
         grads = grads.fast
     more = {"value": loss, "grad": grads, "value_fn": value_fn, "obj_fn": value_fn}
     more["grad_fn"] = lambda params, step=None: jax.grad(value_fn)(params)
-    optimizer = optax.with_extra_args_support(optimizer)  # a plain one takes them, and no notice
+    optimizer = optax.with_extra_args_support(optimizer)  # a plain one then ignores them
     takes = inspect.signature(optimizer.update).parameters
     any_name = any(each.kind == each.VAR_KEYWORD for each in takes.values())
     # The first three are gradient, state and parameters, whatever their names are.
