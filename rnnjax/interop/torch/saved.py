@@ -54,13 +54,10 @@ def read_saved(file: BinaryIO) -> tuple[Any, str]:
         with _Bounded(file) as bounded:  # type: ignore[arg-type]  # it calls what every BinaryIO has
             return read(bounded)
     except _DAMAGED as error:
-        said = in_a_line(error)
-        unless = (
-            ", unless torch.serialization.set_crc32_options(False) was called before it was saved"
-        )
-        raise InteropError(
-            f"it is damaged ({said}){unless * ('CRC' in said)}; get it again"
-        ) from error
+        said = f"it is damaged ({in_a_line(error)})"
+        if "CRC" in said:
+            said += ", unless torch.serialization.set_crc32_options(False) was called to save it"
+        raise InteropError(f"{said}; get it again") from error
 
 
 class _Bounded(io.BufferedReader):
