@@ -374,20 +374,21 @@ def run(
             method=rnn.method,
         )
     if backwards and not keep_order:
-        ends = None
-        if seq_lengths is not None:
-            # Inside jit a length may exceed the number of steps, and then counts as all of them.
-            ends = jnp.clip(jnp.asarray(seq_lengths), 0, steps[time])
-            # Trailing batch axes may be left out, which Flax's function would align wrongly.
-            batch = (*steps[:time], *steps[time + 1 :])
-            ends = jnp.broadcast_to(
-                ends.reshape(ends.shape + (1,) * (len(batch) - ends.ndim)), batch
-            )
+        batch = (*steps[:time], *steps[time + 1 :])
+        ends = None if seq_lengths is None else _of_each_row(seq_lengths, batch, steps[time])
         ys = jax.tree.map(lambda leaf: flip_sequences(leaf, ends, len(steps) - 1, True), ys)
     # After the batch axes: an output may have other axes than an input.
     ys = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, time), ys)
     carry, ys = out_of(carry, ys)
     return (carry, ys) if return_carry else ys
+
+
+def _of_each_row(lengths: Any, batch: tuple[int, ...], num_steps: int) -> jax.Array:
+    """Return the length of each row, where ``lengths`` may leave out trailing batch axes."""
+    # Inside jit a length may exceed the number of steps, and then counts as all of them.
+    lengths = jnp.clip(jnp.asarray(lengths), 0, num_steps)
+    missing = [1] * (len(batch) - lengths.ndim)
+    return jnp.broadcast_to(lengths.reshape(*lengths.shape, *missing), batch)
 
 
 def both_directions(module: Any, inputs: Inputs, **call: Any) -> Any:
