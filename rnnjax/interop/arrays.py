@@ -70,7 +70,7 @@ def check_shapes(where: str, expected: Shapes, came: Shapes, advice: str) -> Non
     """Raise InteropError, with what differs, unless the arrays have these shapes."""
     if expected != came:
         should, has = (
-            dict(sorted(one.items() - other.items())[:6])
+            {name[:80]: shape for name, shape in sorted(one.items() - other.items())[:6]}
             for one, other in ((expected, came), (came, expected))
         )
         raise InteropError(

@@ -468,7 +468,7 @@ LSTM = nn.LSTM(3, 4, 2, bidirectional=True)
     [
         (
             changed(LSTM, weight_ih_l0=None),
-            "LSTM of hidden_size 4, num_layers 2 and .* True, should have .*ih_l0'",
+            "LSTM with hidden_size=4, num_layers=2 and .*=True, should have .*ih_l0'",
         ),
         (
             changed(LSTM, weight_hh_l1_reverse=None),
@@ -486,6 +486,10 @@ LSTM = nn.LSTM(3, 4, 2, bidirectional=True)
         (changed(LSTM, weight_hr_l0=(5, 5)), "weight_hh"),
         (changed(LSTM, weight_hh_l0=(), weight_hr_l0=(4, 4)), "4, 3 or 1 gates"),
         (changed(nn.GRU(3, 4), weight_hr_l0=(4, 4)), "4 where there is a weight_hr"),
+        (
+            changed(nn.ModuleDict({"a": LSTM}), **{f"a.weight_ih_l0_{'b' * 1000}": (16,)}),
+            f"no more, but has {{'weight_ih_l0_{'b' * 67}': ",
+        ),
         (changed(LSTM, weight_ih_l3=(16, 8)), "bias_hh_l2.*, but has {'weight_ih_l3': \\(16"),
         (changed(LSTM, weight_ih=(16, 8)), "bias_hh_l2.*, but has {'weight_ih': \\(16, 8"),
         (changed(nn.LSTM(3, 4), weight_hh_l0_reverse=(16, 4)), "'weight_ih_l0_reverse': .*has not"),

@@ -250,9 +250,11 @@ def _read_recurrent(module: Module, arrays: Mapping[str, np.ndarray], nonlineari
         for place in row
     }
     came = {key: array.shape for key, array in arrays.items()}
-    kind = f"{where}, an {_FORMS[type(cell)][0]} of hidden_size {cell.hidden_size}, num_layers"
-    kind += f" {len(rows)} and bidirectional {len(ways) == 2},"
-    check_shapes(kind, expected, came, _COMPLETE)
+    told = (
+        f"{where}, of the class {_FORMS[type(cell)][0]} with hidden_size={cell.hidden_size}, "
+        f"num_layers={len(rows)} and bidirectional={len(ways) == 2},"
+    )
+    check_shapes(told, expected, came, _COMPLETE)
     check_one_type(where, arrays.values())
     params: list[Any] = []
     for row in rows:
