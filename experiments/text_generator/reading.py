@@ -22,7 +22,7 @@ from experiments.text_tools.corpora import (
     file_pieces,
 )
 from rnnjax.errors import InvalidInputError
-from rnnjax.text.vocabulary import ByteVocabulary, Vocabulary, code_points, plain_lines
+from rnnjax.text.vocabulary import ByteVocabulary, Vocabulary, plain_lines
 from rnnjax.training.processes import is_first
 
 AnyVocabulary = Vocabulary | ByteVocabulary
@@ -205,7 +205,8 @@ class _Counts:
     def counted(self, pieces: Iterable[str]) -> Iterator[str]:
         """Count pieces as they pass."""
         for piece in pieces:
-            found = np.bincount(code_points(piece))
+            points = piece.encode("utf-32-le", "surrogatepass")  # a lone surrogate is a character
+            found = np.bincount(np.frombuffer(points, "<u4"))
             self._counts[: len(found)] += found
             yield piece
 

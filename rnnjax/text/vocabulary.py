@@ -241,9 +241,3 @@ def as_integers(name: str, ids: npt.ArrayLike) -> Any:
 
 def _check_text(text: Any) -> None:
     check_instance("a text", text, str, "a str (decode bytes first)")
-
-
-def code_points(text: str) -> npt.NDArray[np.uint32]:
-    """Return the Unicode code point of each character of a text; a lone surrogate is one too."""
-    _check_text(text)
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
