@@ -89,18 +89,14 @@ def of_any(model: Model, make: Callable[..., Any], steps: Any) -> Any:
     def run(params: Params, xs: Any) -> Any:
         return network.run(params, xs, {}, None, Context())[0]
 
-    # Some sizes are certain of sequences with a least length alone, as of a convolution that pads
-    # nothing and strides.
+    # Behind a convolution that strides and pads nothing, JAX can compare sizes only if sequences
+    # have a least length. What follows from that for times the batch it has to be told as well.
     for least, one_time in itertools.product([2**n for n in range(11)], alike):
+        known = [f"{time} >= {least}" for time in times]
+        known += [f"batch*{time} >= {least}*batch" for time in times]
         batch: Any
         batch, size, *each = jax_export.symbolic_shape(
-            ", ".join(["batch", "size", *times]),
-            constraints=[
-                f"{rows}{time} >= {least}{more}"
-                for time in times
-                for rows, more in (("", ""), ("batch*", "*batch"))  # which do not follow by JAX
-                if least > 1
-            ],
+            ", ".join(["batch", "size", *times]), constraints=known if least > 1 else []
         )
         way = [steps] * count if steps else each[:1] * count if one_time else each
         try:
@@ -121,8 +117,8 @@ def of_any(model: Model, make: Callable[..., Any], steps: Any) -> Any:
         else:
             return make(xs, OrderedDict((name, carry[name]) for name in names), batch)
     raise InvalidInputError(
-        f"the sizes of {', '.join(model.layers)} are not certain for any number of steps; fix that "
-        "in the inputs of the model"
+        f"the sizes of {', '.join(model.layers)} must follow from any number of steps, but do not; "
+        "give the inputs of the model a fixed one"
     )
 
 
