@@ -161,12 +161,13 @@ def check_size(name: str, value: Any, least: int = 1) -> None:
 def is_floating(dtype: Any) -> bool:
     """Whether a type is a real floating-point type that a cell can compute in.
 
-    JAX does not promote types of 8 bits or less, so a bias could not be added to their products.
+    JAX does not promote types of 8 bits or less, so a bias could not be added to their products,
+    and has no long doubles.
 
     >>> is_floating(jnp.bfloat16), is_floating(jnp.float8_e4m3fn), is_floating(int)
     (True, False, False)
     """
-    return jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize > 1
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize in (2, 4, 8)
 
 
 def floating_dtype(name: str, value: DTypeLike) -> Any:
@@ -175,15 +176,15 @@ def floating_dtype(name: str, value: DTypeLike) -> Any:
     It is not a ``numpy.dtype``: ``numpy.dtype("float64")`` equals None, which is another cell.
 
     Raises:
-        InvalidInputError: it is not a real floating-point type of 16 bits or more.
+        InvalidInputError: it is not a real floating-point type of 16 bits or more that JAX has.
     """
     dtype = None
     with contextlib.suppress(TypeError):
         dtype = None if value is None else jnp.dtype(value)  # NumPy takes None for float64
     if dtype is None or not is_floating(dtype):
         raise InvalidInputError(
-            f"{name} must be a floating-point type of 16 bits or more, such as jnp.float32 or "
-            f"jnp.bfloat16, but is {brief(value) if dtype is None else dtype}"
+            f"{name} must be a floating-point type of 16 bits or more that JAX has, such as "
+            f"jnp.float32 or jnp.bfloat16, but is {brief(value) if dtype is None else dtype}"
         )
     return dtype.type
 

@@ -336,7 +336,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: prepared_step(rnnjax.OneHot(IDS[0], 9)), "xs has 9 features, .* for 2"),
     *(
         (lambda dtype=dtype: Fused(product_dtype=dtype), "product_dtype must be a floating")
-        for dtype in (jnp.float8_e4m3fn, jnp.int8, "bf16")
+        for dtype in (jnp.float8_e4m3fn, jnp.int8, "bf16", np.longdouble)
     ),
     (lambda: Fused(keep_every=0), "keep_every must be a positive"),
     (lambda: Fused(keep_every=True), "keep_every must be a positive"),

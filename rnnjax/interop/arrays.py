@@ -9,6 +9,7 @@ import numpy as np
 
 from rnnjax.cells.base import Cell
 from rnnjax.cells.validation import check_features
+from rnnjax.checks import is_floating
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Dense, Embedding, fits
 from rnnjax.layers import Regularized
@@ -46,7 +47,7 @@ def float_array(name: str, value: Any) -> np.ndarray:
             f"{name[:80]!r} should be a plain tensor or array, but is {type(value).__name__}, and "
             "does not become one; convert it, or leave it out"
         ) from error
-    if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize not in (2, 4, 8):
+    if not is_floating(array.dtype):
         raise InteropError(
             f"{name[:80]!r} should be in float16, bfloat16, float32 or float64, but is "
             f"{array.dtype}; give its parameters as such numbers, and alone"
