@@ -202,8 +202,7 @@ def matrix_memory(
             f"{method}; leave it out"
         )
     shape = *rows[1:], heads, given["value"].shape[-1], given["key"].shape[-1]
-    if carry is not None:
-        check_instance("carry", carry, MatrixCarry, "a MatrixCarry, as is returned")
+    check_instance("carry", carry, MatrixCarry | None, "a MatrixCarry, as is returned")
     state = None if carry is None else carry.memory
     state = _shaped("carry.memory", state, shape, "(*batch, heads, value_size, key_size)")
     order, *marks = _Order.of(given["key"][..., 0], lengths, mask, resets, reverse, method)

@@ -445,7 +445,7 @@ def _copied(params: Any, sharding: Sharding | None) -> Any:
 
 
 def _with_carry(state: TrainState, carry: Any, sharding: Sharding | None) -> TrainState:
-    """Return the state with a copy of a carry, which steps donate, and other epochs begin with."""
+    """Return the state with a copy of a carry, which a step donates and a later epoch needs."""
     state = dataclasses.replace(state, carry=jax.tree.map(jnp.array, carry))
     return state if sharding is None else sharding.put_state(state)
 

@@ -508,7 +508,7 @@ _OF_INPUTS = (
 
 @functools.cache
 def _parameters(function: Run) -> tuple[str, ...]:
-    """The names of its inputs, of which those of any number are none."""
+    """The names of its inputs, without a last one that stands for any number of them."""
     named = inspect.signature(function).parameters.values()
     return tuple(one.name for one in named if one.kind is not one.VAR_POSITIONAL)[1:]
 
