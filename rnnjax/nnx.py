@@ -110,7 +110,7 @@ class RNN(nnx.RNN):
             raise InvalidInputError(
                 f"a cell such as {brief(cell)} needs in_features, the size of the last axis of the "
                 "inputs, and rngs, an nnx.Rngs that draws its parameters, but got "
-                f"in_features={brief(in_features)} and rngs={brief(rngs)}; write RNN(cell, "
+                f"in_features={brief(in_features)} and rngs={type(rngs).__name__}; write RNN(cell, "
                 "in_features, rngs=nnx.Rngs(0))"
             )
         if in_features not in (None, made_for):

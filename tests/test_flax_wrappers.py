@@ -708,7 +708,7 @@ WRONG: list[tuple[Any, str]] = [
     (lambda: rnnjax.nnx.RNN(nnx.Linear(3, 4, rngs=RNGS)), "cell must .* is a Linear"),
     (lambda: rnnjax.nnx.RNN(LeakyNnx(noise=0.5))(INPUTS), r"LeakyNnx writes .*flax.nnx.RNN"),
     (lambda: own(size=0), "input_size must be a positive integer"),
-    (lambda: rnnjax.nnx.RNN(GRU, rngs=RNGS), "needs in_features"),
+    (lambda: rnnjax.nnx.RNN(GRU, rngs=RNGS), "needs in_features.* rngs=Rngs; write RNN"),
     (lambda: rnnjax.nnx.RNN(GRU, 3), "rngs, an nnx.Rngs"),
     (lambda: rnnjax.nnx.RNN(make("nnx", "gru"), 5), "in_features must be 2"),
     # arguments of Flax's loop

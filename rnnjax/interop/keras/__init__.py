@@ -81,7 +81,7 @@ def load(source: Any, *, like: Model | None = None, time_first: bool = True) -> 
     lstm   LSTMCell(5)  180  bias (20,), kernel (3, 20), recurrent_kernel (5, 20)
     axes   time first
     """
-    check_instance("like", like, Model | None, "a rnnjax.interop.Model")
+    check_instance("like", like, Model | None, "a rnnjax.interop.Model, as load(keras_model) gives")
     if not isinstance(source, str | os.PathLike):
         if not hasattr(source, "layers") or not callable(getattr(source, "save", None)):
             raise InvalidInputError(

@@ -336,8 +336,8 @@ def _at_paths(network: Network, groups: Mapping[str, str], file: KerasFile) -> P
             paths += own
             if shapes and not own:
                 raise InteropError(
-                    f"the file has no arrays of layer {layer.name[:80]!r}: it was not built, or is "
-                    "shared, which is not known here; give each model layers of its own"
+                    f"the file has no arrays of layer {layer.name[:80]!r}: it is of another kind "
+                    "there, was not built, or is shared; give each model layers of its own"
                 )
     if rest:
         raise InteropError(

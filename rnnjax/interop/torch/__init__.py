@@ -209,7 +209,7 @@ def to_state_dict(model: Model) -> dict[str, np.ndarray]:
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:
-    """Write `to_state_dict` to a ``.safetensors`` file, which `load` and PyTorch read.
+    """Write `to_state_dict` as ``.safetensors``, which ``safetensors.torch.load_file`` reads too.
 
     Raises:
         InteropError: as there; the file cannot be written; or the package safetensors is missing.
