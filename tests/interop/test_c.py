@@ -361,6 +361,32 @@ OPERATIONS = {
         jnp.exp(0.5 * jnp.log(jax.nn.sigmoid(3 * x - 15))) * 1e3,
     ]),
     "stack": lambda x: jnp.concatenate([jnp.stack([x, x * x]).sum(0), x[:1]]),
+    "fortran": lambda x: x.reshape(2, 3).ravel(order="F") * 2,
+    "many_axes": lambda x: (
+        (x[0] * jnp.arange(4096.0)).reshape((2,) * 12).transpose(*range(0, 12, 2), *range(1, 12, 2))
+        + x[1]
+    ).sum((0, 3)),
+    "bits": lambda x: jnp.stack([
+        jax.lax.reduce_and(whole(9 * x), (0,)) * x, jax.lax.reduce_and(x[:0] > 0, (0,)) * x,
+    ]),
+    "exponents": lambda x: jnp.stack([
+        jax.lax.pow(x, jnp.where(x > 0, whole(x), whole(x) + 2)), jax.lax.pow(x, whole(x) & 3),
+        whole(3 * x) ** 0 + x,
+    ]),
+    "types": lambda x: x + sum(
+        jax.lax.dot(whole(9 * x), np.arange(6, dtype=of), preferred_element_type="f4")
+        for of in ("i4", "f4")
+    ),
+    "no_space": lambda x: jax.lax.conv_general_dilated(x[None], np.eye(6, dtype="f4"), (), []),
+    "known_key": lambda x: x + jax.random.normal(jax.random.key(3), (6,)),
+    "one_turn": lambda x: jax.lax.scan(
+        lambda a, b: (jax.lax.scan(lambda a, b: (a * b, a - b), a, b[None])[0], a), x, x[None]
+    )[0],
+    "log_of_a_part": lambda x: jnp.log(jnp.split(jax.nn.sigmoid(9 * x - 9), 2)[0].reshape(3, 1)),
+    "signed_zeros": lambda x: jnp.stack([
+        jnp.arctan2(0 * jnp.abs(x), np.float32([0, -0.0] * 3)),
+        1 / (jnp.abs(x) * np.float32([0, -0.0] * 3)),
+    ]),
 }  # fmt: skip
 
 
@@ -374,6 +400,25 @@ def test_operations(tmp_path: Path) -> None:
         for x in xs:
             wanted = np.ravel(cell.does(jnp.asarray(x)))
             np.testing.assert_allclose(stream.step(x), wanted, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_integers_of_8_bits_are_cut_off_as_in_jax(tmp_path: Path) -> None:
+    cell = Elementwise(6, lambda x: x.astype(jnp.int8))
+    c.save(cell, cell.init(None, 6), tmp_path / "bytes.c")
+    x = np.float32([300, -1e9, np.nan, np.inf, -7.9, 127])
+    y = Stream(library(tmp_path), tmp_path, "bytes").step(x).view(np.int8)[:6]
+    np.testing.assert_array_equal(y, cell.does(jnp.asarray(x)))
+
+
+def test_a_struct_has_the_size_that_the_header_says(tmp_path: Path) -> None:
+    """Its arrays of bytes leave no gaps."""
+    cell = rnnjax.Stack([rnnjax.GRUCell(5), LSTMCell(3)])
+    params, xs = cell.init(jax.random.key(0), 3), np.ones((4, 1, 3), "f4")
+    c.save(cell, params, tmp_path / "small.c", weights="int8", data=xs)
+    source, size = tmp_path / "small.c", "SMALL_STATE_BYTES + SMALL_SCRATCH_BYTES"
+    check = f"typedef char sizes_agree[sizeof(struct small_state) == {size} ? 1 : -1];"
+    source.write_text(source.read_text() + check)
+    library(tmp_path)
 
 
 def test_weights_of_8_bits_are_as_near_as_the_header_says(tmp_path: Path) -> None:
@@ -473,6 +518,14 @@ def test_what_c_is_not_written_of_names_itself_and_its_line(tmp_path: Path) -> N
     refused(loop, "no scan of", tmp_path, error=InteropError)
     rounded = Elementwise(6, lambda x: jax.lax.reduce_precision(x, 8, 7))
     refused(rounded, "no reduce_precision of", tmp_path, error=InteropError)
+    empty = Elementwise(6, lambda x: jax.lax.conv_general_dilated(
+        x.reshape(1, 1, 6), np.ones((1, 1, 8), "f4"), (1,), "VALID"
+    ).sum() + x)  # fmt: skip
+    refused(empty, "no conv_general_dilated of", tmp_path, error=InteropError)
+    one = Elementwise(6, lambda x: jax.lax.select_n(x > 0, x))
+    refused(one, r"no select_n of bool\[6\], \[6\] that", tmp_path, error=InteropError)
+    few = Elementwise(6, lambda x: jax.lax.reduce_precision(x, 5, 23))
+    refused(few, "no reduce_precision of", tmp_path, error=InteropError)
     cropped = Elementwise(6, lambda x: jax.lax.conv_general_dilated(
         x.reshape(1, 1, 6), np.ones((1, 1, 2), "f4"), (1,), [(-1, 2)]
     ))  # fmt: skip
@@ -579,6 +632,32 @@ def test_states_and_features_whose_names_are_taken_are_arrays_of_their_own(tmp_p
     x = np.arange(5.0).astype("f4")
     y = Stream(library(folder), folder, "twice").step(*np.split(x, [3, 4]))
     np.testing.assert_allclose(y, cell.step(params, cell.initial_carry(), x)[1], rtol=1e-5)
+
+
+def test_names_that_differ_in_case_or_are_of_functions_are_arrays_of_their_own(
+    tmp_path: Path,
+) -> None:
+    """Macros are in capitals. An input that nothing reads may have the name of an operation."""
+    cell = CasesCell(3)
+    params, _, header = saved(tmp_path, cell, 8)
+    named = "*x, const float *X_, const float *fabsf_, const float *uint32_t_, const float *tanh"
+    assert named in header
+    x = np.arange(8.0).astype("f4")
+    y = Stream(library(tmp_path), tmp_path, "cell").step(*np.split(x, [3, 5, 6, 7]))
+    np.testing.assert_allclose(y, cell.step(params, cell.initial_carry(), x)[1], rtol=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class CasesCell(rnnjax.Cell):
+    """A cell with raw features whose names differ in case, or are those of functions of C."""
+
+    hidden_size: int
+    carry, gates = rnnjax.SimpleRNNCarry, ("h",)
+    raw = {"X": 2, "fabsf": 1, "uint32_t": 1, "tanh": 1}
+
+    def update(self, params: Any, x: Any, carry: Any, X: Any, fabsf: Any, **raw: Any) -> Any:
+        counted = whole(jnp.abs(x) * 3) * whole(raw["uint32_t"])
+        return rnnjax.SimpleRNNCarry(jnp.tanh(x) * fabsf + X.sum(-1, keepdims=True) + counted)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,9 +47,9 @@ FORMS: Mapping[str, Mapping[str, str]] = {
     | {name: f"{name}f({{}})" for name in _MATH}
     | {name: f"@{name}({{}})" for name in ("square", "sign", "tanh", "logistic")}
     | {"max": "@max({}, {})", "min": "@min({}, {})", "abs": "fabsf({})",
-       "rem": "fmodf({}, {})", "pow": "powf({}, (float){})", "atan2": "atan2f({}, {})",
+       "rem": "fmodf({}, {})", "pow": "powf({}, (float)({}))", "atan2": "atan2f({}, {})",
        "is_finite": "isfinite({})", "round": "roundf({})", "round even": "rintf({})",
-       "to i": "@truncated({})", "to q": "(int8_t){}", "to b": "({} != 0.0f)"},
+       "to i": "@truncated({})", "to q": "@narrowed({})", "to b": "({} != 0.0f)"},
     "i": _COMMON | {
         name: f"((int32_t)((uint32_t){{}} {sign} (uint32_t){{}}))"  # which overflows by wrapping
         for name, sign in _ARITHMETIC.items()
@@ -66,7 +66,7 @@ FORMS: Mapping[str, Mapping[str, str]] = {
 """By the kind of the first operand and the operation: {} for operands, @ before the functions."""
 
 REDUCTIONS: Mapping[str, tuple[str, float]] = {
-    "sum": ("add", 0), "prod": ("mul", 1), "and": ("and", 1), "or": ("or", 0),
+    "sum": ("add", 0), "prod": ("mul", 1), "and": ("and", -1), "or": ("or", 0),
     "max": ("max", -np.inf), "min": ("min", np.inf),
 }  # fmt: skip
 """By how entries are combined the operation that takes in one more, and with what it begins."""
@@ -80,6 +80,8 @@ static int32_t @truncated(float x) { /* as JAX: to the nearest that there is, an
 }""",
     "imax": "static int32_t @imax(int32_t a, int32_t b) { return a < b ? b : a; }",
     "imin": "static int32_t @imin(int32_t a, int32_t b) { return a > b ? b : a; }",
+    "narrowed": """\
+static int8_t @narrowed(float x) { return (int8_t)@imax(-128, @imin(@truncated(x), 127)); }""",
     "idiv": """\
 static int32_t @idiv(int32_t a, int32_t b) { /* as JAX where C has no result */
   return b == 0 ? -1 : b == -1 ? (int32_t)(0u - (uint32_t)a) : a / b;

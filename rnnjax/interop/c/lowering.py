@@ -1,7 +1,6 @@
 """Equations of JAX as fewer kinds of equations, which C is written of."""
 
 import contextlib
-import functools
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,14 +13,14 @@ from jax import lax
 from jax.extend.core import Jaxpr, Literal, jaxpr_as_fun
 from numpy.lib.stride_tricks import sliding_window_view
 
+from rnnjax.interop.c.writer import MOVES
+
 _JAX = pathlib.PurePath(jax.__file__).parent
 _CALLS = {
     "jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call",
     "custom_vjp_call", "custom_vjp_call_jaxpr",
 }  # fmt: skip
-_IDENTITIES = (
-    "copy", "copy_p", "stop_gradient", "name", "optimization_barrier",
-)  # fmt: skip
+_IDENTITIES = "copy", "copy_p", "stop_gradient", "name", "optimization_barrier"
 
 
 class Lowering:
@@ -66,19 +65,30 @@ class Lowering:
             x = self._gates[id(given[0])][1]
             return [lax.neg(lax.log1p(lax.exp(lax.neg(x))))]
         if name in RULES and name != done and not all(known):
-            more = {"by": self._product, "shape": equation.outvars[0].aval.shape}
+            more = {"by": self._product, "made": equation.outvars[0].aval}
             rule = jax.make_jaxpr(lambda *xs: RULES[name](p | more, known, *xs))
             if (traced := rule(*given)).out_avals:
-                return self.run(traced.jaxpr, [*traced.consts, *given], name)
+                same = name if name == "dot_general" else ""  # the one that is made of itself
+                return self.run(traced.jaxpr, [*traced.consts, *given], same)
         made = equation.primitive.bind(*given, **p)
         made = made if equation.primitive.multiple_results else [made]
+        gate = self._gates.get(id(given[0])) if given else None
         if name == "logistic" and not all(known):
             self._gates[id(made[0])] = made[0], given[0]
+        elif gate and name in MOVES:
+            moved = jax.tree.leaves(equation.primitive.bind(gate[1], **p))
+            self._gates |= {id(y): (y, x) for y, x in zip(made, moved, strict=True)}
         if all(known):
-            of = [self.names.get(np.asarray(one).tobytes(), "").split(" and ") for one in given]
+            of = [self.names.get(_bytes(one), "").split(" and ") for one in given]
             name = " and ".join(dict.fromkeys(n for names in of for n in names if n))
-            self.names = {np.asarray(one).tobytes(): name for one in made if name} | self.names
+            self.names = {_bytes(one): name for one in made if name} | self.names
         return made
+
+
+def _bytes(array: Any) -> bytes:
+    """What an array is known by; nothing of random keys."""
+    keys = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return b"" if keys else np.asarray(array).tobytes()
 
 
 def _origin(equation: Any) -> str:
@@ -105,7 +115,8 @@ def _product(p: Any, known: Sequence[bool], x: Any, w: Any) -> Any:
     Without weights that are known it is a sum of products.
     """
     of, batch = p["dimension_numbers"]
-    x, w = (_matrices(*each) for each in zip((x, w), batch, of, strict=True))
+    wide = jnp.result_type(x, w, p["made"].dtype)  # two integers may make a floating-point number
+    x, w = (_matrices(*each).astype(wide) for each in zip((x, w), batch, of, strict=True))
     weights = any(known) and jnp.issubdtype(w.dtype, jnp.floating)
     if weights and known[0]:
         x, w = w, x
@@ -117,7 +128,7 @@ def _product(p: Any, known: Sequence[bool], x: Any, w: Any) -> Any:
     else:
         y = x[..., None] * w[..., None, :, :]
         y = y[..., 0, :] if y.shape[-2] == 1 else y.sum(-2)  # of one each it is an outer product
-    return y.reshape(p["shape"])
+    return y.reshape(p["made"].shape).astype(p["made"].dtype)
 
 
 def _matrices(x: Any, batch: Sequence[int], of: Sequence[int]) -> Any:
@@ -130,7 +141,8 @@ def _matrices(x: Any, batch: Sequence[int], of: Sequence[int]) -> Any:
 def _convolution(p: Any, known: Sequence[bool], x: Any, w: Any) -> Any:
     """One product: what the kernel sees at each place is a row."""
     spec = p["dimension_numbers"]
-    if not p["feature_group_count"] == p["batch_group_count"] == 1 == max(p["lhs_dilation"]):
+    alone = p["feature_group_count"] == p["batch_group_count"] == 1
+    if not alone or {*p["lhs_dilation"]} - {1} or not p["made"].size:
         return None
     x = x.transpose(spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1])
     w = w.transpose(*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0])
@@ -156,12 +168,10 @@ def _gather(p: Any, known: Sequence[bool], table: Any, ids: Any) -> Any:
     starts = [at.get(axis, jnp.zeros((), ids.dtype)) for axis in range(table.ndim)]
     block = lax.dynamic_slice_p.bind(table, *starts, slice_sizes=sizes)
     if p["mode"] == lax.GatherScatterMode.FILL_OR_DROP:
-        fill = p["fill_value"]
-        fill = jnp.nan if fill is None else fill
         for axis, i in at.items():
             inside = (i >= 0) & (i <= table.shape[axis] - sizes[axis])
-            block = jnp.where(inside, block, jnp.asarray(fill, block.dtype))
-    return block.reshape(p["shape"])
+            block = jnp.where(inside, block, jnp.asarray(p["fill_value"], block.dtype))
+    return block.reshape(p["made"].shape)
 
 
 def _scan(p: Any, known: Sequence[bool], *given: Any) -> Any:
@@ -175,7 +185,7 @@ def _scan(p: Any, known: Sequence[bool], *given: Any) -> Any:
 
 def _power(p: Any, known: Sequence[bool], x: Any) -> Any:
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        return functools.reduce(jnp.multiply, [x] * p["y"] or [jnp.ones_like(x)])
+        return math.prod([x] * p["y"], start=jnp.ones_like(x))
     if p["y"] == 2:
         return lax.square(x)
     return 1 / x if p["y"] == -1 else lax.pow(x, jnp.full(x.shape, p["y"], x.dtype))
@@ -189,7 +199,9 @@ RULES: Mapping[str, Callable[..., Any]] = {
     "scan": _scan,
     "integer_pow": _power,
     "clamp": lambda p, known, low, x, high: jnp.minimum(jnp.maximum(x, low), high),
-    "reduce_precision": lambda p, known, x: x if p["mantissa_bits"] > 22 else None,
+    "reduce_precision": lambda p, known, x: (
+        x if p["mantissa_bits"] > 22 and p["exponent_bits"] > 7 else None
+    ),
     "rsqrt": lambda p, known, x: 1 / jnp.sqrt(x),
     "stack": lambda p, known, *xs: jnp.concatenate(
         [lax.expand_dims(x, [p["axis"]]) for x in xs], p["axis"]

@@ -15,7 +15,7 @@ from rnnjax.checks import check_size
 from rnnjax.engine import Scan
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop import arrays
-from rnnjax.interop.c.forms import kind_of
+from rnnjax.interop.c.forms import FORMS, kind_of
 from rnnjax.interop.c.lowering import Lowering
 from rnnjax.interop.layers import Recurrent, describe_cell
 from rnnjax.interop.model import Functional, Model, Sequential, Value
@@ -28,10 +28,12 @@ enum explicit export extern false float for friend goto if inline int int32_t lo
 namespace new not nullptr operator or private protected public register restrict return short
 signed sizeof static step struct switch template this throw true try typedef typename union unsigned
 using virtual void volatile while xor and_eq bitand bitor compl not_eq or_eq xor_eq alignas alignof
-decltype noexcept static_assert thread_local typeid INFINITY NAN linux unix unused"""))  # fmt: skip
+decltype noexcept static_assert thread_local typeid INFINITY NAN linux unix unused int8_t uint32_t
+wchar_t char16_t char32_t const_cast dynamic_cast reinterpret_cast static_cast"""))  # fmt: skip
 """Words that C or C++ has for itself, macros, and ``step``, which GNU's C library has."""
-_LOCALS = frozenset("ijklmnopqrs")  # of the functions that are written
-_TRIED = 6  # steps
+# Of the functions that are written, and the functions of C that these call.
+_LOCALS = {*"ijklmnopqrs", *re.findall(r"(?<![@\w])\w+(?=\()", str(FORMS))}
+_TRIED = 100  # steps
 
 
 def identifier(name: str, taken: Collection[str] = ()) -> str:
@@ -42,7 +44,8 @@ def identifier(name: str, taken: Collection[str] = ()) -> str:
     """
     made = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_") or "value"
     made = f"x_{made}" if made[0].isdigit() else made
-    while made in KEYWORDS or made in _LOCALS or made in taken or re.match(r"scratch_\d+$", made):
+    macros = {one.upper() for one in taken}  # which are named after them
+    while made in KEYWORDS | _LOCALS or made.upper() in macros or re.match(r"scratch_\d+$", made):
         made += "_"
     return made
 

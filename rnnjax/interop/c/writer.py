@@ -13,8 +13,9 @@ from jax.extend.core import Literal
 from rnnjax.errors import InteropError
 from rnnjax.interop.c.forms import FORMS, REDUCTIONS, TYPES, kind_of, literals
 
-_MOVES: Mapping[str, Callable[..., Any]] = {
-    **dict.fromkeys(("reshape", "squeeze", "expand_dims"), lambda x, p, shape: x.reshape(shape)),
+MOVES: Mapping[str, Callable[..., Any]] = {
+    **dict.fromkeys(("squeeze", "expand_dims"), lambda x, p, shape: x.reshape(shape)),
+    "reshape": lambda x, p, shape: x.transpose(p["dimensions"] or range(x.ndim)).reshape(shape),
     "broadcast_in_dim": lambda x, p, shape: np.broadcast_to(
         np.expand_dims(x, [*{*range(len(shape))} - {*p["broadcast_dimensions"]}]), shape
     ),
@@ -28,6 +29,7 @@ _MOVES: Mapping[str, Callable[..., Any]] = {
     "unstack": lambda x, p, shape: [*np.moveaxis(x, p["axis"], 0)],
 }
 """By an operation that only moves entries what it makes of their numbers, and of a shape."""
+_INDICES = "ijklmnopqr"  # of loops
 _NEUTRAL = re.compile(r"(?<=\()(1\.0f \*|0\.0f \+) | ([*/] 1\.0f|[+-] 0\.0f)(?=\))")
 """What leaves an operand as it is; each operation is in parentheses of its own."""
 
@@ -91,7 +93,7 @@ class Loop(NamedTuple):
                 nest[-1] = nest[-1][0] * n, steps
             elif n > 1:
                 nest.append((n, steps))
-        loops, slots = [*zip("ijklmnopqr", nest, strict=False)], []
+        loops, slots = [*zip(_INDICES, nest, strict=False)], []
         for which, (leaf, (first, _)) in enumerate(zip(self.leaves, ways, strict=True)):
             each = [(i, steps[which]) for i, (_, steps) in loops if steps[which]]
             terms = [i if step == 1 else f"{step} * {i}" for i, step in each]
@@ -156,8 +158,8 @@ class Writer:
         shape, kind, of = out.shape, kind_of(out.dtype), ins[0].kind if ins else ""
         if not kind:
             return None
-        if name in _MOVES:
-            moved = _MOVES[name](numbers(ins[0].shape), p, shape)
+        if name in MOVES:
+            moved = MOVES[name](numbers(ins[0].shape), p, shape)
             if not isinstance(moved, list):
                 return self._view(ins[0], moved)
             whole = self.stored(ins[0]) if ins[0].products else ins[0]
@@ -188,8 +190,9 @@ class Writer:
             name = f"to {kind}"
         if name == "round" and int(p["rounding_method"]):
             name = "round even"
-        form = FORMS.get(of, {}).get(name)
-        return self._computed(form, ins, shape, kind) if form else None
+        form = FORMS.get(of, {}).get(name, "")
+        fits = form.count("{}") == len(ins)
+        return self._computed(form, ins, shape, kind) if fits else None
 
     def _refusal(self, equation: Any) -> InteropError:
         types = [atom.aval for atom in (*equation.invars, *equation.outvars[:1])]
@@ -209,7 +212,7 @@ class Writer:
         base = array.astype({"f": np.float32, "q": np.int8}.get(kind, np.int32))
         for axis in range(0 if whole or not array.size else array.ndim):
             first = base.take([0], axis)
-            same = np.array_equal(np.broadcast_to(first, base.shape), base, equal_nan=True)
+            same = np.broadcast_to(first, base.shape).tobytes() == base.tobytes()  # 0 is not -0
             base = first if same else base
         if base.size == 1 and not whole:
             return Value(literals(base)[0], (), array.shape, kind)
@@ -280,8 +283,8 @@ class Writer:
         kept = tuple(n for axis, n in enumerate(value.shape) if axis not in p["axes"])
         into, ends = self._buffer(kept, value.kind), np.iinfo(np.int32)
         whole = np.int32(np.clip(start, ends.min, ends.max))
-        first = np.asarray(np.float32(start) if value.kind == "f" else whole)
-        self.assign(into, Value(literals(first)[0], (), kept, value.kind))
+        first = {"f": np.float32(start), "b": np.bool_(start)}.get(value.kind, whole)
+        self.assign(into, Value(literals(np.asarray(first))[0], (), kept, value.kind))
         places = np.broadcast_to(np.expand_dims(into.places, p["axes"]), value.shape)
         self.assign(into.at(places), value if operation == "add" else self.stored(value), form)
         return into
@@ -310,9 +313,10 @@ class Writer:
         for leaf in value.leaves:  # of a constant there may be entries that are all alike
             array, _ = self.constants.get(leaf.name, (np.arange(0), ""))
             fixed = array.size and "&" not in value.text
-            entries = np.unique(array.ravel()[leaf.places]) if fixed else array[:0]
-            slots.append(literals(entries)[0] if len(entries) == 1 else "{}")
-            leaves += [] if len(entries) == 1 else [leaf]
+            entries = array.ravel()[leaf.places] if fixed else array[:0]
+            alike = len({*literals(entries)}) == 1
+            slots.append(literals(entries)[0] if alike else "{}")
+            leaves += [] if alike else [leaf]
         text = _NEUTRAL.sub("", value.text.format(*slots))
         text = f"{{}} = {_bare(form.format(*['{}'] * (targets - 1), text))};"
         label = f"{label or value.label or self._label} {list(into.shape)}"
@@ -330,8 +334,9 @@ class Writer:
 
     def _loop(self, label: str, text: str, leaves: Sequence[Leaf]) -> None:
         """Add a loop over the shape of the first leaf."""
-        found = []
+        found, deep = [], leaves[0].places.ndim > len(_INDICES)
         for leaf in leaves:
+            leaf = leaf._replace(places=leaf.places.ravel()) if deep else leaf
             if affine(leaf.places) is None:
                 table = self.constant(leaf.places, name="places")
                 leaf = Leaf(leaf.name, table.places, table.leaves[0].name)
@@ -421,4 +426,7 @@ def placed(
         best = min(free, key=lambda i: (slots[i][0] < size, abs(slots[i][0] - size)))
         slots[best] = max(slots[best][0], size), kind, uses[name][-1]
         memory[name] = f"s->scratch_{best}"
-    return memory, {f"scratch_{i}": (size, kind) for i, (size, kind, _) in enumerate(slots)}
+    return memory, {  # whole words, so that the struct has no gaps
+        f"scratch_{i}": (size + (-size % 4 if kind == "int8_t" else 0), kind)
+        for i, (size, kind, _) in enumerate(slots)
+    }
