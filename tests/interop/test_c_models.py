@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from c_helpers import Stream, library
 from interop_helpers import distance, random_model
-from onnx_helpers import session
+from onnx_helpers import node, normal, proto_of, session, value
 
 import rnnjax
 from rnnjax import GRUCell, LSTMCell, SimpleRNNCell, Stack
@@ -247,6 +247,40 @@ def test_a_softmax_over_time_is_refused(tmp_path: Path) -> None:
     model = from_keras.load(keras.Model(x, layers.Softmax()(scores)))
     with pytest.raises(InteropError, match="this model gives other outputs then"):
         c.save(model, tmp_path / "model.c")
+
+
+TURNED = node("Transpose", ["x"], ["a"], perm=[0, 2, 1])
+BACK = node("Transpose", ["b"], ["y"], perm=[0, 2, 1])
+GRAPHS = {  # that are batch first, and have no state
+    "softmax": [node("Softmax", ["x"], ["y"], axis=1)],
+    "mean": [node("ReduceMean", ["x"], ["m"], axes=[1]), node("Sub", ["x", "m"], ["y"])],
+    "first": [node("Gather", ["x", "zero"], ["y"], axis=1)],
+    "long_ago": [TURNED, node("Conv", ["a", "w"], ["b"], pads=[8, 0], dilations=[8]), BACK],
+    "negative": [
+        TURNED, node("Conv", ["a", "w"], ["c"], pads=[1, 0]), node("Relu", ["c"], ["b"]), BACK,
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", ["batch", 1])
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_that_mixes_steps_is_refused(name: str, batch: Any, tmp_path: Path) -> None:
+    """Also where it mixes no rows of the batch, which is before, and sees but negative numbers."""
+    graph = GRAPHS[name], [value("x", [batch, "time", FEATURES])], ["y"]
+    w = -np.abs(normal(FEATURES, FEATURES, 2))
+    model = from_onnx.load(proto_of(*graph, zero=np.int64(0), w=w))
+    with pytest.raises(InteropError, match="this model gives other outputs then"):
+        c.save(model, tmp_path / "model.c")
+
+
+def test_a_graph_without_a_state_is_its_step(tmp_path: Path) -> None:
+    """Its output may have another axis of time, and its input the name of a function of C."""
+    models, xs = {}, inputs(False)
+    for name, axes in {"rows": ["batch", "time"], "columns": ["time", "batch"]}.items():
+        nodes = [node("Abs", ["fabsf"], ["a"]), node("ReduceSum", ["a", "last"], ["y"], keepdims=0)]
+        proto = proto_of(nodes, [value("fabsf", [*axes, FEATURES])], ["y"], last=np.array([-1]))
+        models[name] = from_onnx.load(proto), xs, np.abs(xs).sum(-1, keepdims=True)
+    check(models, tmp_path)
 
 
 def test_an_input_of_unknown_size_is_refused(tmp_path: Path) -> None:

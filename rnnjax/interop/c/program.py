@@ -142,33 +142,41 @@ def of_model(model: Model) -> Program:
 def _streams(model: Model, start: Any) -> bool:
     """Try whether steps one by one give what all give: an operation may not say which axis is time.
 
-    Without a free axis all that a graph takes is one step.
+    Without a free axis all that a graph takes is one step. Without a state a free axis may be time
+    or the batch, and neither may mix.
     """
-    rng, one, tried = np.random.default_rng(0), _inputs(model), False
+    one, verdicts = _inputs(model), list[bool]()
     for axis in range(2):
         several = _inputs(model, axis)
-        xs = {n: (1 + 2 * rng.random(x.shape)).astype(x.dtype) for n, x in several.items()}
         # The axis of time, which is the second where a batch is first.
         time = {n: int(np.not_equal(x.shape, one[n].shape).argmax())
                 for n, x in several.items() if x != one[n]}  # fmt: skip
-        if not time:
-            continue
-        tried, carry, each, along = True, start, [], max(time.values())
+        if time:
+            verdicts.append(_goes_along(model, start, several, time))
+    return not verdicts or (any if jax.tree.leaves(start) else all)(verdicts)
+
+
+def _goes_along(model: Model, start: Any, several: dict[str, Any], time: dict[str, int]) -> bool:
+    """Whether steps along an axis give what all give, of positive numbers and of any."""
+    run, rng = jax.jit(lambda xs, carry: model(xs, carry)), np.random.default_rng(0)
+    for low in (1, -3):
+        xs = {n: rng.uniform(low if kind_of(x.dtype) == "f" else 0, 3, x.shape).astype(x.dtype)
+              for n, x in several.items()}  # fmt: skip
+        carry, each = start, []
         try:
-            whole = model(xs, start)[1]
+            whole = jax.tree.leaves(run(xs, start)[1])
             for t in range(_TRIED):
                 now = {n: x.take([t], time[n]) if n in time else x for n, x in xs.items()}
-                carry, ys = model(now, carry)
+                carry, ys = run(now, carry)
                 each.append(jax.tree.leaves(ys))
         except (InvalidInputError, InteropError, TypeError, ValueError):  # too few for a node
-            continue
-        alike = []
-        for together, *ys in zip(jax.tree.leaves(whole), *each, strict=True):
-            y = ys[-1] if ys[-1].shape == together.shape else np.concatenate(ys, along)
-            alike.append(y.shape == together.shape and np.allclose(y, together, 1e-4, 1e-4))
-        if all(alike):
-            return True
-    return not tried
+            return False
+        for together, *ys in zip(whole, *each, strict=True):
+            along = [a != b for a, b in zip(together.shape, ys[-1].shape, strict=False)]
+            y = np.concatenate(ys, along.index(True)) if any(along) else ys[-1]
+            if y.shape != together.shape or not np.allclose(y, together, 1e-4, 1e-4, True):
+                return False
+    return True
 
 
 def _inputs(model: Model, axis: int | None = None) -> dict[str, Any]:
