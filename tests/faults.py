@@ -717,7 +717,7 @@ TABLE = (
     "slice(start, {{end => max(end, -x.shape[axis])}}, min(max(step, 1 - 2**31), 2**31 - 1))",
     "tests/interop/test_onnx_nodes.py::test_windows_stand_where_onnx_has_them",
     "the mean of a window counts what is around it",
-    'whole = {{bool( => not }}at.get("count_include_pad", 0){{) => }}',
+    'if {{ => not }}at.get("count_include_pad", 0):',
     "rnnjax/interop/onnx/read.py",
     "tests/interop/test_onnx_import.py::test_what_is_no_weight_is_not_trained",
     "the mean of a batch normalisation of ONNX is trained",

@@ -202,9 +202,8 @@ def pool(
     strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     dilation: Sequence[int] | None = None,
-    whole: bool = False,
 ) -> jax.Array:
-    """The largest entry of each window, or the mean; ``whole`` counts what is around too."""
+    """The largest entry of each window, or the mean of those that are not around ``x``."""
 
     def slide(x: jax.Array, start: Any, function: Any) -> jax.Array:
         around = padding if isinstance(padding, str) else [(0, 0), *padding, (0, 0)]
@@ -216,8 +215,7 @@ def pool(
     if maximum:
         floats = jnp.issubdtype(x.dtype, jnp.floating)
         return slide(x, -np.inf if floats else jnp.iinfo(x.dtype).min, lax.max)
-    count = np.prod(window) if whole else slide(jnp.ones_like(x), 0, lax.add)
-    return slide(x, 0, lax.add) / count
+    return slide(x, 0, lax.add) / slide(jnp.ones_like(x), 0, lax.add)
 
 
 def normalize(

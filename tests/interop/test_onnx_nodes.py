@@ -241,9 +241,30 @@ def test_windows_stand_where_onnx_has_them(op_type: str, counted: dict[str, Any]
         run_node(op_type, x, **options)
     for last in ({"kernel_shape": [2, 3], "strides": [2, 3]}, around, around | {"strides": [3, 4]}):
         run_node(op_type, x, **last, ceil_mode=1)
-    if op_type == "AveragePool":
-        with pytest.raises(InteropError, match="its mean counts what is around"):
-            run_node(op_type, x, kernel_shape=[2, 3], ceil_mode=1, count_include_pad=1)
+
+
+@pytest.mark.parametrize("pads", [[0, 0, 0, 0], [1, 0, 0, 1]])
+def test_a_mean_counts_zeros_around_and_nothing_beyond(pads: list[int], assert_close: Any) -> None:
+    """As PyTorch exports nn.AvgPool2d(ceil_mode=True), and as onnxruntime runs it."""
+    options = {"kernel_shape": [2, 3], "strides": [2, 3], "ceil_mode": 1, "count_include_pad": 1}
+    nodes = [node("AveragePool", ["x"], ["y"], pads=pads, **options)]
+    x = normal(2, 3, 7, 8)
+    proto = proto_of(nodes, [value("x", x.shape)], ["y"], opset=19)
+    (expected,) = session(proto).run(None, {"x": x})
+    assert_close(rnnjax_onnx.load(proto)(x)[1], expected, TOLERANCE)
+
+
+def test_places_of_a_maximum_that_nobody_asks_for() -> None:
+    """An output without a name is none."""
+    x = normal(2, 3, 8)
+    for names in (["y", ""], ["y", "places"]):
+        pools = [node("MaxPool", ["x"], names, kernel_shape=[2], strides=[2])]
+        model = rnnjax_onnx.load(proto_of(pools, [value("x", x.shape)], ["y"]))
+        if names[1]:
+            with pytest.raises(InteropError, match="its second output, of places, is not read"):
+                model(x)
+        else:
+            np.testing.assert_array_equal(model(x)[1], x.reshape(2, 3, 4, 2).max(-1))
 
 
 @pytest.mark.parametrize(

@@ -188,27 +188,31 @@ def _placed(at: At, x: Any, sizes: Sequence[int]) -> tuple[Any, Any, Any]:
     return strides, dilations, list(zip(given[:rank], given[rank:], strict=True))
 
 
-def _window(at: At, x: Any, sizes: Sequence[int]) -> tuple[Any, Any, Any]:
-    """Strides, dilations and pads of a window that moves over ``x (batch, *space, channels)``."""
-    strides, dilations, pads = _placed(at, x, sizes)
+def _window(at: At, x: Any, sizes: Sequence[int]) -> tuple[Any, Any, Any, Any]:
+    """Strides, dilations and pads of a window that moves over ``x (batch, *space, channels)``.
+
+    The last are the pads with what a last window takes beyond them.
+    """
+    strides, dilations, given = _placed(at, x, sizes)
     space, automatic = x.shape[1:-1], at.get("auto_pad", "NOTSET")
     if automatic != "NOTSET":
         reach = [(size - 1) * step + 1 for size, step in zip(sizes, dilations, strict=True)]
-        pads = lax.padtype_to_pads(space, reach, strides, automatic.removesuffix("_UPPER"))
-    elif at.get("ceil_mode", 0):  # a last window that is not whole, but begins inside
-        for i, (n, (low, high)) in enumerate(zip(space, pads, strict=True)):
-            reach, step = (sizes[i] - 1) * dilations[i] + 1, strides[i]
-            more = -(n + low + high - reach) % step
-            pads[i] = low, high + (more if n + low + high - reach + more < n + low else 0)
-    sizes = [n + low + high for n, (low, high) in zip(space, pads, strict=True)]
-    at.bound((x.shape[0], x.shape[-1], *sizes))
-    return strides, dilations, pads
+        given = lax.padtype_to_pads(space, reach, strides, automatic.removesuffix("_UPPER"))
+    pads = [*given]
+    if automatic == "NOTSET" and at.get("ceil_mode", 0):  # one that is not whole, but begins inside
+        for i, (n, (low, high)) in enumerate(zip(space, given, strict=True)):
+            reach = (sizes[i] - 1) * dilations[i] + 1
+            more = -(n + low + high - reach) % strides[i]
+            pads[i] = low, high + (more if high + more < reach else 0)
+    wide = [n + low + high for n, (low, high) in zip(space, pads, strict=True)]
+    at.bound((x.shape[0], x.shape[-1], *wide))
+    return strides, dilations, given, pads
 
 
 @_channels_last
 def _conv(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
     """Products with a kernel at every place: cross-correlation, in groups of channels."""
-    strides, dilations, pads = _window(at, x, kernel.shape[2:])
+    strides, dilations, pads, _ = _window(at, x, kernel.shape[2:])
     turned = jnp.moveaxis(kernel, (0, 1), (-1, -2))
     return shared.conv(x, turned, bias, strides, pads, dilations, at.get("group", 1))
 
@@ -239,14 +243,14 @@ def _conv_transpose(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
 
 def _pool(maximum: bool) -> Run:
     def run(at: At, x: Any) -> Any:
-        if len(at.node.outputs) > 1:
+        if any(at.node.outputs[1:]):
             raise InteropError("its second output, of places, is not read here; leave it out")
         sizes = at.get("kernel_shape")
-        strides, dilations, pads = _window(at, x, sizes)
-        whole = bool(at.get("count_include_pad", 0))
-        if whole and at.get("ceil_mode", 0):
-            raise InteropError("its mean counts what is around, but not to the end; leave it out")
-        return shared.pool(x, maximum, sizes, strides, pads, dilations, whole)
+        strides, dilations, given, pads = _window(at, x, sizes)
+        if at.get("count_include_pad", 0):  # zeros that are given count; those beyond them do not
+            x = jnp.pad(x, [(0, 0), *given, (0, 0)])
+            pads = [(0, high - own) for (_, high), (_, own) in zip(pads, given, strict=True)]
+        return shared.pool(x, maximum, sizes, strides, pads, dilations)
 
     return _channels_last(run)
 
