@@ -267,6 +267,25 @@ def test_places_of_a_maximum_that_nobody_asks_for() -> None:
             np.testing.assert_array_equal(model(x)[1], x.reshape(2, 3, 4, 2).max(-1))
 
 
+def test_a_normalisation_of_each_place_by_itself_is_refused() -> None:
+    """As Caffe2 wrote before opset 9: the mean of each channel was taken instead."""
+    held = {name: np.abs(normal(3, 3)) for name in "abcd"}
+    for spatial in (0, 1):
+        norm = node("BatchNormalization", ["x", *held], ["y"], spatial=spatial)
+        proto = proto_of([norm], [value("x", [2, 3, 3])], ["y"], opset=7, **held)
+        if spatial:
+            assert rnnjax_onnx.load(proto)
+            continue
+        with pytest.raises(InteropError, match="spatial is not read here; export"):
+            rnnjax_onnx.load(proto)
+
+
+def test_the_domain_of_onnx_has_two_names() -> None:
+    x = normal(2, 3)
+    proto = proto_of([node("Neg", ["x"], ["y"], domain="ai.onnx")], [value("x", [2, 3])], ["y"])
+    np.testing.assert_array_equal(rnnjax_onnx.load(proto)(x)[1], -x)
+
+
 @pytest.mark.parametrize(
     "options",
     [

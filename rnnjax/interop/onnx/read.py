@@ -163,12 +163,12 @@ _CONSTANT = "Constant"  # the operator that only holds an array
 _KNOWN = frozenset({_CONSTANT, *OPERATORS})
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _WITH_WEIGHTS = (*_PRODUCTS, *RECURRENT, "Gather", "PRelu")
-_NOT_READ = frozenset({
+_READ = {"spatial": 1, **dict.fromkeys((
     "batch_dims", "exclusive", "input_forget", "reverse", "scan_input_axes",
     "scan_input_directions", "scan_output_axes", "scan_output_directions", "select_last_index",
     "training_mode",
-})  # fmt: skip
-"""Attributes that no exporter of a recurrent model was seen to set to anything but 0."""
+), 0)}  # fmt: skip
+"""Attributes that no exporter of a recurrent model was seen to set to anything but this."""
 
 
 def read_graph(model: Any, folder: pathlib.Path | None) -> Model:
@@ -231,6 +231,9 @@ def _check_against_schema(node: Any, opset: int) -> None:
     checker = import_onnx().checker
     context = checker.C.CheckerContext()
     context.ir_version, context.opset_imports = 8, {"": opset}
+    if node.domain:  # "ai.onnx", which is the same, and unknown to the checker
+        node = type(node).FromString(node.SerializeToString())
+        node.domain = ""
     try:
         checker.check_node(node, context)
     except (checker.ValidationError, UnicodeDecodeError) as error:  # whose words may be no text
@@ -307,7 +310,7 @@ class _Reader:
             self.layer_name(node) if node.op_type in RECURRENT else "",
         )
         _check_against_schema(node, self.opset)  # whose tensors have their data now
-        odd = [name for name, value in attributes if name in _NOT_READ and np.any(value)]
+        odd = [n for n, value in attributes if n in _READ and np.any(np.not_equal(value, _READ[n]))]
         if odd:
             raise InteropError(
                 f"{odd[0]} is not read here; export the model without it, or run it in onnxruntime"
