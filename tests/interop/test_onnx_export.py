@@ -212,10 +212,20 @@ def one_of_three(x: jax.Array) -> jax.Array:
     return jax.lax.select_n(which, x, 2 * x, 3 * x)
 
 
+def rows_of_a_table(x: jax.Array) -> jax.Array:
+    """Ids before the first row count from the end; those beyond the table give NaN."""
+    table, ids = jnp.arange(24.0).reshape(2, 6, 2), jnp.clip(8 * x[..., :3], -9, 9).astype(int)
+    return jnp.nan_to_num(jnp.take(table, ids, axis=1), nan=-1).sum((0, -1)) + x[..., :3]
+
+
 PROGRAMS: dict[str, Any] = {
     "places in float32": lambda x: x + jax.lax.broadcasted_iota(x.dtype, x.shape, 2),
     "digits of a small number": digits,
     "one of three": one_of_three,
+    "the first condition that holds": lambda x: jnp.select([x > 1, x < -1], [2 * x, 3 * x], x),
+    "rows of a table": rows_of_a_table,
+    "tiles": lambda x: jnp.tile(x, (1, 1, 2)),
+    "random numbers that are constant": lambda x: x @ jax.random.normal(jax.random.key(1), (6, 2)),
     "a sum that does not overflow": lambda x: jax.nn.logsumexp(x, -1, keepdims=True),
     "any and all": lambda x: jnp.where(
         jnp.any(x > 1, -1, keepdims=True), x, jnp.all(x > -1, -1)[..., None]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import Literal, Primitive
@@ -213,7 +214,8 @@ class Writer:
         if fixed and name not in _SEEN and not any(isinstance(value, str) for value in values):
             made = equation.primitive.bind(*values, **params)
             several = made if equation.primitive.multiple_results else [made]
-            return [np.asarray(one) for one in several]
+            key = jax.dtypes.prng_key  # which NumPy does not hold
+            return [m if jnp.issubdtype(m.dtype, key) else np.asarray(m) for m in several]
         strange = [aval.dtype for aval in outs if aval.dtype.name not in _TYPES]
         if strange or name not in PRIMITIVES:
             what = f"in {strange[0]}" if strange else f"the operator {name!r} of JAX"
@@ -387,6 +389,7 @@ def _reduction(op_type: str) -> Callable[..., Any]:
 
 def _argmax(w: Writer, equation: Any, x: Any) -> Any:
     (axis,) = equation.params["axes"]
+    x = w.cast(x, np.int32) if equation.invars[0].aval.dtype == bool else x
     return w.cast(w.add("ArgMax", x, axis=axis, keepdims=0), equation.params["index_dtype"])
 
 
@@ -481,7 +484,7 @@ def _window(maximum: bool) -> Callable[..., Any]:
 
 
 def _gather(w: Writer, equation: Any, x: Any, ids: Any) -> Any:
-    """Rows of ``x`` along one axis, where ids beyond it count as its ends; or one slice of it."""
+    """Rows of ``x`` along one axis; ids beyond it are its ends, or filled; or one slice of it."""
     p, (shape, those) = equation.params, (var.aval.shape for var in equation.invars)
     numbers, axes = p["dimension_numbers"], [*p["dimension_numbers"].start_index_map]
     away, count = [*numbers.collapsed_slice_dims], len(those) - 1
@@ -493,16 +496,24 @@ def _gather(w: Writer, equation: Any, x: Any, ids: Any) -> Any:
         return w.view("Squeeze", part, away)
     rest = [i for i in range(len(shape)) if i not in axes]
     whole = all(str(shape[i]) == str(p["slice_sizes"][i]) for i in rest)
-    clipped = p["mode"] == lax.GatherScatterMode.CLIP and isinstance(shape[axes[0]], int)
-    known = certain or (clipped and len(axes) == 1)
+    filled = not certain and p["mode"] == lax.GatherScatterMode.FILL_OR_DROP
+    fixed = isinstance(shape[axes[0]], int)
+    fits = fixed and (not filled or equation.invars[0].aval.dtype == np.float32)
+    known = certain or (len(axes) == 1 and fits)
     if numbers.operand_batching_dims or away != axes or not whole or not known:
         raise InteropError(f"layer {w.scope!r} gathers in a way that is not written to ONNX")
     kind, place = equation.invars[1].aval.dtype, axes[0]
     if len(axes) == 1:
         ids = w.view("Squeeze", ids, [count])
+        there = ids
         if not certain:
-            ids = w.add("Clip", ids, np.array(0, kind), np.array(shape[place] - 1, kind))
-        rows = w.add("Gather", x, ids, axis=place)
+            there = w.add("Clip", ids, np.array(0, kind), np.array(shape[place] - 1, kind))
+        rows = w.add("Gather", x, there, axis=place)
+        if filled:
+            behind = range(count, count + len(rest) - place)
+            inside = w.view("Unsqueeze", w.add("Equal", there, ids), behind)
+            fill = np.nan if p["fill_value"] is None else p["fill_value"]
+            rows = w.add("Where", inside, rows, np.float32(fill))
     else:
         wide = w.cast(ids, np.int64) if isinstance(ids, str) else np.asarray(ids, np.int64)
         rows, place = w.add("GatherND", w.view("Transpose", x, [*axes, *rest]), wide), 0
@@ -577,6 +588,7 @@ PRIMITIVES: Mapping[str, Callable[..., Any]] = {
     **ELEMENTWISE,
     "reshape": _reshape, "broadcast_in_dim": _broadcast, "slice": _slice, "pad": _pad,
     "transpose": lambda w, e, x: w.view("Transpose", x, e.params["permutation"]),
+    "tile": lambda w, e, x: w.add("Tile", x, w.shape(e.params["reps"])),
     "squeeze": lambda w, e, x: w.view("Squeeze", x, e.params["dimensions"]),
     "rev": lambda w, e, x: _flipped(w, x, e.params["dimensions"]),
     "concatenate": lambda w, e, *xs: w.add("Concat", *xs, axis=e.params["dimension"]),
