@@ -159,6 +159,17 @@ def test_a_layer_of_ones_own(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_a_layer_of_a_fixed_number_of_steps() -> None:
+    """JAX has no associative scan over an axis of any size."""
+    own = Own("own", lambda x: jax.lax.associative_scan(jnp.add, x))
+    call = Call("own", "own", (Value("x"),))
+    model = Model(Functional((Input("x", (None, 4)),), (own,), (call,), (Value("own"),)), {})
+    for write in (onnx.to_proto, export):
+        with pytest.raises(InvalidInputError, match="for a fixed number of steps alone") as caught:
+            write(model)
+        assert "\n" not in str(caught.value)
+
+
 def test_an_output_that_is_a_mask(tmp_path: Path) -> None:
     of = pytest.importorskip("keras", reason="keras is in the extra `parity`")
     ids = of.layers.Input((None,), dtype="int32")
