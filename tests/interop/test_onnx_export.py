@@ -224,6 +224,12 @@ PROGRAMS: dict[str, Any] = {
     "one of three": one_of_three,
     "the first condition that holds": lambda x: jnp.select([x > 1, x < -1], [2 * x, 3 * x], x),
     "rows of a table": rows_of_a_table,
+    "windows over rows and features": lambda x: jax.lax.reduce_window(
+        x, -jnp.inf, jax.lax.max, (1, 2, 3), (1, 1, 2), "SAME"
+    ),
+    "sums of windows": lambda x: jax.lax.reduce_window(
+        x[..., 0], 0.0, jax.lax.add, (1, 2), (1, 1), "SAME"
+    )[..., None],
     "tiles": lambda x: jnp.tile(x, (1, 1, 2)),
     "random numbers that are constant": lambda x: x @ jax.random.normal(jax.random.key(1), (6, 2)),
     "a sum that does not overflow": lambda x: jax.nn.logsumexp(x, -1, keepdims=True),

@@ -312,14 +312,11 @@ def _logical(op_type: str) -> Callable[..., Any]:
 
 
 def _reshape(w: Writer, equation: Any, x: Any) -> Any:
+    """Give an array another shape, in which 0 copies an open size and -1 is what is left."""
     before, order = equation.invars[0].aval.shape, equation.params["dimensions"]
+    after = equation.outvars[0].aval.shape
     if order is not None:
         x, before = w.view("Transpose", x, order), [before[axis] for axis in order]
-    return _reshaped(w, x, before, equation.outvars[0].aval.shape)
-
-
-def _reshaped(w: Writer, x: Any, before: Sequence[Any], after: Sequence[Any]) -> Any:
-    """Give an array another shape, in which 0 copies an open size and -1 is what is left."""
     if 0 in after:  # a size by itself
         return w.add("Reshape", x, w.shape(after), allowzero=1)
     sizes: list[Any] = []
@@ -454,21 +451,17 @@ def _conv(w: Writer, equation: Any, x: Any, kernel: Any) -> Any:
 
 
 def _window(maximum: bool) -> Callable[..., Any]:
-    """A pool over the axes that have a window; the others are ONNX's batch and channels."""
+    """A pool whose batch and channels are two axes without a window, or new ones."""
 
     def write(w: Writer, equation: Any, x: Any) -> Any:
         names = "window_dimensions", "window_strides", "padding", "window_dilation"
         every = list(zip(*(equation.params[name] for name in names), strict=True))
-        space = [i for i, one in enumerate(every) if one != (1, 1, (0, 0), 1)]
-        rest = [i for i in range(len(every)) if i not in space]
-        before, after = (var[0].aval.shape for var in (equation.invars, equation.outvars))
-        if not space:
-            return w.add("Identity", x)
+        still = [i for i, one in enumerate(every) if one == (1, 1, (0, 0), 1)]
+        still = still[: min(2, len(every) - 1)]
+        space = [i for i in range(len(every)) if i not in still]
+        order, new = [*still, *space], [*range(2 - len(still))]
+        x = w.view("Unsqueeze", w.view("Transpose", x, order), new)
         sizes, strides, around, dilations = zip(*(every[i] for i in space), strict=True)
-        x, order = w.view("Transpose", x, [*rest, *space]), [*rest, *space]
-        if len(rest) != 2:
-            flat = [math.prod(before[i] for i in rest), 1, *(before[i] for i in space)]
-            x = _reshaped(w, x, [before[i] for i in order], flat)
         x, pads = _surrounded(w, x, around, np.float32(-np.inf if maximum else 0))
         more: Any = {} if maximum else {"count_include_pad": 1}
         y = w.add(
@@ -476,9 +469,7 @@ def _window(maximum: bool) -> Callable[..., Any]:
             pads=pads, dilations=dilations, **more,
         )  # fmt: skip
         y = y if maximum else w.add("Mul", y, np.float32(math.prod(sizes)))
-        if len(rest) != 2:
-            y = _reshaped(w, y, [], [after[i] for i in order])
-        return w.view("Transpose", y, np.argsort(order).tolist())
+        return w.view("Transpose", w.view("Squeeze", y, new), np.argsort(order).tolist())
 
     return write
 
