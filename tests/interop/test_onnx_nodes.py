@@ -267,6 +267,15 @@ def test_places_of_a_maximum_that_nobody_asks_for() -> None:
             np.testing.assert_array_equal(model(x)[1], x.reshape(2, 3, 4, 2).max(-1))
 
 
+def test_what_an_old_dropout_keeps_is_of_the_type_of_its_input() -> None:
+    for opset, kind in ((7, np.float32), (10, np.bool_)):
+        drop = node("Dropout", ["x"], ["y", "kept"])
+        proto = proto_of([drop], [value("x", [2])], ["y", "kept"], opset=opset)
+        kept = rnnjax_onnx.load(proto)(normal(2))[1]["kept"]
+        assert kept.dtype == kind
+        assert kept.all()
+
+
 def test_a_normalisation_of_each_place_by_itself_is_refused() -> None:
     """As Caffe2 wrote before opset 9: the mean of each channel was taken instead."""
     held = {name: np.abs(normal(3, 3)) for name in "abcd"}

@@ -85,7 +85,8 @@ def _dropout(at: At, x: Any, ratio: Any = None, training_mode: Any = None) -> An
         raise InteropError("it drops in training mode; export the model for inference")
     if at.key is not None:
         x = Dropout(0.5 if ratio is None else float(ratio)).apply(at.key, jnp.asarray(x))
-    return (x, np.ones(x.shape, np.bool_)) if len(at.node.outputs) > 1 else x
+    kind = np.bool_ if at.run.graph.opset >= 10 else x.dtype
+    return (x, np.ones(x.shape, kind)) if len(at.node.outputs) > 1 else x
 
 
 def _broadcast(function: str | Callable[..., Any]) -> Run:
