@@ -142,6 +142,22 @@ def test_every_option(name: str, check: Any) -> None:
     check(made(Recurrent("rnn", cell, **options)))
 
 
+LAST = {
+    "regularized": Regularized(LSTMCell(HIDDEN), recurrent_dropout=0.3),
+    "projected": rnnjax.ProjectionLSTMCell(HIDDEN, proj_size=2),
+    "heads": rnnjax.MLSTMCell(HIDDEN, heads=2),
+}
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_the_last_output_that_is_no_state(name: str, check: Any, assert_close: Any) -> None:
+    """With lengths it is gathered for each row."""
+    model = made(Recurrent("rnn", LAST[name], return_sequences=False), Dense("head", 3))
+    proto, given, ys = check(model)
+    read = reader.load(proto)(given)[1]
+    assert_close(read["ys"] if isinstance(read, dict) else read, ys, TOLERANCE)
+
+
 def test_a_plain_model_needs_no_states(assert_close: Any) -> None:
     model = made(Recurrent("a", LSTMCell(3)), Recurrent("b", GRUCell(2)))
     xs, proto = inputs_of(model), to_proto(model, states=False, lengths=True)
@@ -230,6 +246,7 @@ PROGRAMS: dict[str, Any] = {
     "sums of windows": lambda x: jax.lax.reduce_window(
         x[..., 0], 0.0, jax.lax.add, (1, 2), (1, 1), "SAME"
     )[..., None],
+    "an entry of each": lambda x: jnp.take_along_axis(x, jnp.argmax(x, -1, keepdims=True), -1),
     "tiles": lambda x: jnp.tile(x, (1, 1, 2)),
     "random numbers that are constant": lambda x: x @ jax.random.normal(jax.random.key(1), (6, 2)),
     "a sum that does not overflow": lambda x: jax.nn.logsumexp(x, -1, keepdims=True),

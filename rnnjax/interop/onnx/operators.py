@@ -378,7 +378,12 @@ def _gather_elements(at: At, x: Any, indices: Any) -> Any:
 
 @_by_jax
 def _gather_nd(at: At, x: Any, indices: Any) -> Any:
-    return x.at[tuple(jnp.moveaxis(indices, -1, 0))].get(mode=_outside(x))
+    def gather(x: Any, indices: Any) -> Any:
+        return x.at[tuple(jnp.moveaxis(indices, -1, 0))].get(mode=_outside(x))
+
+    for _ in range(at.get("batch_dims", 0)):
+        gather = jax.vmap(gather)
+    return gather(x, indices)
 
 
 @_by_jax

@@ -491,7 +491,9 @@ def _gather(w: Writer, equation: Any, x: Any, ids: Any) -> Any:
     fixed = isinstance(shape[axes[0]], int)
     fits = fixed and (not filled or equation.invars[0].aval.dtype == np.float32)
     known = certain or (len(axes) == 1 and fits)
-    if numbers.operand_batching_dims or away != axes or not whole or not known:
+    if numbers.operand_batching_dims and away == axes and len(axes) == 1:
+        return _gather_along(w, equation, x, ids)
+    if away != axes or not whole or not known:
         raise InteropError(f"layer {w.scope!r} gathers in a way that is not written to ONNX")
     kind, place = equation.invars[1].aval.dtype, axes[0]
     if len(axes) == 1:
@@ -508,11 +510,40 @@ def _gather(w: Writer, equation: Any, x: Any, ids: Any) -> Any:
     else:
         wide = w.cast(ids, np.int64) if isinstance(ids, str) else np.asarray(ids, np.int64)
         rows, place = w.add("GatherND", w.view("Transpose", x, [*axes, *rest]), wide), 0
-    rank = count + len(rest)
-    made = [*range(place, place + count)]  # the axes of the ids in what was gathered
+    return _placed(w, equation, rows, [*range(place, place + count)])
+
+
+def _gather_along(w: Writer, equation: Any, x: Any, ids: Any) -> Any:
+    """Slices of each entry of a batch by its own ids, as take_along_axis has them."""
+    p, (shape, those) = equation.params, (var.aval.shape for var in equation.invars)
+    numbers, count = p["dimension_numbers"], len(those) - 1
+    batch, theirs = [*numbers.operand_batching_dims], [*numbers.start_indices_batching_dims]
+    axes = [*batch, *numbers.start_index_map]
+    rest = [i for i in range(len(shape)) if i not in axes]
+    filled = p["mode"] == lax.GatherScatterMode.FILL_OR_DROP
+    whole = all(str(shape[i]) == str(p["slice_sizes"][i]) for i in rest)
+    if not whole or equation.invars[0].aval.dtype != np.float32:
+        raise InteropError(f"layer {w.scope!r} gathers in a way that is not written to ONNX")
+    first = [*theirs, *(i for i in range(count) if i not in theirs)]
+    ids = w.view("Transpose", ids, [*first, count])
+    ids = w.cast(ids if isinstance(ids, str) else w.constant(ids), np.int64)
+    end = w.add("Sub", w.shape([shape[axes[-1]]]), np.array([1]))
+    there = w.add("Max", w.add("Min", ids, end), np.array([0]))
+    rows = w.add("GatherND", w.view("Transpose", x, [*axes, *rest]), there, batch_dims=len(batch))
+    if filled:
+        inside = w.view("Squeeze", w.add("Equal", there, ids), [count])
+        inside = w.view("Unsqueeze", inside, range(count, count + len(rest)))
+        rows = w.add("Where", inside, rows, np.float32(np.nan))
+    return _placed(w, equation, rows, [first.index(i) for i in range(count)])
+
+
+def _placed(w: Writer, equation: Any, rows: Any, made: Sequence[int]) -> Any:
+    """What was gathered, with the axes where JAX has them; ``made`` are those of the ids."""
+    offsets = equation.params["dimension_numbers"].offset_dims
+    rank = len(made) + len(offsets)
     order = np.empty(rank, int)
-    order[[i for i in range(rank) if i not in numbers.offset_dims]] = made
-    order[[*numbers.offset_dims]] = [i for i in range(rank) if i not in made]
+    order[[i for i in range(rank) if i not in offsets]] = made
+    order[[*offsets]] = [i for i in range(rank) if i not in made]
     return w.view("Transpose", rows, order.tolist())
 
 

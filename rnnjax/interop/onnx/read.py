@@ -164,7 +164,7 @@ _KNOWN = frozenset({_CONSTANT, *OPERATORS})
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _WITH_WEIGHTS = (*_PRODUCTS, *RECURRENT, "Gather", "PRelu")
 _READ = {"spatial": 1, **dict.fromkeys((
-    "batch_dims", "exclusive", "input_forget", "reverse", "scan_input_axes",
+    "exclusive", "input_forget", "reverse", "scan_input_axes",
     "scan_input_directions", "scan_output_axes", "scan_output_directions", "select_last_index",
     "training_mode",
 ), 0)}  # fmt: skip
