@@ -37,7 +37,7 @@ TIME, BATCH, FEATURES, WORDS = 6, 3, 2, 7
 def merges(x: Any) -> Any:
     """Each of the merging layers, of sequences and of last outputs."""
     a, b = layers.LSTM(3, return_sequences=True)(x), layers.GRU(3, return_sequences=True)(x)
-    kinds = "Add", "Multiply", "Average"
+    kinds = "Add", "Multiply", "Average", "Maximum", "Minimum"
     merged = [getattr(layers, kind)()([a, b]) for kind in kinds]
     wide = layers.Concatenate()([*merged, layers.Dense(3)(a)])
     # The config of a SpatialDropout1D does not say that it is never trained.
@@ -57,6 +57,7 @@ def windows(x: Any) -> Any:
     x = layers.AveragePooling1D(3, strides=2, padding="same")(x)
     x = layers.MaxPooling1D(2, strides=1, padding="same")(x)
     x = layers.Conv1D(4, 3, strides=2)(x)
+    x = layers.Cropping1D((1, 0))(layers.UpSampling1D(2)(layers.ZeroPadding1D((2, 0))(x)))
     x = layers.GRU(4, return_sequences=True)(x)
     x = layers.Reshape((2, -1))(layers.Permute((2, 1))(x))
     return layers.RepeatVector(2)(layers.Dense(3)(layers.Flatten()(x)))
@@ -274,7 +275,8 @@ def random_graph(seed: int, of: Any = keras, more: bool = False) -> Callable[...
             return layers.Dense(3)(ys) if mode == "concat" else ys
 
         def merged(a: Any, b: Any) -> Any:
-            kind, c = rng.choice(["Add", "Multiply", "Average"]), there[rng.integers(len(there))]
+            kind = rng.choice(["Add", "Multiply", "Average", "Maximum"])
+            c = there[rng.integers(len(there))]
             return getattr(layers, kind)()([a, b, c] if more and rng.integers(2) else [a, b])
 
         def heads(a: Any, b: Any) -> Any:
@@ -700,7 +702,7 @@ def row_of(*row: Any) -> Any:
             lambda x, i: layers.Bidirectional(layers.GRU(2), merge_mode=None)(x),
             "merge_mode of layer .*or ave, and what follows split them, but is None",
         ),
-        (lambda x, i: layers.Maximum()([x, x]), "of class 'Maximum', which is not known here"),
+        (lambda x, i: layers.PReLU()(x), "of class 'PReLU', which is not known here"),
         (
             lambda x, i: layers.Attention()([x, x], use_causal_mask=True),
             "called with use_causal_mask=True",

@@ -286,12 +286,12 @@ OTHERS = np.array([[2, 0, 3, 0], [1, 1, 0, 2], [4, 0, 0, 3]])
 
 @pytest.mark.parametrize("version", ["2.2.4", "2.15.0", "3.3.3", "3.4.0", "3.15.1"])
 def test_masks_are_merged_as_that_version_does(version: str, tmp_path: Path) -> None:
-    """Until Keras 3.3 all masks that there are have to hold, and a product is one."""
+    """Until Keras 3.3 all masks that there are have to hold, and a product or maximum is one."""
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((5, 2)).astype(np.float32) for _ in range(2))
     new = version in ("3.4.0", "3.15.1")
     both = [[["a", 0, 0, {}], ["b", 0, 0, {}]]]
-    graph = {"Multiply": {}, "Add": {}, "Concatenate": {"axis": -1}}
+    graph = {"Multiply": {}, "Maximum": {}, "Add": {}, "Concatenate": {"axis": -1}}
     built = {kind: (kind, kind, config, both) for kind, config in graph.items()}
     built |= {
         f"of {kind}": ("GlobalAveragePooling1D", f"of {kind}", {}, [[[kind, 0, 0, {}]]])
@@ -307,6 +307,9 @@ def test_masks_are_merged_as_that_version_does(version: str, tmp_path: Path) -> 
     x, y, m, n = a[WORDS], b[OTHERS], (WORDS != 0)[..., None], (OTHERS != 0)[..., None]
     product = np.where(m | n, np.where(m, x, 1) * np.where(n, y, 1), 0) if new else x * y
     np.testing.assert_allclose(ys["Multiply"], product, rtol=1e-6)
+    seen = np.maximum(*(np.where(mask, z, -np.inf) for z, mask in ((x, m), (y, n))))
+    top = np.where(m | n, seen, x) if new else np.maximum(x, y)
+    np.testing.assert_array_equal(ys["Maximum"], top)
     some = m | n if new else m & n
 
     def mean(z: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -317,6 +320,42 @@ def test_masks_are_merged_as_that_version_does(version: str, tmp_path: Path) -> 
         np.testing.assert_allclose(ys[f"of {kind}"], mean(ys[kind], some), rtol=1e-5)
     whole = np.ones_like(m) if new else m
     np.testing.assert_allclose(ys["mean"], mean(ys["Average"], whole), rtol=1e-5)
+
+
+def test_masks_of_keras_2_go_to_keras_3(tmp_path: Path) -> None:
+    """Which would merge most of them otherwise, so that each layer that uses one is given it."""
+    keras = pytest.importorskip("keras", reason="keras is in the group `test`")
+    rng = np.random.default_rng(2)
+    shapes = ((4, 3), (3, 3), (3,)) * 2
+    weights = {f"w{i}": rng.standard_normal(s).astype(np.float32) for i, s in enumerate(shapes)}
+    tables = {name: rng.standard_normal((5, 2)).astype(np.float32) for name in "ab"}
+    inner = {"class_name": "SimpleRNN", "config": {"units": 3, "return_sequences": True}}
+
+    def node(kind: str, name: str, *takes: str, **config: Any) -> Any:
+        return kind, name, config, [[[one, 0, 0, {}] for one in takes]]
+
+    built = [
+        node("GlobalAveragePooling1D", "mean", "a"),
+        node("RepeatVector", "free", "mean", n=4),
+        node("Concatenate", "beside", "a", "free", axis=-1),
+        node("Bidirectional", "rnn", "beside", layer=inner),
+        node("Add", "sum", "a", "b", "free"),
+        node("Multiply", "product", "sum", "a"),
+        node("Minimum", "least", "b", "product"),
+        node("Concatenate", "behind", "a", "b", axis=1),
+        node("Concatenate", "longer", "least", "behind", axis=-2),
+    ]
+    ends = "rnn", "sum", "product", "least", "behind", "longer"
+    built += [node("GlobalAveragePooling1D", f"of {one}", one) for one in ends]
+    graph = {one[1]: one for one in built}
+    model = written(tmp_path / "a.h5", "2.15.0", graph, **tables, **weights)
+    expected = [np.asarray(y) for y in model((WORDS, OTHERS))[1]]
+    interop.save(model, tmp_path / "a.keras")
+    again = interop.load(tmp_path / "a.keras", time_first=False)((WORDS, OTHERS))[1]
+    theirs = keras.saving.load_model(tmp_path / "a.keras")([WORDS, OTHERS])
+    for ys in (again, theirs):
+        for y, e in zip(ys, expected, strict=True):
+            np.testing.assert_allclose(np.asarray(y), e, atol=1e-5)
 
 
 @pytest.mark.parametrize("version", ["1.2.2", "2.2.4", "2.3.1", "2.4.0", "2.2.4-tf", "3.0.0"])

@@ -12,13 +12,19 @@ from rnnjax.errors import InteropError
 from rnnjax.interop.functions import FORMS
 from rnnjax.interop.keras.graph import is_tensor
 from rnnjax.interop.keras.layers import options_of, scaled
-from rnnjax.interop.keras.operators import MERGES, Operation, OverGrids, TimeDistributed, keeps_mask
+from rnnjax.interop.keras.operators import (
+    LEAVE_OUT,
+    MERGES,
+    Operation,
+    OverGrids,
+    TimeDistributed,
+    keeps_mask,
+)
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.interop.model import Call, Functional, Value
 from rnnjax.layers import Bidirectional, Regularized, Stack
 
-_USE_MASKS = "GlobalAveragePooling1D", "AdditiveAttention", "Attention", "MultiHeadAttention"
-_APART = object()  # in the place of a mask that Keras 3 merges in another way
+_ATTENTION = "AdditiveAttention", "Attention", "MultiHeadAttention"
 _WAYS = "layer", "backward_layer"  # of a Bidirectional
 _OPS = "keras.src.ops.numpy"
 _KEEP = "write it to .onnx, which has that"
@@ -74,6 +80,11 @@ def _key(parts: Sequence[Any]) -> list[Any]:
     ]  # fmt: skip
 
 
+_Mark = Call | Value | list[Call | Value] | None
+"""Where the mask of a value is from: the call that makes it, or the value that it is. Of a list all
+have to hold: as in Keras 2, where the mask that Keras 3 would have is another one."""
+
+
 class _Graph:
     """The nodes of a graph, as Keras 3 lists them at their layers."""
 
@@ -86,7 +97,7 @@ class _Graph:
         # Of inputs and calls, the layer and its node.
         self.at = {one.name: (plain(one.name), 0) for one in network.inputs}
         self.parents: dict[tuple[str, int], list[tuple[str, int]]] = {}  # of nodes, what they read
-        self.marks: dict[Value, Any] = {}  # the call that made the mask of a value, if it has one
+        self.marks: dict[Value, _Mark] = {}
         self.readers = [value for call in network.calls for value in set(call.takes)]
         read = [*network.outputs, *(value for call in network.calls for value in call.reads)]
         ends = {value.source for value in read if value.output}
@@ -117,11 +128,10 @@ class _Graph:
         if call.states:
             options["initial_state"] = [self.tensor(value) for value in call.states]
         masks = [self.marks.get(value) for value in call.takes]
-        uses, version = isinstance(layer, Recurrent) or kind in _USE_MASKS, told.get("version", 3)
-        apart = uses and _APART in masks
-        if any(masks) and kind == "Multiply":
-            apart = version < 3.04
-        elif any(masks) and kind == "MultiHeadAttention" and version < 3:
+        marked, version = any(masks), told.get("version", 3)
+        uses = isinstance(layer, Recurrent) or kind in (*_ATTENTION, "GlobalAveragePooling1D")
+        apart = kind in _ATTENTION and any(isinstance(one, list) for one in masks)
+        if marked and kind == "MultiHeadAttention" and version < 3:
             # That of Keras 3 takes the masks off its inputs, for all that read them.
             read_again = any(self.readers.count(value) > 1 for value in call.takes)
             apart = apart or version < 2.10 or read_again
@@ -131,8 +141,13 @@ class _Graph:
             )
         if isinstance(call.mask, Value) and uses:
             options["mask"] = self.tensor(call.mask)
-        elif call.states and call.mask and masks[0]:  # Keras 3 hands on none to such a layer
-            options["mask"] = self.mask(masks[0])
+        elif uses and masks[0] and (isinstance(masks[0], list) or (call.states and call.mask)):
+            options["mask"] = self.mask(masks[0])  # Keras 3 hands on none to a layer with states
+        if marked and kind in LEAVE_OUT and version < 3.04:
+            takes = [  # without their masks, which no operation hands on
+                self.operation(f"{one.source}_bare", "Multiply", take, 1) if mask else take
+                for one, take, mask in zip(call.takes, takes, masks, strict=True)
+            ]
         several = len(takes) > 1 and kind != "MultiHeadAttention"
         args: list[Any] = [takes] if several else takes
         if "arguments" in told:  # of an operation: None is a tensor
@@ -143,25 +158,49 @@ class _Graph:
         self.node(call.layer, call.name, args, options)
         if isinstance(layer, Masking) or getattr(layer, "mask_zero", False):
             self.marks[Value(call.name)] = call
-        elif keeps_mask(layer) and any(masks):
-            old = kind in MERGES and version < 3.04
-            apart = old and any(one is not masks[0] for one in masks)
-            self.marks[Value(call.name)] = _APART if apart else masks[0]
+        elif keeps_mask(layer):
+            own = call.mask if isinstance(call.mask, Value) else masks[0]
+            old = marked and kind in MERGES and version < 3.04
+            self.marks[Value(call.name)] = self.merged(call, masks) if old else own
 
-    def mask(self, made: Call) -> dict[str, Any]:
-        """The mask that a layer makes, as operations of Keras 3."""
-        layer, key = self.layers[made.layer], f"{made.name}_mask"
+    def merged(self, call: Call, masks: Sequence[_Mark]) -> _Mark:
+        """The mask of a layer of Keras 2 that merges several."""
+        layer: Any = self.layers[call.layer]
+        given = any(isinstance(one, list) for one in masks)
+        if dict(layer.config).get("axis") in (1, -2):  # one after the other, as in Keras 3
+            return [call] if given else call
+        if all(one == masks[0] for one in masks) and layer.kind not in LEAVE_OUT:
+            return masks[0]
+        listed = (one if isinstance(one, list) else [one] for one in masks if one)
+        return [*dict.fromkeys(one for each in listed for one in each)]
 
-        def operation(kind: str, args: Any, **config: Any) -> None:
-            name = f"{key}_{kind.lower()}"
+    def operation(self, above: str, kind: str, *args: Any, **config: Any) -> dict[str, Any]:
+        """What an operation of Keras 3 gives, which is there once by its name."""
+        name = f"{above}_{kind.lower()}"
+        if name not in self.at:
             self.entries[plain(name)] = keras_layer(kind, {"name": name, **config}, _OPS)
-            self.node(name, key, args, {})
+            self.node(name, name, [*args], {})
+        return self.tensor(Value(name))
 
-        if key not in self.at:
-            operation("NotEqual", [self.tensor(made.takes[0]), getattr(layer, "value", 0)])
-            if isinstance(layer, Masking):
-                operation("Any", [self.tensor(Value(key))], axis=-1, keepdims=False)
-        return self.tensor(Value(key))
+    def mask(self, made: Any) -> dict[str, Any]:
+        """A mask of `marks`, as operations of Keras 3."""
+        if isinstance(made, Value):
+            return self.tensor(made)
+        if isinstance(made, list):
+            *rest, last = made
+            if not rest:
+                return self.mask(last)
+            name = "_".join(str(getattr(one, "name", one)) for one in made)
+            return self.operation(name, "LogicalAnd", self.mask(rest), self.mask(last))
+        layer, name = self.layers[made.layer], f"{made.name}_mask"
+        if isinstance(layer, Operation):  # it concatenates sequences
+            masks = [self.mask(self.marks[value]) for value in made.takes]
+            return self.operation(name, "Concatenate", masks, axis=1)
+        number = getattr(layer, "value", 0)
+        differs = self.operation(name, "NotEqual", self.tensor(made.takes[0]), number)
+        if isinstance(layer, Masking):
+            return self.operation(name, "Any", differs, axis=-1, keepdims=False)
+        return differs
 
     def order(self, ends: Sequence[tuple[str, int]]) -> list[str]:
         """The layers as Keras 3 lists them: by their distance from the outputs, the farthest first.

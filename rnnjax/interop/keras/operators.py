@@ -156,10 +156,11 @@ class Operation(Layer):
 
 
 _AT_EACH_STEP = {
-    "Add", "Average", "BatchNormalization", "Concatenate", "LayerNormalization", "Multiply",
-    "Softmax", "Subtract", "ops.Add", "ops.Any", "ops.Concatenate", "ops.ConvertToTensor",
-    "ops.Divide", "ops.ExpandDims", "ops.LogicalAnd", "ops.LogicalOr", "ops.Mean", "ops.Multiply",
-    "ops.NotEqual", "ops.OnesLike", "ops.Subtract", "ops.Sum", "ops.TrueDivide", "ops.ZerosLike",
+    "Add", "Average", "BatchNormalization", "Concatenate", "LayerNormalization", "Maximum",
+    "Minimum", "Multiply", "Softmax", "Subtract", "ops.Add", "ops.Any", "ops.Concatenate",
+    "ops.ConvertToTensor", "ops.Divide", "ops.ExpandDims", "ops.LogicalAnd", "ops.LogicalOr",
+    "ops.Mean", "ops.Multiply", "ops.NotEqual", "ops.OnesLike", "ops.Subtract", "ops.Sum",
+    "ops.TrueDivide", "ops.ZerosLike",
 }  # fmt: skip
 
 
@@ -258,15 +259,18 @@ def _merge(function: Callable[..., jax.Array], at: At, *xs: jax.Array) -> jax.Ar
     return functools.reduce(function, _alike(xs))
 
 
-def _multiply(at: At, *xs: jax.Array) -> jax.Array:
-    """What is masked in one array Keras 3.4 leaves to the others, and where it is in all 0."""
+def _leave_out(function: Callable[..., jax.Array], neutral: float, at: At, *xs: Any) -> jax.Array:
+    """What is masked in one array Keras 3.4 leaves to the others, by a number without effect.
+
+    Where it is masked in all, a product is 0, and a maximum that of the first array.
+    """
     if at.config["version"] < 3.04:
-        return _merge(jnp.multiply, at, *xs)
+        return _merge(function, at, *xs)
     masks = [None if mask is None else mask[..., None] for mask in at.masks]
-    shown = [x if m is None else jnp.where(m, x, 1) for x, m in zip(xs, masks, strict=True)]
-    ys = functools.reduce(jnp.multiply, _alike(shown))
-    mask = _any_mask(at)
-    return ys if mask is None else jnp.where(mask[..., None], ys, 0)
+    shown = [x if m is None else jnp.where(m, x, neutral) for x, m in zip(xs, masks, strict=True)]
+    ys, mask = functools.reduce(function, _alike(shown)), _any_mask(at)
+    rest = 0 if function is jnp.multiply else xs[0]
+    return ys if mask is None else jnp.where(mask[..., None], ys, rest)
 
 
 def _any_mask(at: At, *xs: jax.Array) -> jax.Array | None:
@@ -324,6 +328,11 @@ def _pool(maximum: bool, at: At, x: jax.Array) -> jax.Array:
     window = _many(at.config["pool_size"], x.ndim - 2)
     strides = window if at.config["strides"] is None else _many(at.config["strides"], x.ndim - 2)
     return functions.pool(x, maximum, window, strides, at.config["padding"].upper())
+
+
+def _crop(at: At, x: jax.Array) -> jax.Array:
+    begin, end = _many(at.config["cropping"], 2)
+    return lax.slice_in_dim(x, begin, x.shape[1] - end, axis=1)
 
 
 def _global_average(at: At, x: jax.Array) -> jax.Array:
@@ -456,12 +465,19 @@ def _row(run: Callable[..., Any], **options: Any) -> Operator:
 _ARITHMETIC = ("add", "divide", "logical_and", "logical_or", "matmul", "multiply", "not_equal",
                "subtract", "true_divide")  # fmt: skip
 
-# Left out on purpose, for no recurrent model was seen to have them: Cropping1D, Maximum, Minimum,
-# UpSampling1D and ZeroPadding1D.
+LEAVE_OUT: Mapping[str, float] = {"Multiply": 1, "Maximum": -np.inf, "Minimum": np.inf}
+"""The layers that leave out what is masked, and the number that stands for it."""
+
+# Left out on purpose, for no recurrent model was seen to have them: PReLU and SeparableConv1D.
 OPERATORS: Mapping[str, Operator] = {
     "Add": Operator(partial(_merge, jnp.add), mask=_any_mask, arrays=SEVERAL),
     "Subtract": Operator(partial(_merge, jnp.subtract), mask=_any_mask, arrays=(2, 2)),
-    "Multiply": Operator(_multiply, mask=_any_mask, arrays=SEVERAL),
+    **{
+        kind: Operator(
+            partial(_leave_out, getattr(jnp, kind.lower()), neutral), mask=_any_mask, arrays=SEVERAL
+        )
+        for kind, neutral in LEAVE_OUT.items()
+    },
     "Average": Operator(
         lambda at, *xs: _merge(jnp.add, at, *xs) / len(xs), mask=_any_mask, arrays=SEVERAL
     ),
@@ -482,6 +498,11 @@ OPERATORS: Mapping[str, Operator] = {
         lambda at, x: x.reshape(x.shape[0], *at.config["target_shape"]), target_shape=...
     ),
     "Permute": _row(lambda at, x: x.transpose(0, *at.config["dims"]), dims=...),
+    "ZeroPadding1D": _row(
+        lambda at, x: jnp.pad(x, [(0, 0), _many(at.config["padding"], 2), (0, 0)]), padding=1
+    ),
+    "Cropping1D": _row(_crop, cropping=(1, 1)),
+    "UpSampling1D": _row(lambda at, x: jnp.repeat(x, at.config["size"], axis=1), size=2),
     "Softmax": _row(lambda at, x: jax.nn.softmax(x, at.config["axis"]), axis=-1),
     "RepeatVector": _row(lambda at, x: jnp.repeat(x[:, None], at.config["n"], axis=1), n=...),
     "BatchNormalization": Operator(
