@@ -783,6 +783,18 @@ def test_inputs_in_dicts(tmp_path: Path) -> None:
         np.testing.assert_allclose(np.asarray(ys), expected, atol=1e-5)
 
 
+def test_what_a_graph_says_when_it_is_written_anew(tmp_path: Path) -> None:
+    """Sizes that the arrays tell too, and names that Keras takes on PyTorch, without a point."""
+    x, a = keras.Input((TIME, 4)), keras.Input((TIME, 4))
+    inner = keras.Model(a, layers.MultiHeadAttention(2, 3, output_shape=5, name="heads")(a, a))
+    model = randomized(keras.Model(x, inner(x)))
+    ours, (xs,) = interop.load(model, time_first=False), inputs_of(model)
+    interop.save(Model(ours.network, ours.params), tmp_path / "ours.keras")
+    opened = keras.saving.load_model(tmp_path / "ours.keras")
+    assert [layer.name for layer in opened.layers[1:]] == [f"{inner.name}_heads"]
+    np.testing.assert_allclose(opened(xs), ours(xs)[1], atol=1e-5)
+
+
 def test_a_mask_is_an_input() -> None:
     """It has a time, as what it masks has."""
     x, mask = keras.Input((TIME, 2)), keras.Input((TIME,), dtype="bool")

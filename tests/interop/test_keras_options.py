@@ -34,7 +34,6 @@ MADE: dict[str, dict[str, Any]] = {
 WITHOUT_EFFECT = {
     "trainable", "dtype", "dynamic",  # types are those of the arrays
     "batch_input_shape", "input_length", "query_shape", "key_shape", "value_shape",  # of the inputs
-    "output_shape",  # the arrays tell
     "seed", "momentum", "virtual_batch_size", "synchronized",  # of training
     "renorm_clipping", "renorm_momentum",
     "implementation", "unroll", "time_major",  # how it is computed, and which axis is time

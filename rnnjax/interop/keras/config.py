@@ -45,8 +45,8 @@ def keras_layer(
 
 
 def plain(name: str) -> str:
-    """The name of a layer as Keras 3 allows it, without slashes."""
-    return name.replace("/", "_")
+    """The name of a layer as Keras 3 allows it: no slash, and on PyTorch no point either."""
+    return name.replace("/", "_").replace(".", "_")
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -508,7 +508,7 @@ _NO_MATTER = {
     "synchronized", "fused", "flash_attention", "lora_alpha",
     "robust_masking",  # of a Softmax, which is refused behind a mask
     # which the arrays tell
-    "output_shape", "query_shape", "key_shape", "value_shape",
+    "query_shape", "key_shape", "value_shape",
 }  # fmt: skip
 _OF_TRAINING = ("init", "_initializer", "_regularizer", "_constraint")  # ends of names
 

@@ -442,7 +442,10 @@ _CONV = {
 }  # fmt: skip
 _POOL = {"pool_size": ..., "strides": None, "padding": "valid"}
 _NORM = {"axis": -1, "epsilon": 1e-3, "center": True, "scale": True}
-_HEADS = {"num_heads": ..., "key_dim": ..., "value_dim": None, "use_bias": True, "dropout": 0.0}
+_HEADS = {
+    "num_heads": ..., "key_dim": ..., "value_dim": None, "use_bias": True, "dropout": 0.0,
+    "output_shape": None,
+}  # fmt: skip
 
 
 def _part_of(at: At, x: jax.Array) -> jax.Array:
