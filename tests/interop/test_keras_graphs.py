@@ -818,6 +818,27 @@ def test_a_layer_of_several_models_is_refused(tmp_path: Path) -> None:
             interop.load(source)
 
 
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_a_layer_that_is_frozen_in_part(tmp_path: Path) -> None:
+    """In the old layout, weights that are not trained come last, and are taken for the others."""
+    x = keras.Input((TIME, 3))
+    both, cells = layers.Bidirectional(layers.GRU(3)), layers.RNN([layers.GRUCell(3) for _ in "ab"])
+    model = keras.Model(x, layers.Concatenate()([both(x), cells(x)]))
+    both.trainable = False
+    for part in (None, both.forward_layer, cells.cell.cells[0]):
+        model.save(tmp_path / "model.keras")
+        model.save(tmp_path / "model.h5")
+        read = arrays_of(interop.load(tmp_path / "model.keras"))
+        if part is None:
+            same_arrays(interop.load(tmp_path / "model.h5"), read)
+        else:
+            part.trainable = False
+            model.save(tmp_path / "model.h5")
+            with pytest.raises(InteropError, match=r"is frozen, and an \.h5 does not"):
+                interop.load(tmp_path / "model.h5")
+        both.trainable = cells.trainable = True
+
+
 def test_calls_of_many_models_in_each_other_are_bounded() -> None:
     x = keras.Input((TIME, 2), name="x")
     for begin in (keras.Model(x, layers.Dense(2)(x)), keras.Model(x, x)):

@@ -5,6 +5,7 @@ which Keras 3 names its arrays in files, and its arrays in an order of their own
 """
 
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from rnnjax.interop.keras.config import (
 )
 from rnnjax.interop.keras.files import KerasFile, write_file
 from rnnjax.interop.keras.graph import network_of
-from rnnjax.interop.keras.layers import MODELS, entry_of, layers_in, version_of
+from rnnjax.interop.keras.layers import MODELS, RECURRENT, entry_of, layers_in, version_of
 from rnnjax.interop.keras.operators import TimeDistributed
 from rnnjax.interop.layers import (
     Dropout,
@@ -269,8 +270,26 @@ def whole(file: KerasFile) -> Model:
         )
     network = network_of(kind, config, version_of(file.version))
     if file.groups is not None:
+        _check_whole_layers(file.config)
         return build(network, file, _in_groups(network, file.groups))
     return build(network, file, _at_paths(network, dict(_groups_in(kind, config)), file))
+
+
+def _check_whole_layers(config: Any) -> None:
+    """Raise InteropError for a layer whose frozen parts the old layout has behind the others."""
+
+    def recurrent(one: Any) -> bool:
+        return isinstance(one, dict) and one.get("class_name") in RECURRENT
+
+    for layer in filter(recurrent, jax.tree.leaves(config, is_leaf=recurrent)):
+        parts = json.dumps(
+            [layer["config"].get(name) for name in ("cell", "layer", "backward_layer")]
+        )
+        if all(f'"trainable": {flag}' in parts for flag in ("true", "false")):
+            raise InteropError(
+                f"a part of layer {layer['config'].get('name')!r:.80} is frozen, and an .h5 does "
+                "not tell which arrays are its; save a .keras, or say trainable=True before"
+            )
 
 
 def _groups_in(kind: str, config: Any, own: str = "", above: str = "") -> Iterator[tuple[str, str]]:
