@@ -795,6 +795,20 @@ def test_what_a_graph_says_when_it_is_written_anew(tmp_path: Path) -> None:
     np.testing.assert_allclose(opened(xs), ours(xs)[1], atol=1e-5)
 
 
+def test_states_of_stacked_cells_are_written_as_theirs(tmp_path: Path) -> None:
+    """Keras 3 begins each cell with a list of its own; in one list they do not fit."""
+    x = keras.Input((TIME, FEATURES))
+    first, then = (
+        layers.RNN([layers.LSTMCell(3), layers.GRUCell(2)], return_state=True) for _ in "ab"
+    )
+    _, *states = first(x)
+    model = randomized(keras.Model(x, then(x, initial_state=states)[0]))
+    ours, (xs,) = interop.load(model, time_first=False), inputs_of(model)
+    interop.save(Model(ours.network, ours.params), tmp_path / "ours.keras")
+    for ys in (keras.saving.load_model(tmp_path / "ours.keras")(xs), ours(xs)[1]):
+        np.testing.assert_allclose(ys, model(xs), atol=1e-5)
+
+
 def test_a_mask_is_an_input() -> None:
     """It has a time, as what it masks has."""
     x, mask = keras.Input((TIME, 2)), keras.Input((TIME,), dtype="bool")

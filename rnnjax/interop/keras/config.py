@@ -126,7 +126,7 @@ class _Graph:
         kind, told = getattr(layer, "kind", ""), dict(getattr(layer, "config", ()))
         takes, options = [self.tensor(value) for value in call.takes], dict[str, Any]()
         if call.states:
-            options["initial_state"] = [self.tensor(value) for value in call.states]
+            options["initial_state"] = self.states(layer, call.states)
         masks = [self.marks.get(value) for value in call.takes]
         marked, version = any(masks), told.get("version", 3)
         uses = isinstance(layer, Recurrent) or kind in (*_ATTENTION, "GlobalAveragePooling1D")
@@ -162,6 +162,14 @@ class _Graph:
             own = call.mask if isinstance(call.mask, Value) else masks[0]
             old = marked and kind in MERGES and version < 3.04
             self.marks[Value(call.name)] = self.merged(call, masks) if old else own
+
+    def states(self, layer: Any, values: Sequence[Value]) -> list[Any]:
+        """The states that a layer begins with, those of each of several cells in a list."""
+        tensors = map(self.tensor, values)
+        if not isinstance(layer.cell, Stack):
+            return [*tensors]
+        carry = jax.eval_shape(layer.cell.initial_carry)
+        return [[next(tensors) for _ in jax.tree.leaves(own)] for own in carry]
 
     def merged(self, call: Call, masks: Sequence[_Mark]) -> _Mark:
         """The mask of a layer of Keras 2 that merges several."""
