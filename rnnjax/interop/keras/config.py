@@ -12,19 +12,13 @@ from rnnjax.errors import InteropError
 from rnnjax.interop.functions import FORMS
 from rnnjax.interop.keras.graph import is_tensor
 from rnnjax.interop.keras.layers import options_of, scaled
-from rnnjax.interop.keras.operators import (
-    LEAVE_OUT,
-    MERGES,
-    Operation,
-    OverGrids,
-    TimeDistributed,
-    keeps_mask,
-)
+from rnnjax.interop.keras.operators import MERGES, Operation, OverGrids, TimeDistributed, keeps_mask
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.interop.model import Call, Functional, Value
 from rnnjax.layers import Bidirectional, Regularized, Stack
 
 _ATTENTION = "AdditiveAttention", "Attention", "MultiHeadAttention"
+_LEAVE_OUT = "Multiply", "Maximum", "Minimum"  # what is masked, from Keras 3.4 on
 _WAYS = "layer", "backward_layer"  # of a Bidirectional
 _OPS = "keras.src.ops.numpy"
 _KEEP = "write it to .onnx, which has that"
@@ -143,7 +137,7 @@ class _Graph:
             options["mask"] = self.tensor(call.mask)
         elif uses and masks[0] and (isinstance(masks[0], list) or (call.states and call.mask)):
             options["mask"] = self.mask(masks[0])  # Keras 3 hands on none to a layer with states
-        if marked and kind in LEAVE_OUT and version < 3.04:
+        if marked and kind in _LEAVE_OUT and version < 3.04:
             takes = [  # without their masks, which no operation hands on
                 self.operation(f"{one.source}_bare", "Multiply", take, 1) if mask else take
                 for one, take, mask in zip(call.takes, takes, masks, strict=True)
@@ -177,7 +171,7 @@ class _Graph:
         given = any(isinstance(one, list) for one in masks)
         if dict(layer.config).get("axis") in (1, -2):  # one after the other, as in Keras 3
             return [call] if given else call
-        if all(one == masks[0] for one in masks) and layer.kind not in LEAVE_OUT:
+        if all(one == masks[0] for one in masks) and layer.kind not in _LEAVE_OUT:
             return masks[0]
         listed = (one if isinstance(one, list) else [one] for one in masks if one)
         return [*dict.fromkeys(one for each in listed for one in each)]

@@ -468,19 +468,13 @@ def _row(run: Callable[..., Any], **options: Any) -> Operator:
 _ARITHMETIC = ("add", "divide", "logical_and", "logical_or", "matmul", "multiply", "not_equal",
                "subtract", "true_divide")  # fmt: skip
 
-LEAVE_OUT: Mapping[str, float] = {"Multiply": 1, "Maximum": -np.inf, "Minimum": np.inf}
-"""The layers that leave out what is masked, and the number that stands for it."""
-
 # Left out on purpose, for no recurrent model was seen to have them: PReLU and SeparableConv1D.
 OPERATORS: Mapping[str, Operator] = {
     "Add": Operator(partial(_merge, jnp.add), mask=_any_mask, arrays=SEVERAL),
     "Subtract": Operator(partial(_merge, jnp.subtract), mask=_any_mask, arrays=(2, 2)),
-    **{
-        kind: Operator(
-            partial(_leave_out, getattr(jnp, kind.lower()), neutral), mask=_any_mask, arrays=SEVERAL
-        )
-        for kind, neutral in LEAVE_OUT.items()
-    },
+    "Multiply": Operator(partial(_leave_out, jnp.multiply, 1), mask=_any_mask, arrays=SEVERAL),
+    "Maximum": Operator(partial(_leave_out, jnp.maximum, -np.inf), mask=_any_mask, arrays=SEVERAL),
+    "Minimum": Operator(partial(_leave_out, jnp.minimum, np.inf), mask=_any_mask, arrays=SEVERAL),
     "Average": Operator(
         lambda at, *xs: _merge(jnp.add, at, *xs) / len(xs), mask=_any_mask, arrays=SEVERAL
     ),
