@@ -341,11 +341,11 @@ def test_masks_of_keras_2_go_to_keras_3(tmp_path: Path) -> None:
         node("Bidirectional", "rnn", "beside", layer=inner),
         node("Add", "sum", "a", "b", "free"),
         node("Multiply", "product", "sum", "a"),
-        node("Minimum", "least", "b", "product"),
+        node("Minimum", "a_mask_notequal", "b", "product"),
         node("Concatenate", "behind", "a", "b", axis=1),
-        node("Concatenate", "longer", "least", "behind", axis=-2),
+        node("Concatenate", "longer", "a_mask_notequal", "behind", axis=-2),
     ]
-    ends = "rnn", "sum", "product", "least", "behind", "longer"
+    ends = "rnn", "sum", "product", "a_mask_notequal", "behind", "longer"
     built += [node("GlobalAveragePooling1D", f"of {one}", one) for one in ends]
     graph = {one[1]: one for one in built}
     model = written(tmp_path / "a.h5", "2.15.0", graph, **tables, **weights)

@@ -88,6 +88,7 @@ class _Graph:
         self.entries = {plain(one.name): input_entry(*one[:3]) for one in network.inputs}
         self.entries |= {plain(name): config for name, config in configs.items()}
         check_names([*configs, *(one.name for one in network.inputs)])
+        self.own = {*self.entries}  # before any operation
         # Of inputs and calls, the layer and its node.
         self.at = {one.name: (plain(one.name), 0) for one in network.inputs}
         self.parents: dict[tuple[str, int], list[tuple[str, int]]] = {}  # of nodes, what they read
@@ -179,6 +180,8 @@ class _Graph:
     def operation(self, above: str, kind: str, *args: Any, **config: Any) -> dict[str, Any]:
         """What an operation of Keras 3 gives, which is there once by its name."""
         name = f"{above}_{kind.lower()}"
+        while plain(name) in self.own:
+            name += "_"
         if name not in self.at:
             self.entries[plain(name)] = keras_layer(kind, {"name": name, **config}, _OPS)
             self.node(name, name, [*args], {})
