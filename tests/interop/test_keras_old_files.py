@@ -13,6 +13,7 @@ import rnnjax
 from rnnjax import GRUCell, InteropError, InvalidInputError, LSTMCell, SimpleRNNCell
 from rnnjax.interop import Model, Recurrent
 from rnnjax.interop import keras as interop
+from rnnjax.interop.keras.graph import network_of
 from rnnjax.interop.keras.layers import entry_of, layer_of, version_of
 from rnnjax.interop.layers import Context, Flow
 
@@ -405,6 +406,29 @@ def test_masks_of_heads_are_those_of_the_version(version: str) -> None:
     weights = np.where(seen, weights, 0) if version == "3.10.0" else weights
     np.testing.assert_allclose(out.xs[:, 0], weights @ x[:, 0], atol=1e-6)
     assert (out.mask is None) == (version == "2.9.0")
+
+
+def test_inputs_of_an_inner_model_in_a_dict() -> None:
+    """As Keras 2 lists them at its call, in the order of their names."""
+
+    def model(name: str, layers: list[Any], inputs: Any, outputs: Any) -> dict[str, Any]:
+        inner = {"name": name, "layers": layers, "input_layers": inputs, "output_layers": outputs}
+        return {"class_name": "Functional", "name": name, "config": inner}
+
+    def inputs(names: str) -> list[Any]:
+        config = {"batch_input_shape": [None, None, IN]}
+        return [
+            {"class_name": "InputLayer", "name": n, "config": {"name": n, **config}} for n in names
+        ]
+
+    added = {"class_name": "Subtract", "name": "s", "config": {"name": "s"}}
+    added["inbound_nodes"] = [[["b", 0, 0, {}], ["a", 0, 0, {}]]]
+    ends = {name: [name, 0, 0] for name in "ba"}
+    inner = model("inner", [*inputs("ab"), added], ends, [["s", 0, 0]])
+    inner["inbound_nodes"] = [{"b": ["q", 0, 0, {}], "a": ["p", 0, 0, {}]}]
+    whole = model("m", [*inputs("pq"), inner], [["p", 0, 0], ["q", 0, 0]], [["inner", 1, 0]])
+    (call,) = network_of("Functional", whole["config"], 2.15).calls
+    assert [value.source for value in call.takes] == ["q", "p"]
 
 
 def test_like_has_to_fit(tmp_path: Path) -> None:

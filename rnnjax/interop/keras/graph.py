@@ -335,14 +335,15 @@ def _input(entry: Entry, looked_up: bool, masks: bool) -> Input:
 
 
 def _is_keras_3(nodes: Any) -> bool:
-    return isinstance(nodes, list) and bool(nodes) and isinstance(nodes[0], dict)
+    first = nodes[0] if isinstance(nodes, list) and nodes else None
+    return isinstance(first, dict) and "args" in first  # a dict of Keras 2 has names of inputs
 
 
 def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[_Use]:
     """The uses of a layer, as Keras 3 writes them, or Keras 2."""
     for node in nodes or []:
-        if isinstance(node, dict):
-            args, options = node.get("args"), node.get("kwargs") or {}
+        if _is_keras_3([node]):
+            args, options = node["args"], node.get("kwargs") or {}
             if entry.kind == "ops.GetItem" and isinstance(args, list) and len(args) == 2:
                 args, options = args[0], {"key": args[1]}
             found = [one for one in _found(args) if one is not None]
