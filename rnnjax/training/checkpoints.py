@@ -90,12 +90,6 @@ class Saved:
     def _fitted(self, target: dict[str, Any]) -> Any:
         parts = tuple(f"['{name}']" for name in target)
         arrays = {path: x for path, x in self._arrays.items() if path.startswith(parts)}
-        for path, x in arrays.items():
-            if x.dtype != jax.dtypes.canonicalize_dtype(x.dtype):
-                raise CheckpointError(
-                    f"{self._where} holds {path} in {x.dtype}, which JAX narrows; set "
-                    "jax_enable_x64 to read it"
-                )
         return fitted(str(self._where), arrays, target)
 
 
@@ -399,8 +393,14 @@ def fitted(
     """Return the arrays of a file, by their paths, in the structure of a target, as JAX arrays.
 
     Raises:
-        CheckpointError: their shapes and types are others.
+        CheckpointError: their shapes and types are others, or JAX would narrow one without a word.
     """
+    for path, x in arrays.items():
+        if x.dtype != jax.dtypes.canonicalize_dtype(x.dtype):
+            raise CheckpointError(
+                f"{where} holds {path} in {x.dtype}, which JAX narrows; set jax_enable_x64 to read "
+                "it, or save it in a type of 32 bits"
+            )
     model, saved = (
         {path: _describe(x) for path, x in each.items()} for each in (_leaves(target, name), arrays)
     )

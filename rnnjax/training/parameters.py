@@ -38,7 +38,7 @@ def load_params(
 
     Raises:
         CheckpointError: there is no such run or checkpoint, it is damaged, or the parameters do not
-            match ``like``.
+            match ``like``, or are of 64 bits, which JAX narrows without ``jax_enable_x64``.
         InvalidInputError: ``step`` is none of these, or is given for a file.
 
     >>> import tempfile, optax
@@ -84,7 +84,8 @@ def save_params(path: str | os.PathLike[str], params: Any) -> None:
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp(), "cell.safetensors")
-    >>> save_params(path, {"cell": {"kernel": np.ones((3, 8))}, "layers": (np.ones(1),)})
+    >>> ones = jax.numpy.ones
+    >>> save_params(path, {"cell": {"kernel": ones((3, 8))}, "layers": (ones(1),)})
     >>> jax.tree.map(np.shape, load_params(path))
     {'cell': {'kernel': (3, 8)}, 'layers': ((1,),)}
     """
@@ -103,7 +104,7 @@ def save_params(path: str | os.PathLike[str], params: Any) -> None:
             )
         if name in arrays:
             raise InvalidInputError(f"two arrays of params have the path {name}; rename a key")
-        arrays[name] = np.asarray(leaf, dtype.newbyteorder("="), order="C")
+        arrays[name] = np.asarray(leaf, order="C")
     names = jax.tree.unflatten(structure, arrays)
     metadata = {_TREE: json.dumps(names)} if is_plain(names) else {}
     from_first(lambda: write_arrays(path, arrays, metadata))

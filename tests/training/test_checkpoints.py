@@ -452,7 +452,7 @@ def test_parameters_in_one_file(tmp_path):
             load_params(path)
 
 
-def test_numbers_of_another_order_and_width(checkpoints):
+def test_numbers_of_another_order_and_width(checkpoints, tmp_path):
     """The first are saved as they are here, and the second are not narrowed without a word."""
     state = dataclasses.replace(
         state_at(1), params={"w": np.arange(3, dtype=">f4"), "n": np.float64(2)}, opt_state=1.5
@@ -464,3 +464,16 @@ def test_numbers_of_another_order_and_width(checkpoints):
         params = checkpoints.latest().params()
     assert params["w"].tolist() == [0, 1, 2]
     assert params["n"].dtype == np.float64
+    path = tmp_path / "net.safetensors"
+    for number in (np.float64(0.1), np.int64(2**40), np.uint64(2**40)):
+        params = {"w": np.arange(3, dtype=np.float32), "n": number}
+        save_params(path, params)
+        for like in (None, params):
+            with pytest.raises(
+                CheckpointError, match=rf"net.safetensors holds n in {number.dtype}, w"
+            ):
+                load_params(path, like)
+        with jax.enable_x64(True):
+            read = load_params(path)
+        assert (read["w"].dtype, read["n"].dtype) == (np.float32, number.dtype)
+        assert np.asarray(read["n"]) == number
