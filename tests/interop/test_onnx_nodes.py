@@ -224,6 +224,26 @@ def test_a_reduction_that_scatter_has_not_is_refused() -> None:
         run_node("ScatterND", normal(2, 3), constants=where, reduction="divide")
 
 
+def test_integers_beyond_32_bits_become_no_others() -> None:
+    """What would wrap around is refused, or computed where JAX has 64 bits."""
+    far, ids = np.array([2**40]), np.array([5, -3])
+    held = proto_of([helper.make_node("Identity", ["far"], ["y"])], [], ["y"], far=far)
+    table = [helper.make_node("Gather", ["far", "x"], ["y"])], [described("x", ids)], ["y"]
+    cases: dict[str, Callable[[], Any]] = {
+        "y has int64": lambda: rnnjax_onnx.load(held)({}),
+        "Gather.*it has": lambda: rnnjax_onnx.load(proto_of(*table, far=far))(np.array([0, 0])),
+        "input 'x0' has": lambda: run_node("Neg", ids)(far + np.array([0, 1])),
+        "Mul": lambda: run_node("Mul", ids, constants=(far,)),
+        "Clip": lambda: run_node("Clip", ids, constants=(np.array(0), np.array(2**63 - 1))),
+    }
+    for place, run in cases.items():
+        match = rf"{place}.* numbers that do not fit into int32; set .*jax_enable_x64"
+        with pytest.raises(InteropError, match=match):
+            run()
+        with jax.enable_x64(True):
+            run()
+
+
 def test_ids_of_few_bits_are_one_of_many() -> None:
     depth_and_values = np.array(200), np.array([0, 1], np.float32)
     run_node("OneHot", np.array([1, -1, 100], np.int8), constants=depth_and_values)

@@ -99,7 +99,7 @@ class At:
         """Compute by JAX; known arrays give a known result all the same, if it may be made."""
 
         def run() -> Any:
-            return function(*(None if x is None else jnp.asarray(x) for x in arrays))
+            return function(*(None if x is None else jnp.asarray(fitting(x)) for x in arrays))
 
         if not all(map(is_known, arrays)):
             return run()
@@ -152,7 +152,23 @@ def is_known(array: Any) -> bool:
 
 def module_of(*arrays: Any) -> Any:
     """NumPy where all are known, so that what follows from them stays known; else JAX's."""
-    return np if all(map(is_known, arrays)) else jnp
+    if all(map(is_known, arrays)):
+        return np
+    for array in arrays:
+        fitting(array)
+    return jnp
+
+
+def fitting(array: Any, what: str = "it") -> Any:
+    """The array; raise InteropError if it is known, and JAX would make other integers of it."""
+    if isinstance(array, np.ndarray | np.generic) and array.dtype.kind in "iu":
+        narrow = jax.dtypes.canonicalize_dtype(array.dtype)
+        if np.any(array.astype(narrow) != array):
+            raise InteropError(
+                f"{what} has {array.dtype} numbers that do not fit into {narrow}; set "
+                'jax.config.update("jax_enable_x64", True), or give smaller ones'
+            )
+    return array
 
 
 def traced_dtype(dtype: np.dtype[Any], what: str) -> np.dtype[Any]:
@@ -187,7 +203,7 @@ def branch(at: At, condition: Any) -> Any:
         return tuple(at.inside(then if condition else other, ()))
 
     def run(body: Any) -> list[jax.Array]:
-        return list(map(jnp.asarray, at.inside(body, (), 1)))
+        return [jnp.asarray(fitting(x)) for x in at.inside(body, (), 1)]
 
     return tuple(lax.cond(condition, lambda: run(then), lambda: run(other)))
 
@@ -261,10 +277,10 @@ def scan(at: At, *inputs: Any) -> Any:
 
 
 def _scanned(at: At, step: Any, states: Sequence[Any], steps: Any, xs: Any) -> Any:
-    states = tuple(map(jnp.asarray, states))
+    states = tuple(jnp.asarray(fitting(x)) for x in states)
 
     def one(carry: Any, x: Any) -> Any:
-        outputs = tuple(map(jnp.asarray, step(carry, x)))
+        outputs = tuple(jnp.asarray(fitting(y)) for y in step(carry, x))
         for y in outputs[len(states) :]:  # before anything is made of the steps
             at.bound((steps, *y.shape))
         return outputs[: len(states)], outputs[len(states) :]

@@ -13,7 +13,7 @@ from rnnjax.cells.base import Params
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop.layers import Carries, Context, Layer, Shape, fits
 from rnnjax.interop.model import Input, Network, Result
-from rnnjax.interop.onnx.control import At, is_fixed, made, naming, traced_dtype
+from rnnjax.interop.onnx.control import At, fitting, is_fixed, made, naming, traced_dtype
 from rnnjax.interop.onnx.operators import run_operator
 
 # Of the elements that a run may make: whatever is given, for each element that is given, and for
@@ -111,7 +111,7 @@ class Graph(Network):
                 f"the graph takes {[one.name for one in self.inputs]}, but its outputs do not "
                 f"follow without {absent}; give xs as a dict with these"
             )
-        ys = {name: jnp.asarray(made(values, name)) for name in self.outputs}
+        ys = {n: jnp.asarray(fitting(made(values, n), n)) for n in self.outputs}
         return carries, ys if len(ys) > 1 else ys[self.outputs[0]]
 
     def values(self, params: Params, xs: Any, carry: Carries, context: Context) -> Result:
@@ -162,6 +162,7 @@ def _as_input(known: Input, came: Any) -> Any:
     except (TypeError, ValueError) as error:
         kind = type(came).__name__
         raise InvalidInputError(f"{what} must be an array of numbers, but {kind} came") from error
+    fitting(came, what)
     expected = traced_dtype(dtype, what)
     kinds = [np.floating, np.integer, np.bool_]
     if not any(jnp.issubdtype(x.dtype, k) and jnp.issubdtype(expected, k) for k in kinds):

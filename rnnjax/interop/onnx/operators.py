@@ -23,6 +23,7 @@ from rnnjax.interop.onnx.control import (
     At,
     branch,
     dtype_of,
+    fitting,
     is_fixed,
     is_known,
     loop,
@@ -351,7 +352,7 @@ def _slice(
 
 
 def _entries(x: Any, indices: Any, axis: int) -> Any:
-    x = jnp.asarray(x)
+    x = jnp.asarray(fitting(x))
     return x.at[(*[slice(None)] * axis, indices)].get(mode=_outside(x))
 
 
