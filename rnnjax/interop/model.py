@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from rnnjax.cells.base import Cell, Params
-from rnnjax.checks import check_instance
+from rnnjax.checks import check_flag, check_instance
 from rnnjax.engine import Auto, Method
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Carries, Context, Dense, Embedding, Flow, Layer, Recurrent
@@ -458,6 +458,7 @@ def with_layers(model: Model, what: str) -> Model:
 
 def with_axes(model: Model, time_first: bool) -> Model:
     """The model whose data has time first, or batch first."""
+    check_flag("time_first", time_first)
     network: Any = model.network
     return dataclasses.replace(model, network=dataclasses.replace(network, time_first=time_first))
 

@@ -513,6 +513,7 @@ LSTM = nn.LSTM(3, 4, 2, bidirectional=True)
         ({"a.weight": np.ones((3, 3), np.int32)}, "int32"),
         ({"a.weight": np.ones((3, 3), bool)}, "bool"),
         ({"a.weight": np.ones((3, 3), np.longdouble)}, "but is (float128|longdouble)"),
+        ({"a.weight": nn.parameter.UninitializedParameter()}, r"no .*\(weight UninitializedP"),
         ({"a.weight": "text"}, "no module to read, only 'a' \\(weight str\\)"),
         ({"state_dict": {"a": 1}, "epoch": 3}, "no module .*state_dict dict"),
         ({0: np.ones(3)}, "has text for keys"),
@@ -539,6 +540,7 @@ def test_state_dicts_that_do_not_fit_are_refused(state: dict[str, Any], match: s
         ({"modules": ["rnn", "rnn"]}, "takes 3 features, but gets 8"),
         ({"modules": ["rnn", Dense("a", 3)]}, "without parameters"),
         ({"nonlinearity": "gelu"}, '"tanh" or "relu"'),
+        ({"time_first": "no"}, "time_first must be True or False.*but is 'no'"),
         ({"nonlinearity": {"rnn": "relu"}}, '"tanh" or "relu"'),
     ],
 )

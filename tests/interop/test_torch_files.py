@@ -313,7 +313,7 @@ def test_what_checkpoints_hold_besides_is_not_read(
         "history": np.arange(3.0), "by number": {np.int64(3): 0.5}, "frozen": frozenset({1}),
         "options": argparse.Namespace(rate=0.1), "folder": pathlib.PurePosixPath("a"),
         "counts": collections.OrderedDict(a=collections.defaultdict(list, b=[1])),
-        "rows": collections.deque([1, 2]), "random": random.Random(0),
+        "rows": collections.deque([1, 2]), "random": random.Random(0), "pairs": {None: 1, b"a": 2},
     }  # fmt: skip
     steps = pickle.dumps(besides, protocol)
     steps = steps[11:-1] if protocol > 2 else steps[2:-1]  # without its frame and its end
@@ -490,7 +490,7 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "an item of a tuple": (b")K\x01K\x01s", "a SETITEM of a tuple"),
     "an append to a dict": (b"}K\x01a", "damaged"),
     "half a pair": (b"}(K\x01u", "damaged"),
-    "a tuple for a key": (b"}))s", "a tuple for a key"),
+    "a tuple for a key": (b"}))s", "a tuple for a key.*; save the parameters alone"),
     "twice in the next, again and again": (
         b"]}q\x00a"
         + b"".join(

@@ -147,9 +147,17 @@ def _has_parameters(state: Mapping[Any, Any]) -> bool:
     return any(
         isinstance(key, str)
         and key.rpartition(".")[2].startswith(("weight", "bias"))
-        and hasattr(value, "shape")
+        and _shape(value) is not None
         for key, value in state.items()
     )
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """The shape of a tensor or an array; a lazy module's parameter has none yet, and raises."""
+    try:
+        return tuple(value.shape)
+    except (AttributeError, RuntimeError, TypeError):
+        return None
 
 
 def _list(paths: Sequence[str]) -> str:
@@ -171,14 +179,14 @@ class Module(NamedTuple):
     @property
     def known(self) -> bool:
         """Whether it is recurrent, or looks like a Linear or an Embedding."""
-        shape = getattr(self.entries.get("weight"), "shape", ())
+        shape = _shape(self.entries.get("weight")) or ()
         weight = set(self.entries) in ({"weight"}, {"weight", "bias"})
         return self.recurrent or (weight and self.name != "" and len(shape) == 2 and 0 not in shape)
 
     def __str__(self) -> str:
         words = [
             f"{repr(key[:40])[1:-1]} "  # which may hold what moves a terminal
-            f"{tuple(value.shape) if hasattr(value, 'shape') else type(value).__name__}"
+            f"{type(value).__name__ if (shape := _shape(value)) is None else shape}"
             for key, value in [*self.entries.items()][:3]
         ]
         return f"{self.name[:60]!r} ({', '.join(words)}{', ...' * (len(self.entries) > 3)})"

@@ -261,8 +261,11 @@ def _set(whole: Any, pairs: Any) -> Any:
     for key, value in pairs:
         if key is UNREAD:  # a number of NumPy's, which no parameter has for a key
             continue
-        if not isinstance(key, str | int | float) or (type(key) is int and abs(key) >= 2**61 - 1):
-            raise ValueError(f"its pickle has a {type(key).__name__} for a key, or a huge number")
+        kinds = str | int | float | bytes | None
+        if not isinstance(key, kinds) or (type(key) is int and abs(key) >= 2**61 - 1):
+            raise InteropError(
+                f"its pickle has a {type(key).__name__} for a key, or a huge number; {ALONE}"
+            )
         whole[key] = value
     return whole
 
