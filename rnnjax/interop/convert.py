@@ -36,8 +36,9 @@ _OPTIONS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
 
 _SPOKEN: Mapping[str, Any] = {
     r"load\(path, like=model\)": "--like FILE",
-    r"modules=\[(.*?)\]": lambda found: "--modules " + (re.sub("['. ]", "", found[1]) or "a,b"),
-    r"at=('[^']*')": r"--at \1",
+    r"modules=\[\.\.\.\]": "--modules a,b",
+    r"modules=\[(.*?)\]": lambda found: "--modules " + re.sub("[' ]", "", found[1]),
+    r"""at=('[^']*'|"[^"]*")""": r"--at \1",
 }
 """What errors call the options of `load`, and the command line's words for it."""
 

@@ -396,16 +396,20 @@ def test_what_no_layer_holds_is_named(read: Callable[..., Model]) -> None:
 
 def test_the_command_line_shows_and_converts(tmp_path: pathlib.Path, capsys: Any) -> None:
     path, target = str(tmp_path / "a.pth"), str(tmp_path / "a.onnx")
-    pathlib.Path(path).write_bytes(saved({"a": state_of("lstm.") | NORM, "b": state_of(seed=1)}))
-    assert convert.main(["show", path]) == 2
-    assert "as in --at 'a'" in capsys.readouterr().err
+    for name, spelled_so in (("it's", '"it\'s"'), ("a", "'a'")):
+        tree = {name: state_of("net.lstm.") | NORM, "b": state_of(seed=1)}
+        pathlib.Path(path).write_bytes(saved(tree))
+        assert convert.main(["show", path]) == 2
+        assert f"as in --at {spelled_so}" in capsys.readouterr().err
     assert convert.main(["show", path, "--at", "a"]) == 2
-    assert "'bn' (weight (4,), num_batches_tracked ()) cannot be read" in capsys.readouterr().err
-    assert convert.main(["show", path, "--at", "a", "--modules", "lstm"]) == 0
+    said = capsys.readouterr().err
+    assert "'bn' (weight (4,), num_batches_tracked ()) cannot be read" in said
+    assert "say in --modules a,b what runs, as in --modules net.lstm, of" in said
+    assert convert.main(["show", path, "--at", "a", "--modules", "net.lstm"]) == 0
     printed = capsys.readouterr()
     assert "LSTMCell(4)" in printed.out
     assert printed.err == ""
-    assert convert.main(["convert", path, target, "--at", "a", "--modules", "lstm"]) == 0
+    assert convert.main(["convert", path, target, "--at", "a", "--modules", "net.lstm"]) == 0
     assert capsys.readouterr().err == ""
 
 
