@@ -148,6 +148,11 @@ def test_a_graph_of_onnx_stays_one(tmp_path: Path, capsys: Any) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.onnx"]
 
 
+def test_a_name_may_be_a_suffix_alone(tmp_path: Path) -> None:
+    """It was the weights of a model without its layers."""
+    assert str(interop.load(written(tagger(), tmp_path / ".keras"))) == str(tagger())
+
+
 # --- The command line ---
 
 

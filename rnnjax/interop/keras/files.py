@@ -204,7 +204,7 @@ def write_file(path: Path, file: KerasFile) -> None:
             dataset = inner.create_dataset(place, data=array)
             if array.dtype == jnp.bfloat16:
                 dataset.attrs["dtype"] = "bfloat16"
-    if path.suffix == ".keras":
+    if path.name.endswith(".keras"):
         weights, content = content.getvalue(), io.BytesIO()
         with zipfile.ZipFile(content, "w") as archive:
             archive.writestr(_METADATA, json.dumps({"keras_version": file.version}))
