@@ -2,9 +2,9 @@
 
 `from_state_dict` takes ``module.state_dict()``, and `load` reads one from a file of ``torch.save``
 or safetensors. `to_state_dict` and `save` are the inverses. A state dict does not contain what is
-only in a module's code: the functions between its modules, dropout, and which outputs are used.
-Give these as layers between the names of ``modules``; the inverses omit them. `load_state_dict`
-reads the arrays of any module, also from several files.
+only in a module's code: the functions between its modules, dropout, the ``max_norm`` of an
+embedding, and which outputs are used. Give functions as layers between the names of ``modules``;
+the inverses omit them. `load_state_dict` reads the arrays of any module, also from several files.
 
 Sequences are time-major, as in PyTorch without ``batch_first``, unless ``time_first=False``. The
 carry of a layer is `rnnjax.LSTMCarry` or the like, a tuple of them for several layers, and
