@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from rnnjax.checks import check_instance, is_integer
+from rnnjax.checks import check_instance, check_known, is_integer
 from rnnjax.errors import CheckpointError, InteropError, InvalidInputError
 from rnnjax.training.checkpoints import Checkpoints, fitted, is_plain, nested
 from rnnjax.training.processes import from_first
@@ -57,6 +57,7 @@ def load_params(
             f'step must be "best", "last" or a whole number, but is {step!r}; leave it out for the '
             "best"
         )
+    check_instance("path", path, str | os.PathLike, "the run_dir of a fit, or a .safetensors file")
     path = Path(path)
     if not from_first(path.is_file):
         below = path / "checkpoints"
@@ -92,6 +93,7 @@ def save_params(path: str | os.PathLike[str], params: Any) -> None:
     from rnnjax.interop.torch.files import DTYPES, write_arrays
 
     check_instance("path", path, str | os.PathLike, "the first of save_params(path, params)")
+    check_known("params", params, "save what the compiled function returns")
     leaves, structure = jax.tree.flatten_with_path(params)
     arrays: dict[str, np.ndarray] = {}
     for keys, leaf in leaves:
@@ -111,19 +113,22 @@ def save_params(path: str | os.PathLike[str], params: Any) -> None:
 
 
 def _from_file(path: Path, like: Any) -> Any:
+    from rnnjax.interop.files import opened
     from rnnjax.interop.torch.files import read_arrays
 
     def read() -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        with path.open("rb") as file:
+        with opened(path) as file:
             arrays, metadata = read_arrays(file)
             return jax.tree.map(np.array, arrays), metadata
 
     try:
         arrays, metadata = from_first(read)
         names = json.loads(metadata.get(_TREE, "null"))
-    except (InteropError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    like = nested(str(path), arrays, names) if like is None else like
+        like = nested(str(path), arrays, names) if like is None else like
+    except InteropError as error:
+        raise CheckpointError(str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); save it again") from error
     return fitted(str(path), arrays, like, _name)
 
 

@@ -414,7 +414,10 @@ PARAMS = {"cell": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3).T, "
           "layers": (np.float32(2.0), np.zeros((0, 2), np.int8))}  # fmt: skip
 
 
-def test_parameters_in_one_file(tmp_path):
+def test_parameters_in_one_file(tmp_path, monkeypatch):
+    def refused(*args):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
     safetensors = pytest.importorskip("safetensors.numpy")
     path = tmp_path / "net.safetensors"
     params = jax.tree.map(jnp.asarray, PARAMS | {"half": jnp.ones(2, jnp.bfloat16), "empty": {}})
@@ -427,6 +430,9 @@ def test_parameters_in_one_file(tmp_path):
     safetensors.save_file({"b": np.ones(1)}, path, {"rnnjax.tree": '{"a": "a", "b": "b"}'})
     with pytest.raises(CheckpointError, match="is damaged: it has no array 'a'"):
         load_params(path)
+    safetensors.save_file({"b": np.ones(1)}, path, {"rnnjax.tree": "[" * 10_000})
+    with pytest.raises(CheckpointError, match=r"is damaged \(maximum recursion depth .*; save it"):
+        load_params(path)
     save_params(path, PARAMS)
     assert set(safetensors.load_file(path)) == {"cell.kernel", "layers.0", "layers.1"}
     for given, message in (
@@ -438,10 +444,20 @@ def test_parameters_in_one_file(tmp_path):
     ):
         with pytest.raises(InvalidInputError, match=message):
             save_params(path, given)
+    with pytest.raises(InvalidInputError, match=r"params must be known, .* traced .*; save what"):
+        jax.jit(lambda params: save_params(path, params))(params)
+    with pytest.raises(InvalidInputError, match=r"path must be the run_dir of a fit, .* is None"):
+        load_params(None)
     with pytest.raises(CheckpointError, match=r"cell.kernel: model float64\[\], saved float32"):
         load_params(path, {"cell": {"kernel": 1.0, "none": None}, "layers": PARAMS["layers"]})
     with pytest.raises(InvalidInputError, match="is a file, and has no step 3"):
         load_params(path, step=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refused)
+        with pytest.raises(
+            CheckpointError, match=r"cannot be read: Permission denied; check the p"
+        ):
+            load_params(path)
     whole = path.read_bytes()
     for i in range(0, len(whole), 3):  # each byte of the header another one, and no more than it
         path.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
