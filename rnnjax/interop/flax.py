@@ -201,7 +201,7 @@ def _find(tree: Any, path: Path) -> Found:
         for key, child in tree.items()
         if not isinstance(child, Mapping) or (child and set(child) != {"count", "key"})
     }
-    if all(isinstance(tree.get(way), Mapping) for way in _WAYS):
+    if all(isinstance(tree.get(way), Mapping) for way in _WAYS) and inside.keys() <= {*_WAYS}:
         one, other = (_find(tree[way], (*path, way)) for way in _WAYS)
         if len(one) == len(other) == 1:
             return one + other

@@ -329,6 +329,7 @@ def changed(gate: str, name: str, array: Any) -> Any:
         ({"params": {"scale": np.ones(3, "f")}}, "one recurrent module, .* but params has '"),
         ({"params": {f"layers_{i}": {"cell": CELL} for i in range(2)}}, "'layers_0', 'layers_1"),
         ({"forward_rnn": {"cell": CELL}, "backward_rnn": {}}, "but backward_rnn has"),
+        ({**dict.fromkeys(("forward_rnn", "backward_rnn"), CELL), "head": CELL}, "has '.*'head'"),
         (
             {"forward_rnn": {"cell": CELL}, "backward_rnn": {"cell": cell_of(2)}},
             "inputs of one size",
