@@ -64,14 +64,14 @@ def run_generation(command: Generate) -> int:
         one_step(model), model.params, carry, jnp.array(ids[-1:]), key=jax.random.key(command.seed),
         length=command.tokens, sampling=sampling, stops=[[end] for end in model.ends], chunk=1,
     )  # fmt: skip
-    text = Decoder(tokenizer)
+    text = Decoder(tokenizer, ids.tolist())
     print(command.prompt, end="", flush=True)
     count, first = 0, began
     for (piece,) in written:
         first = first if count else time.perf_counter()
         count += len(piece)
         print(text.of(piece), end="", flush=True)
-    print()
+    print(text.end())
     seconds = time.perf_counter() - first
     speed = f", then {(count - 1) / seconds:,.1f} tokens per second" if count > 1 else ""
     print(f"{count} tokens; the first after {first - began:.1f} s with compilation{speed}",
@@ -80,25 +80,39 @@ def run_generation(command: Generate) -> int:
 
 
 class Decoder:
-    """Text as it becomes known: of a character in several tokens, only after the last."""
+    """Text as it becomes known: a character in several tokens, only after the last of them.
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.ids, self.known = tokenizer, list[int](), 0
+    New ids are decoded behind others whose text is known, because some tokenizers leave out a space
+    at the start of a text.
+
+    Args:
+        tokenizer: what decodes.
+        ids: those of the text before.
+    """
+
+    def __init__(self, tokenizer: Any, ids: list[int]) -> None:
+        self.tokenizer, self.ids = tokenizer, ids
+        self.known = len(ids)  # how many ids are of known text alone
+        self.given = 0  # how many characters behind these were returned
 
     def of(self, ids: np.ndarray) -> str:
-        """Return the text that these ids complete.
+        """Return the text that these ids complete."""
+        self.ids = [*self.ids, *ids.tolist()]
+        text = self._unknown()
+        whole = text.rstrip("\ufffd")  # the first bytes of a character, or of no text at all
+        new, self.given = whole[self.given :], len(whole)
+        if whole and whole == text:
+            self.ids, self.given = self.ids[self.known :], 0
+            self.known = len(self.ids)
+        return new
 
-        They are decoded behind those of the piece before, because some tokenizers leave out a space
-        at the start of a text.
-        """
-        self.ids += ids.tolist()
-        before = self.tokenizer.decode(self.ids[: self.known])
-        text = self.tokenizer.decode(self.ids)
-        if text.endswith("\ufffd") and len(self.ids) - self.known < 4:
-            return ""  # the bytes of a character that are still to come
-        self.ids = self.ids[self.known :]
-        self.known = len(self.ids)
-        return text[len(before) :]
+    def end(self) -> str:
+        """Return U+FFFD for bytes that became no character."""
+        return self._unknown()[self.given :]
+
+    def _unknown(self) -> str:
+        known = self.tokenizer.decode(self.ids[: self.known])
+        return str(self.tokenizer.decode(self.ids)[len(known) :])
 
 
 @functools.lru_cache(8)

@@ -14,6 +14,7 @@ import pytest
 
 from experiments.language_models import evaluate, finetune, folders, generate, texts
 from experiments.language_models.folders import Model
+from experiments.language_models.rwkv_vocabulary import WorldVocabulary
 from rnnjax.interop.torch import load_state_dict
 
 pytest.importorskip("tokenizers")
@@ -87,10 +88,40 @@ def test_text_is_written_when_it_is_known(model: Model) -> None:
     """Whole characters, and no piece without its space."""
     tokenizer = texts.read_tokenizer(model)
     text = "the whale é swam 🐋 in"
-    decoder = generate.Decoder(tokenizer)
+    decoder = generate.Decoder(tokenizer, [])
     pieces = [decoder.of(one) for one in tokenizer.encode(text)[:, None]]
     assert "".join(pieces) == text
     assert {"", "é", "🐋"} <= set(pieces)
+
+
+def test_no_space_is_lost_behind_a_prompt(tmp_path: Path) -> None:
+    """Many tokenizers leave out the space at the start of a text, or have tokens without text."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+
+    tokenizer = Tokenizer(models.BPE({"▁the": 0, "▁sea": 1}, []))
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens([AddedToken("<turn>")])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    decoder = generate.Decoder(texts.Tokenizer(tmp_path / "tokenizer.json"), [0])
+    pieces = [decoder.of(np.array([one])) for one in (1, 2, 0, 2, 2, 1)]
+    assert pieces == [" sea", "", " the", "", "", " sea"]
+    assert decoder.end() == ""
+
+
+def test_no_character_is_lost_that_tokens_cut(tmp_path: Path) -> None:
+    """Each token ends within a character, so there is never a whole text to begin anew at."""
+    text = "鯨海" * 5
+    data = text.encode()
+    whole = [*(bytes([i]) for i in range(256)), data[1:4], data[4:7]]
+    lines = "".join(f"{i} {token!r} {len(token)}\n" for i, token in enumerate(whole, 1))
+    (tmp_path / "vocabulary.txt").write_text(lines)
+    vocabulary = WorldVocabulary(tmp_path / "vocabulary.txt")
+    parts = [data[:1], *(data[i : i + 3] for i in range(1, len(data) - 3, 3))]
+    decoder = generate.Decoder(vocabulary, [])
+    pieces = [decoder.of(np.array([whole.index(part) + 1])) for part in parts]
+    assert pieces == ["", *text[:-1]]
+    assert decoder.of(np.array([256])) == ""  # a byte of no text
+    assert decoder.end() == "\ufffd\ufffd"
 
 
 def test_a_token_that_ends_a_document_ends_the_text(command: Any, tmp_path: Path) -> None:
