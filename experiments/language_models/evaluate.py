@@ -43,9 +43,10 @@ def run_evaluation(command: Evaluate) -> int:
             f"{command.corpus} must have at least two tokens, but has {len(ids)}; take a longer one"
         )
     # The first id is given, not predicted: it begins every text, or stands for some bytes.
-    given = tokenizer.decode(ids[:1])
+    given = tokenizer.restore(ids[:1])
+    given = given if text.startswith(given) else tokenizer.decode(ids[:1])
     counted = len(text.encode()) - (1 if "\ufffd" in given else len(given.encode()))
-    if tokenizer.decode(ids).strip() != text.strip():
+    if not tokenizer.restore(ids).strip().endswith(text.strip()):
         print("the tokens do not give the whole text back, as the tokenizer drops or replaces a "
               "part of it: they are easier to predict than the text", file=sys.stderr)  # fmt: skip
     bits = bits_of(model, ids, command.context if model.attends else None)

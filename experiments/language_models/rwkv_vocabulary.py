@@ -86,6 +86,8 @@ class WorldVocabulary:
         found = (self._tokens.get(int(i), unknown) for i in np.asarray(ids).ravel())
         return b"".join(found).decode("utf-8", "replace")
 
+    restore = decode  # no token is special
+
 
 def _entry(line: str) -> tuple[int, bytes]:
     """Return the id and the token of a line; the empty token of id 0 if it has none."""

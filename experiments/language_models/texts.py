@@ -59,6 +59,10 @@ class Tokenizer:
         """Return the text of ids, of which those of no text are left out."""
         return str(self.tokenizer.decode([int(one) for one in ids], skip_special_tokens=True))
 
+    def restore(self, ids: Sequence[int]) -> str:
+        """Return the same with special tokens, which a text may have."""
+        return str(self.tokenizer.decode([int(one) for one in ids], skip_special_tokens=False))
+
 
 def read_tokenizer(model: Model, file: Path | None = None) -> Any:
     """Return what has ``encode``, ``decode`` and a length: a model's own, or another file's.
@@ -91,12 +95,14 @@ def read_tokenizer(model: Model, file: Path | None = None) -> Any:
 def read_texts(path: Path) -> list[str]:
     """Return the text of a file, or of each .txt of a folder, in the order of their names.
 
+    A byte-order mark is left out, and lines end in a newline alone.
+
     Raises:
         InvalidInputError: there is no such file, it is not UTF-8, or all are empty.
     """
     files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
     try:
-        texts = [file.read_text(encoding="utf-8") for file in files]
+        texts = [file.read_text(encoding="utf-8-sig") for file in files]
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(
             f"{path} must be a text file in UTF-8, or a folder of .txt files, but cannot be read "

@@ -151,9 +151,31 @@ def test_evaluate_counts_the_bits_of_the_whole_text(
     apart = sum(evaluate.bits_of(model, ids[a : b + 1], None) for a, b in spans)
     assert evaluate.bits_of(model, ids, 600) == pytest.approx(apart, rel=1e-6)
     assert abs(apart - bits) > 1e-6 * bits
-    monkeypatch.setattr(texts.Tokenizer, "decode", lambda _, ids: "the")
-    lossy = command("evaluate", "model", "--corpus", "text.txt").stderr
-    assert "do not give the whole text back" in lossy
+
+
+def test_evaluate_says_what_a_tokenizer_loses_and_counts_special_tokens(
+    command: Any, model: Model, tmp_path: Path
+) -> None:
+    import tokenizers
+
+    marked = f"<|endoftext|>{TEXT}<|endoftext|>{TEXT}"
+    (tmp_path / "text.txt").write_text(marked, encoding="utf-8-sig")
+    result = command("evaluate", "model", "--corpus", "text.txt")
+    counted = len(marked.encode()) - len("<|endoftext|>")  # which is given, and not predicted
+    assert f"{counted:,} bytes in " in result.stdout
+    assert "whole text back" not in result.stderr
+    file = str(model.path / "tokenizer.json")
+    tokenizer = tokenizers.Tokenizer.from_file(file)
+    tokenizer.normalizer = tokenizers.normalizers.Replace("sea", "")
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    tokenizer.save(file)
+    for text, loses in ((TEXT, True), (TEXT.replace("sea", "see"), False)):
+        (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+        result = command("evaluate", "model", "--corpus", "text.txt")
+        assert ("do not give the whole text back" in result.stderr) == loses
+        assert f"{len(text.encode()):,} bytes in " in result.stdout
 
 
 def test_finetuning_resumes_exactly_and_what_it_writes_is_read(
