@@ -66,9 +66,10 @@ class Fields:
         self.known = set(_WITHOUT_EFFECT)
 
     def take(self, name: str, default: Any = None) -> Any:
-        """Return a field as it is."""
+        """Return a field as it is; null is as if it was not there."""
         self.known.add(name)
-        return self.values.get(name, default)
+        value = self.values.get(name)
+        return default if value is None else value
 
     def expect(self, good: bool, name: str, expected: str) -> None:
         """Raise unless a field is good."""
@@ -96,6 +97,7 @@ class Fields:
         """Return a number above 0, such that 1 divided by it is finite in float32."""
         value = self.take(name, default)
         good = type(value) in (int, float) and 1 / _HUGE < value < _HUGE
+        good = good and self.values.get(name, value) is not None  # which may mean none at all
         self.expect(good, name, "a number above 0")
         return float(value)
 
@@ -120,6 +122,14 @@ class Fields:
         good = isinstance(value, list | tuple) and all(one in supported for one in value)
         self.expect(good, name, f"a list of {' or '.join(map(repr, supported))}")
         return tuple(value)
+
+    def kinds(self, every: int) -> tuple[str, ...]:
+        """Return the kind of each layer: by default every so many-th one has full attention."""
+        layers, both = self.size("num_hidden_layers", 32), ("linear_attention", "full_attention")
+        usual = [both[(i + 1) % every == 0] for i in range(layers)]
+        kinds = self.names("layer_types", *both, default=usual)
+        self.expect(len(kinds) == layers, "layer_types", f"of {layers} layers (num_hidden_layers)")
+        return kinds
 
     def only(self, name: str, *supported: Any) -> None:
         """Raise unless a field has a supported value; the first is the default."""

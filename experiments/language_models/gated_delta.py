@@ -84,15 +84,10 @@ def read_config(fields: Fields) -> Config:
         "attention_dropout", "max_position_embeddings", "mamba_ssm_dtype", "mtp_num_hidden_layers",
         "mtp_use_dedicated_embeddings",
     )  # fmt: skip
-    layers, every = fields.size("num_hidden_layers", 32), fields.size("full_attention_interval", 4)
-    both = "linear_attention", "full_attention"
-    usual = [both[(i + 1) % every == 0] for i in range(layers)]
-    kinds = fields.names("layer_types", *both, default=usual)
-    fields.expect(len(kinds) == layers, "layer_types", f"of {layers} layers (num_hidden_layers)")
     head_size, heads = fields.size("head_dim", 256), fields.size("num_attention_heads", 16)
     memory_heads = fields.size("linear_num_value_heads", 32)
     config = Config(
-        kinds=kinds,
+        kinds=fields.kinds(fields.size("full_attention_interval", 4)),
         vocabulary=fields.size("vocab_size", 248320),
         width=fields.size("hidden_size", 4096),
         inner=fields.size("intermediate_size", 12288),

@@ -36,18 +36,14 @@ def read_config(fields: Fields) -> Config:
         "attention_dropout", "linear_a_log_max", "linear_a_log_min", "linear_dt_init_floor",
         "linear_dt_max", "linear_dt_min", "max_position_embeddings",
     )  # fmt: skip
-    layers, width = fields.size("num_hidden_layers", 32), fields.size("hidden_size", 3840)
-    usual = ["full_attention" if i % 4 == 3 else "linear_attention" for i in range(layers)]
-    usual = usual if layers > 3 else [*usual[1:], "full_attention"]
-    kinds = fields.names("layer_types", "linear_attention", "full_attention", default=usual)
-    fields.expect(len(kinds) == layers, "layer_types", f"of {layers} layers (num_hidden_layers)")
+    width, layers = fields.size("hidden_size", 3840), fields.size("num_hidden_layers", 32)
     heads = fields.size("num_attention_heads", 30)
     head_size = fields.size("head_dim", width // heads)
     memory_heads = fields.size("linear_num_value_heads", heads)
     memory_key_heads = fields.divisor("linear_num_key_heads", memory_heads, heads)
     memory_key_size = fields.size("linear_key_head_dim", int(0.75 * width / memory_key_heads))
     return Config(
-        kinds=kinds,
+        kinds=fields.kinds(min(4, layers)),
         vocabulary=fields.size("vocab_size", 100352),
         width=width,
         inner=fields.size("intermediate_size", 11008),
@@ -135,18 +131,18 @@ def apply(
     x, own = params[c.embedding][tokens], dataclasses.replace(c, epsilon=EPSILON)
     for i, (kind, state) in enumerate(zip(c.kinds, carry.layers, strict=True)):
         layer = blocks.under(params, f"model.layers.{i}.")
-        mixer, first, second = PARTS[kind]
+        prefix, first, second = PARTS[kind]
+        mixer = blocks.under(layer, prefix)
         if kind == "full_attention":
-            state, y = attention(c, blocks.under(layer, mixer), x, state, at)
+            state, y = attention(c, mixer, x, state, at)
             x = x + norm(layer, first, y, c.epsilon)
-            x = x + norm(layer, second, blocks.gated_mlp(layer, "mlp", x, jax.nn.silu), c.epsilon)
+            y = norm(layer, second, blocks.gated_mlp(layer, "mlp", x, jax.nn.silu), c.epsilon)
         else:
-            y, memory = norm(layer, first, x, c.epsilon), blocks.under(layer, mixer)
-            state, y = gated_delta.gated_delta(own, memory, y, state, resets, NAMES)
+            y = norm(layer, first, x, c.epsilon)
+            state, y = gated_delta.gated_delta(own, mixer, y, state, resets, NAMES)
             x = x + y
-            y = norm(layer, second, x, c.epsilon)
-            x = x + blocks.gated_mlp(layer, "mlp", y, jax.nn.silu)
-        after.append(state)
+            y = blocks.gated_mlp(layer, "mlp", norm(layer, second, x, c.epsilon), jax.nn.silu)
+        x, after = x + y, [*after, state]
     x = norm(params, "model.norm", x, c.epsilon)
     return Carry(place, tuple(after)), blocks.logits(params, HEAD, c.embedding, x)
 

@@ -135,6 +135,19 @@ def test_what_olmo_hybrid_leaves_out_is_what_transformers_takes() -> None:
     assert read(without(OLMO, "rope_parameters")).rotary == (8, 1e4)
 
 
+def test_a_size_that_is_null_is_one_that_is_left_out() -> None:
+    """So transformers' classes have those that follow from others; a null base is no position."""
+    for values, *names in (
+        (GRIFFIN, "lru_width", "num_key_value_heads"),
+        (OLMO, "num_key_value_heads", "linear_num_key_heads", "linear_value_head_dim"),
+        (QWEN, "layer_types"),
+    ):
+        left_out = without(values, *names)
+        assert read(left_out | dict.fromkeys(names)) == read(left_out)
+    with pytest.raises(InvalidInputError, match=r"rope_theta .* above 0, but is null"):
+        read(QWEN | {"rope_parameters": {"rope_theta": None}})
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_public_qwen_is_under_text_config(tied: bool, tmp_path: Path) -> None:
     alone = helpers.drawn(tmp_path / "alone", state_size=None, **QWEN, tie_word_embeddings=tied)
