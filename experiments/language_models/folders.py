@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,12 +31,12 @@ FAMILIES = {
 """The file beside this for each ``model_type`` of a config.json."""
 
 TENSORS = (
-    "model.safetensors.index.json",
     "model.safetensors",
-    "pytorch_model.bin.index.json",
+    "model.safetensors.index.json",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
 )
-"""Where the tensors of a folder are; the first that is there."""
+"""Where the tensors of a folder are; the first that is there, as in transformers."""
 
 # Fields that change nothing that a text model computes: of training, of generation, of programs.
 _WITHOUT_EFFECT = {
@@ -188,7 +188,8 @@ class Model:
         config: its sizes.
         params: the tensors by the names in the file.
         path: the folder, or the one file, from which it was read.
-        ends: the ids that end a document, as config.json says; the first is that of training.
+        ends: the ids that end a text, as config.json and generation_config.json say; the first is
+            written behind a document to learn from.
         left_out: the names of the tensors of the file that are in no text model.
     """
 
@@ -242,19 +243,9 @@ def look(path: str | Path) -> Model:
 
 
 def read_config(folder: Path) -> tuple[ModuleType, Any, list[int]]:
-    """Read a config.json: the module of the family, the sizes, and the ids that end a document."""
-    file = folder / "config.json"
-    try:
-        values = json.loads(file.read_bytes(), object_hook=_plain)
-    except OSError as error:
-        raise InvalidInputError(
-            f"{file} cannot be read ({error.strerror}); give the folder of a language model, with "
-            "config.json, its tensors and tokenizer.json"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidInputError(f"{file} is no JSON ({error}); get it again") from error
-    if not isinstance(values, dict):
-        raise InvalidInputError(f"{file} must hold an object of JSON; get it again")
+    """Return the module of the family, the sizes, and the ids that end a document."""
+    file, generation = folder / "config.json", folder / "generation_config.json"
+    values = _read_object(file)
     kind = values.get("model_type")
     if values.get("quantization_config"):
         raise InvalidInputError(
@@ -272,7 +263,25 @@ def read_config(folder: Path) -> tuple[ModuleType, Any, list[int]]:
     fields = Fields(values)
     config = family.read_config(fields)
     fields.done()
-    return family, config, _ends(values, config.vocabulary)
+    places = [(file.name, values), (file.name, values.get("text_config") or {})]
+    if generation.is_file():
+        places.append((generation.name, _read_object(generation)))
+    return family, config, _ends(places, config.vocabulary)
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_bytes(), object_hook=_plain)
+    except OSError as error:
+        raise InvalidInputError(
+            f"{file} cannot be read ({error.strerror}); give the folder of a language model, with "
+            "config.json, its tensors and tokenizer.json"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{file} is no JSON ({error}); get it again") from error
+    if not isinstance(values, dict):
+        raise InvalidInputError(f"{file} must hold an object of JSON; get it again")
+    return values
 
 
 def _plain(value: dict[str, Any]) -> Any:
@@ -280,16 +289,19 @@ def _plain(value: dict[str, Any]) -> Any:
     return _FLOATS.get(str(value.get("__float__")), value)
 
 
-def _ends(values: Mapping[str, Any], vocabulary: int) -> list[int]:
-    places = (place.get("eos_token_id") for place in (values, values.get("text_config") or {}))
-    given: Any = next((one for one in places if one is not None), [])
-    found = given if isinstance(given, list) else [given]
-    if not all(type(one) is int and 0 <= one < vocabulary for one in found):
-        raise InvalidInputError(
-            f"eos_token_id of config.json must be ids below {vocabulary}, but is "
-            f"{json.dumps(given)[:80]}; get the file again"
-        )
-    return found
+def _ends(places: Sequence[tuple[str, Mapping[str, Any]]], vocabulary: int) -> list[int]:
+    """Return the ids that end a text, of each place those that are in none before it."""
+    ends: list[int] = []
+    for name, place in places:
+        given: Any = place.get("eos_token_id")
+        found = given if isinstance(given, list) else [] if given is None else [given]
+        if not all(type(one) is int and 0 <= one < vocabulary for one in found):
+            raise InvalidInputError(
+                f"eos_token_id of {name} must be ids below {vocabulary}, but is "
+                f"{json.dumps(given)[:80]}; get the file again"
+            )
+        ends += (one for one in found if one not in ends)
+    return ends
 
 
 def _tensor_file(folder: Path) -> Path:
@@ -358,7 +370,7 @@ def fitting(
 def check_new(folder: Path, model: Model) -> None:
     """Raise unless a folder is new, or an older one that `write` wrote.
 
-    It is not that of the model, and holds no tensors that `read` would take before others.
+    It is not that of the model, and holds no other files of tensors.
     """
     older = any((folder / name).exists() for name in TENSORS if name != "model.safetensors")
     home = model.path if model.path.is_dir() else model.path.parent

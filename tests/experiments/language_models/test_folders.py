@@ -53,9 +53,14 @@ def content(name: str, text: bytes) -> Callable[[Path], None]:
 
 
 def index(**weight_map: str) -> Callable[[Path], None]:
-    """An index in the place of the file, which stays beside it."""
+    """An index in the place of the file, which has another name."""
     text = json.dumps({"weight_map": {name.replace("_", "."): f for name, f in weight_map.items()}})
-    return content("model.safetensors.index.json", text.encode())
+
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "1.safetensors")
+        (folder / "model.safetensors.index.json").write_text(text)
+
+    return change
 
 
 def itself(name: str) -> Callable[[Path], None]:
@@ -128,9 +133,14 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a link to itself": (itself("config.json"), "config.json cannot be read .Too many levels"),
     "a tokenizer in a circle": (itself("tokenizer.json"), "there must be a tokenizer, but"),
-    "an index to another folder": (index(a_b="../model.safetensors"), "in its own folder"),
-    "an index to nothing": (index(a_b="1.safetensors"), "1.safetensors cannot be read"),
-    "an index to another tensor": (index(a_b="model.safetensors"), "'a.b' is in model.safetens"),
+    "an index to another folder": (index(a_b="../1.safetensors"), "in its own folder"),
+    "an index to nothing": (index(a_b="2.safetensors"), "2.safetensors cannot be read"),
+    "an index to another tensor": (index(a_b="1.safetensors"), "'a.b' is in 1.safetensors"),
+    "a damaged end": (content("generation_config.json", b"{"), "generation_config.json is no JSON"),
+    "another end": (
+        content("generation_config.json", b'{"eos_token_id": [1, 300]}'),
+        "eos_token_id of generation_config.json must be ids below 300, but is .1, 300.; get",
+    ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "there must be a tokenizer"),
     "a damaged tokenizer": (content("tokenizer.json", b"{}"), "is no tokenizer.json"),
 }  # fmt: skip
@@ -208,6 +218,16 @@ def test_several_files_and_an_index_are_read(folder: Path) -> None:
         np.testing.assert_array_equal(x, after.params[name])
 
 
+def test_one_file_is_read_before_an_index(folder: Path) -> None:
+    """As transformers does, where a folder has both."""
+    tensors = tensors_of(folder)
+    save_params(folder / "old.safetensors", {name: x + 1 for name, x in tensors.items()})
+    weight_map = dict.fromkeys(tensors, "old.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    for name, x in folders.read(folder).params.items():
+        np.testing.assert_array_equal(x, tensors[name])
+
+
 def test_a_file_of_torch_is_read(folder: Path) -> None:
     torch = pytest.importorskip("torch")
     before, tensors = folders.read(folder), tensors_of(folder)
@@ -226,6 +246,16 @@ def test_a_tied_head_may_be_in_the_file(folder: Path) -> None:
 def test_fields_without_effect_and_without_value_may_be_there(folder: Path) -> None:
     config(_name_or_path="x", rope_theta=None, use_cache=False, torch_dtype="bfloat16")(folder)
     assert folders.read(folder).config.width == 16
+
+
+def test_a_text_ends_where_either_config_says(folder: Path) -> None:
+    """That of training is the first of config.json; models that chat have another for a turn."""
+    for given, ends in ((7, [0, 7]), ([9, 0, 8], [0, 9, 8]), (None, [0])):
+        content("generation_config.json", json.dumps({"eos_token_id": given}).encode())(folder)
+        assert folders.read(folder).ends == ends
+    config(eos_token_id=None)(folder)
+    content("generation_config.json", b'{"eos_token_id": [5, 6]}')(folder)
+    assert folders.read(folder).ends == [5, 6]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
