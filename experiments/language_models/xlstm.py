@@ -38,19 +38,20 @@ def read_config(fields: Fields) -> Config:
     fields.ignore(  # of kernels, training and older versions; of others the tensors' names tell
         "mode", "chunkwise_kernel", "sequence_kernel", "step_kernel", "chunk_size", "head_dim",
         "max_inference_chunksize", "return_last_states", "autocast_kernel_dtype", "add_qk_norm",
-        "inference_state_dtype", "norm_reduction_force_float32", "add_embedding_dropout",
-        "add_forward_backend_padding", "cell_norm_eps", "force_bos_token_insert", "add_post_norm",
-        "igate_bias_init_range", "mlstm_round_up_to_multiple_of", "add_post_blocks_norm",
-        "add_out_norm", "tie_word_embeddings",
+        "norm_reduction_force_float32", "add_embedding_dropout", "add_forward_backend_padding",
+        "cell_norm_eps", "force_bos_token_insert", "add_post_norm", "igate_bias_init_range",
+        "mlstm_round_up_to_multiple_of", "add_post_blocks_norm", "add_out_norm",
+        "tie_word_embeddings",
     )  # fmt: skip
     fields.only("weight_mode", "single")
+    fields.only("inference_state_dtype", "float32")  # the peer rounds a state to another one
     width = fields.size("hidden_size", fields.take("embedding_dim", None) or 4096)
     multiple = fields.size("ffn_round_up_to_multiple_of", 64)
     inner = width * fields.number("ffn_proj_factor", 2.667)
     config = Config(
         vocabulary=fields.size("vocab_size", 50304),
         width=width,
-        layers=fields.size("num_hidden_layers", fields.take("num_blocks", None) or 32),
+        layers=fields.size("num_blocks", fields.size("num_hidden_layers", 32)),
         heads=fields.size("num_heads", 8),
         keys=int(width * fields.number("qk_dim_factor", 0.5)),
         values=int(width * fields.number("v_dim_factor", 1.0)),

@@ -112,10 +112,19 @@ def test_what_it_would_compute_otherwise_is_refused(pair: helpers.Pair, tmp_path
     for name, value in {
         "weight_mode": "fused", "num_hidden_layers": 0, "hidden_size": "64", "use_bias": 1,
         "num_heads": 5, "gate_soft_cap": 0.0, "v_dim_factor": 0.0, "slstm_at": [1],
+        "inference_state_dtype": "bfloat16",
     }.items():  # fmt: skip
         (tmp_path / "config.json").write_text(json.dumps(values | {name: value}))
         with pytest.raises(InvalidInputError, match=rf"^{name} of config.json .*; "):
             folders.read_config(tmp_path)
+
+
+def test_num_blocks_is_the_number_of_layers(pair: helpers.Pair, tmp_path: Path) -> None:
+    """So transformers builds them, whatever num_hidden_layers says."""
+    values = json.loads((pair.folder / "config.json").read_bytes())
+    assert values["num_blocks"] == pair.model.config.layers
+    (tmp_path / "config.json").write_text(json.dumps(values | {"num_hidden_layers": 7}))
+    assert folders.read_config(tmp_path)[1] == pair.model.config
 
 
 def test_the_public_model_has_its_number_of_parameters(tmp_path: Path) -> None:
