@@ -72,11 +72,11 @@ def test_generate_writes_the_most_probable_text(
     for _ in range(12):
         ids.append(int(logits_of(model, ids)[-1].argmax()))
     assert 0 not in ids  # which would end the text
-    # Not the text, in which many bytes of random weights are none.
-    monkeypatch.setattr(texts.Tokenizer, "decode", lambda _, ids: "".join(f" {i}" for i in ids))
+    # Not the text, in which many bytes of random weights are none; and no space at its start.
+    monkeypatch.setattr(texts.Tokenizer, "decode", lambda _, ids: " ".join(map(str, ids)))
     words = ("generate", "model", "--prompt", prompt, "--tokens", 12)
     result = command(*words)
-    assert result.stdout == f"{prompt}{tokenizer.decode(ids[-12:])}\n"
+    assert result.stdout == f"{prompt} {tokenizer.decode(ids[-12:])}\n"
     assert re.search(r"^12 tokens; .*, then [\d,.]+ tokens per second$", result.stderr, re.M)
     monkeypatch.setattr(generate, "PIECE", 5)
     assert command(*words).stdout == result.stdout
