@@ -853,6 +853,21 @@ def test_a_layer_that_is_frozen_in_part(tmp_path: Path) -> None:
         both.trainable = cells.trainable = True
 
 
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_a_direction_that_is_frozen_in_keras_2(tmp_path: Path) -> None:
+    """Whose config does not say so, but the order of the weights does."""
+    of = pytest.importorskip("tf_keras", reason="tf_keras is in the extra `parity`")
+    x, both = of.Input((TIME, 3)), of.layers.Bidirectional(of.layers.GRU(3, return_sequences=True))
+    inner = of.Model(x, of.layers.Bidirectional(of.layers.GRU(2))(both(x)))
+    model = of.Model(x, of.layers.Dense(2)(inner(x)))
+    model.save(tmp_path / "model.h5")
+    assert arrays_of(interop.load(tmp_path / "model.h5"))
+    both.forward_layer.trainable = False
+    model.save(tmp_path / "model.h5")
+    with pytest.raises(InteropError, match=r"is frozen, and an \.h5 does not"):
+        interop.load(tmp_path / "model.h5")
+
+
 def test_calls_of_many_models_in_each_other_are_bounded() -> None:
     x = keras.Input((TIME, 2), name="x")
     for begin in (keras.Model(x, layers.Dense(2)(x)), keras.Model(x, x)):

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -270,26 +270,38 @@ def whole(file: KerasFile) -> Model:
         )
     network = network_of(kind, config, version_of(file.version))
     if file.groups is not None:
-        _check_whole_layers(file.config)
+        _check_whole_layers(file.config, file.groups)
         return build(network, file, _in_groups(network, file.groups))
     return build(network, file, _at_paths(network, dict(_groups_in(kind, config)), file))
 
 
-def _check_whole_layers(config: Any) -> None:
+def _check_whole_layers(config: Any, groups: Sequence[tuple[str, Mapping[str, str]]]) -> None:
     """Raise InteropError for a layer whose frozen parts the old layout has behind the others."""
+
+    def refuse(layer: Any) -> NoReturn:
+        raise InteropError(
+            f"a part of layer {layer!r:.80} is frozen, and an .h5 does not tell which arrays are "
+            "its; save a .keras, or say trainable=True before"
+        )
 
     def recurrent(one: Any) -> bool:
         return isinstance(one, dict) and one.get("class_name") in RECURRENT
+
+    # A Bidirectional of Keras 2 does not say that one of its layers is frozen.
+    for layer, paths in groups:
+        behind = set[str]()
+        for path in paths:
+            if any(path.startswith(f"{above}forward_") for above in behind):
+                refuse(layer)
+            above, backward, _ = path.rpartition("backward_")
+            behind |= {above} if backward else set()
 
     for layer in filter(recurrent, jax.tree.leaves(config, is_leaf=recurrent)):
         parts = json.dumps(
             [layer["config"].get(name) for name in ("cell", "layer", "backward_layer")]
         )
         if all(f'"trainable": {flag}' in parts for flag in ("true", "false")):
-            raise InteropError(
-                f"a part of layer {layer['config'].get('name')!r:.80} is frozen, and an .h5 does "
-                "not tell which arrays are its; save a .keras, or say trainable=True before"
-            )
+            refuse(layer["config"].get("name"))
 
 
 def _groups_in(kind: str, config: Any, own: str = "", above: str = "") -> Iterator[tuple[str, str]]:
