@@ -647,6 +647,26 @@ def test_names_that_differ_in_case_or_are_of_functions_are_arrays_of_their_own(
     np.testing.assert_allclose(y, cell.step(params, cell.initial_carry(), x)[1], rtol=1e-5)
 
 
+def test_an_input_that_is_called_as_an_array_of_the_file_is_refused(tmp_path: Path) -> None:
+    """It would hide that array in silence."""
+    cell = HidingCell(3)
+    params = cell.init(jax.random.key(0), 2)
+    c.save(cell, params, tmp_path / "other.c")
+    with pytest.raises(InvalidInputError, match=r"would call .* 'file_kernel_0', as"):
+        c.save(cell, params, tmp_path / "file.c")
+
+
+@dataclasses.dataclass(frozen=True)
+class HidingCell(rnnjax.Cell):
+    """A cell with a raw feature that is called as the kernel may be in C."""
+
+    hidden_size: int
+    carry, gates, raw = rnnjax.SimpleRNNCarry, ("h",), {"file_kernel_0": 1}
+
+    def update(self, params: Any, x: Any, carry: Any, file_kernel_0: Any) -> Any:
+        return rnnjax.SimpleRNNCarry(jnp.tanh(x) * file_kernel_0)
+
+
 @dataclasses.dataclass(frozen=True)
 class CasesCell(rnnjax.Cell):
     """A cell with raw features whose names differ in case, or are those of functions of C."""

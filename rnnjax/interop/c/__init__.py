@@ -156,6 +156,12 @@ def written(program: Program, name: str, data: Any = None) -> tuple[str, str]:
     arrays += [f"{_type(x)} *{key}" for key, x in program.outputs.items()]
     signature = f"void @step(struct @state *s, {', '.join(arrays)})"
     source = _source(program, name, constants, [*map(str, reset)], steps, signature)
+    own = {f"{name}_{one}" for one in re.findall(r"@(\w+)", source)}
+    if taken := own & {*program.inputs, *program.outputs}:
+        raise InvalidInputError(
+            f"the file would call an array or a function {min(taken)!r:.80}, as the model calls an "
+            "input or an output; give the file another name"
+        )
     weights = sum(array.size * BYTES[_type(array)] for array, _ in constants.values())
     header = _header(program, name, weights, scratch, signature, notes)
     return re.sub(r"@(\w)", rf"{name}_\1", source), re.sub(r"@(\w)", rf"{name}_\1", header)
