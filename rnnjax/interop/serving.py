@@ -107,7 +107,7 @@ def of_any(model: Model, make: Callable[..., Any], steps: Any) -> Any:
         except RnnjaxError:  # which may be a ValueError, and says more
             if one_time == alike[-1]:
                 raise
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # so JAX says that it knows no open sizes there
             raise InvalidInputError(
                 f"a layer computes what JAX does for a fixed number of steps alone ({error}); "
                 "compute it by a scan, or fix the number in the inputs of the model"

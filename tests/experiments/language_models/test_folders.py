@@ -249,7 +249,7 @@ def test_fields_without_effect_and_without_value_may_be_there(folder: Path) -> N
 
 
 def test_a_text_ends_where_either_config_says(folder: Path) -> None:
-    """That of training is the first of config.json; models that chat have another for a turn."""
+    """Training writes the first id of config.json; models for chats end a turn with another."""
     for given, ends in ((7, [0, 7]), ([9, 0, 8], [0, 9, 8]), (None, [0])):
         content("generation_config.json", json.dumps({"eos_token_id": given}).encode())(folder)
         assert folders.read(folder).ends == ends
