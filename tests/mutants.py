@@ -4,22 +4,35 @@
     python -m tests.mutants engine training --draw 10 --seed 1  # others, of these rooms
 
 Each is one operator, comparison or constant of the code that is another, as a slip of the finger
-leaves it. The tests of the room run, those that name the file first, until one fails: a survivor
-takes some minutes. It is in code that no number depends on, or wants a test; or it is the same
-program in other words, such as one with a block of another size.
+leaves it, in a copy of the tree. The tests of the room run there, those that name the file first,
+until one fails; then the file is put back. A survivor takes some minutes. It is in code that no
+number depends on, or wants a test; or it is the same program in other words, such as one with a
+block of another size. A run that ends in another way, such as by an error before the first test,
+says nothing of the tests. Nothing in the tree itself is changed.
 """
 
 import argparse
 import ast
+import contextlib
+import dataclasses
+import os
+import queue
 import random
 import re
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.faults import ROOT, Copy, Fault, run
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 600.0  # seconds for the tests of one mutant
+ENOUGH = 0.9  # of the mutants, for an exit status of 0
+PACKAGES = ("rnnjax", "experiments", "benchmarks")
 
 # Of each room the modules and folders, below `rnnjax` but for the programs.
 ROOMS = {room: [f"rnnjax/{room}"] for room in ("cells", "engine", "online", "testing", "training")}
@@ -101,12 +114,22 @@ def tests_of(room: str, place: Path) -> list[str]:
         text = path.read_text(encoding="utf-8").lower() + 99 * path.name
         return text.count(place.stem) + text.count(place.parent.name)
 
-    chosen = [p for p in files if not re.search("bench|page|docs|package|faults|types", p.name)]
+    chosen = [p for p in files if not re.search("bench|page|docs|package|mutants|types", p.name)]
     return [str(p.relative_to(ROOT)) for p in sorted(chosen, key=spoken, reverse=True)]
 
 
-def drawn(room: str, number: int, seed: int) -> list[Fault]:
-    """So many mutants of a room, as faults; the same for the same seed."""
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """A file of the tree with one change in it, and the tests that should notice."""
+
+    name: str  # room, file, line, and what stands there
+    path: str  # the file, from the root of the tree
+    text: str  # what is put in the place of its text
+    tests: tuple[str, ...]  # as pytest takes them
+
+
+def drawn(room: str, number: int, seed: int) -> list[Mutant]:
+    """So many mutants of a room; the same for the same seed."""
     found = []
     for place in ROOMS[room]:
         for file in sorted([*ROOT.glob(f"{place}.py"), *ROOT.glob(f"{place}/**/*.py")]):
@@ -118,10 +141,117 @@ def drawn(room: str, number: int, seed: int) -> list[Fault]:
         other = (source[:begin] + new + source[end:]).decode()
         line = source[:begin].count(b"\n")
         was, now = (each.splitlines()[line].strip() for each in (text, other))
-        about = f"{file}:{line + 1}: {was!r} is {now!r}"
+        name = f"{room}: {file}:{line + 1}: {was!r} is {now!r}"
         tests = ("-m", "not slow and not docs", *tests_of(room, file))
-        made.append(Fault(about, room, str(file), text, other, tests))
+        made.append(Mutant(name, str(file), other, tests))
     return made
+
+
+def verdict(status: int | None, output: str) -> str:
+    """What pytest's exit status (None: out of time) and output say of a mutant.
+
+    An error at the collection of a file ends with the status of a failed test as well, but names
+    no test.
+    """
+    if status is None:
+        return f"TIMEOUT after {PATIENCE:.0f} s"
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+?::.+?)(?: - .*)?$", output, re.MULTILINE)
+    if status == 1 and failed:
+        return f"caught by {failed[1]}"
+    if status == 0:
+        return "MISSED"
+    last = next((line for line in reversed(output.splitlines()) if line.strip()), "no output")
+    return f"BROKEN, status {status}: {last.strip()}"
+
+
+class Copy:
+    """A copy of the tree: the files that git knows, and those that it would be told of."""
+
+    process: subprocess.Popen[bytes] | None = None
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        listed = subprocess.run(
+            ["git", "ls-files", "-coz", "--exclude-standard"],
+            cwd=ROOT, check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).is_file():  # else it is deleted, and git was not told yet
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        code = f"import {', '.join(PACKAGES)}; print(*({', '.join(PACKAGES)}), sep='\\n')"
+        _, found = self.run(["-c", code])
+        if found.count(f"from '{folder}{os.sep}") != len(PACKAGES):
+            raise RuntimeError(f"the packages should be imported from the copy, but are:\n{found}")
+
+    def run(self, arguments: Sequence[str]) -> tuple[int | None, str]:
+        """Exit status (None: out of time) and output of Python, in the copy."""
+        # A file, as whoever is left of a killed run would keep a pipe open. No bytecode, which is
+        # told from that of a mutant by the second in which its source was written.
+        environment = os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        # What the tree's own tests have compiled is what a change elsewhere leaves as it was.
+        environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=self.folder, env=environment, stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+            status: int | None = None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process = process
+                status = process.wait(PATIENCE)
+            if status is None:
+                self.stop()
+            output.seek(0)
+            return status, output.read()
+
+    def stop(self) -> None:
+        """End what runs here, with whatever it has started itself."""
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def judge(self, mutant: Mutant) -> str:
+        """The verdict of the tests, up to the first that fails; the file is then what it was."""
+        path = self.folder / mutant.path
+        text = path.read_text(encoding="utf-8")
+        path.write_text(mutant.text, encoding="utf-8")
+        try:
+            command = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests]
+            return verdict(*self.run(command))
+        finally:
+            path.write_text(text, encoding="utf-8")
+
+
+def run(mutants: Sequence[Mutant], copies: Sequence[Copy]) -> int:
+    """Judge the mutants in these copies, side by side; return the exit status."""
+    free: queue.Queue[Copy] = queue.Queue()
+    for copy in copies:
+        free.put(copy)
+
+    def judge(mutant: Mutant) -> bool:
+        copy, began = free.get(), time.monotonic()
+        try:
+            said = copy.judge(mutant)
+        finally:
+            free.put(copy)
+        print(f"{time.monotonic() - began:5.1f} s  {mutant.name}: {said}", flush=True)
+        return said != "MISSED"
+
+    with ThreadPoolExecutor(len(copies)) as pool:
+        try:
+            noticed = list(pool.map(judge, mutants))
+        except BaseException:  # Ctrl-C and SIGTERM among them
+            pool.shutdown(wait=False, cancel_futures=True)
+            for copy in copies:
+                copy.stop()
+            raise
+    for mutant, was_noticed in zip(mutants, noticed, strict=True):
+        if not was_noticed:
+            print(f"not noticed: {mutant.name}")
+    print(f"{sum(noticed)} of {len(mutants)} are noticed")
+    return 0 if sum(noticed) >= ENOUGH * len(mutants) else 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,13 +265,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := set(given.rooms) - set(ROOMS):
         parser.error(f"there is no room {', '.join(unknown)}")
     rooms = given.rooms or ROOMS
-    faults = [fault for room in rooms for fault in drawn(room, given.draw, given.seed)]
+    mutants = [mutant for room in rooms for mutant in drawn(room, given.draw, given.seed)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        # Resolved, for where the temporary folder is a link.
         copies = [Copy(Path(folder).resolve() / str(i)) for i in range(given.jobs)]
-        for copy in copies:
-            copy.patience = 600
-        return run(faults, copies, skip_clean=True, missed="MISSED", enough=0.9)
+        return run(mutants, copies)
 
 
 if __name__ == "__main__":

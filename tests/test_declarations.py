@@ -395,6 +395,7 @@ class SquaredCell(LinearCell):
     ids=str,
 )
 def test_what_only_an_update_reads_by_every_method(cell, methods, equal_to_scan):
+    """Guards the gradient of raw features."""
     resets = np.zeros((7, 2), bool)
     resets[2, 1] = resets[5] = True
     marks = {"lengths": np.array([7, 4]), "resets": resets}

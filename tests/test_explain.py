@@ -66,6 +66,7 @@ def loops_and_products(jaxpr):
 
 
 def test_auto_takes_products_for_a_matrix_memory():
+    """Guards that a matrix memory is not run step by step, which gives the same numbers."""
     for cell, chosen in (
         (rnnjax.MLSTMCell(4), "chose Parallel(), because"),
         (rnnjax.LRUCell(4), "chose Fused(), because"),  # affine too, but a vector

@@ -237,6 +237,7 @@ WAYS += [(name, not reverse) for name, reverse in WAYS if name in BOTH]
     ],
 )
 def test_a_matrix_memory(name, reverse, assert_close):
+    """Guards what is erased by key, which no cell of the laws has."""
     given = MEMORIES[name], drawn(8, ROWS, MEMORIES[name].value.shape[-2], VALUES, KEYS)
     methods = [rnnjax.Auto() if reverse else rnnjax.Parallel(5)]
     if "by key" in name or "remov" in name or "for all" in name:  # which no cell of the laws takes

@@ -508,6 +508,7 @@ def test_recurrent_dropout_by_hand():
 
 
 def test_zoneout_keeps_units(sample):
+    """Guards that they are others at each step."""
     cell = LSTMCell(50)
     params, xs = sample(cell, 40, 3, 2)
     layer = Regularized(cell, zoneout_hidden=0.25)
@@ -541,6 +542,7 @@ def test_weight_drop_drops_weights(sample, assert_close):
 
 @pytest.mark.parametrize("per", ["step", "sequence"])
 def test_dropout_between_the_layers_of_a_stack(per, random_like, assert_close):
+    """Guards that dropout of a sequence is one draw for all steps."""
     cell, params = passing(4)
     stack, params = Stack([cell] * 3, dropout=rnnjax.Dropout(0.5, per=per)), (params,) * 3
     xs = random_like(np.zeros((6, 3, 4)), 2)
@@ -553,6 +555,7 @@ def test_dropout_between_the_layers_of_a_stack(per, random_like, assert_close):
 
 @pytest.mark.parametrize("kind", [lambda c: Stack([c, c]), Bidirectional], ids=["stack", "both"])
 def test_each_cell_draws_its_own(kind):
+    """Guards the keys of a stack's layers, and of both directions."""
     layer, params = passing(200)
     cell, xs = kind(Regularized(layer, input_dropout=0.5)), np.ones((1, 1, 200), "f")
     one, other = (

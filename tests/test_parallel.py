@@ -135,6 +135,7 @@ ROWS = [
 @pytest.mark.parametrize(("name", "method", "marks"), ROWS)
 @pytest.mark.usefixtures("x64")
 def test_it_gives_the_numbers_of_the_scan(name, method, marks, equal_to_scan):
+    """Guards a single row, whose start has no axis of rows."""
     given, (steps, *rows) = MARKS[marks], MARKS[marks]["resets"].shape
     equal_to_scan(
         CELLS[name], [method], tuple(rows), steps=steps, dtype="float64", tolerance=1e-12,

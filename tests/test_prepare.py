@@ -70,6 +70,7 @@ def make(cell, batch, random_like):
     ids=lambda value: str(value) if isinstance(value, tuple) else type(value).__name__,
 )
 def test_every_form_computes_the_same_step(cell, batch, forms, random_like, assert_close):
+    """Guards the place of each kernel where both are one."""
     given = make(cell, batch, random_like)
 
     @jax.jit

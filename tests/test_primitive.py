@@ -86,11 +86,14 @@ TRANSFORMATIONS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_every_transformation(name: str, assert_close: Any) -> None:
+    """Guards the gradient of what the rows of a `vmap` share."""
     run = TRANSFORMATIONS[name]
     assert_close(*jax.jit(lambda: (run(ours), run(plain)))(), 1e-5)
 
 
 def test_no_residuals_are_stored_where_the_gradient_is_stopped() -> None:
+    """Guards memory alone: no number shows it."""
+
     def stopped(a: jax.Array, b: jax.Array) -> jax.Array:
         return jax.lax.stop_gradient(ours(a, B)).sum() * b.sum()
 

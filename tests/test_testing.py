@@ -283,6 +283,7 @@ TRUTHS = {
 
 @pytest.mark.parametrize("name", TRUTHS)
 def test_a_kept_promise_passes(name: str) -> None:
+    """Guards that gaps of time are drawn above zero, and what a chunk reads behind a mask."""
     check_cell(TRUTHS[name])
 
 

@@ -120,6 +120,7 @@ def test_a_stop_string_ends_each_sample_by_itself(written):
 
 
 def test_every_filter_reaches_the_draws(written, trained):
+    """Guards too that the last character of the prime text is read once."""
     texts = {written("--prime", "ab")}
     for arguments, sampling in [
         (["--temperature", "0"], Sampling(0.0)),

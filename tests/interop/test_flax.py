@@ -243,7 +243,7 @@ CELLS = {
 
 @pytest.mark.parametrize("name", CELLS)
 def test_our_cells_run_in_flax(name: str) -> None:
-    """The biases of the gates are added where Flax has one of two."""
+    """Guards the order of what is written; biases are added where Flax has one of two."""
     cell, theirs, graph_cell = CELLS[name]
     params = params_of(cell)
     model = Model.of(cell, params)

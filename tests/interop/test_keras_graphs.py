@@ -453,6 +453,7 @@ def check_files(model: Any, ours: Model, folder: Path, anew: bool = False) -> No
 
 @pytest.mark.parametrize("build", GRAPHS, ids=lambda build: build.__name__)
 def test_a_graph_computes_what_keras_does(build: Callable[..., Any], tmp_path: Path) -> None:
+    """Of all of them `frames` alone guards the mask behind a layer that is applied at each step."""
     model = model_of(build)
     ours = interop.load(model)
     check(model, ours)

@@ -62,6 +62,7 @@ def test_a_chain_is_its_layers_by_hand(assert_close: Any) -> None:
 
 
 def test_each_layer_draws_its_own() -> None:
+    """Guards the keys of a read model's layers."""
     layers = [Dropout(name, rnnjax.Dropout(0.5)) for name in ("first", "second")]
     model, xs = Model(Sequential(tuple(layers)), {}), np.ones((1, 1, 400), np.float32)
     ys = jax.jit(lambda key: model(xs, key=key)[1])(jax.random.key(0))

@@ -138,6 +138,7 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option(name: str, check: Any) -> None:
+    """Guards a node's direction, and its lengths."""
     cell, options = OPTIONS[name]
     check(made(Recurrent("rnn", cell, **options)))
 
@@ -170,6 +171,7 @@ def test_a_plain_model_needs_no_states(assert_close: Any) -> None:
 
 
 def test_embedding_dropout_and_dense_layers(check: Any) -> None:
+    """Guards the axis of a softmax that is written."""
     model = made(
         Embedding("embedding", 11, 3),
         Dropout("dropout", rnnjax.Dropout(0.5)),

@@ -493,6 +493,7 @@ def check_node(config: dict[str, Any], assert_close: Any) -> bool:
 
 @pytest.mark.parametrize("count", [12, pytest.param(500, marks=pytest.mark.slow)])
 def test_drawn_nodes(count: int, assert_close: Any) -> None:
+    """Guards the order of the peepholes, and the second bias."""
     judged = []
 
     @drawn(count)

@@ -167,6 +167,7 @@ MODULES = {
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", MODULES)
 def test_safetensors_go_both_ways_to_the_bit(name: str, dtype: str, tmp_path: pathlib.Path) -> None:
+    """Guards float16 and bfloat16, which are equally wide."""
     import safetensors.torch
 
     module = MODULES[name]().to(getattr(torch, dtype))

@@ -62,6 +62,7 @@ def assert_same(one, other):
 
 
 def test_what_is_saved_comes_back_bit_for_bit(checkpoints):
+    """Guards the random key of a run too."""
     odd = {impl: jax.random.key(0, impl=impl) for impl in ("threefry2x32", "rbg")}
     odd["empty"] = jnp.zeros((0, 4), jnp.bfloat16)
     for step, carry in ((7, None), (8, ()), (9, odd)):

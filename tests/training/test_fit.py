@@ -102,7 +102,7 @@ def send(*numbers):
      (4, signal.SIGINT), (7, signal.SIGTERM), (10, signal.SIGHUP), (15, signal.SIGTERM)],
 )  # fmt: skip
 def test_a_run_that_was_ended_goes_on_exactly(undisturbed, tmp_path, step, number):
-    """By an error; or by a signal, which saves the step in progress."""
+    """By an error; or by a signal, which saves the step. Guards the state of the optimiser."""
     if number is None:
         with pytest.raises(RuntimeError, match="an accident"):
             run(tmp_path, At(step, fail))

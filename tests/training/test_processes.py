@@ -86,6 +86,7 @@ def test_two_train_validate_and_go_on_as_one(seen, alone, rows):
     ],
 )  # fmt: skip
 def test_what_one_cannot_do_ends_both(seen, scene, first, second):
+    """Guards that rows which two processes have in common are refused."""
     assert re.match(first, seen[0][scene])
     assert re.match(second or first, seen[1][scene])
 

@@ -138,6 +138,7 @@ def test_a_token_that_ends_a_document_ends_the_text(command: Any, tmp_path: Path
 def test_evaluate_counts_the_bits_of_the_whole_text(
     command: Any, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Guards that a piece goes on where the one before it ended."""
     ids = texts.read_tokenizer(model).encode(TEXT)
     logs = jax.nn.log_softmax(logits_of(model, ids[:-1]))
     bits = -np.take_along_axis(np.asarray(logs, np.float64), ids[1:, None], -1).sum() / math.log(2)
