@@ -20,6 +20,12 @@ PROMPT, BATCH, VOCABULARY = 77, 2, 100
 _RNG = np.random.default_rng(0)
 # Without a pad id, which the peers take for a mask.
 TOKENS = _RNG.integers(3, VOCABULARY, (PROMPT, BATCH)).astype(np.int32)
+WEIGHTS = np.random.default_rng(1).standard_normal((PROMPT, BATCH, VOCABULARY)).astype(np.float32)
+
+# A family's two functions, each one program: ``run(family, config, params, tokens, carry, resets)``
+# and ``begin(family, config, batch, capacity, dtype)``.
+run = jax.jit(lambda family, *given: family.apply(*given), static_argnums=(0, 1))
+begin = jax.jit(lambda family, *given: family.begin(*given), static_argnums=(0, 1, 2, 3, 4))
 
 
 @dataclasses.dataclass
@@ -30,15 +36,28 @@ class Pair:
     folder: Path
     model: folders.Model
 
-    @functools.cached_property
-    def apply(self) -> Any:
-        """Run our model: ``(params, tokens, carry, resets) -> (carry, logits)``, compiled."""
-        return jax.jit(functools.partial(self.model.family.apply, self.model.config))
+    def apply(self, params: Any, tokens: Any, carry: Any, resets: Any = None) -> Any:
+        """Run our model, compiled; return the carry and the logits."""
+        return run(self.model.family, self.model.config, params, tokens, carry, resets)
 
-    def begin(self, batch: int = BATCH, capacity: int = 2 * PROMPT, **options: Any) -> Any:
-        wide = jnp.promote_types(self.model.dtype, jnp.float32)
-        options = {"dtype": wide} | options
-        return self.model.family.begin(self.model.config, batch, capacity, **options)
+    def begin(self, batch: int = BATCH, dtype: Any = None) -> Any:
+        dtype = dtype or jnp.promote_types(self.model.dtype, jnp.float32)
+        return begin(self.model.family, self.model.config, batch, 2 * PROMPT, dtype)
+
+    @functools.cached_property
+    def loss(self) -> Any:
+        """The loss of the tokens, and its gradients, which several checks read."""
+        return jax.jit(jax.value_and_grad(functools.partial(loss_of, self)))(self.model.params)
+
+    @functools.cached_property
+    def weighted(self) -> Any:
+        """The gradients of a weighted sum of the logits, and the logits."""
+
+        def total(params: Any) -> Any:
+            _, logits = self.apply(params, TOKENS, self.begin())
+            return (logits * WEIGHTS).sum(), logits
+
+        return jax.jit(jax.grad(total, has_aux=True))(self.model.params)
 
 
 def pair(module_class: Any, config: Any, folder: Path, dtype: str = "float32") -> Pair:
@@ -65,7 +84,8 @@ def save(module: Any, folder: Path) -> None:
 def doubled(pair: Pair) -> Iterator[Pair]:
     """The pair in float64, in which everything inside is computed."""
     with jax.enable_x64(True):
-        params = {name: jnp.asarray(x, jnp.float64) for name, x in pair.model.params.items()}
+        wide = ((name, np.asarray(x, np.float64)) for name, x in pair.model.params.items())
+        params = {name: jax.device_put(x) for name, x in wide}
         yield dataclasses.replace(pair, model=dataclasses.replace(pair.model, params=params))
 
 
@@ -109,10 +129,9 @@ def logits_of(module: Any, tokens: Any) -> np.ndarray:
 
 def loss_of(pair: Pair, params: Any, tokens: Any = TOKENS) -> jax.Array:
     """Return the mean loss of the next token, as the peer computes it from labels."""
-    carry = pair.begin(tokens.shape[1])
-    _, logits = pair.model.family.apply(pair.model.config, params, tokens, carry)
+    _, logits = pair.apply(params, tokens, pair.begin(tokens.shape[1]))
     logs = jax.nn.log_softmax(logits[:-1])
-    return -jnp.take_along_axis(logs, tokens[1:, :, None], axis=-1).mean()
+    return -jnp.take_along_axis(logs, jnp.asarray(tokens[1:, :, None]), axis=-1).mean()
 
 
 def drawn(folder: Path, **fields: Any) -> folders.Model:
@@ -150,16 +169,18 @@ def with_tokenizer(folder: Path, words: str = "") -> None:
 # ---- the checks
 
 
-def check_prompt(pair: Pair, of_own: float = 1e-3, renamed: Any = dict) -> None:
-    """The logits of a prompt, the loss, and the gradient of every tensor.
+def check_prompt(pair: Pair) -> None:
+    """The logits of a prompt."""
+    _, logits = pair.apply(pair.model.params, TOKENS, pair.begin())
+    close(logits, logits_of(pair.module, TOKENS))
+
+
+def check_gradients(pair: Pair, of_own: float = 1e-3, renamed: Any = dict) -> None:
+    """The loss, and its gradient by every tensor.
 
     ``renamed`` gives the peer's gradients the names that its tensors have in a file.
     """
-    _, logits = pair.apply(pair.model.params, TOKENS, pair.begin())
-    close(logits, logits_of(pair.module, TOKENS))
-    loss, gradients = jax.jit(jax.value_and_grad(lambda p: loss_of(pair, p, jnp.array(TOKENS))))(
-        pair.model.params
-    )
+    loss, gradients = pair.loss
     ids = batch_first(TOKENS)
     pair.module.zero_grad()
     theirs = pair.module(ids, labels=ids, use_cache=False).loss
@@ -172,54 +193,40 @@ def check_prompt(pair: Pair, of_own: float = 1e-3, renamed: Any = dict) -> None:
 
 def check_float64(pair: Pair) -> None:
     """The logits and the gradients against what the same functions give in float64."""
-    tokens = jnp.array(TOKENS)
-
-    def both(params: Any, carry: Any) -> Any:
-        def loss(params: Any) -> Any:
-            _, logits = pair.model.family.apply(pair.model.config, params, tokens, carry)
-            return (logits * _weights()).sum(), logits
-
-        return jax.jit(jax.grad(loss, has_aux=True))(params)
-
-    gradients, logits = both(pair.model.params, pair.begin())
-    with jax.enable_x64(True):
-        params = {name: jnp.array(x, jnp.float64) for name, x in pair.model.params.items()}
-        exact, wanted = both(params, pair.begin(dtype=jnp.float64))
+    gradients, logits = pair.weighted
+    with doubled(pair) as double:
+        exact, wanted = double.weighted
         assert wanted.dtype == jnp.float64
-        close(logits, wanted)
-        gradients_close(gradients, {name: np.asarray(x) for name, x in exact.items()})
+    close(logits, wanted)
+    gradients_close(gradients, {name: np.asarray(x) for name, x in exact.items()})
 
 
 def check_cuts(pair: Pair) -> None:
     """Two calls and single steps equal one call: values and gradients."""
-    params, tokens, weights = pair.model.params, jnp.array(TOKENS), _weights()
-    half, steps = 40, 8
-    _, whole = pair.apply(params, tokens, pair.begin())
-    carry, first = pair.apply(params, tokens[:half], pair.begin())
-    _, second = pair.apply(params, tokens[half:], carry)
-    close(jnp.concatenate([first, second]), whole)
-    for t in range(half, half + steps):
-        before = carry
-        carry, step = pair.apply(params, tokens[t : t + 1], carry)
-        close(step[0], whole[t])
-        like = [jax.tree.map(lambda x: (x.shape, x.dtype), c) for c in (before, carry)]
-        assert like[0] == like[1]
+    half, steps, params = 40, 8, pair.model.params
 
     def in_two(params: Any) -> Any:
-        run = functools.partial(pair.model.family.apply, pair.model.config, params)
-        carry, first = run(tokens[:half], pair.begin())
-        return (jnp.concatenate([first, run(tokens[half:], carry)[1]]) * weights).sum()
+        carry, first = pair.apply(params, TOKENS[:half], pair.begin())
+        _, second = pair.apply(params, TOKENS[half:], carry)
+        logits = jnp.concatenate([first, second])
+        return (logits * WEIGHTS).sum(), (carry, logits)
 
-    def at_once(params: Any) -> Any:
-        run = functools.partial(pair.model.family.apply, pair.model.config, params)
-        return (run(tokens, pair.begin())[1] * weights).sum()
-
-    gradients_close(jax.jit(jax.grad(in_two))(params), jax.jit(jax.grad(at_once))(params))
+    gradients, whole = pair.weighted
+    cut, (carry, logits) = jax.jit(jax.grad(in_two, has_aux=True))(params)
+    close(logits, whole)
+    gradients_close(cut, gradients)
+    whole = np.asarray(whole)
+    for t in range(half, half + steps):
+        before = carry
+        carry, step = pair.apply(params, TOKENS[t : t + 1], carry)
+        close(np.asarray(step)[0], whole[t])
+        like = [jax.tree.map(lambda x: (x.shape, x.dtype), c) for c in (before, carry)]
+        assert like[0] == like[1]
 
 
 def check_resets(pair: Pair) -> None:
     """A row of documents equals each document by itself: values and gradients."""
-    params, tokens, weights = pair.model.params, jnp.array(TOKENS), _weights()
+    params, tokens = pair.model.params, TOKENS
     # The first row has documents that begin at 0, 33 and 34, the second at 20, after a carry.
     resets = np.zeros(TOKENS.shape, bool)
     resets[[0, 33, 34], 0] = resets[20, 1] = True
@@ -227,25 +234,22 @@ def check_resets(pair: Pair) -> None:
     used = np.ones(TOKENS.shape, bool)
     used[:20, 1] = False
 
-    def run(params: Any, tokens: Any, carry: Any, resets: Any = None) -> Any:
-        return pair.model.family.apply(pair.model.config, params, tokens, carry, resets)
-
     before, _ = pair.apply(params, tokens[::-1], pair.begin())
-    before = jax.tree.map(jax.lax.stop_gradient, before)
 
     def packed(params: Any) -> Any:
-        logits = run(params, tokens, before, resets)[1]
-        return (logits * weights * used[..., None]).sum(), logits
+        logits = pair.apply(params, tokens, before, resets)[1]
+        return (logits * WEIGHTS * used[..., None]).sum(), logits
 
     def alone(params: Any) -> Any:
         parts = [
-            (run(params, tokens[a:b, row : row + 1], pair.begin(1))[1][:, 0], row, a, b)
+            (pair.apply(params, tokens[a:b, row : row + 1], pair.begin(1))[1][:, 0], row, a, b)
             for row, a, b in spans
         ]
-        return sum((y * weights[a:b, row]).sum() for y, row, a, b in parts), [p[0] for p in parts]
+        return sum((y * WEIGHTS[a:b, row]).sum() for y, row, a, b in parts), [p[0] for p in parts]
 
     got, logits = jax.jit(jax.grad(packed, has_aux=True))(params)
     wanted, parts = jax.jit(jax.grad(alone, has_aux=True))(params)
+    logits = np.asarray(logits)
     for (row, a, b), part in zip(spans, parts, strict=True):
         close(logits[a:b, row], part)
     gradients_close(got, wanted)
@@ -271,8 +275,8 @@ def check_greedy(pair: Pair, length: int = 30, **options: Any) -> None:
     assert sure[: length // 3].any()
     carry, logits = pair.apply(pair.model.params, TOKENS, pair.begin())
     for t in range(length):
-        token = logits[-1].argmax(-1)
-        assert (np.asarray(token) == theirs[t])[sure[t]].all(), t
+        token = np.asarray(logits)[-1].argmax(-1).astype(np.int32)
+        assert (token == theirs[t])[sure[t]].all(), t
         carry, logits = pair.apply(pair.model.params, token[None], carry)
 
 
@@ -293,8 +297,7 @@ def check_bfloat16(pair: Pair) -> None:
 
 def check_saved(pair: Pair, folder: Path, module_class: Any) -> None:
     """One step of SGD, saved in the peer's layout and read by the peer."""
-    gradients = jax.jit(jax.grad(lambda p: loss_of(pair, p, jnp.array(TOKENS))))(pair.model.params)
-    params = jax.tree.map(lambda w, g: w - 0.1 * g, pair.model.params, gradients)
+    params = trained(pair)
     folders.write(folder, pair.model, params)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -302,8 +305,11 @@ def check_saved(pair: Pair, folder: Path, module_class: Any) -> None:
     assert not any(said[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     _, logits = pair.apply(params, TOKENS, pair.begin())
     close(logits_of(module.eval(), TOKENS), logits)
-    assert np.abs(logits - logits_of(pair.module, TOKENS)).max() > 1e-4
+    assert np.abs(np.asarray(logits) - logits_of(pair.module, TOKENS)).max() > 1e-4
 
 
-def _weights() -> np.ndarray:
-    return np.random.default_rng(1).standard_normal((PROMPT, BATCH, VOCABULARY)).astype(np.float32)
+def trained(pair: Pair) -> dict[str, jax.Array]:
+    """The parameters after a step of SGD."""
+    return jax.jit(lambda *both: jax.tree.map(lambda w, g: w - 0.1 * g, *both))(
+        pair.model.params, pair.loss[1]
+    )
