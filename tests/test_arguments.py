@@ -81,7 +81,13 @@ def others(name: str, value: Any) -> Iterator[Any]:
         yield from other_trees(value)
 
 
-@pytest.mark.parametrize("name", CELLS)
+# In an ordinary run one state, two of which one is narrower, and one on a grid.
+USUAL = {"gru", "projection", "convlstm"}
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in USUAL else pytest.param(n, marks=pytest.mark.slow) for n in CELLS]
+)
 def test_a_wrong_argument_is_named(name: str) -> None:
     """By `unroll` and by `step`."""
     cell, given = CELLS[name], arguments(name)

@@ -195,8 +195,8 @@ QUESTIONS: dict[str, Any] = {
          "language_models", "firmware")
     ),
 }  # fmt: skip
-# One of each kind: layers, steps, methods, a model that learns and one that writes.
-ORDINARY = {"layers, forward", "steps", "loops", "train_step", "writing"}
+# Contenders by name, with and without gradients; and a model that writes, from a file of weights.
+ORDINARY = {"layers, forward", "writing"}
 SLOW = [pytest.param(x, marks=pytest.mark.slow) for x in sorted({*QUESTIONS} - ORDINARY)]
 # Keras 3.15 converts its variables in a way that NumPy 2 warns of.
 KERAS_CONVERTS = "ignore:__array__ implementation doesn't accept:DeprecationWarning"

@@ -287,16 +287,10 @@ def test_a_kept_promise_passes(name: str) -> None:
     check_cell(TRUTHS[name])
 
 
-# In an ordinary run one with a product, with parameters in its update, with earlier inputs, with a
-# memory, and of several layers: tests/test_declarations.py holds the couplings of all of them
-# against a law of its own.
-USUAL = {"lstm", "user-peephole", "temporal-conv", "mlstm", "stack"}
-
-
-@pytest.mark.parametrize(
-    "name", [n if n in USUAL else pytest.param(n, marks=pytest.mark.slow) for n in CELLS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CELLS)
 def test_every_cell_of_the_table_passes(name: str) -> None:
+    """Whose laws tests/test_laws.py and tests/test_declarations.py hold one by one."""
     check_cell(CELLS[name], online=why_not_unitwise(CELLS[name]) is None)
 
 

@@ -331,7 +331,8 @@ def random_graph(seed: int, of: Any = keras, more: bool = False) -> Callable[...
 
 GRAPHS = [
     merges, windows, pools, attention, translation, directions, by_hand, functions, steps, frames,
-    grids, models, parts, row, words, to_a_list, to_a_dict,
+    *(pytest.param(build, marks=pytest.mark.slow, id=build.__name__)
+      for build in (grids, models, parts, row, words, to_a_list, to_a_dict)),
     *(pytest.param(random_graph(i), marks=pytest.mark.slow, id=f"{i}") for i in range(40)),
 ]  # fmt: skip
 

@@ -146,9 +146,13 @@ CELLS = {
     "stack": rnnjax.Stack([rnnjax.GRUCell(3), rnnjax.SimpleRNNCell(2)]),
     "learned": rnnjax.LearnedCarry(rnnjax.GRUCell(3)),
 }  # fmt: skip
+# In an ordinary run one whose state is a matrix beside others, and one of several layers.
+USUAL = {"mlstm", "stack"}
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    "name", [n if n in USUAL else pytest.param(n, marks=pytest.mark.slow) for n in CELLS]
+)
 def test_any_cell_is_taken_apart(name, random_like):
     cell = CELLS[name]
     params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
