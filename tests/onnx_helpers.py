@@ -1,5 +1,6 @@
 """What the tests of ONNX share: small models, random arrays, and the reference of the format."""
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,11 @@ TOLERANCE = 1e-5  # of the largest entry of each array
 TIME, BATCH, FEATURES, HIDDEN = 5, 3, 2, 4
 RNG = np.random.default_rng(0)
 node = helper.make_node
+# A test that compares with onnxruntime is skipped before it has done anything.
+needs_runtime = pytest.mark.skipif(
+    importlib.util.find_spec("onnxruntime") is None,
+    reason="onnxruntime is in the extra `parity`",
+)
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -50,7 +56,8 @@ def by_reference(proto: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 def session(proto: Any) -> Any:
     """Return a session of onnxruntime."""
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `parity`")
+    import onnxruntime as runtime
+
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -68,6 +68,8 @@ LEARNED = {"embedding_size": 4, "tied": True, "dropout": 0.2, "recurrent_dropout
 )
 def test_what_is_printed_runs(suffix, options, random_like, assert_close, ids, tmp_path):
     """The lines that a user is told, in their framework, give our logits."""
+    peers = {".onnx": "onnxruntime", ".safetensors": "torch"}
+    peer = pytest.importorskip(peers.get(suffix, "keras"), reason="it is in the extra `parity`")
     model, params = small(random_like, **options)
     expected = unroll(model, params, ids)
     path = tmp_path / f"model{suffix}"
@@ -75,8 +77,7 @@ def test_what_is_printed_runs(suffix, options, random_like, assert_close, ids, t
     lines = [line[4:] for line in how_to_run(model, path).splitlines() if line.startswith("    ")]
     inputs = ids if options else np.eye(len(VOCABULARY), dtype=np.float32)[ids]
     if suffix == ".onnx":
-        ort = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `parity`")
-        names = {"onnxruntime": ort}
+        names = {"onnxruntime": peer}
         exec("\n".join(lines), names)
         states = {
             value.name: np.zeros((1, 1, 4), np.float32)
@@ -85,18 +86,17 @@ def test_what_is_printed_runs(suffix, options, random_like, assert_close, ids, t
         assert len(states) == 4
         ys = names["session"].run(None, {"ids": ids, **states})[0]
     elif suffix == ".safetensors":
-        torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
         import safetensors.torch
 
-        module = torch.nn.Module()
-        exec("\n".join(lines), {"torch": torch, "safetensors": safetensors, "self": module,
+        module = peer.nn.Module()
+        exec("\n".join(lines), {"torch": peer, "safetensors": safetensors, "self": module,
                                 "module": module})  # fmt: skip
-        with torch.no_grad():
-            inputs = torch.from_numpy(inputs)
+        with peer.no_grad():
+            inputs = peer.from_numpy(inputs)
             inputs = module.embedding(inputs) if options else inputs
             ys = module.dense(module.lstm(inputs)[0]).numpy()
     else:
-        names = {"keras": pytest.importorskip("keras", reason="keras is in the group `test`")}
+        names = {"keras": peer}
         exec("\n".join(lines), names)
         kinds = [*["Embedding"] * bool(options), *["LSTM"] * 2, "Dense"]
         assert [type(layer).__name__ for layer in names["model"].layers] == kinds

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from c_helpers import Stream, library
 from interop_helpers import distance, random_model
-from onnx_helpers import node, normal, proto_of, session, value
+from onnx_helpers import needs_runtime, node, normal, proto_of, session, value
 
 import rnnjax
 from rnnjax import GRUCell, LSTMCell, SimpleRNNCell, Stack
@@ -162,10 +162,12 @@ def of_onnx(*names: str) -> dict[str, Any]:
     return found
 
 
+@needs_runtime
 def test_models_are_what_their_framework_computes(tmp_path: Path) -> None:
     check(of_keras("text", "conv") | of_onnx("lstm"), tmp_path)
 
 
+@needs_runtime
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_all_models_are_what_their_framework_computes(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx as onnx_package
 import pytest
 from interop_helpers import random_model
-from onnx_helpers import session
+from onnx_helpers import needs_runtime, session
 
 import rnnjax
 from rnnjax import InvalidInputError, interop
@@ -115,6 +115,7 @@ def test_weights_alone_take_their_layers_from_another_file(tmp_path: Path, capsy
         keras.save(read, tmp_path / "b.keras")
 
 
+@needs_runtime
 def test_what_is_written_says_how_it_is_fed(tmp_path: Path, capsys: Any) -> None:
     model = tagger()
     source, target = written(model, tmp_path / "a.keras"), tmp_path / "a.onnx"

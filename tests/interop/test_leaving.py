@@ -15,7 +15,7 @@ from c_helpers import Stream, library
 from cell_table import CELLS, grid
 from interop_helpers import distance
 from made_models import MODELS, made
-from onnx_helpers import session
+from onnx_helpers import needs_runtime, session
 
 from rnnjax import InteropError, InvalidInputError
 from rnnjax.interop import Functional, Model, Recurrent, c, export, keras, onnx
@@ -76,6 +76,7 @@ def by_c(folder: Path, steps: list[list[Any]], carry: dict[str, Any]) -> Result:
     return outputs, jax.tree.unflatten(tree, map(np.stack, zip(*(e for _, e in rows), strict=True)))
 
 
+@needs_runtime
 @pytest.mark.parametrize("name", few(CELLS, "peephole", "mlstm", "lru", "stack-nested"))
 def test_cells(name: str, tmp_path: Path, random_like: Any) -> None:
     cell, space = CELLS[name], grid(name)
@@ -115,6 +116,7 @@ FORWARD = (
 BUILDS = {build.__name__: build for build in MODELS}
 
 
+@needs_runtime
 @pytest.mark.parametrize("name", few(BUILDS, "several_outputs", "translator_masked"))
 def test_models(name: str, tmp_path: Path, random_like: Any) -> None:
     """With padded rows, and whole ones where steps come one by one."""

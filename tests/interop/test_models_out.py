@@ -12,7 +12,7 @@ import pytest
 from cell_table import OwnStepCell
 from interop_helpers import distance, random_model
 from made_models import MODELS, made
-from onnx_helpers import session
+from onnx_helpers import needs_runtime, session
 
 import rnnjax
 from rnnjax import InteropError, InvalidInputError
@@ -68,6 +68,7 @@ def run(proto: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
     return list(runner.run(None, wide))
 
 
+@needs_runtime
 @pytest.mark.parametrize(("name", "build"), both(*FEW))
 def test_to_onnx(name: str, build: Callable[..., Any], tmp_path: Path) -> None:
     """Read back, the graph computes what the model does."""
@@ -109,6 +110,7 @@ def test_names_of_layers_in_a_file(tmp_path: Path) -> None:
             keras.save(model, tmp_path / "b.keras")
 
 
+@needs_runtime
 @pytest.mark.parametrize(
     "build",
     [
@@ -142,6 +144,7 @@ def spectrum(x: jax.Array) -> jax.Array:
     return jnp.abs(jnp.fft.fft(x))
 
 
+@needs_runtime
 def test_a_layer_of_ones_own(tmp_path: Path) -> None:
     """To ONNX it goes by what it computes; Keras has no class for it."""
     xs = np.random.default_rng(0).standard_normal((2, 3, 4), np.float32)
@@ -170,6 +173,7 @@ def test_a_layer_of_a_fixed_number_of_steps() -> None:
         assert "\n" not in str(caught.value)
 
 
+@needs_runtime
 def test_an_output_that_is_a_mask(tmp_path: Path) -> None:
     of = pytest.importorskip("keras", reason="keras is in the extra `parity`")
     ids = of.layers.Input((None,), dtype="int32")
@@ -185,6 +189,7 @@ def test_an_output_that_is_a_mask(tmp_path: Path) -> None:
     assert distance(made[0], expected[0]) < MOST
 
 
+@needs_runtime
 def test_sizes_that_are_certain_of_long_sequences_alone(tmp_path: Path) -> None:
     """Without padding a convolution of five steps that strides gives none of four."""
     of = pytest.importorskip("keras", reason="keras is in the extra `parity`")
@@ -202,6 +207,7 @@ def test_sizes_that_are_certain_of_long_sequences_alone(tmp_path: Path) -> None:
             assert distance([program.call(state, xs)[1]], expected) < MOST
 
 
+@needs_runtime
 def test_an_output_that_is_an_input() -> None:
     """In a graph of ONNX no two values have one name."""
     call, dense = Call("dense", "dense", (Value("x"),)), Dense("dense", 2, use_bias=False)

@@ -21,6 +21,7 @@ from onnx_helpers import (
     TOLERANCE,
     by_reference,
     graph_of,
+    needs_runtime,
     node,
     normal,
     proto_of,
@@ -324,6 +325,7 @@ FILES: list[Any] = [
 ]
 
 
+@needs_runtime
 @pytest.mark.parametrize(("build", "norm", "fold", "shape"), FILES)
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 def test_an_enhancer_and_a_reader_of_images_of_torch(

@@ -21,6 +21,7 @@ from onnx_helpers import (
     TIME,
     TOLERANCE,
     by_reference,
+    needs_runtime,
     node,
     normal,
     proto_of,
@@ -263,6 +264,7 @@ def test_windows_stand_where_onnx_has_them(op_type: str, counted: dict[str, Any]
         run_node(op_type, x, **last, ceil_mode=1)
 
 
+@needs_runtime
 @pytest.mark.parametrize("pads", [[0, 0, 0, 0], [1, 0, 0, 1]])
 def test_a_mean_counts_zeros_around_and_nothing_beyond(pads: list[int], assert_close: Any) -> None:
     """As PyTorch exports nn.AvgPool2d(ceil_mode=True), and as onnxruntime runs it."""
@@ -315,6 +317,7 @@ def test_the_domain_of_onnx_has_two_names() -> None:
     np.testing.assert_array_equal(rnnjax_onnx.load(proto)(x)[1], -x)
 
 
+@needs_runtime
 @pytest.mark.parametrize(
     "options",
     [
@@ -491,6 +494,7 @@ def check_node(config: dict[str, Any], assert_close: Any) -> bool:
     return judged
 
 
+@needs_runtime
 @pytest.mark.parametrize("count", [12, pytest.param(500, marks=pytest.mark.slow)])
 def test_drawn_nodes(count: int, assert_close: Any) -> None:
     """Guards the order of the peepholes, and the second bias."""
