@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -69,8 +70,11 @@ def in_a_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+def write_whole(path: str | os.PathLike[str], *parts: bytes) -> None:
     """Put a file in the place of ``path`` in one move; whatever fails, an old one stays.
+
+    Processes and threads may write one path at once: the last one's file stays. A process that is
+    killed can leave ``.NAME.XXXXXXXXXXXXXXXX.new`` beside it, which nothing reads: delete it.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -79,9 +83,11 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     ['model.onnx']
     """
     path = pathlib.Path(path)
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    # Not by `tempfile`, whose files nobody else may read, whatever the umask says.
+    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     try:
-        new.write_bytes(content)
+        with new.open("xb") as file:
+            file.writelines(parts)
         new.replace(path)
     except (OSError, ValueError) as error:  # the latter of a name with a zero byte
         said = getattr(error, "strerror", None) or error

@@ -1,5 +1,7 @@
 """What the readers and writers of all formats refuse, each in a sentence."""
 
+import concurrent.futures
+import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from rnnjax.interop import (
     onnx,
     torch,
 )
+from rnnjax.interop.files import write_whole
 
 # --- Models ---
 
@@ -146,6 +149,17 @@ def test_files_that_cannot_be_read_or_written(
         form.save(model, there)
     assert there.read_bytes() == b"before"
     assert {*tmp_path.iterdir()} == before
+
+
+def test_threads_may_write_one_path_at_once(tmp_path: Path) -> None:
+    """The last file stays, readable by all whom the umask lets."""
+    path, contents = tmp_path / "a.c", {bytes([i]) * 50_000 for i in range(8)}
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda content: write_whole(path, content), [*contents] * 20))
+    assert path.read_bytes() in contents
+    (tmp_path / "plain").touch()
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    assert {one.name for one in tmp_path.iterdir()} == {"a.c", "plain"}
 
 
 @pytest.mark.parametrize("suffix", FILES)

@@ -78,12 +78,20 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, pathlib.Path]:
 def write_arrays(
     path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Any = None
 ) -> None:
-    """Write named arrays; a file of that name is replaced, and only by a whole one."""
+    """Write named arrays; a file of that name is replaced, and only by a whole one.
+
+    The same arrays and metadata give the same bytes.
+    """
     check_path(path, ".safetensors")
     package("safetensors", "files in .safetensors", "safetensors")
     from safetensors.numpy import save
 
-    write_whole(path, save(dict(arrays), {"format": "pt", **(metadata or {})}))
+    content = memoryview(save(dict(arrays), {"format": "pt", **(metadata or {})}))
+    begin = 8 + int.from_bytes(content[:8], "little")
+    # The package has the metadata in the order of a hash map, whose seed is random.
+    header = json.dumps(json.loads(bytes(content[8:begin])), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # so that the arrays are aligned
+    write_whole(path, len(header).to_bytes(8, "little"), header, content[begin:])
 
 
 def _check_header(start: bytes, length: int) -> None:
