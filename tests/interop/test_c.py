@@ -215,6 +215,40 @@ def test_the_same_cell_gives_the_same_bytes(tmp_path: Path) -> None:
     assert saved(tmp_path, LSTMCell(4))[1:] == saved(tmp_path, LSTMCell(4))[1:]
 
 
+@pytest.mark.parametrize("other", [LSTMCell(8), LSTMCell(64), rnnjax.GRUCell(8)])
+def test_a_header_of_another_save_does_not_compile(other: rnnjax.Cell, tmp_path: Path) -> None:
+    """Nor where a save that was cut off left it, or it has no such line yet."""
+    _, source, header = saved(tmp_path, LSTMCell(8, use_bias=False))
+    saved(tmp_path, other)
+    (tmp_path / "cell.h").write_text(header)
+    command = [compiler("gcc"), "-std=c99", "-fsyntax-only", str(tmp_path / "cell.c")]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode
+        assert 'cell.h is of another cell.c; copy both, or save both again"' in done.stderr
+        (tmp_path / "cell.h").write_text(re.sub("#define CELL_FILES.*", "", header))
+    (tmp_path / "cell.c").write_text(source)
+    (tmp_path / "cell.h").write_text(header)
+    subprocess.run(command, check=True)
+
+
+def test_a_save_that_is_cut_off_leaves_a_pair_that_does_not_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, LSTMCell(8))
+    written = []
+
+    def killed(path: Path, content: bytes) -> None:
+        assert not written, "killed"
+        written.append(path.write_bytes(content))
+
+    monkeypatch.setattr(c, "write_whole", killed)
+    with pytest.raises(AssertionError, match="killed"):
+        saved(tmp_path, LSTMCell(64))
+    command = [compiler("gcc"), "-std=c99", "-fsyntax-only", str(tmp_path / "cell.c")]
+    assert "is of another cell.c" in subprocess.run(command, capture_output=True, text=True).stderr
+
+
 def test_what_depends_on_parameters_alone_is_computed_before(tmp_path: Path) -> None:
     _, source, _ = saved(tmp_path, rnnjax.LRUCell(4))
     assert "expf" not in source
@@ -223,7 +257,7 @@ def test_what_depends_on_parameters_alone_is_computed_before(tmp_path: Path) -> 
 
 def test_sizes_are_in_the_header_and_scratch_is_shared(tmp_path: Path) -> None:
     _, source, header = saved(tmp_path, LSTMCell(64))
-    sizes = dict(re.findall(r"#define CELL_(\w+) (\d+)", header))
+    sizes = dict(re.findall(r"#define CELL_(\w+) (\d+)\n", header))
     assert sizes == {
         "SIZE_OF_X": "3", "SIZE_OF_Y": "64", "WEIGHT_BYTES": str(4 * (3 + 64 + 1) * 256),
         "STATE_BYTES": "512", "SCRATCH_BYTES": "1024",
@@ -557,8 +591,9 @@ def test_parameters_of_other_types_are_rounded_and_it_is_said(tmp_path: Path) ->
     wide = jax.tree.map(lambda a: a.astype(jnp.float32), cell.init(jax.random.key(0), 3))
     assert "rounded to float32" in saved(tmp_path, cell)[2]
     c.save(LSTMCell(4), wide, tmp_path / "wide.c")
-    source = (tmp_path / "wide.c").read_text().replace("wide", "cell")
-    assert source == (tmp_path / "cell.c").read_text()
+    texts = [(tmp_path / f"{name}.c").read_text() for name in ("wide", "cell")]
+    wide_source, source = (text.partition("#endif")[2] for text in texts)  # behind the header
+    assert wide_source.replace("wide", "cell") == source
     assert "rounded" not in (tmp_path / "wide.h").read_text()
 
 

@@ -3,6 +3,7 @@
 It needs no package, and no compiler.
 """
 
+import hashlib
 import itertools
 import math
 import os
@@ -48,7 +49,7 @@ def save(*what: Any, input_size: Any = None, weights: str = "float32", data: Any
 
     Each state is a stream of its own, and two threads may each have one. Features that a cell takes
     as they are (``raw``) are arguments of their own, by their names. Names, shapes and bytes of all
-    arrays are in the header.
+    arrays are in the header. It compiles with the ``.c`` of the same save alone, so copy both.
 
     The step is what `Cell.step` computes, in float32: wider or narrower parameters are rounded, and
     what a cell computes in fewer bits is not. What depends on parameters alone is computed now.
@@ -121,8 +122,8 @@ def save(*what: Any, input_size: Any = None, weights: str = "float32", data: Any
             f"but are {weights!r} with{'out' if data is None else ''} data; give both or none"
         )
     source, header = written(program, name, data)
-    write_whole(path, source.encode())
     write_whole(path.with_suffix(".h"), header.encode())
+    write_whole(path, source.encode())
 
 
 def written(program: Program, name: str, data: Any = None) -> tuple[str, str]:
@@ -164,6 +165,9 @@ def written(program: Program, name: str, data: Any = None) -> tuple[str, str]:
         )
     weights = sum(array.size * BYTES[_type(array)] for array, _ in constants.values())
     header = _header(program, name, weights, scratch, signature, notes)
+    # Of another save, which may have been cut off in between, the header has a state of other sizes.
+    both = "0x" + hashlib.sha256(f"{source}{header}".encode()).hexdigest()[:8]
+    source, header = (one.replace("@@", both) for one in (source, header))
     return re.sub(r"@(\w)", rf"{name}_\1", source), re.sub(r"@(\w)", rf"{name}_\1", header)
 
 
@@ -185,7 +189,9 @@ def _source(
     ]
     return "\n".join([
         f"/* {program.title}, written by rnnjax; {name}.h says how to call it. */",
-        "#include <math.h>", f'#include "{name}.h"', "#ifdef __cplusplus",
+        "#include <math.h>", f'#include "{name}.h"', f"#if {name.upper()}_FILES != @@",
+        f'#error "{name}.h is of another {name}.c; copy both, or save both again"', "#endif",
+        "#ifdef __cplusplus",
         "#define restrict __restrict", "#endif", "", *listed, "", *functions, "",
         "void @reset(struct @state *s) {", *(reset or ["  (void)s;"]), "}", "",
         f"{signature} {{", *unused, *steps, "}", "",
@@ -221,6 +227,7 @@ def _header(
         **{f"SIZE_OF_{key}": math.prod(one.shape)
            for key, one in (program.inputs | program.outputs).items()},
         "WEIGHT_BYTES": weights, "STATE_BYTES": state, "SCRATCH_BYTES": between,
+        "FILES": "@@",
     }  # fmt: skip
     macros = [f"#define {name.upper()}_{key.upper()} {size}" for key, size in sizes.items()]
     fields = members | scratch or {"unused": (1, "float")}
