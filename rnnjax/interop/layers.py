@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.onehot import OneHot
 from rnnjax.engine import Auto, Method, unroll
-from rnnjax.errors import InvalidInputError
+from rnnjax.engine.core.masking import expand
+from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.functions import Function, get_function
 from rnnjax.layers import Bidirectional, Regularized, Stack
 from rnnjax.layers import Dropout as DropoutRate
@@ -40,11 +41,15 @@ Carries = dict[str, Carry]
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """The options of a call, for every layer; see `rnnjax.unroll`."""
+    """The options of a call, for every layer; see `rnnjax.unroll`.
+
+    In one that ``streams``, for C, a sequence is fed step by step, padding as well.
+    """
 
     resets: Any = None
     key: jax.Array | None = None
     method: Method = Auto()
+    streams: bool = False
 
 
 Shape = tuple[int | None, ...]
@@ -110,6 +115,11 @@ class Recurrent(Layer):
 
     Its parameters and carry are those of the cell.
 
+    As in Keras, a row of which no step was valid yet says what the state that came is the output
+    of, so that a sequence can be fed in parts, padding as well: with a last output, and before the
+    first valid step with ``masked_outputs="last"``. Of a cell whose state does not hold its output
+    (`rnnjax.Cell.output` is None), and of both directions before that step, it says zeros.
+
     Args:
         name: the name of the layer.
         cell: what one time step computes.
@@ -148,25 +158,48 @@ class Recurrent(Layer):
         both: Any = self.cell
         # In merged outputs the last one of each direction cannot be found.
         apart = isinstance(both, Bidirectional) and not self.return_sequences
+        cell = dataclasses.replace(both, merge="concat") if apart else both
+        mask, resets, begin = flow.mask, context.resets, carry
+        holds = self.masked_outputs == "last" and _runs_forward(cell)
         carry, ys = unroll(
-            dataclasses.replace(both, merge="concat") if apart else both,
+            cell,
             params,
             _sequence(self, flow),
             carry,
-            mask=flow.mask,
-            resets=context.resets,
+            mask=mask,
+            resets=resets,
             masked_outputs=self.masked_outputs,
             outputs="all" if self.return_sequences else "last",
             reverse=self.reverse,
             key=context.key,
             method=context.method,
         )
+        if mask is not None and not self.return_sequences:
+            held = self._output_of(cell, carry, jnp.zeros_like(ys), context)
+            ys = jnp.where(expand(jnp.any(mask, axis=0), ys), ys, held)
+        elif mask is not None and begin is not None and holds:
+            marks = sum(expand(jnp.asarray(a, int), ys) for a in (mask, resets) if a is not None)
+            held = self._output_of(cell, begin, jnp.zeros(ys.shape[1:], ys.dtype), context)
+            ys = jnp.where(jax.lax.cumsum(marks, reverse=self.reverse) > 0, ys, held)
         if apart:
             ys = both.merge_outputs(*jnp.split(ys, [both.forward.output_size], axis=-1))
         if self.return_sequences and self.reverse and not self.keep_order:
             ys = jnp.flip(ys, axis=0)
-        mask = flow.mask if self.return_sequences else None
-        return carry, Flow(ys, mask, self.return_sequences)
+        return carry, Flow(ys, mask if self.return_sequences else None, self.return_sequences)
+
+    def _output_of(self, cell: Cell, carry: Any, zeros: jax.Array, context: Context) -> jax.Array:
+        """The output of a state, or zeros where it does not hold it."""
+
+        def pick(zeros: jax.Array, against: bool) -> jax.Array:
+            if context.streams:
+                raise InteropError(
+                    f"at a step that a mask leaves out layer {self.name!r}, {self}, says its last "
+                    "output again, which its state does not hold; leave the mask out, or take a "
+                    "cell whose output is a part of its state"
+                )
+            return zeros
+
+        return cell.last_output(carry, zeros, pick)
 
     def __str__(self) -> str:
         last = not self.return_sequences

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from rnnjax.cells.base import CarryT, Cell, Inputs, Params
+from rnnjax.cells.base import CarryT, Cell, Inputs, Params, PickLast
 from rnnjax.cells.composite import CompositeCell, LayerRun, Noise, WrappedCell, beside
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.step import split_raw
@@ -93,6 +93,10 @@ class Regularized(WrappedCell[CarryT], CompositeCell[CarryT]):
     def is_stochastic(self) -> bool:
         """Whether any rate is above 0."""
         return any(getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "cell")
+
+    def last_output(self, carry: Any, ys: jax.Array, pick: PickLast) -> jax.Array:
+        """Return the last output of the cell."""
+        return self.cell.last_output(carry, ys, pick)
 
     def init(self, key: jax.Array, input_size: int) -> Params:
         """Initialise the parameters of the wrapped cell."""

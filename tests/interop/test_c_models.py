@@ -1,5 +1,6 @@
 """Models of Keras, PyTorch and ONNX, read and written as C, beside their own framework."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rnnjax.interop import (
     Activation,
     Dense,
     Embedding,
+    Masking,
     Model,
     OneHotIds,
     Recurrent,
@@ -110,17 +112,17 @@ ONNX = {
 def inputs(ids: bool) -> np.ndarray:
     rng = np.random.default_rng(1)
     if ids:
-        return np.append(rng.integers(0, SIZE, TIME - 2), [0, 2]).astype(np.int32)
+        return np.append(rng.integers(0, SIZE, TIME - 2), [0, 0]).astype(np.int32)
     xs = rng.normal(size=(TIME, FEATURES)).astype(np.float32)
-    xs[4] = 0  # a step that Masking leaves out
+    xs[[0, 4, 10, 11]] = 0  # steps that Masking leaves out
     return xs
 
 
-def check(models: dict[str, Any], folder: Path) -> None:
+def check(models: dict[str, Any], folder: Path, *options: str) -> None:
     """Write all, compile them by one call, and run each: models and what their framework gives."""
     for name, (model, _, _) in models.items():
         c.save(model, folder / f"{name}.c")
-    lib = library(folder)
+    lib = library(folder, *options)
     for name, (_, xs, wanted) in models.items():
         stream = Stream(lib, folder, name)
         ys = np.stack([stream.step(x) for x in xs])
@@ -131,7 +133,10 @@ def of_keras(*names: str) -> dict[str, Any]:
     found = {}
     for name in names:
         model, xs = KERAS[name](), inputs(name in ("text", "padded"))
-        found[f"keras_{name}"] = from_keras.load(model), xs, np.asarray(model(xs[None]))[0]
+        wanted = np.asarray(model(xs[None]))[0]
+        if wanted.ndim == 1:  # of all steps up to each one
+            wanted = [np.asarray(model(xs[None, :end]))[0] for end in range(1, TIME + 1)]
+        found[f"keras_{name}"] = from_keras.load(model), xs, np.asarray(wanted)
     return found
 
 
@@ -164,7 +169,7 @@ def of_onnx(*names: str) -> dict[str, Any]:
 
 @needs_runtime
 def test_models_are_what_their_framework_computes(tmp_path: Path) -> None:
-    check(of_keras("text", "conv") | of_onnx("lstm"), tmp_path)
+    check(of_keras("text", "conv", "masked") | of_onnx("lstm"), tmp_path)
 
 
 @needs_runtime
@@ -174,6 +179,56 @@ def test_all_models_are_what_their_framework_computes(tmp_path: Path) -> None:
     models = of_keras(*KERAS) | of_torch(*TORCH) | of_onnx(*ONNX)
     assert len(models) == 20
     check(models, tmp_path)
+
+
+def drawn_model(seed: int) -> tuple[Any, np.ndarray, np.ndarray]:
+    """A model with a mask, inputs of which many steps are padded, and the outputs of each step."""
+    rng = np.random.default_rng(seed)
+    ids, last, count = rng.random() < 0.5, rng.random() < 0.6, rng.integers(1, 4)
+    value = float(rng.choice([0, -1]))
+
+    def built(last: bool) -> Any:
+        """Outputs of all steps are what the last one was with as many steps: Keras holds it."""
+        rng = np.random.default_rng(seed)
+        given: list[Any] = [
+            layers.Embedding(SIZE, 4, mask_zero=True) if ids else layers.Masking(value)
+        ]
+        for i in range(count):
+            size, all_steps = int(rng.integers(2, 6)), i + 1 < count or not last
+            activation = str(rng.choice(["tanh", "relu", "softsign"]))
+            kinds: list[Any] = [
+                functools.partial(layers.LSTM, activation=activation, dropout=0.2),
+                functools.partial(layers.GRU, reset_after=False),
+                functools.partial(layers.GRU, use_bias=False),
+                functools.partial(layers.SimpleRNN, activation=activation),
+                lambda n, **more: layers.RNN([layers.LSTMCell(n), layers.GRUCell(n + 1)], **more),
+            ]
+            given.append(kinds[rng.integers(len(kinds))](size, return_sequences=all_steps))
+            between = [
+                None, layers.Dense(3, activation), layers.Dropout(0.5), layers.Activation("tanh"),
+                layers.LayerNormalization(), layers.BatchNormalization(),
+            ]  # fmt: skip
+            given.append(between[rng.integers(len(between))])
+        return keras_model(*(one for one in given if one), layers.Dense(2, "sigmoid"), ids=ids)
+
+    model, every = built(last), built(False)
+    every.set_weights(model.get_weights())
+    xs = rng.normal(size=(TIME, FEATURES)).astype("f4")
+    if ids:
+        xs = rng.integers(1, SIZE, TIME).astype("i4")
+    xs[rng.random(TIME) < 0.4] = 0 if ids else value
+    xs[-rng.integers(1, 4) :] = 0 if ids else value
+    return model, xs, np.asarray(every(xs[None]))[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["", "-fsanitize=undefined -fno-sanitize-recover=all"])
+def test_drawn_models_with_a_mask(options: str, tmp_path: Path) -> None:
+    models = {}
+    for seed in range(30):
+        model, xs, wanted = drawn_model(seed + 30 * bool(options))
+        models[f"model_{seed}"] = from_keras.load(model), xs, wanted
+    check(models, tmp_path, *options.split())
 
 
 def test_the_command_writes_c(tmp_path: Path, capsys: Any) -> None:
@@ -290,6 +345,23 @@ def test_an_input_of_unknown_size_is_refused(tmp_path: Path) -> None:
     model = from_keras.load(keras.Model(x, layers.Add()([x, x])))
     with pytest.raises(InvalidInputError, match="input 'any' has a shape that is not known"):
         c.save(model, tmp_path / "model.c")
+
+
+def test_padding_needs_a_state_that_holds_the_output(tmp_path: Path) -> None:
+    """Where a model has no mask, or says zeros, it is not needed."""
+    masked, cell = Masking("m"), rnnjax.LRUCell(4)
+    for refused, given in [
+        (True, [masked, Recurrent("lru", cell, return_sequences=False)]),
+        (True, [masked, Recurrent("lru", cell, masked_outputs="last"), Dense("d", 2)]),
+        (False, [masked, Recurrent("lru", cell)]),
+        (False, [Recurrent("lru", cell, return_sequences=False)]),
+    ]:
+        model = random_model(*given, inputs=FEATURES)
+        if refused:
+            with pytest.raises(InteropError, match=r"layer 'lru', LRUCell.* does not hold; leave"):
+                c.save(model, tmp_path / "model.c")
+        else:
+            c.save(model, tmp_path / "model.c")
 
 
 def test_a_learned_state_is_where_a_model_begins(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The value that every format becomes: layers, parameters, and how they run."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -59,6 +60,68 @@ def test_a_chain_is_its_layers_by_hand(assert_close: Any) -> None:
     actual, expected, noisy = run(model.params)
     assert_close(actual, expected, 1e-6)
     assert not np.allclose(noisy, actual[1])
+
+
+HELD = {
+    "lstm": LSTMCell(HIDDEN),
+    "projected": rnnjax.ProjectionLSTMCell(6, proj_size=HIDDEN),
+    "stack": rnnjax.Stack([GRUCell(3), LSTMCell(HIDDEN)]),
+    "zoneout": rnnjax.Regularized(GRUCell(HIDDEN), zoneout_hidden=0.3),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_padded_steps_say_what_the_kept_state_says(name: str, assert_close: Any) -> None:
+    """In one call and step by step, of all outputs and of the last, from a state that came."""
+    cell, rng = HELD[name], np.random.default_rng(0)
+    layers = [Recurrent("a", cell, masked_outputs="last"), Dense("b", 2)]
+    model = random_model(*layers, inputs=FEATURES)
+    backward = Model(Sequential((dataclasses.replace(layers[0], reverse=True), layers[1])), {})
+    last = Model(
+        Sequential((dataclasses.replace(layers[0], return_sequences=False), layers[1])), {}
+    )
+    xs = rng.normal(size=(8, 3, FEATURES)).astype("f4")
+    mask, resets = rng.random((2, 8, 3)) < [[[0.5]], [[0.1]]]
+    mask[:, 0], mask[:3, 1], mask[5:, 2] = False, False, False
+    assert (resets & ~mask).any()
+    start = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), cell.initial_carry((3,))
+    )
+
+    @jax.jit
+    def run(params: Any, xs: Any, mask: Any, resets: Any) -> Any:
+        head = params["b"]["kernel"], params["b"]["bias"]
+
+        def step(at: Any, now: Any) -> Any:
+            (carry, y), (x, valid, reset) = at, now
+            zeros = jax.tree.map(jnp.zeros_like, (carry, y))
+            old, y = jax.tree.map(lambda a, b: jnp.where(reset[:, None], a, b), zeros, (carry, y))
+            new = cell.step(params["a"], old, x)
+            at = jax.tree.map(lambda a, b: jnp.where(valid[:, None], a, b), new, (old, y))
+            return at, at[1] @ head[0] + head[1]
+
+        def one_by_one(model: Any) -> Any:
+            def step(carry: Any, now: Any) -> Any:
+                x, valid, reset = (one[None] for one in now)
+                carry, y = model.apply(params, x, carry, mask=valid, resets=reset)
+                return carry, y.reshape(-1, 2)
+
+            return jax.lax.scan(step, {"a": start}, (xs, mask, resets))[1]
+
+        top = start[-1] if name == "stack" else start
+        _, wanted = jax.lax.scan(step, (start, top.hidden), (xs, mask, resets))
+        whole = model.apply(params, xs, {"a": start}, mask=mask, resets=resets)[1]
+        end = last.apply(params, xs, {"a": start}, mask=mask)[1]
+        turned = xs[::-1], mask[::-1]
+        back = backward.apply(params, turned[0], {"a": start}, mask=turned[1])[1][::-1]
+        forth = model.apply(params, xs, {"a": start}, mask=mask)[1]
+        return wanted, (whole, one_by_one(model), one_by_one(last)), (end, back, forth)
+
+    wanted, along, (end, back, forth) = run(model.params, xs, mask, resets)
+    for ys in along:
+        assert_close(ys, wanted, 1e-6)
+    assert_close(end, forth[-1], 1e-6)
+    assert_close(back, forth, 1e-6)
 
 
 def test_each_layer_draws_its_own() -> None:

@@ -63,7 +63,9 @@ def save(*what: Any, input_size: Any = None, weights: str = "float32", data: Any
     the last output of a recurrent layer, where there is no time, any layer without a state may be.
     The first that does not fit is refused by its name; a graph, of ONNX or functional, may not say
     which axis is time, and is run over 100 steps, at once and one by one. Ids are ``int32_t``. At a
-    step that a mask leaves out recurrent layers keep their state, and the outputs say nothing.
+    step that a mask leaves out recurrent layers keep their state, and what comes out is that of the
+    last valid step again, as in Keras, so padding may be fed to the end. A cell whose state does
+    not hold its output is refused there.
 
     Args:
         cell: any cell whose step is made of operations that C is written of: those of the library,
@@ -165,7 +167,7 @@ def written(program: Program, name: str, data: Any = None) -> tuple[str, str]:
         )
     weights = sum(array.size * BYTES[_type(array)] for array, _ in constants.values())
     header = _header(program, name, weights, scratch, signature, notes)
-    # Of another save, which may have been cut off in between, the header has a state of other sizes.
+    # The header of another save, or of one that was cut off, has a state of other sizes.
     both = "0x" + hashlib.sha256(f"{source}{header}".encode()).hexdigest()[:8]
     source, header = (one.replace("@@", both) for one in (source, header))
     return re.sub(r"@(\w)", rf"{name}_\1", source), re.sub(r"@(\w)", rf"{name}_\1", header)

@@ -17,7 +17,7 @@ from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop import arrays
 from rnnjax.interop.c.forms import FORMS, kind_of
 from rnnjax.interop.c.lowering import Lowering
-from rnnjax.interop.layers import Recurrent, describe_cell
+from rnnjax.interop.layers import Context, Recurrent, describe_cell
 from rnnjax.interop.model import Functional, Model, Sequential, Value
 from rnnjax.interop.onnx.graph import Graph
 from rnnjax.interop.serving import input_shapes
@@ -127,8 +127,8 @@ def of_model(model: Model) -> Program:
     def step(params: Params, carry: Any, xs: dict[str, Any]) -> Any:
         named = dict(zip(given, xs.values(), strict=True))
         (first, *_) = named.values()
-        one = isinstance(network, Sequential)
-        return model.apply(params, first if one else named, carry, method=Scan())
+        one, context = isinstance(network, Sequential), Context(method=Scan(), streams=True)
+        return network.run(params, first if one else named, carry, None, context)
 
     if not isinstance(network, Sequential) and not _streams(model, carry):
         raise InteropError(
