@@ -43,13 +43,14 @@ Carries = dict[str, Carry]
 class Context:
     """The options of a call, for every layer; see `rnnjax.unroll`.
 
-    In one that ``streams``, for C, a sequence is fed step by step, padding as well.
+    ``language`` is that in which the program of the call will be written: ``"C"``, where a sequence
+    is fed step by step, padding as well, or ``"ONNX"``, whose runtimes raise errors of their own.
     """
 
     resets: Any = None
     key: jax.Array | None = None
     method: Method = Auto()
-    streams: bool = False
+    language: str = ""
 
 
 Shape = tuple[int | None, ...]
@@ -191,7 +192,7 @@ class Recurrent(Layer):
         """The output of a state, or zeros where it does not hold it."""
 
         def pick(zeros: jax.Array, against: bool) -> jax.Array:
-            if context.streams:
+            if context.language == "C":
                 raise InteropError(
                     f"at a step that a mask leaves out layer {self.name!r}, {self}, says its last "
                     "output again, which its state does not hold; leave the mask out, or take a "
@@ -261,10 +262,14 @@ class Embedding(Layer):
         return {"": {"embedding": (self.vocabulary_size, self.size)}}
 
     def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
-        """Look up the rows; an id out of range gives NaN."""
+        """Look up the rows; an id out of range gives NaN, and an error in a runtime of ONNX."""
         ids, mask, sequence = _ids(self, flow)
         if self.mask_zero:
             mask = ids != 0 if mask is None else mask & (ids != 0)
+        if context.language == "ONNX":  # a Gather, which would count negative ids from the end
+            ids = jnp.where(ids < 0, self.vocabulary_size, ids)
+            kept = {"mode": "promise_in_bounds", "wrap_negative_indices": False}
+            return None, Flow(params["embedding"].at[ids].get(**kept), mask, sequence)
         outside = (ids < 0) | (ids >= self.vocabulary_size)
         rows = jnp.take(params["embedding"], jnp.where(outside, 0, ids), axis=0, mode="clip")
         return None, Flow(jnp.where(outside[..., None], jnp.nan, rows), mask, sequence)

@@ -192,6 +192,23 @@ def test_embedding_dropout_and_dense_layers(check: Any) -> None:
     check(made(OneHotIds("ids", 7), recurrent, Dense("dense", 3, "softmax")))
 
 
+@pytest.mark.parametrize("outside", [-1, -12, 11, 2**31 - 1])
+@pytest.mark.parametrize("mask_zero", [False, True])
+def test_an_id_outside_of_an_embedding_is_an_error(outside: int, mask_zero: bool) -> None:
+    """In the runtime, whose recurrent kernels give plausible numbers of NaN; here it is NaN."""
+    model = made(
+        Embedding("embedding", 11, 3, mask_zero=mask_zero),
+        Recurrent("gru", GRUCell(HIDDEN), return_sequences=False),
+    )
+    ids, proto = np.full((TIME, BATCH), 5), to_proto(model, states=False)
+    assert sum(node.op_type == "Gather" for node in proto.graph.node) == 1
+    assert np.isfinite(session(proto).run(None, {"ids": ids})[0]).all()
+    ids[1, 1] = outside
+    assert np.isnan(np.asarray(model(ids)[1])[1]).all()
+    with pytest.raises(Exception, match=r"indices element out of data bounds"):
+        session(proto).run(None, {"ids": ids})
+
+
 def test_states_are_named_after_their_directions() -> None:
     proto = to_proto(made(Recurrent("rnn", Stack([Bidirectional(LSTMCell(3))]))))
     states = [f"rnn_0_{side}_{state}" for side in ("forward", "backward") for state in "hc"]

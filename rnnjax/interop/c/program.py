@@ -127,7 +127,7 @@ def of_model(model: Model) -> Program:
     def step(params: Params, carry: Any, xs: dict[str, Any]) -> Any:
         named = dict(zip(given, xs.values(), strict=True))
         (first, *_) = named.values()
-        one, context = isinstance(network, Sequential), Context(method=Scan(), streams=True)
+        one, context = isinstance(network, Sequential), Context(method=Scan(), language="C")
         return network.run(params, first if one else named, carry, None, context)
 
     if not isinstance(network, Sequential) and not _streams(model, carry):

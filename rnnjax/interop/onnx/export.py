@@ -64,7 +64,8 @@ def to_proto(
     - with ``lengths`` an input of that name, int32 ``(batch,)``: the valid steps of each row, one
       at least.
 
-    Dropout and the noise of `rnnjax.Regularized` are left out, as for prediction.
+    Dropout and the noise of `rnnjax.Regularized` are left out, as for prediction. An id outside of
+    an embedding, which is NaN here, is an error of the runtime, also where a mask leaves it out.
 
     Args:
         model: of layers. A model that was read from ONNX is written as that graph, with
@@ -260,7 +261,8 @@ def _written(model: Model, states: bool, lengths: bool) -> Any:
         if lengths is not None:
             mask = jnp.arange(network.num_steps(params, xs))[:, None] < lengths
         carry = jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), dict(begin))
-        after, ys = network.run(params, xs, carry, mask, Context(method=method))
+        context = Context(method=method, language="ONNX")
+        after, ys = network.run(params, xs, carry, mask, context)
         ys = [ys[name] for name in network.names] if isinstance(ys, dict) else ys
         return ys, jax.tree.map(lambda leaf: leaf[None], [after[name] for name in begin])
 
