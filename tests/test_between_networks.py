@@ -82,7 +82,9 @@ def looked(x):
         (lambda: rnnjax.valid_steps(jnp.array([3, -1]), 4), "must lie"),
         (lambda: rnnjax.state_gradients(jnp.sum, {}, GRU, ONES), "must be"),
         (lambda: rnnjax.state_gradients(lambda *out: out[1], GRU, drawn(4), ONES), "must return"),
-        (lambda: rnnjax.attend(*[ONES] * 3, valid=jnp.ones((2, 3), bool)), "but has shape"),
+        (lambda: rnnjax.attend(*[ONES] * 3, valid=jnp.ones((2, 3), bool)), "valid must have shape"),
+        (lambda: rnnjax.attend(*[ONES] * 3, valid=jnp.ones((3, 2))), "valid must be booleans"),
+        (lambda: looking(valid=jnp.ones((2, 3), bool)), "valid must have shape"),
         (
             lambda: rnnjax.AttentionCell(rnnjax.MLSTMCell(3), **SIZES),
             "a carry whose leaves are vectors",
@@ -118,6 +120,40 @@ def test_attention_by_products_against_its_definition(assert_close):
     assert_close(weights, expected, 1e-5)
     assert_close(contexts, np.einsum("tkr,kri->tri", expected, values), 1e-5)
     assert not np.asarray(weights)[:, 2:, 1].any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_not_valid_reaches_no_context_and_no_gradient(seed, draw, assert_close):
+    """Whatever stands there, as in images or files that were padded: 0 * NaN is NaN."""
+    valid = np.random.default_rng(seed).random((5, 4)) < 0.5
+    valid[:, 0] = False
+    arrays = [normal(10 * seed + i, n, 4, 4) for i, n in enumerate((3, 5, 5))]
+
+    def attended(queries, keys, values):
+        return rnnjax.attend(queries, keys, values, valid)
+
+    def looked_back(params, memory, xs):
+        return rnnjax.unroll(LOOKING, LOOKING.over(params, memory, valid), xs)[1]
+
+    def with_slopes(run, *given):
+        out, pull = jax.vjp(run, *given)
+        return out, pull(jax.tree.map(jnp.ones_like, out))
+
+    @jax.jit
+    def both(params, xs, other):
+        queries, *memories = arrays
+        keys, values = (jnp.where(valid[..., None], memory, other) for memory in memories)
+        run = with_slopes(attended, queries, keys, values)
+        return run, with_slopes(looked_back, params, values, xs)
+
+    params, xs = draw(LOOKING), normal(40 + seed, 3, 4, 2)
+    zeros, spoilt = jax.device_get([both(params, xs, other) for other in (0.0, np.nan)])
+    assert_close(spoilt, zeros, 0)
+    contexts, weights = spoilt[0][0]
+    for context in (contexts, spoilt[1][0][..., 3:]):  # of the row without a valid step
+        assert not context[:, 0].any()
+    np.testing.assert_allclose(weights[:, :, 0], 0.2, rtol=1e-6)
+    assert not [leaf for leaf in jax.tree.leaves(spoilt) if not np.isfinite(leaf).all()]
 
 
 def test_a_cell_that_looks_back_begins_with_what_its_cell_has_learned():

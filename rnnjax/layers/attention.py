@@ -12,6 +12,8 @@ from rnnjax.cells.composite import WrappedCell, beside
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.step import split_raw
 from rnnjax.checks import brief
+from rnnjax.engine.core.masking import expand, zero_masked
+from rnnjax.engine.core.validation import checked_marks
 from rnnjax.errors import InvalidInputError
 
 
@@ -31,32 +33,37 @@ def attend(
         queries: ``(time, *batch, n)``, the decoder's outputs; for a single step, time is 1.
         keys: ``(source time, *batch, n)``, often the encoder's outputs.
         values: ``(source time, *batch, m)``, often the same outputs.
-        valid: booleans ``(source time, *batch)``, as from `valid_steps`; by default all True.
+        valid: booleans ``(source time, *batch)``, as from `valid_steps`; by default all True. What
+            stands at other steps has no influence, even if it is NaN.
 
     Returns:
-        the contexts ``(time, *batch, m)``, and the weights ``(time, source time, *batch)``.
+        the contexts ``(time, *batch, m)``, and the weights ``(time, source time, *batch)``. A row
+        without a valid step gets contexts of zeros, and equal weights.
 
     Raises:
-        InvalidInputError: ``valid`` has another shape.
+        InvalidInputError: ``valid`` has another shape, or is not boolean.
 
     >>> ys = jnp.eye(3)[:, None]  # three steps of one row
     >>> contexts, weights = attend(20 * ys[:1], ys, ys, jnp.array([[True], [True], [False]]))
     >>> contexts.shape, weights[0, :, 0].round(3).tolist()
     ((1, 1, 3), [1.0, 0.0, 0.0])
     """
-    scores = jnp.einsum("t...n,s...n->ts...", queries, keys)
-    weights = _softmax(scores, valid, axis=1)
+    if valid is not None:
+        valid = _marks(valid, keys)
+        # A weight of 0 would not do: 0 * NaN is NaN.
+        keys, values = zero_masked(keys, valid), zero_masked(values, valid)
+    weights = _softmax(jnp.einsum("t...n,s...n->ts...", queries, keys), valid, axis=1)
     return jnp.einsum("ts...,s...m->t...m", weights, values), weights
+
+
+def _marks(valid: jax.Array, memory: jax.Array) -> jax.Array:
+    """Return which steps of a memory are valid with an axis for each of its batch axes."""
+    return expand(checked_marks("valid", valid, memory, of="the memory"), memory[..., 0])
 
 
 def _softmax(scores: jax.Array, valid: jax.Array | None, axis: int) -> jax.Array:
     """Compute a softmax over the valid steps; a row without any gets equal weights."""
     if valid is not None:
-        if valid.shape != scores.shape[axis:]:
-            raise InvalidInputError(
-                f"valid must be booleans (source time, *batch), {scores.shape[axis:]}, but has "
-                f"shape {valid.shape}; make it by valid_steps(lengths, num_steps)"
-            )
         # Not -inf, of which a row without a valid step would be NaN: here all its scores are equal.
         scores = jnp.where(valid, scores, jnp.finfo(scores.dtype).min)
     return jax.nn.softmax(scores, axis=axis)
@@ -145,19 +152,21 @@ class AttentionCell(WrappedCell[CarryT]):
         Args:
             params: as `init` returns them.
             memory: ``(source time, *batch, memory_size)``.
-            valid: booleans ``(source time, *batch)``; by default all True.
+            valid: booleans ``(source time, *batch)``; by default all True. What the memory holds at
+                other steps has no influence; a row without a valid step gets contexts of zeros.
 
         Raises:
-            InvalidInputError: the memory has another number of features.
+            InvalidInputError: the memory has another size, or ``valid`` another shape.
         """
         if memory.shape[-1] != self.memory_size:
             raise InvalidInputError(
                 f"memory must be (source time, *batch, {self.memory_size}), but has shape "
                 f"{memory.shape}; check memory_size"
             )
+        marks = _marks(jnp.ones(memory.shape[:-1], bool) if valid is None else valid, memory)
+        memory = zero_masked(memory, marks)
         # Its product with the memory is the same at every step.
         projected = memory @ params["memory_kernel"]
-        marks = jnp.ones(memory.shape[:-1], bool) if valid is None else valid
         return {**params, "memory": memory, "projected": projected, "valid": marks}
 
     def weights(self, params: Params, carry: CarryT) -> jax.Array:
