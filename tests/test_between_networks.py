@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cell_table import CELLS, WAYS, grid
 
 import rnnjax
 from rnnjax import InvalidInputError
@@ -229,28 +230,30 @@ def test_the_maximum_of_integers_and_of_nothing_but_minus_infinity():
 
 
 @pytest.mark.parametrize(
-    "cell",
-    [rnnjax.LSTMCell(3), rnnjax.Stack([rnnjax.SimpleRNNCell(3), rnnjax.SimpleRNNCell(2)])],
-    ids=["lstm", "stack"],
+    "name",
+    [pytest.param(n, marks=[] if n in WAYS else pytest.mark.slow) for n in CELLS],
 )
 def test_the_gradient_by_a_state_is_that_of_a_sequence_that_begins_with_it(
-    cell, draw, random_like, assert_close
+    name, draw, random_like, assert_close
 ):
-    begin = random_like(lambda: cell.initial_carry((2,)), 1)
+    cell = CELLS[name]
+    begin = random_like(lambda: cell.initial_carry((2, *grid(name))), 1)
 
     def loss(carry, ys):
         return (ys**2).sum() + sum(leaf.sum() for leaf in jax.tree.leaves(carry))
 
     @jax.jit
     def both(params, xs):
-        def rest(state):
-            # That of a single cell is also the output of its own step.
-            own = (state.hidden**2).sum() if cell.carry is not None else 0.0
-            return loss(*rnnjax.unroll(cell, params, xs[4:], state)) + own
+        def rest(state, first):  # the steps before the first one hold the state, and give zeros
+            mask = jnp.arange(4) >= first
+            return loss(*rnnjax.unroll(cell, params, xs, state, mask=mask, method=rnnjax.Scan()))
 
-        value = loss(*rnnjax.unroll(cell, params, xs, begin))
-        by_rest = jax.grad(rest)(rnnjax.unroll(cell, params, xs[:4], begin)[0])
-        return rnnjax.state_gradients(loss, cell, params, xs, begin), (value, by_rest)
+        def step(carry, x):
+            return cell.step(params, carry, x)[0], carry
 
-    (value, gradients), expected = jax.device_get(both(draw(cell), normal(10, 7, 2, 2)))
-    assert_close((value, jax.tree.map(lambda leaf: leaf[3], gradients)), expected, 1e-4)
+        states = jax.lax.scan(step, begin, xs)[1]
+        expected = rest(begin, 0), jax.vmap(jax.grad(rest))(states, jnp.arange(4))
+        return rnnjax.state_gradients(loss, cell, params, xs, begin), expected
+
+    found, expected = jax.device_get(both(draw(cell), normal(10, 4, 2, *grid(name), 2)))
+    assert_close(found, expected, 1e-4)

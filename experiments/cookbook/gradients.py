@@ -1,6 +1,6 @@
 """Learns to add two numbers from far back in a sequence, and measures how far gradients reach.
 
-The last output is differentiated by the states 1 to 99 steps before, with the initial recurrent
+The last output is differentiated by the states before each of 100 steps, with the initial recurrent
 weights and with scaled ones: gradients vanish or explode (Bengio et al., 1994; Pascanu et al.,
 2013). "An LSTM fixes that" is half right: its gates tame the explosion, but hand on only what the
 forget gates let through, with a bias of 1 (Jozefowicz et al., 2015) some sigmoid(1) = 0.73 a step.
