@@ -1,6 +1,7 @@
 """Recurrent networks for JAX and Flax: pure cells, explicit state, and a fast exact gradient."""
 
 import importlib
+import types
 import typing
 
 from rnnjax import checks
@@ -160,8 +161,10 @@ else:
         meant += [checks.HABITS[name]] if name in checks.HABITS else []
         if not meant and not name.startswith("_"):
             rooms = "cells", "engine", "errors", "layers", "packing", *_ROOMS[:4]
-            found = map(importlib.import_module, [f"rnnjax.{room}" for room in rooms])
-            meant += [f"write {room.__name__}.{name}" for room in found if hasattr(room, name)]
+            for room in map(importlib.import_module, [f"rnnjax.{room}" for room in rooms]):
+                public = name in getattr(room, "__all__", vars(room))  # not what it imports
+                if public and not isinstance(getattr(room, name), types.ModuleType):
+                    meant += [f"write {room.__name__}.{name}"]
         raise AttributeError("; ".join([f"module 'rnnjax' has no attribute {name!r}", *meant[:1]]))
 
     def __dir__() -> list[str]:

@@ -10,6 +10,8 @@ import numpy as np
 from rnnjax.checks import brief, check_instance, check_known, check_size, is_integer
 from rnnjax.errors import InvalidInputError
 
+__all__ = ["Packed", "Padded", "pack", "pad", "unpack"]
+
 _OUTSIDE = "pack, pad, lay and unpack outside of it, and inside use packed.mask or packed.last"
 
 

@@ -1,3 +1,4 @@
+import importlib
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import rnnjax
+from rnnjax import checks
 
 ROOT = Path(__file__).parents[1]
 CALL = re.compile(r"^\s*(?:- run: |.*entry: )?make ([a-z][\w-]*)", re.M)
@@ -53,12 +55,33 @@ def test_shapes_are_asked_of_numpy():
         ("LSTM", "; write rnnjax.LSTMCell"),
         ("Noise", "; write rnnjax.cells.Noise"),
         ("Explanation", "; write rnnjax.engine"),
+        ("Pooling", "; write rnnjax.layers.Pooling"),
+        ("Packed", "; write rnnjax.packing.Packed"),
+        ("Metrics", "; write rnnjax.training.Metrics"),
         ("Perceptron", "$"),  # which nothing is like
     ],
 )
 def test_a_missing_name_is_told_by_the_one_that_is_meant(name, meant):
     with pytest.raises(AttributeError, match=f"no attribute '{name}'{meant}"):
         getattr(rnnjax, name)
+
+
+def test_what_a_room_imports_is_no_advice():
+    """Such as NumPy for ``rnnjax.np``, or its own files."""
+    rooms = [
+        importlib.import_module(f"rnnjax.{name}")
+        for name in ("cells", "engine", "errors", "layers", "packing", "training", "testing")
+    ]
+    told = {}
+    for name in {name for room in rooms for name in vars(room)} - {*dir(rnnjax), *checks.HABITS}:
+        with pytest.raises(AttributeError) as caught:
+            getattr(rnnjax, name)
+        told[name] = str(caught.value).partition("; write ")[2]
+    public = [path.read_text("utf-8") for path in (ROOT / "docs/reference").glob("*.md")]
+    public = " ".join([*public, *rnnjax.training.__all__, "Params", "Pooling"])
+    assert {"np", "jax", "Any", "step", "brief", "optimizers"} <= told.keys()
+    assert sorted(name for name, meant in told.items() if meant and name not in public) == []
+    assert not any(told[name] for name in ("np", "jax", "Any", "step", "brief", "optimizers"))
 
 
 def test_the_tests_for_every_version_are_there():
