@@ -131,16 +131,20 @@ class RNN(nnx.RNN):
     def cell_params(self) -> Params:
         """The parameters as plain arrays, without ``nnx.Param``, as rnnjax's cell takes them.
 
-        For a cell that runs step by step they are the parameters of its module.
+        For a cell that runs step by step they are the parameters of its module. Of an abstract
+        module, as ``nnx.eval_shape`` makes it, they are shapes and types.
         """
         if isinstance(self.cell, Cell):
             return jax.tree.map(
-                lambda param: param[...],
+                lambda param: param.get_value(),
                 self.params,
                 is_leaf=lambda node: isinstance(node, nnx.Variable),
             )
+        state = nnx.state(self.cell, nnx.Param)
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state)):
+            return nnx.eval_shape(lambda rnn: rnn.cell_params, self)
         known = self._known()
-        return known.params if known else nnx.to_pure_dict(nnx.state(self.cell, nnx.Param))
+        return known.params if known else nnx.to_pure_dict(state)
 
     def __call__(
         self,

@@ -643,6 +643,8 @@ def test_a_cell_of_rnnjax_under_the_transforms_of_nnx(assert_close: Any) -> None
     # A model that is built again has the same graph, so nnx.jit compiles nothing for it.
     assert nnx.split(other)[0] == graph
     assert not np.array_equal(other.cell_params[0]["kernel"], params[0]["kernel"])
+    shapes = jax.eval_shape(lambda: params)
+    assert nnx.eval_shape(lambda: build(0)).cell_params == shapes  # as a checkpoint is read into
     merged = nnx.merge(graph, jax.tree.map(lambda leaf: 2 * np.asarray(leaf), state))
     assert_close(merged.cell_params, jax.tree.map(lambda leaf: 2 * np.asarray(leaf), params), 1e-6)
 
