@@ -22,6 +22,11 @@ TIME, BATCH, FEATURES = 5, 3, 2
 TOLERANCES = {"float64": 1e-10, "float32": 1e-5}
 
 
+def begun(cell: Any, features: Any, seed: int = 0) -> Any:
+    """What a cell begins with, in one program: eagerly, `init` compiles each of its operations."""
+    return jax.jit(cell.init, static_argnums=1)(jax.random.key(seed), features)
+
+
 class PeepholeCarry(NamedTuple):
     hidden: jax.Array
     memory: jax.Array

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from c_helpers import STRICT, Stream, compiler, library
-from cell_table import CELLS, grid
+from cell_table import CELLS, begun, grid
 
 import rnnjax
 from rnnjax import LSTMCell
@@ -28,17 +28,18 @@ STEPS, FEATURES = 500, 2
 
 def drawn(cell: rnnjax.Cell, features: int, random_like: Callable[..., Any]) -> Any:
     """Parameters no two of which are alike."""
-    return jax.tree.map(
-        lambda a, b: a + 0.1 * b,
-        cell.init(jax.random.key(0), features),
-        random_like(lambda: cell.init(jax.random.key(0), features), 1),
-    )
+    begin = jax.device_get(begun(cell, features))
+    return jax.tree.map(lambda a, b: a + np.float32(0.1) * b, begin, random_like(begin, 1))
 
 
 def expected(cell: rnnjax.Cell, params: Any, xs: np.ndarray, space: tuple[int, ...]) -> np.ndarray:
-    start = cell.start(params, space)
-    run = jax.jit(lambda s, xs: jax.lax.scan(lambda s, x: cell.step(params, s, x), s, xs)[1])
-    return np.asarray(run(start, xs)).reshape(len(xs), -1)
+
+    @jax.jit
+    def run(xs: Any) -> Any:
+        start = cell.start(params, space)
+        return jax.lax.scan(lambda s, x: cell.step(params, s, x), start, xs)[1]
+
+    return np.asarray(run(xs)).reshape(len(xs), -1)
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -184,7 +185,7 @@ def test_a_program_runs_clean(way: str, tmp_path: Path, random_like: Any) -> Non
 
 
 def saved(folder: Path, cell: rnnjax.Cell, features: int = 3, name: str = "cell") -> Any:
-    params = cell.init(jax.random.key(0), features)
+    params = begun(cell, features)
     c.save(cell, params, folder / f"{name}.c", input_size=features)
     return params, (folder / f"{name}.c").read_text(), (folder / f"{name}.h").read_text()
 
@@ -206,8 +207,9 @@ def test_raw_features_are_arguments_by_their_names(tmp_path: Path) -> None:
     params, _, header = saved(tmp_path, cell, 5)
     assert "const float *x, const float *i_, const float *float_, float *y" in header
     stream, carry = Stream(library(tmp_path), tmp_path, "cell"), cell.initial_carry()
+    step = jax.jit(cell.step)
     for x in np.random.default_rng(0).normal(size=(5, 5)).astype(np.float32):
-        carry, y = cell.step(params, carry, x)
+        carry, y = step(params, carry, x)
         np.testing.assert_allclose(stream.step(*np.split(x, [2, 3])), y, rtol=1e-5)
 
 
@@ -317,10 +319,10 @@ class Elementwise(rnnjax.Cell):
         return self.hidden_size
 
     def init(self, key: jax.Array, input_size: int) -> Any:
-        return {"kernel": jnp.ones((input_size, 1))}
+        return {"kernel": np.ones((input_size, 1), np.float32)}
 
     def initial_carry(self, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Any:
-        return jnp.zeros((*batch_shape, 1), self.state)
+        return np.zeros((*batch_shape, 1), self.state)
 
     def step(self, params: Any, carry: Any, x: Any) -> Any:
         y = self.does(x)
@@ -429,11 +431,13 @@ def test_operations(tmp_path: Path) -> None:
     for name, cell in cells.items():
         c.save(cell, cell.init(None, 6), tmp_path / f"of_{name}.c")
     lib, xs = library(tmp_path), np.random.default_rng(0).normal(size=(9, 6)).astype("f4")
-    for name, cell in cells.items():
+    does = jax.jit(lambda x: {name: cell.does(x) for name, cell in cells.items()})
+    wanted = [jax.device_get(does(x)) for x in xs]
+    for name in cells:
         stream = Stream(lib, tmp_path, f"of_{name}")
-        for x in xs:
-            wanted = np.ravel(cell.does(jnp.asarray(x)))
-            np.testing.assert_allclose(stream.step(x), wanted, rtol=1e-5, atol=1e-6, err_msg=name)
+        for x, each in zip(xs, wanted, strict=True):
+            y = np.ravel(each[name])
+            np.testing.assert_allclose(stream.step(x), y, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_integers_of_8_bits_are_cut_off_as_in_jax(tmp_path: Path) -> None:
@@ -447,7 +451,7 @@ def test_integers_of_8_bits_are_cut_off_as_in_jax(tmp_path: Path) -> None:
 def test_a_struct_has_the_size_that_the_header_says(tmp_path: Path) -> None:
     """Its arrays of bytes leave no gaps."""
     cell = rnnjax.Stack([rnnjax.GRUCell(5), LSTMCell(3)])
-    params, xs = cell.init(jax.random.key(0), 3), np.ones((4, 1, 3), "f4")
+    params, xs = begun(cell, 3), np.ones((4, 1, 3), "f4")
     c.save(cell, params, tmp_path / "small.c", weights="int8", data=xs)
     source, size = tmp_path / "small.c", "SMALL_STATE_BYTES + SMALL_SCRATCH_BYTES"
     check = f"typedef char sizes_agree[sizeof(struct small_state) == {size} ? 1 : -1];"
@@ -458,7 +462,7 @@ def test_a_struct_has_the_size_that_the_header_says(tmp_path: Path) -> None:
 def test_weights_of_8_bits_are_as_near_as_the_header_says(tmp_path: Path) -> None:
     """Also where a column is zeros, and where inputs are."""
     cell = rnnjax.Stack([rnnjax.GRUCell(16), LSTMCell(8)])
-    params = cell.init(jax.random.key(0), 6)
+    params = begun(cell, 6)
     params[0]["kernel"] = params[0]["kernel"].at[:, 3].set(0)
     xs = np.random.default_rng(0).normal(size=(60, 2, 6)).astype(np.float32)
     xs[7] = 0
@@ -466,7 +470,7 @@ def test_weights_of_8_bits_are_as_near_as_the_header_says(tmp_path: Path) -> Non
     lib, header = library(tmp_path), (tmp_path / "small.h").read_text()
     ours = [Stream(lib, tmp_path, "small") for _ in range(2)]
     ys = np.array([[stream.step(x) for stream, x in zip(ours, row, strict=True)] for row in xs])
-    exact = np.asarray(rnnjax.unroll(cell, params, xs)[1])
+    exact = np.asarray(jax.jit(functools.partial(rnnjax.unroll, cell))(params, xs)[1])
     said = re.findall(r"0\.\d+", " ".join(header.split()))[:2]
     apart = np.abs(ys - exact) / np.abs(exact).max()
     # An entry between two steps of a scale may go to either, as sums round.
@@ -503,7 +507,7 @@ def test_a_convolution_and_a_grid_of_8_bits(tmp_path: Path, random_like: Any) ->
 
 def test_weights_of_8_bits_need_data(tmp_path: Path) -> None:
     cell, path = LSTMCell(4), tmp_path / "cell.c"
-    params = cell.init(jax.random.key(0), 3)
+    params = begun(cell, 3)
     for given in ({"weights": "int8"}, {"data": np.ones((5, 2, 3))}, {"weights": "int4"}):
         with pytest.raises(InvalidInputError, match="give both or none"):
             c.save(cell, params, path, **given)
@@ -511,7 +515,7 @@ def test_weights_of_8_bits_need_data(tmp_path: Path) -> None:
     for data in (np.ones((5, 3), "f4"), np.ones((5, 2, 4), "f4"), np.ones((5, 2, 3), int), *others):
         with pytest.raises(InvalidInputError, match=r"data should be sequences \(time, batch, 3\)"):
             c.save(cell, params, path, weights="int8", data=data)
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = jax.tree.map(np.zeros_like, jax.device_get(params))
     c.save(cell, zeros, path, weights="int8", data=np.ones((5, 2, 3), "f4"))
     assert "differ by 0 of the largest" in path.with_suffix(".h").read_text()
 
@@ -519,13 +523,11 @@ def test_weights_of_8_bits_need_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", ["3", 2.5, (4, None)])
 def test_the_size_of_the_inputs_is_a_number(size: Any, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="input_size must be a positive integer, but is"):
-        c.save(
-            LSTMCell(4), LSTMCell(4).init(jax.random.key(0), 3), tmp_path / "a.c", input_size=size
-        )
+        c.save(LSTMCell(4), begun(LSTMCell(4), 3), tmp_path / "a.c", input_size=size)
 
 
 def refused(cell: Any, message: str, folder: Path, name: str = "cell", error: Any = None) -> None:
-    params = {"kernel": jnp.ones((6, 1))}
+    params = {"kernel": np.ones((6, 1), np.float32)}
     with pytest.raises(error or InvalidInputError, match=message):
         c.save(cell, params, folder / f"{name}.c")
     assert not list(folder.iterdir())
@@ -588,7 +590,7 @@ def test_what_cannot_be_written_is_refused_in_a_sentence(tmp_path: Path) -> None
 
 def test_parameters_of_other_types_are_rounded_and_it_is_said(tmp_path: Path) -> None:
     cell = LSTMCell(4, param_dtype=jnp.bfloat16)
-    wide = jax.tree.map(lambda a: a.astype(jnp.float32), cell.init(jax.random.key(0), 3))
+    wide = jax.tree.map(lambda a: np.asarray(a, np.float32), begun(cell, 3))
     assert "rounded to float32" in saved(tmp_path, cell)[2]
     c.save(LSTMCell(4), wide, tmp_path / "wide.c")
     texts = [(tmp_path / f"{name}.c").read_text() for name in ("wide", "cell")]
@@ -604,7 +606,7 @@ class States(Elementwise):
     names: tuple[str, ...] = ("a", "b")
 
     def initial_carry(self, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Any:
-        return {name: jnp.zeros((*batch_shape, self.hidden_size)) for name in self.names}
+        return {n: np.zeros((*batch_shape, self.hidden_size), np.float32) for n in self.names}
 
     def step(self, params: Any, carry: Any, x: Any) -> Any:
         return self.does(carry, x)
@@ -685,7 +687,7 @@ def test_names_that_differ_in_case_or_are_of_functions_are_arrays_of_their_own(
 def test_an_input_that_is_called_as_an_array_of_the_file_is_refused(tmp_path: Path) -> None:
     """It would hide that array in silence."""
     cell = HidingCell(3)
-    params = cell.init(jax.random.key(0), 2)
+    params = begun(cell, 2)
     c.save(cell, params, tmp_path / "other.c")
     with pytest.raises(InvalidInputError, match=r"would call .* 'file_kernel_0', as"):
         c.save(cell, params, tmp_path / "file.c")

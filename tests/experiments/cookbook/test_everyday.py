@@ -23,16 +23,14 @@ def test_the_crf_is_a_distribution_over_all_taggings():
     """Beside all 7 ** 3 taggings of a sentence, one step of which is padding."""
     rng = np.random.default_rng(0)
     count = len(tagging.TAGS)
-    scores, pairs = (
-        jnp.array(rng.normal(size=(4, 1, count))),
-        jnp.array(rng.normal(size=(count,) * 2)),
-    )
-    valid = jnp.array([True, True, True, False])[:, None]
-    every = jnp.array([(*tags, 0) for tags in itertools.product(range(count), repeat=3)]).T
-    spread = [jnp.broadcast_to(x, (4, every.shape[1], *x.shape[2:])) for x in (scores, valid)]
-    logs = tagging.log_likelihood(spread[0], pairs, every, spread[1])
-    assert float(jax.nn.logsumexp(logs)) == pytest.approx(0, abs=1e-5)
-    best = tagging.best(scores, pairs, valid)
+    scores = rng.normal(size=(4, 1, count)).astype(np.float32)
+    pairs = rng.normal(size=(count,) * 2).astype(np.float32)
+    valid = np.array([True, True, True, False])[:, None]
+    every = np.array([(*tags, 0) for tags in itertools.product(range(count), repeat=3)]).T
+    spread = [np.broadcast_to(x, (4, every.shape[1], *x.shape[2:])) for x in (scores, valid)]
+    logs = np.asarray(jax.jit(tagging.log_likelihood)(spread[0], pairs, every, spread[1]))
+    assert np.log(np.exp(logs).sum()) == pytest.approx(0, abs=1e-5)
+    best = np.asarray(jax.jit(tagging.best)(scores, pairs, valid))
     assert best[:3, 0].tolist() == every[:3, logs.argmax()].tolist()
 
 
@@ -58,7 +56,7 @@ def test_names_are_found_whatever_the_kinds_are_called(monkeypatch):
 
 
 def test_each_tag_of_a_made_sentence_goes_with_its_word():
-    made = tagging.sentences(0, 200)
+    made = jax.tree.map(np.asarray, tagging.sentences(0, 200))
     names = {tagging.WORDS.index(name) for name in tagging.NAMES.split()}
     for words, tags, length in zip(made["words"].T, made["tags"].T, made["lengths"], strict=True):
         assert [int(w) in names for w in words[:length]] == [int(t) > 0 for t in tags[:length]]
@@ -125,31 +123,34 @@ def test_dates_are_written_in_each_form_and_read_again():
 def test_a_wider_beam_finds_what_is_at_least_as_probable():
     """By the loss that is trained; a beam of one is the greedy choice, step by step."""
     model = seq2seq.Model(6)
-    params = jax.tree.map(lambda x: 3 * x, model.init(jax.random.key(1)))
-    text, lengths = seq2seq.numbered(["3 mar 1998"], seq2seq.READ)
-    text = jnp.array(text)
-    written = [model.write(params, text[:, 0], lengths[0], beam)[0] for beam in (1, 3)]
-    losses = [
-        float(
-            model.loss(params, {"text": text, "iso": one[:, None], "lengths": jnp.array(lengths)})
-        )
-        for one in written
-    ]
+    text, lengths = map(np.asarray, seq2seq.numbered(["3 mar 1998"], seq2seq.READ))
+
+    @jax.jit
+    def by_each(key):
+        params = jax.tree.map(lambda x: 3 * x, model.init(key))
+        written = [model.write(params, text[:, 0], lengths[0], beam)[0] for beam in (1, 3)]
+        batches = ({"text": text, "iso": one[:, None], "lengths": lengths} for one in written)
+        losses = [model.loss(params, batch) for batch in batches]
+        carry, ready = model.read(params, text, lengths)
+
+        def step(state, _):
+            carry, y = model.decoder.step(ready, state[0], params["embedding"][state[1]])
+            best = (y @ params["kernel"]).argmax(axis=-1)
+            return (carry, best), best[0]
+
+        begin = jnp.array([seq2seq.NUMBER[seq2seq.BEGIN]])
+        return written, losses, jax.lax.scan(step, (carry, begin), length=seq2seq.LENGTH)[1]
+
+    written, losses, greedy = by_each(jax.random.key(1))
     assert losses[1] <= losses[0] + 1e-6
-    carry, ready = model.read(params, text, jnp.array(lengths))
-    before, greedy = jnp.array([seq2seq.NUMBER[seq2seq.BEGIN]]), []
-    for _ in range(seq2seq.LENGTH):
-        carry, y = model.decoder.step(ready, carry, params["embedding"][before])
-        before = (y @ params["kernel"]).argmax(axis=-1)
-        greedy.append(int(before[0]))
-    assert written[0].tolist() == greedy
+    assert written[0].tolist() == greedy.tolist()
 
 
 def test_a_model_of_a_sweep_is_the_one_that_is_trained_alone():
     config = many_models.Config(units=3, numbers=5, updates=3)
-    drawn = [many_models.init(config, seed) for seed in (0, 1)]
+    drawn = [jax.jit(many_models.init, static_argnums=0)(config, seed) for seed in (0, 1)]
     rates, seeds = np.array([1e-3, 1e-2], np.float32), np.array([0, 1])
-    given = jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn), rates, seeds
+    given = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn), rates, seeds
 
     def train(each):
         return many_models.train(config, *each)
@@ -161,7 +162,8 @@ def test_a_model_of_a_sweep_is_the_one_that_is_trained_alone():
     np.testing.assert_allclose(scores[1], alone[2], rtol=1e-5)
     assert scores[1] != validation[1]
     assert not np.allclose(losses[0], losses[1], rtol=1e-3)
-    xs, sums = many_models.draw(jax.random.key(2), 5, 7)
+    draw = jax.jit(many_models.draw, static_argnums=(1, 2))
+    xs, sums = map(np.asarray, draw(jax.random.key(2), 5, 7))
     np.testing.assert_array_equal(xs[..., 1].sum(axis=0), 2)
     np.testing.assert_allclose((xs[..., 0] * xs[..., 1]).sum(axis=0), sums, rtol=1e-6)
 

@@ -105,8 +105,9 @@ def test_what_is_written_is_what_the_network_expects_behind_it():
     apply, rng = jax.jit(captions.apply), np.random.default_rng(3)
     params = jax.jit(captions.init)(jax.random.key(0))
     # With which sentences end at several places.
-    noise = jax.tree.map(lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype("f"), params)
-    params = jax.tree.map(lambda leaf, more: leaf + more, params, noise)
+    params = jax.tree.map(
+        lambda leaf: np.asarray(leaf) + 0.1 * rng.normal(size=leaf.shape).astype("f"), params
+    )
     scenes = np.random.default_rng(0).random((1, 20, SCENE, SCENE), np.float32)
     part = {"scenes": scenes, "words": np.zeros((LENGTH, 20), np.int32)}
     alone, words = map(np.asarray, captions.write(params, part))
@@ -117,7 +118,7 @@ def test_what_is_written_is_what_the_network_expects_behind_it():
     each, behind = apply(params, {**part, "words": words})
     first = np.cumsum(ended, axis=0) == 1
     counts = ~ended | first
-    np.testing.assert_array_equal(np.argmax(behind, axis=-1)[counts], words[counts])
+    np.testing.assert_array_equal(np.asarray(behind).argmax(axis=-1)[counts], words[counts])
     # The first word knows the scene alone, the others those before it too.
     other = {**part, "words": np.concatenate([(words[:1] + 1) % len(WORDS), words[1:]])}
     each_changed, changed = apply(params, other)

@@ -57,7 +57,8 @@ def test_a_gru_learns_to_add_few_numbers_and_gradients_are_measured(ran):
 
 def test_the_reach_of_a_linear_cell_is_that_of_its_powers():
     cell = rnnjax.SimpleRNNCell(3, activation=lambda x: x)
-    params = {"cell": cell.init(jax.random.key(0), 2), "kernel": jnp.ones(3), "bias": jnp.zeros(())}
+    drawn = jax.device_get(jax.jit(cell.init, static_argnums=1)(jax.random.key(0), 2))
+    params = {"cell": drawn, "kernel": np.ones(3, "f"), "bias": np.zeros((), "f")}
     params = jax.tree.map(lambda x: x[None], params)
     xs = np.random.default_rng(0).normal(size=(12, 4, 2)).astype(np.float32)
     found = gradients.reach(cell, params, xs, (0.5, 2.0))
@@ -68,8 +69,8 @@ def test_the_reach_of_a_linear_cell_is_that_of_its_powers():
             expected = np.linalg.norm(by_state) / np.sqrt(3)
             assert row[time] == pytest.approx(expected, rel=1e-4)
             by_state = scale * kernel @ by_state
-    last, _ = rnnjax.unroll(cell, jax.tree.map(lambda x: x[0], params["cell"]), xs)
-    expected = np.mean((last.hidden.sum(axis=1) - 1) ** 2)
+    last, _ = jax.jit(functools.partial(rnnjax.unroll, cell))(drawn, xs)
+    expected = np.mean((np.asarray(last.hidden).sum(axis=1) - 1) ** 2)
     np.testing.assert_allclose(gradients.losses(cell, params, xs, 1.0), [expected], rtol=1e-5)
 
 
@@ -118,6 +119,7 @@ def test_answers_are_counted_after_each_point():
     config, batches = spirals.Config(seeds=2), jax.tree.map(lambda v: v[None], batch)
     params = spirals.learn(config, kind, batches, 1, 0.0)
     measure, logits = (jax.jit(f, static_argnums=0) for f in (spirals.measure, spirals.logits))
+    params = jax.device_get(params)
     losses, right = jax.device_get(measure(kind, params, batch))
     sure = np.asarray(logits(kind, jax.tree.map(lambda v: v[1], params), batch[0]))
     assert sure.shape == (5, 8)

@@ -66,7 +66,7 @@ def test_blocks_of_queries_change_no_number(
     window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor a gradient: nine queries in blocks of four or two, the last of which has one."""
-    _, at = Place.start(BATCH).through(jnp.zeros((STEPS, BATCH), int), jnp.array(resets()))
+    _, at = THROUGH(Place.start(BATCH), np.zeros((STEPS, BATCH), int), resets())
     cache = Cache.empty(BATCH, KEY_HEADS, STEPS if window is None else window, SIZE, jnp.float32)
 
     def run(heads: tuple[np.ndarray, ...]) -> tuple[jax.Array, jax.Array]:
@@ -111,11 +111,12 @@ def test_what_has_no_room_is_refused() -> None:
 def test_pairs_of_entries_are_rotated() -> None:
     x, _, _ = drawn()
     positions = np.arange(STEPS)[:, None] * np.array([1, 100])
-    y = blocks.rotary(jnp.array(x), jnp.array(positions), SIZE - 2, 10.0)
+    rotary = jax.jit(blocks.rotary, static_argnums=(2, 3))
+    y = rotary(x, positions, SIZE - 2, 10.0)
     turned = (x[..., 0] + 1j * x[..., 1]) * np.exp(1j * positions)[..., None]
     wanted = np.stack([turned.real, turned.imag, x[..., 2], x[..., 3]], axis=-1)
     np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-5)
-    y = blocks.rotary(jnp.array(x), jnp.array(positions), SIZE, 10.0)
+    y = np.asarray(rotary(x, positions, SIZE, 10.0))
     for i, rate in ((0, 1.0), (1, 10.0**-0.5)):
         turned = (x[..., i] + 1j * x[..., i + 2]) * np.exp(1j * rate * positions)[..., None]
         np.testing.assert_allclose(y[..., i], turned.real, rtol=1e-4, atol=1e-4)
@@ -123,9 +124,9 @@ def test_pairs_of_entries_are_rotated() -> None:
 
 
 def test_bfloat16_is_attended_in_its_type() -> None:
-    q, k, v = (jnp.array(x, jnp.bfloat16) for x in drawn())
-    _, at = Place.start(BATCH).through(jnp.zeros((STEPS, BATCH), int), None)
-    cache, y = blocks.attend(q, k, v, Cache.empty(BATCH, KEY_HEADS, STEPS, SIZE, k.dtype), at)
+    q, k, v = (x.astype(jnp.bfloat16) for x in drawn())
+    _, at = THROUGH(Place.start(BATCH), np.zeros((STEPS, BATCH), int), None)
+    cache, y = ATTEND(q, k, v, Cache.empty(BATCH, KEY_HEADS, STEPS, SIZE, k.dtype), at, None)
     assert (y.dtype, cache.keys.dtype) == (jnp.bfloat16, jnp.bfloat16)
     wanted = looped(None, np.zeros((STEPS, BATCH), bool))
-    np.testing.assert_allclose(y.astype(jnp.float32), wanted, atol=0.05)
+    np.testing.assert_allclose(np.asarray(y, np.float32), wanted, atol=0.05)

@@ -163,14 +163,14 @@ def test_the_public_qwen_is_under_text_config(tied: bool, tmp_path: Path) -> Non
     others = {name: np.ones(1, np.float32) for name in ("mtp.norm.weight", "model.visual.x.bias")}
     found, left_out = folders.fitting(gated_delta, config, prefixed | others)
     assert left_out == ("model.visual.x.bias", "mtp.norm.weight")
-    tokens = jnp.array(helpers.TOKENS[:12])
-    _, wanted = gated_delta.apply(
-        alone.config, alone.params, tokens, gated_delta.begin(config, helpers.BATCH, 12)
-    )
     params = {name: jnp.array(x) for name, x in found.items()}
     model = folders.Model(gated_delta, config, params, tmp_path, [], left_out)
-    _, got = gated_delta.apply(config, params, tokens, gated_delta.begin(config, 2, 12))
-    assert (got == wanted).all()
+    begin = helpers.begin(gated_delta, config, helpers.BATCH, 12, jnp.float32)
+    wanted, got = (
+        helpers.run(gated_delta, *each, helpers.TOKENS[:12], begin)[1]
+        for each in ((alone.config, alone.params), (config, params))
+    )
+    np.testing.assert_array_equal(got, wanted)
     assert model.dtype == jnp.float32
     assert model.attends
 
@@ -178,9 +178,10 @@ def test_the_public_qwen_is_under_text_config(tied: bool, tmp_path: Path) -> Non
 def test_local_attention_needs_no_capacity(tmp_path: Path) -> None:
     model = helpers.drawn(tmp_path, state_size=None, **GRIFFIN)
     assert not model.attends
-    carry, tokens = recurrent_gemma.begin(model.config, 1), jnp.ones((9, 1), int)
+    carry = helpers.begin(recurrent_gemma, model.config, 1, 0, jnp.float32)
+    tokens = np.ones((9, 1), np.int32)
     for _ in range(3):
-        carry, logits = recurrent_gemma.apply(model.config, model.params, tokens, carry)
+        carry, logits = helpers.run(recurrent_gemma, model.config, model.params, tokens, carry)
         assert np.isfinite(logits).all()
 
 
@@ -188,7 +189,7 @@ def test_full_attention_refuses_what_has_no_room(tmp_path: Path) -> None:
     model = helpers.drawn(tmp_path, state_size=None, **QWEN)
     carry = gated_delta.begin(model.config, 1, 5)
     with pytest.raises(InvalidInputError, match=r"capacity 5 .* at most 5 more, but got 6; begin"):
-        gated_delta.apply(model.config, model.params, jnp.ones((6, 1), int), carry)
+        gated_delta.apply(model.config, model.params, np.ones((6, 1), np.int32), carry)
 
 
 @pytest.mark.parametrize(
