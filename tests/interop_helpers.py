@@ -29,6 +29,14 @@ def drawn(count: int) -> Callable[..., Any]:
     )
 
 
+def at_once(run: Callable[..., Any], *given: Any, **more: Any) -> Any:
+    """What a function, or a model of ours or of Keras, makes of arrays, in one program.
+
+    Called as it is, each of its operations is compiled as one.
+    """
+    return jax.jit(lambda *given: run(*given, **more))(*given)
+
+
 def distance(actual: Any, expected: Any) -> float:
     """The largest difference of two trees of the same shapes, by the largest entry of all.
 

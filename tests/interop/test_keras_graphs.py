@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from interop_helpers import arrays_of, distance, drawn, same_arrays, write_old
+from interop_helpers import arrays_of, at_once, distance, drawn, same_arrays, write_old
 
 from rnnjax import InteropError, InvalidInputError
 from rnnjax.interop import Model, convert
@@ -738,7 +738,7 @@ def test_a_row_without_a_time(dtype: str) -> None:
     xs = np.arange(9).reshape(BATCH, BATCH).astype(dtype)
     for time_first in (True, False):
         ours = interop.load(flat, time_first=time_first)
-        np.testing.assert_allclose(ours(xs)[1], np.asarray(flat(xs)), atol=1e-5)
+        np.testing.assert_allclose(at_once(ours, xs)[1], at_once(flat, xs), atol=1e-5)
 
 
 def test_ids_that_are_features_too() -> None:
@@ -777,11 +777,12 @@ def test_inputs_in_dicts(tmp_path: Path) -> None:
     model = keras.Model({"y": y, "x": x}, layers.Attention()([queries, x]))
     given = np.random.default_rng(0).standard_normal((2, BATCH, TIME, 2)).astype(np.float32)
     named = dict(zip("xy", given, strict=True))
-    expected = np.asarray(jax.jit(lambda named: model(named))(named))
+    expected = np.asarray(at_once(model, named))
     ours = interop.load(model, time_first=False)
     interop.save(ours, tmp_path / "ours.keras")
     again = keras.saving.load_model(tmp_path / "ours.keras")
-    for ys in (ours(tuple(given))[1], ours(named)[1], jax.jit(lambda n: again(n))(named)):
+    both = (at_once(ours, one)[1] for one in (tuple(given), named))
+    for ys in (*both, at_once(again, named)):
         np.testing.assert_allclose(np.asarray(ys), expected, atol=1e-5)
 
 
@@ -794,7 +795,7 @@ def test_what_a_graph_says_when_it_is_written_anew(tmp_path: Path) -> None:
     interop.save(Model(ours.network, ours.params), tmp_path / "ours.keras")
     opened = keras.saving.load_model(tmp_path / "ours.keras")
     assert [layer.name for layer in opened.layers[1:]] == [f"{inner.name}_heads"]
-    np.testing.assert_allclose(opened(xs), ours(xs)[1], atol=1e-5)
+    np.testing.assert_allclose(at_once(opened, xs), at_once(ours, xs)[1], atol=1e-5)
 
 
 def test_states_of_stacked_cells_are_written_as_theirs(tmp_path: Path) -> None:
@@ -807,8 +808,9 @@ def test_states_of_stacked_cells_are_written_as_theirs(tmp_path: Path) -> None:
     model = randomized(keras.Model(x, then(x, initial_state=states)[0]))
     ours, (xs,) = interop.load(model, time_first=False), inputs_of(model)
     interop.save(Model(ours.network, ours.params), tmp_path / "ours.keras")
-    for ys in (keras.saving.load_model(tmp_path / "ours.keras")(xs), ours(xs)[1]):
-        np.testing.assert_allclose(ys, model(xs), atol=1e-5)
+    opened, expected = keras.saving.load_model(tmp_path / "ours.keras"), at_once(model, xs)
+    for ys in (at_once(opened, xs), at_once(ours, xs)[1]):
+        np.testing.assert_allclose(ys, expected, atol=1e-5)
 
 
 def test_a_mask_is_an_input() -> None:

@@ -7,7 +7,7 @@ import h5py
 import jax
 import numpy as np
 import pytest
-from interop_helpers import Named, arrays_of, random_model, same_arrays, write_old
+from interop_helpers import Named, arrays_of, at_once, random_model, same_arrays, write_old
 
 import rnnjax
 from rnnjax import GRUCell, InteropError, InvalidInputError, LSTMCell, SimpleRNNCell
@@ -303,7 +303,8 @@ def test_masks_are_merged_as_that_version_does(version: str, tmp_path: Path) -> 
     built["Average"] = ("Average", "Average", {}, one)
     built["mean"] = ("GlobalAveragePooling1D", "mean", {}, [[["Average", 0, 0, {}]]])
     model = written(tmp_path / "a.h5", version, built, a=a, b=b)
-    ys = dict(zip(built, model((WORDS, OTHERS))[1], strict=True))
+    made = at_once(model, (WORDS, OTHERS))[1]
+    ys = dict(zip(built, map(np.asarray, made), strict=True))
 
     x, y, m, n = a[WORDS], b[OTHERS], (WORDS != 0)[..., None], (OTHERS != 0)[..., None]
     product = np.where(m | n, np.where(m, x, 1) * np.where(n, y, 1), 0) if new else x * y
@@ -350,10 +351,10 @@ def test_masks_of_keras_2_go_to_keras_3(tmp_path: Path) -> None:
     built += [node("GlobalAveragePooling1D", f"of {one}", one) for one in ends]
     graph = {one[1]: one for one in built}
     model = written(tmp_path / "a.h5", "2.15.0", graph, **tables, **weights)
-    expected = [np.asarray(y) for y in model((WORDS, OTHERS))[1]]
+    expected = [np.asarray(y) for y in at_once(model, (WORDS, OTHERS))[1]]
     interop.save(model, tmp_path / "a.keras")
-    again = interop.load(tmp_path / "a.keras", time_first=False)((WORDS, OTHERS))[1]
-    theirs = keras.saving.load_model(tmp_path / "a.keras")([WORDS, OTHERS])
+    again = at_once(interop.load(tmp_path / "a.keras", time_first=False), (WORDS, OTHERS))[1]
+    theirs = at_once(keras.saving.load_model(tmp_path / "a.keras"), [WORDS, OTHERS])
     for ys in (again, theirs):
         for y, e in zip(ys, expected, strict=True):
             np.testing.assert_allclose(np.asarray(y), e, atol=1e-5)

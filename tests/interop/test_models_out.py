@@ -1,6 +1,7 @@
 """Whole models of Keras go out: to ONNX, as onnxruntime runs them, and to files of Keras 3."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import OwnStepCell
-from interop_helpers import distance, random_model
+from cell_table import OwnStepCell, begun
+from interop_helpers import at_once, distance, random_model
 from made_models import MODELS, made
 from onnx_helpers import needs_runtime, session
 
@@ -55,7 +56,8 @@ def read(name: str, build: Any, folder: Path) -> tuple[Model, list[np.ndarray], 
     model, arrays = made(build, of)
     path = folder / ("theirs.h5" if name == "tf_keras" else "theirs.keras")
     model.save(path)
-    ys = model(arrays if arrays[1:] else arrays[0], training=False)
+    run = functools.partial(at_once, model) if name == "keras" else model
+    ys = run(arrays if arrays[1:] else arrays[0], training=False)
     expected = [np.asarray(y) for y in (ys if isinstance(ys, list | tuple) else [ys])]
     return keras.load(path, time_first=False), arrays, expected
 
@@ -76,7 +78,7 @@ def test_to_onnx(name: str, build: Callable[..., Any], tmp_path: Path) -> None:
     proto = onnx.to_proto(model, states=False)
     assert distance(run(proto, arrays), expected) < MOST
     named = dict(zip([one.name for one in proto.graph.input], arrays, strict=True))
-    ys = onnx.load(proto)(named)[1]
+    ys = at_once(onnx.load(proto), named)[1]
     ys = [ys[one.name] for one in proto.graph.output] if isinstance(ys, dict) else [ys]
     assert distance(ys, expected) < MOST
 
@@ -87,7 +89,7 @@ def test_to_keras(name: str, build: Callable[..., Any], tmp_path: Path) -> None:
     model, arrays, expected = read(name, build, tmp_path)
     keras.save(model, tmp_path / "ours.keras")
     opened = pytest.importorskip("keras").saving.load_model(tmp_path / "ours.keras")
-    ys = opened(arrays if arrays[1:] else arrays[0])
+    ys = at_once(opened, arrays if arrays[1:] else arrays[0])
     assert distance([*map(np.asarray, ys if expected[1:] else [ys])], expected) < MOST
 
 
@@ -181,7 +183,7 @@ def test_an_output_that_is_a_mask(tmp_path: Path) -> None:
     mask = of.layers.LSTM(3)(embedding(ids)), embedding.compute_mask(ids)
     theirs, given = of.Model(ids, mask), np.array([[1, 2, 0], [4, 0, 0]], np.int32)
     theirs.save(tmp_path / "mask.keras")
-    expected = [np.asarray(y) for y in theirs(given)]
+    expected = [np.asarray(y) for y in at_once(theirs, given)]
     model = keras.load(tmp_path / "mask.keras", time_first=False)
     made = run(onnx.to_proto(model, states=False), [given])
     assert made[1].dtype == bool
@@ -200,7 +202,7 @@ def test_sizes_that_are_certain_of_long_sequences_alone(tmp_path: Path) -> None:
     proto, program = onnx.to_proto(model, states=False), export(model)
     for time in (6, 8, 11):
         xs = np.random.default_rng(time).standard_normal((2, time, 4), np.float32)
-        expected = [np.asarray(theirs(xs))]
+        expected = [np.asarray(at_once(theirs, xs))]
         assert distance(run(proto, [xs]), expected) < MOST
         if time >= 8:
             state = jax.tree.leaves(model.initial_carry((2,)))
@@ -229,7 +231,7 @@ def test_outputs_in_a_dict_whose_keys_are_not_in_order(tmp_path: Path) -> None:
     keras.save(model, tmp_path / "ours.keras")
     opened = of.saving.load_model(tmp_path / "ours.keras")
     xs = np.random.default_rng(0).standard_normal((2, 4, 3), np.float32)
-    ours, expected = (jax.tree.map(np.asarray, dict(one(xs))) for one in (opened, theirs))
+    ours, expected = (jax.device_get(at_once(one, xs)) for one in (opened, theirs))
     assert distance(ours, expected) < MOST
     assert distance(ours["up"], expected["down"]) > 0.1
 
@@ -237,7 +239,7 @@ def test_outputs_in_a_dict_whose_keys_are_not_in_order(tmp_path: Path) -> None:
 def test_a_cell_whose_kernel_does_not_tell_its_features() -> None:
     """Its rows are those of the inputs and of the state; see `test_leaving` for a Functional."""
     cell = OwnStepCell(5)
-    model = Model.of(cell, cell.init(jax.random.key(0), 3))
+    model = Model.of(cell, begun(cell, 3))
     for write in (onnx.to_proto, export):
         with pytest.raises(InvalidInputError, match="such a cell in a Functional, whose Input"):
             write(model)
@@ -257,7 +259,7 @@ def test_a_stack_in_both_directions_becomes_layers(tmp_path: Path) -> None:
     cell = rnnjax.Stack(
         [rnnjax.Bidirectional(rnnjax.LSTMCell(n)) for n in (4, 3)], rnnjax.Dropout(0.5)
     )
-    params = {"lstm": cell.init(jax.random.key(0), 5)}
+    params = {"lstm": begun(cell, 5)}
     layer = Recurrent("lstm", cell, return_sequences=False)
     head = Dense("head", 2)
     params["head"] = {"kernel": jnp.ones((6, 2)), "bias": jnp.zeros(2)}
@@ -265,10 +267,10 @@ def test_a_stack_in_both_directions_becomes_layers(tmp_path: Path) -> None:
     keras.save(model, tmp_path / "model.keras")
     opened = of.saving.load_model(tmp_path / "model.keras")
     xs = np.random.default_rng(0).standard_normal((2, 7, 5), np.float32)
-    expected = model(xs.swapaxes(0, 1))[1]
-    assert distance([np.asarray(opened(xs))], [np.asarray(expected)]) < MOST
+    expected = at_once(model, xs.swapaxes(0, 1))[1]
+    assert distance([np.asarray(at_once(opened, xs))], [np.asarray(expected)]) < MOST
     read = keras.load(tmp_path / "model.keras", time_first=False)
     assert [*read.layers] == ["lstm_0", "lstm_0_dropout", "lstm_1", "head"]
-    assert distance([np.asarray(read(xs)[1])], [np.asarray(expected)]) < MOST
+    assert distance([np.asarray(at_once(read, xs)[1])], [np.asarray(expected)]) < MOST
     with pytest.raises(InvalidInputError, match="should be a tuple with 2 entries"):
         keras.save(Model(Sequential((layer,)), {"lstm": params["lstm"][:1]}), tmp_path / "m.keras")
