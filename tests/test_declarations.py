@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import CELLS, OwnPastCell, OwnStepCell
+from cell_table import CELLS, OwnPastCell, OwnStepCell, begun
 from jax.extend.core import jaxprs_in_params
 
 import rnnjax
@@ -404,7 +404,7 @@ def test_what_only_an_update_reads_by_every_method(cell, methods, equal_to_scan)
 
 def test_raw_features_are_not_in_a_product():
     cell = DecayingCell(4, dtype=jnp.bfloat16)
-    params = cell.init(jax.random.key(0), input_size=3)
+    params = begun(cell, 3)
     assert params["kernel"].shape == (2, 8)
     gap = 1 + 1 / 512  # which bfloat16 does not know
     xs, raw = split_raw(cell, jnp.full((2, 3), gap))
@@ -414,7 +414,7 @@ def test_raw_features_are_not_in_a_product():
 
 def test_where_raw_features_are_refused():
     cell, xs = DecayingCell(4), jnp.ones((7, 2, 3))
-    params = cell.init(jax.random.key(0), input_size=3)
+    params = begun(cell, 3)
     none = {**params, "kernel": params["kernel"][:0]}
     alone = r"input_size of DecayingCell.* at least 2, .*gap, but is 1; .*write gates = \(\)"
     for call in (
@@ -511,7 +511,7 @@ def test_a_memory_erases_or_removes_by_every_method():
             return memory._replace(removal_query=memory.key, removal_key=memory.key)
 
     cell = BothCell(4)
-    params = cell.init(jax.random.key(0), 2)
+    params = begun(cell, 2)
     for method in (Scan(), Parallel()):
         with pytest.raises(InvalidInputError, match="removal_query and removal_key both or neit"):
             rnnjax.unroll(cell, params, jnp.ones((3, 2, 2)), method=method)
@@ -540,7 +540,8 @@ def test_codes_beside_raw_features_make_no_vectors(method, random_like, assert_c
         return (ys**2).sum() + carry.hidden.sum()
 
     gradient = jax.value_and_grad(loss, (0, 1))
-    assert_close(gradient(params, gaps, False, method), gradient(params, gaps, True, Scan()), 1e-5)
+    run = jax.jit(gradient, static_argnums=(2, 3))
+    assert_close(run(params, gaps, False, method), run(params, gaps, True, Scan()), 1e-5)
     made = _shapes(jax.make_jaxpr(gradient, (2, 3))(params, gaps, False, method))
     assert {shape for shape in made if CODES in shape} == {(CODES, 8)}
 
@@ -568,26 +569,34 @@ def test_a_pair_goes_wherever_inputs_go(random_like, assert_close):
     params = random_like(lambda: stack.init(jax.random.key(0), 9), 1)
     xs = random_like(jax.ShapeDtypeStruct((7, 2, 9), "f"), 2)
     pair = xs[..., :8], xs[..., 8:]
-    expected = rnnjax.unroll(stack, params, xs)
-    assert_close(rnnjax.unroll(stack, params, pair), expected, 1e-6)
-    # The gaps reach the third layer too, beside the outputs of the second.
-    _, ys = rnnjax.unroll(rnnjax.Stack(stack.cells[:2]), params[:2], xs)
-    last = rnnjax.unroll(stack.cells[2], params[2], (ys, pair[1]))
+
+    @jax.jit
+    def unrolled(params):
+        # The gaps reach the third layer too, beside the outputs of the second.
+        _, ys = rnnjax.unroll(rnnjax.Stack(stack.cells[:2]), params[:2], xs)
+        last = rnnjax.unroll(stack.cells[2], params[2], (ys, pair[1]))
+        return *(rnnjax.unroll(stack, params, given) for given in (xs, pair)), last
+
+    expected, of_pair, last = unrolled(params)
+    assert_close(of_pair, expected, 1e-6)
     assert_close(last[1], expected[1], 1e-6)
     cell, own = rnnjax.Stack(stack.cells[:1]), params[:1]
     codes = rnnjax.OneHot(jnp.array([[3, 1], [0, 7]]), 8)
     both = codes, jnp.ones((2, 2, 1))
-    _, ys = rnnjax.unroll(cell, own, both)
-    ready, laid_out = rnnjax.prepare(cell, own, jax.tree.map(lambda leaf: leaf[0], both))
-    for one, parameters in ((cell, own), (ready, laid_out)):
-        carry = one.initial_carry((2,))
-        for t in range(2):
-            carry, y = one.step(parameters, carry, jax.tree.map(lambda leaf, t=t: leaf[t], both))
-            assert_close(y, ys[t], 1e-6)
-    by_row = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), both)
-    layer = rnnjax.linen.RNN(cell)
-    found = layer.apply({"params": {"cell": own}}, by_row)
-    assert_close(jnp.swapaxes(found, 0, 1), ys, 1e-6)
+
+    def by_each(own, both):
+        yield rnnjax.unroll(cell, own, both)[1]
+        by_row = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), both)
+        found = rnnjax.linen.RNN(cell).apply({"params": {"cell": own}}, by_row)
+        yield jnp.swapaxes(found, 0, 1)
+        first, second = (jax.tree.map(lambda leaf, t=t: leaf[t], both) for t in range(2))
+        for one, parameters in ((cell, own), rnnjax.prepare(cell, own, first)):
+            carry, begin = one.step(parameters, one.initial_carry((2,)), first)
+            yield jnp.stack([begin, one.step(parameters, carry, second)[1]])
+
+    ys, *others = jax.jit(lambda *given: [*by_each(*given)])(own, both)
+    for found in others:
+        assert_close(found, ys, 1e-6)
     program = jax.export.export(jax.jit(functools.partial(rnnjax.unroll, cell)))(own, both)
     again = jax.export.deserialize(program.serialize())
     assert_close(again.call(own, both)[1], ys, 1e-6)
@@ -605,7 +614,7 @@ class WideGap(DecayingCell):
 def test_dropout_of_inputs_drops_no_raw_features():
     cell = rnnjax.Regularized(SumCell(4), input_dropout=0.9)
     xs = jnp.ones((7, 2, 5))
-    params = cell.init(jax.random.key(0), 5)
+    params = begun(cell, 5)
     noisy = rnnjax.unroll(cell, params, xs, key=jax.random.key(1))
     np.testing.assert_array_equal(noisy[1], rnnjax.unroll(SumCell(4), params, xs)[1])
 
@@ -614,12 +623,16 @@ def test_attention_beside_a_time_gap(random_like, assert_close):
     cell = rnnjax.AttentionCell(DecayingCell(4), memory_size=3, attention_size=2)
     params = random_like(lambda: cell.init(jax.random.key(0), 3), 1)
     memory = random_like(jax.ShapeDtypeStruct((5, 2, 3), "f"), 2)
-    x, ready = jnp.ones((2, 3)), cell.over(params, memory)
-    carry = cell.initial_carry((2,))
-    context = jnp.einsum("sb,sbm->bm", cell.weights(ready, carry), memory)
-    inner = jnp.concatenate([x[:, :2], context, x[:, 2:]], axis=-1)  # with the gap at the end
-    expected = DecayingCell(4).step(params["cell"], carry, inner)[1]
-    assert_close(cell.step(ready, carry, x)[1][:, :4], expected, 1e-6)
+
+    @jax.jit
+    def both(params, x):
+        carry, ready = cell.initial_carry((2,)), cell.over(params, memory)
+        context = jnp.einsum("sb,sbm->bm", cell.weights(ready, carry), memory)
+        inner = jnp.concatenate([x[:, :2], context, x[:, 2:]], axis=-1)  # with the gap at the end
+        expected = DecayingCell(4).step(params["cell"], carry, inner)[1]
+        return cell.step(ready, carry, x)[1][:, :4], expected
+
+    assert_close(*both(params, np.ones((2, 3), np.float32)), 1e-6)
 
 
 @pytest.mark.parametrize("learner", [rnnjax.online.RTRL, SnAp1])
@@ -640,20 +653,26 @@ def test_learning_online_beside_a_time_gap(learner, random_like, assert_close):
 def test_intervals_of_a_state_space(kind, assert_close):
     """An interval of 1 is a step; one of 3 is three steps, two of them without an input."""
     cell, timed = kind(4), kind(4, intervals=True)
-    params = cell.init(jax.random.key(0), input_size=2)
-    xs = jax.random.normal(jax.random.key(1), (7, 2, 2))
-    assert_close(timed.init(jax.random.key(0), input_size=3), params, 0)
-    ones = jnp.concatenate([xs, jnp.ones((7, 2, 1))], -1)
-    expected = rnnjax.unroll(cell, params, xs)
-    for method in (Scan(), Parallel()):
-        assert_close(rnnjax.unroll(timed, params, ones, method=method), expected, 1e-6)
-    carry, _ = expected
-    assert_close(timed.step(params, carry, ones[0]), cell.step(params, carry, xs[0]), 1e-6)
-    if kind is rnnjax.LRUCell:  # of a state space that holds its inputs, they count for longer
-        late = timed.step(params, carry, ones[0].at[:, -1].set(3))
-        for _ in range(2):
-            carry, _ = cell.step(params, carry, jnp.zeros((2, 2)))
-        assert_close(late, cell.step(params, carry, xs[0]), 1e-5)
+    params = begun(cell, 2)
+    xs = np.random.default_rng(1).standard_normal((7, 2, 2), np.float32)
+    assert_close(begun(timed, 3), params, 0)
+    ones = np.concatenate([xs, np.ones((7, 2, 1), np.float32)], -1)
+    late = np.concatenate([xs[0], np.full((2, 1), 3, np.float32)], -1)
+
+    def pairs(params):
+        carry, ys = rnnjax.unroll(cell, params, xs)
+        for method in (Scan(), Parallel()):
+            yield rnnjax.unroll(timed, params, ones, method=method), (carry, ys)
+        yield timed.step(params, carry, ones[0]), cell.step(params, carry, xs[0])
+        if kind is rnnjax.LRUCell:  # of a state space that holds its inputs, they count for longer
+            after = carry
+            for _ in range(2):
+                after, _ = cell.step(params, after, jnp.zeros((2, 2)))
+            yield timed.step(params, carry, late), cell.step(params, after, xs[0])
+
+    found = jax.jit(lambda params: [*pairs(params)])(params)
+    for i, pair in enumerate(found):
+        assert_close(*pair, 1e-6 if i < 3 else 1e-5)
 
 
 class CountedCarry(NamedTuple):
@@ -725,7 +744,7 @@ class PartCell(TurnedCell):
     ],
 )
 def test_a_state_that_would_lose_a_part_is_refused(cell, message):
-    params, xs = cell.init(jax.random.key(0), 2), jnp.ones((4, 3, 2))
+    params, xs = begun(cell, 2), jnp.ones((4, 3, 2))
     for method in (Scan(), rnnjax.Auto()):
         with pytest.raises(InvalidInputError, match=message):
             rnnjax.unroll(cell, params, xs, method=method)
@@ -734,7 +753,7 @@ def test_a_state_that_would_lose_a_part_is_refused(cell, message):
 @pytest.mark.parametrize("method", [Scan(), Fused()], ids=str)
 def test_a_real_output_of_a_complex_state_is_real(method):
     cell = PartCell(3)
-    params, xs = cell.init(jax.random.key(0), 2), jnp.ones((4, 3, 2))
+    params, xs = begun(cell, 2), jnp.ones((4, 3, 2))
     assert rnnjax.unroll(cell, params, xs, method=method)[1].dtype == jnp.float32
     with pytest.raises(InvalidInputError, match=r"carry\.hidden must be complex64, but is float32"):
         rnnjax.unroll(cell, params, xs, rnnjax.SimpleRNNCarry(jnp.zeros((3, 3))), method=method)
@@ -743,7 +762,7 @@ def test_a_real_output_of_a_complex_state_is_real(method):
 @pytest.mark.usefixtures("x64")
 def test_a_state_is_as_wide_as_the_inputs_and_a_reset_rounds_nothing():
     cell = rnnjax.GRUCell(3)
-    params, xs = cell.init(jax.random.key(0), 2), np.ones((4, 3, 2))
+    params, xs = begun(cell, 2), np.ones((4, 3, 2))
     narrow, wide = (cell.initial_carry((3,), dtype) for dtype in (jnp.float32, jnp.float64))
     assert rnnjax.unroll(cell, params, xs)[0].hidden.dtype == jnp.float64
     resets = np.ones((4, 3), bool)
@@ -772,7 +791,7 @@ class ClippedCell(rnnjax.MinGRUCell):
 
 def test_a_derivative_of_ones_own_that_a_promise_cannot_use_names_the_cell():
     cell = ClippedCell(3)
-    params, xs = cell.init(jax.random.key(0), 2), jnp.ones((4, 3, 2))
+    params, xs = begun(cell, 2), jnp.ones((4, 3, 2))
     rnnjax.unroll(cell, params, xs, method=Fused())
     message = r"update of ClippedCell\(3\) must have a derivative forwards.*custom_vjp; .*Fused"
     with pytest.raises(InvalidInputError, match=message):
@@ -791,7 +810,7 @@ def test_gates_of_a_memory_that_are_closed(method):
             return memory._replace(log_decay=decay, log_beta=beta - jnp.inf * (x[..., 1:2] > 1))
 
     cell = ClosedCell(4)
-    params = cell.init(jax.random.key(0), 2)
+    params = begun(cell, 2)
     xs = np.random.default_rng(0).normal(size=(40, 3, 2)).astype("f")
     carry, ys = rnnjax.unroll(cell, params, xs, method=method)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((carry, ys)))

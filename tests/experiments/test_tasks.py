@@ -3,6 +3,7 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -60,17 +61,23 @@ def test_several_writes_a_step_are_those_of_a_matrix_memory():
     x = rng.normal(size=(5, 3, 7, 2, 4)).astype(np.float32)  # the gates, in heads
     q, *writes = np.moveaxis(x, 2, 0)
     keys, values, betas = (np.stack(writes[i::3], 1).reshape(10, 3, 2, 4) for i in range(3))
-    q, keys = (tasks._unit(jax.nn.silu(one)) for one in (q.repeat(2, axis=0), keys))
-    beta = 2 * jax.nn.sigmoid(betas[..., 0])
-    memory = Memory(q, keys, jax.nn.silu(values), 0 * beta, beta, beta)
-    expected, read = matrix_memory(memory)
-    carry, ys = cell.initial_carry((3,)), []
-    for step in x.reshape(5, 3, 56):
-        carry, y = apply_update(cell, {}, step, carry, {})
-        ys.append(y)
-    np.testing.assert_allclose(carry.memory, expected.memory, rtol=1e-4, atol=1e-5)
-    expected = 2 * tasks._unit(read[1::2]).reshape(5, 3, 8)
-    np.testing.assert_allclose(np.stack(ys), expected, rtol=1e-4, atol=1e-4)
+
+    @jax.jit
+    def both(q, keys, values, betas):
+        q, keys = (tasks._unit(jax.nn.silu(one)) for one in (q, keys))
+        beta = 2 * jax.nn.sigmoid(betas)
+        memory = Memory(q, keys, jax.nn.silu(values), 0 * beta, beta, beta)
+        expected, read = matrix_memory(memory)
+        carry, ys = cell.initial_carry((3,)), []
+        for step in x.reshape(5, 3, 56):
+            carry, y = apply_update(cell, {}, step, carry, {})
+            ys.append(y)
+        made = expected.memory, 2 * tasks._unit(read[1::2]).reshape(5, 3, 8)
+        return (carry.memory, jnp.stack(ys)), made
+
+    (memory, ys), expected = both(q.repeat(2, axis=0), keys, values, betas[..., 0])
+    np.testing.assert_allclose(memory, expected[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ys, expected[1], rtol=1e-4, atol=1e-4)
 
 
 def test_letters_are_said_in_their_order_and_keys_ask_for_their_values():

@@ -399,10 +399,10 @@ def test_blocks_step_as_they_unroll_and_begin_anew_at_a_reset(cell, random_like,
     assert_close((stepped, ys), (carry, logits), 1e-5)
     # A stream that forgets the state of the batch before begins as a new text.
     batch = {"inputs": ids.T, "targets": ids.T, "weights": np.ones(2)}
-    anew = make_loss(model, carry_state=False)(params, (), batch, None)[0]
-    forgetting = make_loss(model, carry_state=True, forget=1.0)
+    anew = jax.jit(make_loss(model, carry_state=False))(params, (), batch, None)[0]
+    forgetting = jax.jit(make_loss(model, carry_state=True, forget=1.0))
     assert_close(forgetting(params, carry, batch, jax.random.key(0))[0], anew, 1e-6)
-    xs, resets = model.embed(params, ids), np.zeros((9, 2), bool)
+    xs, resets = np.asarray(jax.jit(model.embed)(params, ids)), np.zeros((9, 2), bool)
     resets[4] = True
     run = jax.jit(functools.partial(unroll, model.stack))
     assert_close(run(params["stack"], xs, resets=resets)[0], run(params["stack"], xs[4:])[0], 1e-5)
