@@ -484,8 +484,8 @@ def test_lengths_may_leave_out_trailing_batch_axes_where_outputs_are_flipped() -
     """With as many rows in both axes, a length of the wrong axis would have no other shape."""
     xs = np.random.default_rng(0).normal(size=(2, 2, TIME, FEATURES)).astype(np.float32)
     layer = rnnjax.linen.RNN(GRUCell(HIDDEN), reverse=True)
-    variables = layer.init(KEY, xs)
-    some, all_ = (layer.apply(variables, xs, seq_lengths=np.array(n))
+    variables, run = jax.jit(layer.init)(KEY, xs), jax.jit(layer.apply)
+    some, all_ = (run(variables, xs, seq_lengths=np.array(n))
                   for n in ([2, TIME], [[2, 2], [TIME, TIME]]))  # fmt: skip
     np.testing.assert_array_equal(some, all_)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cell_table import begun
 from jax.sharding import AxisType, PartitionSpec
 from reference import sigmoid
 
@@ -143,11 +144,16 @@ def test_it_is_as_exact_as_its_arrays():
 
 @pytest.mark.parametrize("empty", [np.s_[:0], np.s_[:, :0]], ids=["no steps", "no rows"])
 def test_without_steps_or_rows(empty):
-    for decay, drive, _ in (FORMS["complex"], FORMS["matrices"]):
-        assert linear_recurrence(decay[empty], drive[empty])[1].shape == drive[empty].shape
-    for memory in MEMORIES.values():
-        some = jax.tree.map(lambda leaf: leaf[empty], memory)
-        assert matrix_memory(some)[1].shape == some.value.shape
+    forms = [FORMS["complex"][:2], FORMS["matrices"][:2]]
+    given = jax.tree.map(lambda leaf: leaf[empty], (forms, [*MEMORIES.values()]))
+
+    @jax.jit
+    def all_of(forms, memories):
+        made = [linear_recurrence(*each)[1] for each in forms]
+        return made + [matrix_memory(memory)[1] for memory in memories]
+
+    wanted = [drive.shape for _, drive in given[0]] + [memory.value.shape for memory in given[1]]
+    assert [ys.shape for ys in all_of(*given)] == wanted
 
 
 # ---- memories that are matrices
@@ -254,6 +260,7 @@ def test_a_matrix_memory(name, reverse, assert_close):
     compared([functools.partial(ours, m) for m in methods], plain, given, assert_close)
 
 
+@jax.jit
 def both_ways(memory, *carry):
     """What the whole sequence gives by each method, and single steps by the default one."""
     ways = [matrix_memory(memory, *carry, method=m) for m in (rnnjax.Auto(), rnnjax.Scan())]
@@ -269,9 +276,10 @@ def both_ways(memory, *carry):
 @pytest.mark.parametrize("rate", [5e-4, 1e-3, 1.5e-3])
 def test_a_memory_of_short_numbers_forgets_alike_at_once_and_step_by_step(rate, dtype):
     steps = 512
-    query = jnp.ones((steps, 1, 4), dtype)
-    key = jnp.zeros_like(query).at[0].set(0.5)  # written once, then forgotten
-    decay = jnp.full((steps, 1), -rate, dtype)
+    query = np.ones((steps, 1, 4), jnp.dtype(dtype))
+    key = np.zeros_like(query)
+    key[0] = 0.5  # written once, then forgotten
+    decay = np.full((steps, 1), -rate, jnp.dtype(dtype))
     expected = 2 * np.exp(np.float64(decay[0, 0]) * np.arange(steps))
     for carry, reads in both_ways(Memory(query, key, query, decay)):
         np.testing.assert_allclose(reads[:, 0, 0], expected, rtol=1e-4)
@@ -295,19 +303,22 @@ def test_no_carry_cuts_a_state_off(state, decay, method):
 
 @pytest.mark.parametrize("by_key", [False, True], ids=["by head", "by key"])
 def test_a_decay_of_zero_forgets_all_and_a_query_that_is_no_number_spoils_its_own_read(by_key):
-    x, gone = jnp.full((70, 1, 2), 0.3), np.zeros(70)
+    x, gone = np.full((70, 1, 2), 0.3), np.zeros(70)
     gone[[1, 40]] = -np.inf
-    decay = jnp.asarray(gone)[:, None, None] if by_key else jnp.asarray(gone)[:, None]
-    memory = Memory(x, x, x, jnp.broadcast_to(decay, (70, 1, 2) if by_key else (70, 1)))
+    decay = gone[:, None, None] if by_key else gone[:, None]
+    memory = Memory(x, x, x, np.broadcast_to(decay, (70, 1, 2) if by_key else (70, 1)))
     begun = np.maximum.accumulate(np.where(gone < 0, np.arange(70), 0))
     expected = 0.054 * (np.arange(70) - begun + 1)
     for _, reads in both_ways(memory):
         np.testing.assert_allclose(reads[:, 0, 0], expected, rtol=1e-6)
     ways = [rnnjax.Auto(), rnnjax.Scan()]
-    slopes = [jax.grad(lambda m, w=w: matrix_memory(m, method=w)[1].sum())(memory) for w in ways]
-    for one, other in zip(*map(jax.tree.leaves, slopes), strict=True):
+    slopes = [jax.grad(lambda m, w=w: matrix_memory(m, method=w)[1].sum()) for w in ways]
+    found = jax.jit(lambda memory: [slope(memory) for slope in slopes])(memory)
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-12)
-    for _, reads in both_ways(memory._replace(query=x.at[10].set(jnp.nan))):
+    broken = x.copy()
+    broken[10] = np.nan
+    for _, reads in both_ways(memory._replace(query=broken)):
         assert np.flatnonzero(np.isnan(reads).any((1, 2))).tolist() == [10]
 
 
@@ -356,16 +367,24 @@ def test_rates_of_zero_in_rwkv_7(lowest):
         decay = np.log(rate)
     memory = MEMORIES["RWKV-7 (Peng et al., 2025)"]._replace(log_decay=decay)
     start = drawn(8, ROWS, HEADS, VALUES, KEYS)
-    last, expected = jax.lax.scan(memory_step, start, memory)
-    for method in (rnnjax.Auto(), rnnjax.Scan(), rnnjax.Parallel(5)):
-        carry, reads = matrix_memory(memory, MatrixCarry(start), method=method)
+
+    @jax.jit
+    def by_all(start, memory):
+        ways = [jax.lax.scan(memory_step, start, memory)]
+        for method in (rnnjax.Auto(), rnnjax.Scan(), rnnjax.Parallel(5)):
+            carry, reads = matrix_memory(memory, MatrixCarry(start), method=method)
+            ways.append((carry.memory, reads))
+        for cut in (1, 9):
+            parts = [jax.tree.map(lambda x, s=s: x[s], memory) for s in (np.s_[:cut], np.s_[cut:])]
+            carry, first = matrix_memory(parts[0], MatrixCarry(start))
+            carry, rest = matrix_memory(parts[1], carry)
+            ways.append((carry.memory, jnp.concatenate([first, rest])))
+        return ways
+
+    (last, expected), *found = by_all(start, memory)
+    for memory, reads in found:
         np.testing.assert_allclose(reads, expected, rtol=0, atol=1e-12)
-        np.testing.assert_allclose(carry.memory, last, rtol=0, atol=1e-12)
-    for cut in (1, 9):
-        parts = [jax.tree.map(lambda x, s=s: x[s], memory) for s in (np.s_[:cut], np.s_[cut:])]
-        carry, first = matrix_memory(parts[0], MatrixCarry(start))
-        _, rest = matrix_memory(parts[1], carry)
-        np.testing.assert_allclose(jnp.concatenate([first, rest]), expected, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(memory, last, rtol=0, atol=1e-12)
 
 
 # ---- convolutions over the steps before
@@ -409,7 +428,7 @@ def test_a_causal_convolution(taps, marked, reverse, assert_close):
 def test_a_convolution_is_cut_anywhere_and_equals_the_cell(assert_close):
     xs = drawn(1, TIME, ROWS, KEYS)
     cell = rnnjax.TemporalConvCell(KEYS, taps=3)
-    params = cell.init(jax.random.key(0), KEYS) | {"kernel": np.eye(KEYS)}
+    params = jax.device_get(begun(cell, KEYS)) | {"kernel": np.eye(KEYS)}
     taps, bias = params["taps"], params["taps_bias"] + 1
     params |= {"taps_bias": bias}
     whole = rnnjax.causal_convolution(xs, taps, bias)
