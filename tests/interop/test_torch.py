@@ -3,6 +3,7 @@
 And whole models: which modules, in which order; training; refusals.
 """
 
+import re
 from typing import Any
 
 import jax
@@ -182,7 +183,9 @@ def test_modules_select_and_order_and_name_what_is_code() -> None:
         ({"a": nn.Embedding(3, 3), "b": nn.GRU(3, 3)}, "one way alone"),
         ({str(i): nn.LSTM(i + 1, i + 2) for i in range(9)}, "in one way alone"),
         ({"in": nn.Linear(3, 3), "gru": nn.GRU(3, 3)}, "in one way alone.*'in' .*'gru' "),
-        ({"rnn": nn.LSTM(7, 4), "head": nn.Linear(4, 7)}, "in one way alone, a linear one last"),
+        ({"rnn": nn.LSTM(7, 4), "b": nn.Linear(4, 7)}, "in one way alone, a linear one last"),
+        ({"fc": nn.Linear(3, 3), "gru": nn.GRU(3, 3)}, "in one way alone"),
+        ({"linear0": nn.Linear(4, 7), "gru": nn.GRU(7, 4)}, "in one way alone"),
         ({"in": nn.Linear(3, 4), "gru": nn.GRU(4, 5)}, "a linear one last"),
         ({"a1": nn.LSTM(3, 4), "b": nn.Linear(4, 4), "a2": nn.LSTM(4, 4)}, "in one way alone"),
         ({"lstm1": nn.LSTM(4, 5), "lstm2": nn.LSTM(3, 4)}, "names count recurrent ones in it"),
@@ -191,6 +194,56 @@ def test_modules_select_and_order_and_name_what_is_code() -> None:
 def test_an_order_that_is_not_certain_is_asked_for(modules: dict[str, Any], match: str) -> None:
     with pytest.raises(InteropError, match=match):
         from_state_dict(nn.ModuleDict(modules).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [("rnn fc", True), ("lstm linear", True), ("net.gru net.dense", True), ("head rnn", True),
+     ("rnn decoder", True), ("classifier gru", True), ("lstm output_layer", True),
+     ("rnn lm_head", True), ("fc rnn", False), ("rnn fcn", False), ("rnn outer", False)],
+)  # fmt: skip
+def test_the_name_of_a_linear_module_says_that_it_is_last(names: str, read: bool) -> None:
+    """Where it would fit before the recurrent one too, with a bias or an embedding or without."""
+    for options in ({}, {"bias": False}):
+        made = {
+            name: nn.GRU(5, 5)
+            if name.endswith(("rnn", "gru", "lstm"))
+            else nn.Linear(5, 5, **options)
+            for name in names.split()
+        }
+        for first in ({}, {"emb": nn.Embedding(9, 5)}):
+            state = nested(first | made).state_dict()
+            if not read:
+                with pytest.raises(InteropError, match="in one way alone"):
+                    from_state_dict(state)
+                continue
+            *_, rnn, head = from_state_dict(state).layers.values()
+            assert isinstance(rnn, Recurrent)
+            assert isinstance(head, Dense)
+
+
+@pytest.mark.parametrize("between", [nn.ReLU(), nn.Dropout(0.5), nn.Sequential(nn.Tanh())])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_module_without_parameters_is_not_passed_over(between: Any, count: int) -> None:
+    """A number that is missing tells that there is one, and not which."""
+    head, lstm = nn.Linear(8, 2), nn.LSTM(5, 8)
+    inner = nn.Sequential(*[between] * count, nn.ModuleDict({"out": head}))
+    flat = nn.Sequential(*[between] * count, head)
+    for module, row in (
+        (nn.ModuleDict({"lstm": lstm, "fc": flat}), ["lstm", f"fc.{count}"]),
+        (nn.ModuleDict({"lstm": lstm, "fc": inner}), ["lstm", f"fc.{count}.out"]),
+        (nn.Sequential(lstm, *flat), ["0", f"{count + 1}"]),
+    ):
+        state, (one, two) = module.state_dict(), row
+        says = (
+            f"is before {two!r}; say in modules=[...] what runs, as in modules=[{one!r}, {two!r}] "
+            f"for a Dropout, or as in modules=[{one!r}, Activation('relu', 'relu'), {two!r}], of "
+        )
+        with pytest.raises(InteropError, match=re.escape(says)):
+            from_state_dict(state)
+        assert [*from_state_dict(state, modules=row).layers] == row
+    behind = nn.ModuleDict({"lstm": lstm, "fc": nn.Sequential(head, between)})
+    assert [*from_state_dict(behind.state_dict()).layers] == ["lstm", "fc.0"]
 
 
 def nested(modules: dict[str, Any]) -> Any:
@@ -225,7 +278,7 @@ def test_an_encoder_and_a_decoder_are_two_models(names: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", ["lstm1 lstm2", "lstm lstm2", "rnns.9 rnns.10", "layers.0.rnn layers.1.rnn"]
+    "names", ["lstm1 lstm2", "lstm lstm2", "rnn9 rnn10", "layers.0.rnn layers.1.rnn"]
 )
 def test_a_row_whose_names_count(names: str) -> None:
     """Whatever the order in which its modules were made."""
@@ -264,9 +317,9 @@ def drawn_module(rng: np.random.Generator) -> tuple[dict[str, Any], list[str], A
             width = wide
         count = int(rng.integers(1, 4 - len(row)))
         one = pick(["lstm{}", "layers.{}.rnn", "rnns.{}"]) if rng.random() < 0.7 else "abc"
-        numbers = [1, 2, 3] if rng.random() < 0.8 else [3, 1, 2]
+        numbers = [1, 2, 3] if rng.random() < 0.8 else [count, *range(1, count)]
         for i in range(count):
-            name = one.format(numbers[i]) if one != "abc" else ["gru", "a", "top"][i]
+            name = one.format(numbers[i] - ("." in one)) if one != "abc" else ["gru", "a", "top"][i]
             row.append((name, pick(kinds)(width, wide := size())))
             width = wide
     elif form == "coder":

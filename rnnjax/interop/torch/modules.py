@@ -350,15 +350,20 @@ def _told_of(where: str, cell: Any) -> tuple[Any, ...]:
 
 
 _MOST_TO_ORDER = 8  # each is read, and a hostile file may hold any number
+# What a linear module is called that is last; some of these where it was made behind another.
+_LAST = re.compile(
+    r"((lm_)?head|(fc_)?out(put)?(_layer)?|decoder|classifier|logits|(fc|linear|dense) behind)\b"
+)
 
 
 def infer_order(found: Mapping[str, Module], nonlinearity: str) -> list[Reading]:
     """An embedding if there is one, the recurrent modules, a linear one if there is one.
 
     A state dict has its modules in the order in which they were made, which need not be that in
-    which they run. So sizes have to leave one order alone, and where several modules are recurrent
-    their names have to count it: of an encoder and a decoder, whose sizes often follow each other,
-    one hands its states to the other, and no outputs.
+    which they run. So sizes have to leave one order alone, or of one recurrent module and a linear
+    one the name of this has to say that it is last. Where several modules are recurrent their names
+    have to count it: of an encoder and a decoder, whose sizes often follow each other, one hands
+    its states to the other, and no outputs. Nor may a number below that of a module be missing.
     """
     known = [module for module in found.values() if module.known]
     few, lost = known[:_MOST_TO_ORDER], [str(one) for one in found.values() if not one.known]
@@ -371,10 +376,16 @@ def infer_order(found: Mapping[str, Module], nonlinearity: str) -> list[Reading]
         if rows and len(first) < 2 and len(rows) <= len(rest) < len(rows) + 2:
             every = ([*first, *row] for row in itertools.permutations(rest))
             orders += [order for order in every if _fits(order)]
+    if len(rows) == 1 and len(orders) > 1:
+        names = [module.name for module in few]
+        behind = names[names.index(rows[0]) :]
+        short = {n: n.rpartition(".")[2].lower() + " behind" * (n in behind) for n in names}
+        orders = [order for order in orders if _LAST.match(short[order[-1].layer.name])]
     why = (
         "the order of the modules is certain only where they fit in one way alone, a linear one "
         "last, and names count recurrent ones in it"
     )
+    example = repr((rows or [few[0].name])[0][:60])
     if lost:
         more = "; ..." * (len(lost) > _MOST_TO_ORDER)
         why = f"{'; '.join(lost[:_MOST_TO_ORDER])}{more} cannot be read here, nor where they run"
@@ -387,12 +398,26 @@ def infer_order(found: Mapping[str, Module], nonlinearity: str) -> list[Reading]
         row = [one.layer.name for one in orders[0] if isinstance(one.layer, Recurrent)]
         last = not any(isinstance(one.layer, Dense) for one in orders[0][:-1])
         if last and row == sorted(row, key=lambda name: [*map(int, re.findall(r"\d+", name))]):
-            return orders[0]
+            each = [one.layer.name for one in orders[0]]
+            if not (gaps := _after_gaps(each)):
+                return orders[0]
+            given = ", ".join(repr(name[:60]) for name in each)
+            after = repr(gaps[0][:60])
+            more = given.replace(after, f"Activation('relu', 'relu'), {after}")
+            example = f"{given}] for a Dropout, or as in modules=[{more}"
+            why = f"a module without parameters, of which no state dict tells, is before {after}"
     listed = "; ".join(map(str, few)) + "; ..." * (len(few) < len(known))
-    example = repr((rows or [few[0].name])[0][:60])
     raise InteropError(
         f"{why}; say in modules=[...] what runs, as in modules=[{example}], of {listed}"
     )
+
+
+def _after_gaps(names: Sequence[str]) -> list[str]:
+    """The names with a number above 0 where no name has the one below, as in a Sequential."""
+    number = re.compile(r"(?<![^.])[1-9]\d{0,8}(?![^.])")
+    each = [(name, name[: n.start()] + f"{int(n[0]) - 1}.") for name in names
+            for n in number.finditer(name)]  # fmt: skip
+    return [name for name, low in each if not any(f"{one}.".startswith(low) for one in names)]
 
 
 def _fits(order: Sequence[Reading]) -> bool:
