@@ -160,47 +160,40 @@ class Recurrent(Layer):
         # In merged outputs the last one of each direction cannot be found.
         apart = isinstance(both, Bidirectional) and not self.return_sequences
         cell = dataclasses.replace(both, merge="concat") if apart else both
-        mask, resets, begin = flow.mask, context.resets, carry
-        holds = self.masked_outputs == "last" and _runs_forward(cell)
+        mask, last, begin = flow.mask, not self.return_sequences, carry
         carry, ys = unroll(
             cell,
             params,
             _sequence(self, flow),
             carry,
             mask=mask,
-            resets=resets,
+            resets=context.resets,
             masked_outputs=self.masked_outputs,
-            outputs="all" if self.return_sequences else "last",
+            outputs="last" if last else "all",
             reverse=self.reverse,
             key=context.key,
             method=context.method,
         )
-        if mask is not None and not self.return_sequences:
-            held = self._output_of(cell, carry, jnp.zeros_like(ys), context)
-            ys = jnp.where(expand(jnp.any(mask, axis=0), ys), ys, held)
-        elif mask is not None and begin is not None and holds:
-            marks = sum(expand(jnp.asarray(a, int), ys) for a in (mask, resets) if a is not None)
-            held = self._output_of(cell, begin, jnp.zeros(ys.shape[1:], ys.dtype), context)
-            ys = jnp.where(jax.lax.cumsum(marks, reverse=self.reverse) > 0, ys, held)
+        known = begin is not None and self.masked_outputs == "last" and _runs_forward(cell)
+        if mask is not None and (last or known):
+            zeros = jnp.zeros(ys.shape[not last :], ys.dtype)
+            held = cell.last_output(carry if last else begin, zeros, lambda zeros, _: zeros)
+            if held is zeros and context.language == "C":
+                raise InteropError(
+                    f"at a step that a mask leaves out layer {self.name!r}, {self}, says its last "
+                    "output again, which its state does not hold; leave the mask out, or take "
+                    "another cell, whose output is a part of its state"
+                )
+            marks = [
+                expand(jnp.asarray(a, int), ys) for a in (mask, context.resets) if a is not None
+            ]
+            begun = mask.any(axis=0) if last else jax.lax.cumsum(sum(marks), reverse=self.reverse)
+            ys = jnp.where(expand(begun, ys) > 0, ys, held)
         if apart:
             ys = both.merge_outputs(*jnp.split(ys, [both.forward.output_size], axis=-1))
         if self.return_sequences and self.reverse and not self.keep_order:
             ys = jnp.flip(ys, axis=0)
-        return carry, Flow(ys, mask if self.return_sequences else None, self.return_sequences)
-
-    def _output_of(self, cell: Cell, carry: Any, zeros: jax.Array, context: Context) -> jax.Array:
-        """The output of a state, or zeros where it does not hold it."""
-
-        def pick(zeros: jax.Array, against: bool) -> jax.Array:
-            if context.language == "C":
-                raise InteropError(
-                    f"at a step that a mask leaves out layer {self.name!r}, {self}, says its last "
-                    "output again, which its state does not hold; leave the mask out, or take a "
-                    "cell whose output is a part of its state"
-                )
-            return zeros
-
-        return cell.last_output(carry, zeros, pick)
+        return carry, Flow(ys, None if last else mask, not last)
 
     def __str__(self) -> str:
         last = not self.return_sequences

@@ -288,6 +288,36 @@ def test_behind_the_last_output_there_is_no_time(tmp_path: Path) -> None:
     check({n: (from_keras.load(m), xs, wanted[n]) for n, m in models.items()}, tmp_path)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_slice_of_the_last_step_is_the_last_output(masked: bool, tmp_path: Path) -> None:
+    """Also where a padded step is last: Keras holds the output there, or says zeros."""
+    found, xs = {}, inputs(False)
+    for name, options in {"held": {}, "zeros": {"zero_output_for_mask": True}}.items():
+        x = keras.Input((None, FEATURES))
+        y = layers.LSTM(4, return_sequences=True)(layers.Masking()(x) if masked else x)
+        y = layers.Dense(5, "relu")(y)
+        cell = layers.GRUCell(3)
+        y = layers.RNN(cell, return_sequences=True, **options)(y)[:, -1, :]
+        model = randomized(keras.Model(x, layers.Dense(2, "softmax")(y)))
+        wanted = [np.asarray(model(xs[None, :end]))[0] for end in range(1, TIME + 1)]
+        found[name] = from_keras.load(model), xs, np.stack(wanted)
+    check(found, tmp_path)
+
+
+def test_another_step_than_the_last_is_refused(tmp_path: Path) -> None:
+    """And a state behind the last one, and outputs that ran backwards."""
+    x = keras.Input((None, FEATURES))
+    for build, named in [
+        (lambda y: y[:, 0], "get_item"), (lambda y: y[:, -2], "get_item"),
+        (lambda y: y[:, -3:], "get_item"), (lambda y: y[:, ::2], "get_item"),
+        (lambda y: layers.LSTM(2, name="last")(y[:, -1, None]), "last"),
+        (lambda y: layers.LSTM(2, go_backwards=True, name="back")(y), "back"),
+    ]:  # fmt: skip
+        model = keras.Model(x, build(layers.GRU(3, return_sequences=True)(x)))
+        with pytest.raises(InteropError, match=f"one step at a time, but layer '{named}"):
+            c.save(from_keras.load(model), tmp_path / "model.c")
+
+
 @pytest.mark.parametrize("kind", [layers.LSTM(3, name="last"), layers.Conv1D(
     3, 2, padding="causal", name="last")])  # fmt: skip
 def test_a_state_behind_the_last_output_is_refused(kind: Any, tmp_path: Path) -> None:
@@ -338,6 +368,13 @@ def test_a_graph_without_a_state_is_its_step(tmp_path: Path) -> None:
         proto = proto_of(nodes, [value("fabsf", [*axes, FEATURES])], ["y"], last=np.array([-1]))
         models[name] = from_onnx.load(proto), xs, np.abs(xs).sum(-1, keepdims=True)
     check(models, tmp_path)
+
+
+def test_a_graph_for_a_batch_is_refused_by_its_size(tmp_path: Path) -> None:
+    proto = from_onnx.to_proto(random_model(Recurrent("a", GRUCell(4)), inputs=3), states=False)
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 32
+    with pytest.raises(InteropError, match="one row, but the graph is for a batch of 32; export"):
+        c.save(from_onnx.load(proto), tmp_path / "model.c")
 
 
 def test_an_input_of_unknown_size_is_refused(tmp_path: Path) -> None:

@@ -234,10 +234,11 @@ def test_a_module_without_parameters_is_not_passed_over(between: Any, count: int
         (nn.ModuleDict({"lstm": lstm, "fc": inner}), ["lstm", f"fc.{count}.out"]),
         (nn.Sequential(lstm, *flat), ["0", f"{count + 1}"]),
     ):
-        state, (one, two) = module.state_dict(), row
+        state = module.state_dict()
         says = (
-            f"is before {two!r}; say in modules=[...] what runs, as in modules=[{one!r}, {two!r}] "
-            f"for a Dropout, or as in modules=[{one!r}, Activation('relu', 'relu'), {two!r}], of "
+            f"before {row[1]!r} stands a module without parameters: left out, if it is a Dropout, "
+            "or Activation('relu', 'relu'), if it is a ReLU; say in modules=[...] what runs, as in "
+            f"modules={row}, of "
         )
         with pytest.raises(InteropError, match=re.escape(says)):
             from_state_dict(state)

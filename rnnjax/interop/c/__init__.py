@@ -53,14 +53,14 @@ def save(*what: Any, input_size: Any = None, weights: str = "float32", data: Any
 
     The step is what `Cell.step` computes, in float32: wider or narrower parameters are rounded, and
     what a cell computes in fewer bits is not. What depends on parameters alone is computed now.
-    ``tanh`` and the logistic function are off by 2e-7 at most, so divide by no gate near 0. The
-    logarithm of ``jax.nn.sigmoid``, or of a part, is computed from the argument of that, so it is
-    exact. JAX takes numbers below 1.2e-38 for 0, and C does not. Dropout and noise are left out, as
-    for prediction.
+    ``tanh`` and the logistic function are off by 2e-7 at most, so divide by no gate near 0, and take
+    no root of one, nor the logarithm of 1 minus one near 1. The logarithm of ``jax.nn.sigmoid``, or
+    of a part, is computed from the argument of that, so it is exact. JAX takes numbers below
+    1.2e-38 for 0, and C does not. Dropout and noise are left out, as for prediction.
 
     Of a model every layer must run forward in time: recurrent layers, dense ones, embeddings,
     normalisations, activations, and causal convolutions, whose state is the steps before. Behind
-    the last output of a recurrent layer, where there is no time, any layer without a state may be.
+    the last output of a recurrent layer, or ``x[:, -1]``, any layer without a state may be.
     The first that does not fit is refused by its name; a graph, of ONNX or functional, may not say
     which axis is time, and is run over 100 steps, at once and one by one. Ids are ``int32_t``. At a
     step that a mask leaves out recurrent layers keep their state, and what comes out is that of the

@@ -107,16 +107,22 @@ def of_model(model: Model) -> Program:
         takes = calls[name].takes if name in calls else [Value(last)]
         timeless = all(value.output or value.source in apart for value in takes)
         given = name in calls and calls[name].states
-        if given or (layer.has_state if timeless else not layer.streams):
+        cut = dict(getattr(layer, "config", ())).get("key", ())[1:2] == (-1,)  # as in x[:, -1]
+        if given or (layer.has_state if timeless else not (layer.streams or cut)):
             raise InteropError(
                 f"C takes one step at a time, but layer {layer.name!r}, {layer}, does not: it "
                 "reads later steps or all of them, or makes fewer; write what is before it, or "
                 "train a model whose layers run forward in time"
             )
-        if timeless or (isinstance(layer, Recurrent) and not layer.return_sequences):
+        if timeless or not getattr(layer, "return_sequences", not cut):
             apart.add(name)
         last = name if isinstance(network, Sequential) else ""
     given, carry = _inputs(model), model.initial_carry((1,))
+    begun = jax.eval_shape(model, given)[0] if isinstance(network, Graph) else carry
+    if many := {leaf.shape[0] for leaf in jax.tree.leaves(begun)} - {1}:
+        raise InteropError(
+            f"C takes one row, but the graph is for a batch of {max(many)}; export it for one"
+        )
     inputs = dict[str, Any]()
     for key, one in given.items():
         inputs[identifier(key, inputs)] = one

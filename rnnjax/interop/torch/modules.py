@@ -401,11 +401,11 @@ def infer_order(found: Mapping[str, Module], nonlinearity: str) -> list[Reading]
             each = [one.layer.name for one in orders[0]]
             if not (gaps := _after_gaps(each)):
                 return orders[0]
-            given = ", ".join(repr(name[:60]) for name in each)
-            after = repr(gaps[0][:60])
-            more = given.replace(after, f"Activation('relu', 'relu'), {after}")
-            example = f"{given}] for a Dropout, or as in modules=[{more}"
-            why = f"a module without parameters, of which no state dict tells, is before {after}"
+            example = ", ".join(repr(name[:60]) for name in each)
+            why = (
+                f"before {gaps[0][:60]!r} stands a module without parameters: left out, if it is a "
+                "Dropout, or Activation('relu', 'relu'), if it is a ReLU"
+            )
     listed = "; ".join(map(str, few)) + "; ..." * (len(few) < len(known))
     raise InteropError(
         f"{why}; say in modules=[...] what runs, as in modules=[{example}], of {listed}"
