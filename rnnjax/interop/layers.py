@@ -156,41 +156,33 @@ class Recurrent(Layer):
 
     def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
         """Unroll the cell over the sequence."""
-        both: Any = self.cell
-        # In merged outputs the last one of each direction cannot be found.
-        apart = isinstance(both, Bidirectional) and not self.return_sequences
-        cell = dataclasses.replace(both, merge="concat") if apart else both
-        mask, last, begin = flow.mask, not self.return_sequences, carry
+        begin, last = carry, not self.return_sequences
+        mask, resets = flow.mask, context.resets
         carry, ys = unroll(
-            cell,
+            self.cell,
             params,
             _sequence(self, flow),
             carry,
             mask=mask,
-            resets=context.resets,
+            resets=resets,
             masked_outputs=self.masked_outputs,
             outputs="last" if last else "all",
             reverse=self.reverse,
             key=context.key,
             method=context.method,
         )
-        known = begin is not None and self.masked_outputs == "last" and _runs_forward(cell)
+        known = begin is not None and self.masked_outputs == "last" and _runs_forward(self.cell)
         if mask is not None and (last or known):
             zeros = jnp.zeros(ys.shape[not last :], ys.dtype)
-            held = cell.last_output(carry if last else begin, zeros, lambda zeros, _: zeros)
+            held = self.cell.last_output(carry if last else begin, zeros, lambda zeros, _: zeros)
             if held is zeros and context.language == "C":
                 raise InteropError(
-                    f"at a step that a mask leaves out layer {self.name!r}, {self}, says its last "
-                    "output again, which its state does not hold; leave the mask out, or take "
-                    "another cell, whose output is a part of its state"
+                    f"layer {self.name!r}, {self}, says its last output where a mask leaves a step "
+                    "out, but its state does not hold it; leave the mask out, or take a GRUCell"
                 )
-            marks = [
-                expand(jnp.asarray(a, int), ys) for a in (mask, context.resets) if a is not None
-            ]
+            marks = [expand(jnp.asarray(a, int), ys) for a in (mask, resets) if a is not None]
             begun = mask.any(axis=0) if last else jax.lax.cumsum(sum(marks), reverse=self.reverse)
             ys = jnp.where(expand(begun, ys) > 0, ys, held)
-        if apart:
-            ys = both.merge_outputs(*jnp.split(ys, [both.forward.output_size], axis=-1))
         if self.return_sequences and self.reverse and not self.keep_order:
             ys = jnp.flip(ys, axis=0)
         return carry, Flow(ys, None if last else mask, not last)

@@ -707,7 +707,7 @@ def row_of(*row: Any) -> Any:
         (lambda x, i: layers.PReLU()(x), "of class 'PReLU', which is not known here"),
         (
             lambda x, i: layers.Attention()([x, x], use_causal_mask=True),
-            "called with use_causal_mask=True",
+            "called with use_causal_mask=True, which is not read here; leave it out, unless it ch",
         ),
         (lambda x, i: x + 10**400, "arguments of .*be a number, a te"),
         (lambda x, i: x[0], "key of layer 'get_item.*begins with :, which is the batch"),

@@ -53,8 +53,8 @@ def save(*what: Any, input_size: Any = None, weights: str = "float32", data: Any
 
     The step is what `Cell.step` computes, in float32: wider or narrower parameters are rounded, and
     what a cell computes in fewer bits is not. What depends on parameters alone is computed now.
-    ``tanh`` and the logistic function are off by 2e-7 at most, so divide by no gate near 0, and take
-    no root of one, nor the logarithm of 1 minus one near 1. The logarithm of ``jax.nn.sigmoid``, or
+    ``tanh`` and the logistic function are off by 2e-7 at most, so divide by no gate near 0, take no
+    root of it, and no logarithm of 1 minus a gate near 1. The logarithm of ``jax.nn.sigmoid``, or
     of a part, is computed from the argument of that, so it is exact. JAX takes numbers below
     1.2e-38 for 0, and C does not. Dropout and noise are left out, as for prediction.
 

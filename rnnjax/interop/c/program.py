@@ -120,9 +120,7 @@ def of_model(model: Model) -> Program:
     given, carry = _inputs(model), model.initial_carry((1,))
     begun = jax.eval_shape(model, given)[0] if isinstance(network, Graph) else carry
     if many := {leaf.shape[0] for leaf in jax.tree.leaves(begun)} - {1}:
-        raise InteropError(
-            f"C takes one row, but the graph is for a batch of {max(many)}; export it for one"
-        )
+        raise InteropError(f"C takes one row, but the graph is for {max(many)}; export it for one")
     inputs = dict[str, Any]()
     for key, one in given.items():
         inputs[identifier(key, inputs)] = one

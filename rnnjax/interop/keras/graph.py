@@ -284,10 +284,8 @@ def _told(entry: Entry, use: _Use) -> Entry:
         more["arguments"] = use.arguments
     elif numbers or not set(more) <= set(known):
         said = ", ".join(map(str, [*numbers, *(f"{k}={v!r}" for k, v in more.items())]))[:80]
-        raise InteropError(
-            f"layer {entry.name[:80]!r} is called with {said}, which is not read here; "
-            "leave it out, unless it changes what the layer computes"
-        )
+        where = f"layer {entry.name[:80]!r} is called with {said}, which is not read here"
+        raise InteropError(f"{where}; leave it out, unless it changes what the layer computes")
     return dataclasses.replace(entry, config={**entry.config, **more})
 
 

@@ -350,6 +350,7 @@ def _told_of(where: str, cell: Any) -> tuple[Any, ...]:
 
 
 _MOST_TO_ORDER = 8  # each is read, and a hostile file may hold any number
+_NTH = re.compile(r"(?<![^.])[1-9]\d{0,8}(?![^.])")  # above 0, as Sequential counts its modules
 # What a linear module is called that is last; some of these where it was made behind another.
 _LAST = re.compile(
     r"((lm_)?head|(fc_)?out(put)?(_layer)?|decoder|classifier|logits|(fc|linear|dense) behind)\b"
@@ -376,8 +377,8 @@ def infer_order(found: Mapping[str, Module], nonlinearity: str) -> list[Reading]
         if rows and len(first) < 2 and len(rows) <= len(rest) < len(rows) + 2:
             every = ([*first, *row] for row in itertools.permutations(rest))
             orders += [order for order in every if _fits(order)]
+    names = [module.name for module in few]
     if len(rows) == 1 and len(orders) > 1:
-        names = [module.name for module in few]
         behind = names[names.index(rows[0]) :]
         short = {n: n.rpartition(".")[2].lower() + " behind" * (n in behind) for n in names}
         orders = [order for order in orders if _LAST.match(short[order[-1].layer.name])]
@@ -385,7 +386,7 @@ def infer_order(found: Mapping[str, Module], nonlinearity: str) -> list[Reading]
         "the order of the modules is certain only where they fit in one way alone, a linear one "
         "last, and names count recurrent ones in it"
     )
-    example = repr((rows or [few[0].name])[0][:60])
+    example = _list((rows or names)[:1])
     if lost:
         more = "; ..." * (len(lost) > _MOST_TO_ORDER)
         why = f"{'; '.join(lost[:_MOST_TO_ORDER])}{more} cannot be read here, nor where they run"
@@ -398,10 +399,12 @@ def infer_order(found: Mapping[str, Module], nonlinearity: str) -> list[Reading]
         row = [one.layer.name for one in orders[0] if isinstance(one.layer, Recurrent)]
         last = not any(isinstance(one.layer, Dense) for one in orders[0][:-1])
         if last and row == sorted(row, key=lambda name: [*map(int, re.findall(r"\d+", name))]):
-            each = [one.layer.name for one in orders[0]]
-            if not (gaps := _after_gaps(each)):
+            gaps = [n for n in names for m in _NTH.finditer(n) if not any(
+                f"{one}.".startswith(f"{n[: m.start()]}{int(m[0]) - 1}.") for one in names
+            )]  # fmt: skip
+            if not gaps:
                 return orders[0]
-            example = ", ".join(repr(name[:60]) for name in each)
+            example = _list([one.layer.name for one in orders[0]])
             why = (
                 f"before {gaps[0][:60]!r} stands a module without parameters: left out, if it is a "
                 "Dropout, or Activation('relu', 'relu'), if it is a ReLU"
@@ -410,14 +413,6 @@ def infer_order(found: Mapping[str, Module], nonlinearity: str) -> list[Reading]
     raise InteropError(
         f"{why}; say in modules=[...] what runs, as in modules=[{example}], of {listed}"
     )
-
-
-def _after_gaps(names: Sequence[str]) -> list[str]:
-    """The names with a number above 0 where no name has the one below, as in a Sequential."""
-    number = re.compile(r"(?<![^.])[1-9]\d{0,8}(?![^.])")
-    each = [(name, name[: n.start()] + f"{int(n[0]) - 1}.") for name in names
-            for n in number.finditer(name)]  # fmt: skip
-    return [name for name, low in each if not any(f"{one}.".startswith(low) for one in names)]
 
 
 def _fits(order: Sequence[Reading]) -> bool:
