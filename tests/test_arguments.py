@@ -222,6 +222,9 @@ LARGER = odd(rnnjax.Mamba2Cell, carry_shapes=property(lambda self: {"memory": (2
 NO_SIZE = "Sizeless has no hidden_size; .* the field hidden_size: int, or write"
 NAMES_A_LEAF = "of Spiking.* must name leaves of carry_shapes, v, s, or be None, but has 'hidden'"
 
+SQUARE, TOO_FEW_AXES = rnnjax.ConvLSTMCell(4), r"be \(time, \*batch, \*grid, channels\) with a"
+by_scan, by_fused = (functools.partial(rnnjax.unroll, method=m) for m in (Scan(), Fused()))
+
 WRONG: list[tuple[Callable[[], Any], str]] = [
     # sizes, types and options
     (lambda: LSTMCell(3, 8), "LSTMCell takes its hidden_size by position .* given to init"),
@@ -300,7 +303,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: STACK.step(TWO, (CARRY,), XS[0]), "carry of a Stack"),
     (lambda: rnnjax.unroll(STACK, TWO, XS, (CARRY, CARRY)), r"carry\[1\].hidden must have shape"),
     (lambda: rnnjax.unroll(rnnjax.LearnedCarry(LSTM), PARAMS, XS), "params of a LearnedCarry must"),
-    (lambda: rnnjax.LearnedCarry(rnnjax.Stack([GRU, SLSTM])), "only hidden may; take another"),
+    (lambda: rnnjax.LearnedCarry(rnnjax.Stack([GRU, SLSTM])), r"but SLSTM.* may not; take another"),
+    (lambda: rnnjax.explain(GRU, drawn(GRU), (6, 2, 3)), r"jax.ShapeDtypeStruct\(\(6, 2, 3\), jnp"),
     (lambda: rnnjax.Regularized(SLSTM, zoneout_cell=0.5), "zoneout_cell keeps units of a leaf"),
     # runs
     (lambda: LSTM({}, XS), r"LSTMCell\(5\) cannot be called; write rnnjax.unroll\(cell"),
@@ -358,7 +362,15 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: explained(platform="any", method=Scan()), "platform must be .* 'any'"),
     # a cell of one's own, where the class is written and where it is used
     (lambda: odd(LSTMCell, step=0), "^Odd writes step, which follows from its update"),
-    (lambda: odd(rnnjax.MinGRUCell, readout=0), "^Odd writes a readout, but its output is"),
+    (lambda: odd(rnnjax.MinGRUCell, readout=0), "^Odd writes a readout, but its output is 'hidd"),
+    (lambda: odd(output=property(lambda self: None), readout=0), "but its output is a property; "),
+    (lambda: ran(odd(rnnjax.MinGRUCell, use_recurrent_bias=True)(4)), "use_recurrent_bias needs"),
+    *(
+        (lambda run=run, cell=cell, xs=xs: run(cell, drawn(cell), xs), TOO_FEW_AXES)
+        for convolution, xs in ((SQUARE, XS), (CELLS["convlstm"], XS[:, 0]))
+        for cell in (convolution, rnnjax.Stack([convolution]))
+        for run in (rnnjax.unroll, rnnjax.explain, by_scan, by_fused)
+    ),
     (lambda: odd(rnnjax.Mamba2Cell, update=0), "^Odd writes a memory, from which"),
     # A carry could be asked for by any call.
     (lambda: odd(rnnjax.Cell, initial_carry=lambda self: 0), r"of Odd must .* takes \(self\)"),

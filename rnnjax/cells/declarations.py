@@ -132,7 +132,7 @@ def check_class(cls: Any, base: Any) -> None:
         )
     if cls.readout is not base.readout and cls.output is not None:
         raise InvalidInputError(
-            f"{cls.__name__} writes a readout, but its output is {cls.output!r}; set output = "
+            f"{cls.__name__} writes a readout, but its output is {brief(cls.output)}; set output = "
             "None, and let update return the new carry and what readout reads"
         )
     if cls.memory is not base.memory and (cls.update is not base.update or cls.output):
@@ -252,7 +252,8 @@ def roles_of(cell: Any) -> Mapping[str, Role]:
         came = f"{missing[0]} is missing" if missing else f"{lost[0]} is one too"
         raise InvalidInputError(
             f"parameters of {brief(cell)} must have {' and '.join(outside)}, and of the role BIAS "
-            f"only {' and '.join(biases)}, but {came}; what the update adds has the role UNIT"
+            f"only {' and '.join(biases)}, but {came}; what the update adds has the role UNIT, and "
+            "use_recurrent_bias needs a recurrent product"
         )
     after = [name for name, role in roles.items() if role is Role.OUT]
     if after and not cell.has_readout:

@@ -204,8 +204,8 @@ def check_pair(cell: Any, xs: Any) -> None:
     )
 
 
-def check_features(cell: Any, params: Any, xs: Any) -> None:
-    """Raise unless ``params`` are those of ``cell``, and ``xs (..., input_size)`` fits them.
+def check_features(cell: Any, params: Any, xs: Any, time: str = "") -> None:
+    """Raise unless ``params`` are those of ``cell``, and ``xs ([time], ..., size)`` fits them.
 
     Raises:
         InvalidInputError: as `check_params`; or ``xs`` has another number of features, or is a
@@ -218,9 +218,9 @@ def check_features(cell: Any, params: Any, xs: Any) -> None:
             f"{brief(cell)} needs vectors, but the inputs are OneHot; give "
             "jax.nn.one_hot(ids, size)"
         )
-    if grid and xs.ndim <= grid:
+    if grid and xs.ndim - bool(time) <= grid:
         raise InvalidInputError(
-            f"inputs of {brief(cell)} must be (*batch, *grid, channels) with a grid of "
+            f"inputs of {brief(cell)} must be ({time}*batch, *grid, channels) with a grid of "
             f"{grid} axes, but have shape {xs.shape}; channels come last"
         )
     if xs.ndim == 0 or xs.shape[-1] != input_size:

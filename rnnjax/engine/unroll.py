@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from rnnjax.cells.base import Carry, CarryT, Cell, Inputs, Params, ParamTree
 from rnnjax.cells.composite import Noise, over_layers, without_initializers
-from rnnjax.checks import advised, check_choice, check_flag, check_key, usual_promotion
+from rnnjax.checks import advised, brief, check_choice, check_flag, check_key, usual_promotion
 from rnnjax.engine.auto import Auto
 from rnnjax.engine.core.custom_primitive import traced
 from rnnjax.engine.core.masking import StepMarks, Steps, zero_masked
@@ -24,6 +24,7 @@ from rnnjax.engine.core.validation import (
     start_of,
     without_noise,
 )
+from rnnjax.errors import InvalidInputError
 from rnnjax.meshes import automatic, match_devices
 
 
@@ -287,6 +288,11 @@ def explain(
     - the cell's step at each time step, differentiated by JAX
     """
     layers, platform = [], known_platform(platform)
+    if isinstance(xs, tuple | list) and all(isinstance(size, int) for size in xs):
+        raise InvalidInputError(
+            f"xs must be an array, for which jax.ShapeDtypeStruct({tuple(xs)}, jnp.float32) can "
+            f"stand, but is {brief(xs)} of integers; write that"
+        )
 
     def single(
         cell: Cell, params: Params, xs: Any, carry: Carry, noise: Noise, reverse: bool

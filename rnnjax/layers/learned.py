@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params, PickLast
 from rnnjax.cells.composite import CompositeCell, LayerRun, WrappedCell
-from rnnjax.checks import brief
+from rnnjax.checks import brief, number_types
 from rnnjax.errors import InvalidInputError
 
 
@@ -26,7 +26,8 @@ class LearnedCarry(WrappedCell[CarryT], CompositeCell[CarryT]):
         cell: a cell, or a `Stack` or `Bidirectional` of cells.
 
     Raises:
-        InvalidInputError: the argument is not a cell, or its carry may not hold arbitrary numbers.
+        InvalidInputError: the argument is not a cell, or its carry may not hold arbitrary numbers:
+            counters and random keys are not learned.
 
     >>> import rnnjax
     >>> cell = LearnedCarry(rnnjax.GRUCell(5))
@@ -46,10 +47,10 @@ class LearnedCarry(WrappedCell[CarryT], CompositeCell[CarryT]):
             )
         carry = jax.eval_shape(self.cell.initial_carry)
         for part in jax.tree.leaves(carry, is_leaf=lambda node: hasattr(node, "free")):
-            if hasattr(part, "free"):
+            if hasattr(part, "free") or not number_types(part):
                 raise InvalidInputError(
-                    f"a LearnedCarry may be any numbers, but of {brief(part)} only "
-                    f"{', '.join(part.free)} may; take another cell"
+                    f"a LearnedCarry may be any floating-point numbers, but {brief(part)} in that "
+                    f"of {brief(self.cell)} may not; take another cell"
                 )
 
     def last_output(self, carry: Any, ys: jax.Array, pick: PickLast) -> jax.Array:

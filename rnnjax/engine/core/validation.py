@@ -219,7 +219,7 @@ def entered(cell: Cell, params: Params, xs: Any) -> tuple[Any, Mapping[str, jax.
         if isinstance(xs, Beside):
             check_pair(cell, xs)
         return xs, {}
-    check_features(cell, params, xs)
+    check_features(cell, params, xs, "time, ")
     return split_raw(cell, xs)
 
 
