@@ -341,8 +341,7 @@ def _drawn(
 
 
 def _with_a_large_row(leaf: np.ndarray) -> np.ndarray:
-    first = _LARGE * leaf[:1] if is_floating(leaf.dtype) else leaf[:1]
-    return np.concatenate([first, leaf[1:]])
+    return np.concatenate([_LARGE * leaf[:1], leaf[1:]]) if is_floating(leaf.dtype) else leaf
 
 
 def _results(step: Any, params: Params, carry: Carry, x: jax.Array) -> tuple[Any, ...]:
@@ -357,11 +356,15 @@ def _results(step: Any, params: Params, carry: Carry, x: jax.Array) -> tuple[Any
                 total += (weights * leaf.astype(jnp.float32)).sum()
         return total, out
 
+    def comparable(leaf: Any) -> Any:
+        if leaf.dtype == jax.dtypes.float0:
+            return jnp.zeros(leaf.shape)
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
     derive = jax.grad(loss, (0, 1, 2), has_aux=True, allow_int=True)
     gradients, out = derive(carry, x, params)
-    return jax.tree.map(
-        lambda v: jnp.zeros(v.shape) if v.dtype == jax.dtypes.float0 else v, (*out, *gradients)
-    )
+    return jax.tree.map(comparable, (*out, *gradients))
 
 
 def _differs(cell: Cell, one: Sequence[Any], other: Sequence[Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,10 +13,24 @@ import numpy as np
 import pytest
 from cell_table import OwnStepCell
 from flax import nnx
+from jax import export
 from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
-from rnnjax import Auto, Fused, GRUCarry, GRUCell, InvalidInputError, LSTMCarry, LSTMCell, Scan
+import rnnjax.linen
+import rnnjax.nnx
+import rnnjax.online
+from rnnjax import (
+    Auto,
+    Fused,
+    GRUCarry,
+    GRUCell,
+    InvalidInputError,
+    LSTMCarry,
+    LSTMCell,
+    Parallel,
+    Scan,
+)
 from rnnjax.cells import Chrono, LegS, Ring
 from rnnjax.testing import check_cell
 
@@ -463,15 +478,233 @@ class Own(rnnjax.Cell):
         return self.returned(carry, x)
 
 
-def test_a_carry_of_a_users_own_has_a_type_of_its_own() -> None:
-    for dtype in (jnp.int32, jnp.bfloat16, jnp.float8_e4m3fn):
-        own = Own(lambda batch, _, dtype=dtype: OneState(jnp.zeros((*batch, 4), dtype)))
-        for marks in ({}, {"resets": np.zeros((TIME, BATCH), bool)}):
-            carry, _ = rnnjax.unroll(own, {}, XS, **marks)
-            assert rnnjax.unroll(own, {}, XS, carry, **marks)[0].h.dtype == dtype
-    own = Own(lambda batch, _: OneState(jnp.zeros((*batch, 4), jnp.int32)))
-    with pytest.raises(InvalidInputError, match=r"carry\.h must be int32, but is float32"):
-        rnnjax.unroll(own, {}, XS, begin((BATCH,), jnp.float32))
+def draws(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The next random keys, and a number for each."""
+    two = jax.vmap(jax.random.split)(keys.reshape(-1))
+    numbers = jax.vmap(jax.random.normal)(two[:, 1]).reshape(keys.shape)
+    return two[:, 0].reshape(keys.shape), numbers[..., None]
+
+
+@dataclasses.dataclass(frozen=True)
+class OddCarry(rnnjax.Cell):
+    """A user's cell whose state has a leaf of any type beside the usual one, in a dict."""
+
+    kind: str
+    output_size = FEATURES
+
+    def init(self, key: Any, input_size: int) -> Any:
+        return {}
+
+    def initial_carry(self, batch_shape: Any = (), dtype: Any = None) -> Any:
+        if self.kind == "key":
+            own = jnp.broadcast_to(jax.random.key(7), batch_shape)
+        else:
+            own = jnp.zeros((*batch_shape, 1), int if self.kind == "int" else self.kind)
+        return {"hidden": jnp.zeros((*batch_shape, FEATURES), dtype), "own": own}
+
+    def step(self, params: Any, carry: Any, x: Any) -> Any:
+        own = carry["own"]
+        if self.kind == "key":
+            own, number = draws(own)
+        else:
+            own = ~own if self.kind == "bool" else (own.astype(jnp.float32) + 1).astype(own.dtype)
+            number = own.astype(jnp.float32)
+        hidden = jnp.tanh(carry["hidden"] + x + 0.3 * number)
+        return {"hidden": hidden, "own": own}, hidden
+
+
+class KeyedCarry(NamedTuple):
+    hidden: Any
+    own: Any
+
+
+export.register_namedtuple_serialization(KeyedCarry, serialized_name="tests.KeyedCarry")
+
+
+@dataclasses.dataclass(frozen=True)
+class Keyed(rnnjax.Cell):
+    """A cell that declares its equation, and whose state holds a random key."""
+
+    hidden_size: int = FEATURES
+    carry = KeyedCarry
+    gates = ("h",)
+    carry_shapes = property(lambda self: {"hidden": (self.hidden_size,), "own": ()})
+
+    def initial_carry(self, batch_shape: Any = (), dtype: Any = None) -> Any:
+        hidden = jnp.zeros((*batch_shape, self.hidden_size), dtype)
+        return KeyedCarry(hidden, jnp.broadcast_to(jax.random.key(7), batch_shape))
+
+    def update(self, params: Any, x: Any, carry: Any) -> Any:
+        own, number = draws(carry.own)
+        return KeyedCarry(jnp.tanh(x + number), own)
+
+
+ODD = ["int32", "uint8", "bool", "bfloat16", "float8_e4m3fn", "key"]
+DRAWN = np.random.default_rng(3).random((2, TIME, BATCH))
+MARKS = {"mask": DRAWN[0] < 0.6, "resets": DRAWN[1] < 0.3}
+
+
+def known(tree: Any) -> Any:
+    """A tree in NumPy, random keys as their bits."""
+
+    def bits(leaf: Any) -> Any:
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+    return jax.tree.map(bits, tree)
+
+
+def where(marks: Any, new: Any, old: Any) -> Any:
+    """The rows of one carry, and of another."""
+    rows = [marks.reshape(-1, *[1] * (leaf.ndim - 1)) for leaf in jax.tree.leaves(old)]
+    return jax.tree.map(jnp.where, jax.tree.unflatten(jax.tree.structure(old), rows), new, old)
+
+
+def by_hand(cell: Any, params: Any, xs: Any, carry: Any, mask: Any, resets: Any) -> Any:
+    """The loop of `rnnjax.unroll`'s docstring."""
+    ys = []
+    for x, valid, reset in zip(xs, mask, resets, strict=True):
+        carry = where(reset, cell.initial_carry((BATCH,)), carry)
+        new, y = cell.step(params, carry, x)
+        carry = where(valid, new, carry)
+        ys.append(jnp.where(valid[:, None], y, 0))
+    return carry, jnp.stack(ys)
+
+
+def tenths(cell: Any) -> Any:
+    return jax.tree.map(lambda p: np.full(p.shape, 0.1, p.dtype), drawn(cell))
+
+
+@pytest.mark.parametrize("cell", [*map(OddCarry, ODD), Keyed()], ids=[*ODD, "keyed"])
+def test_a_carry_of_a_users_own_has_a_type_of_its_own(cell: Any, assert_close: Any) -> None:
+    """With a carry, masks and resets, alone and in layers, it is the loop of its steps."""
+    params, begun, one = tenths(cell), cell.initial_carry((BATCH,)), cell.initial_carry()
+    stack = rnnjax.Stack([rnnjax.Bidirectional(cell, merge="sum"), cell])
+    all_params = rnnjax.Directions(params, params), params
+
+    @jax.jit
+    def run(xs: Any) -> Any:
+        first, y = by_hand(cell, params, xs, begun, **MARKS)
+        # A border is crossed on the way from the step behind it to that before.
+        borders = np.concatenate([MARKS["resets"][1:], np.zeros((1, BATCH), bool)])[::-1]
+        back, z = by_hand(cell, params, xs[::-1], first, MARKS["mask"][::-1], borders)
+        second, ys = by_hand(cell, params, y + z[::-1], back, **MARKS)
+        expected = (rnnjax.Directions(first, back), second), ys
+        rows, carries = MARKS["mask"][0], (rnnjax.Directions(begun, first), back)
+        return [
+            (rnnjax.unroll(cell, params, xs, begun, **MARKS), (first, y)),
+            (
+                rnnjax.unroll(cell, params, xs, begun, **MARKS, reset_carry=one, method=Scan()),
+                (first, y),
+            ),
+            (rnnjax.unroll(stack, all_params, xs, carries, **MARKS), expected),
+            (rnnjax.restart(cell, params, back, rows), where(rows, begun, back)),
+        ]
+
+    xs = np.random.default_rng(2).normal(size=(TIME, BATCH, FEATURES)).astype(np.float32)
+    for found, expected in run(xs):
+        types = [jax.tree.map(lambda leaf: leaf.dtype, tree) for tree in (found, expected)]
+        assert types[0] == types[1]
+        assert_close(known(found), known(expected), 1e-6)
+
+
+@pytest.mark.parametrize("cell", [OddCarry("key"), Keyed()], ids=["key", "keyed"])
+def test_a_random_key_in_a_carry_goes_through_every_door(cell: Any, assert_close: Any) -> None:
+    params, begun = tenths(cell), cell.initial_carry((BATCH,))
+    xs = np.random.default_rng(2).normal(size=(TIME, BATCH, FEATURES)).astype(np.float32)
+    check_cell(cell, input_size=FEATURES)
+
+    @jax.jit
+    def run(params: Any, xs: Any, carry: Any, resets: Any) -> Any:
+        return rnnjax.unroll(cell, params, xs, carry, resets=resets)
+
+    args = params, xs, begun, MARKS["resets"]
+    expected = known(run(*args))
+    time, batch = export.symbolic_shape("time, batch")
+    open_batch = jax.eval_shape(lambda: cell.initial_carry((batch,)))
+    shapes = (
+        jax.eval_shape(lambda: params),
+        *(jax.ShapeDtypeStruct((time, batch, *leaf.shape[2:]), leaf.dtype) for leaf in args[1::2]),
+    )
+    program = export.export(run)(*shapes[:2], open_batch, shapes[2]).serialize()
+    assert_close(known(export.deserialize(program).call(*args)), expected, 1e-6)
+
+    linen, own = rnnjax.linen.RNN(cell, time_major=True, return_carry=True), rnnjax.nnx.RNN
+    own = own(cell, FEATURES, time_major=True, return_carry=True, rngs=nnx.Rngs(0))
+    own.params = nnx.data(jax.tree.map(nnx.Param, params))
+    for found in (
+        linen.apply({"params": {"cell": params}}, xs, initial_carry=begun, resets=MARKS["resets"]),
+        own(xs, initial_carry=begun, resets=MARKS["resets"]),
+    ):
+        assert_close(known(found), expected, 1e-6)
+
+    def loss(carry: Any, ys: Any) -> Any:
+        return ys.sum()
+
+    slopes = jax.tree.leaves(rnnjax.state_gradients(loss, cell, params, xs, begun)[1])
+    assert [bool(np.asarray(leaf).any()) for leaf in slopes] == [True, False]
+    by_xs = jax.grad(lambda xs: run(params, xs, begun, MARKS["resets"])[1].sum())(xs)
+    assert np.isfinite(by_xs).all()
+    calls: list[Any] = [(f"{m} cannot run", lambda m=m: run_by(m)) for m in (Fused(), Parallel())]
+    calls += [
+        ("LearnedCarry may be any floating", lambda: rnnjax.LearnedCarry(cell)),
+        ("AttentionCell compares", lambda: rnnjax.AttentionCell(cell, 2, 2)),
+        ("SnAp1 cannot serve", lambda: rnnjax.online.SnAp1(cell)),
+    ]
+
+    def run_by(method: Any) -> Any:
+        return rnnjax.unroll(cell, params, xs, begun, method=method)
+
+    for message, call in calls:
+        with pytest.raises(InvalidInputError, match=re.escape(message)):
+            call()
+
+
+ROUNDED = [  # of a carry, its types
+    ("int32", "int8"), ("int32", "uint32"), ("int32", "float32"), ("bool", "int32"),
+    ("uint8", "int32"), ("float8_e4m3fn", "float32"), ("bfloat16", "int32"), ("key", "another key"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("wanted", "came"), ROUNDED)
+def test_a_carry_of_another_type_would_be_rounded_or_wrap(wanted: str, came: str) -> None:
+    """An int8 in the place of an int32 wrapped at the 128th step."""
+    cell, begun = OddCarry(wanted), OddCarry(came.split()[-1]).initial_carry((BATCH,))
+    if came == "another key":
+        begun["own"] = jnp.broadcast_to(jax.random.key(0, impl="rbg"), BATCH)
+    for call in (
+        lambda: rnnjax.unroll(cell, {}, XS, begun),
+        lambda: rnnjax.unroll(cell, {}, XS, resets=MARKS["resets"], reset_carry=begun),
+        lambda: rnnjax.restart(cell, {}, begun, MARKS["mask"][0]),
+    ):
+        with pytest.raises(InvalidInputError, match=r"carry\['own'\] must be .*, but is"):
+            call()
+
+
+def test_integers_of_a_carry_follow_the_options_of_jax() -> None:
+    """Of which the shapes of a carry, kept from call to call, know."""
+    cell = OddCarry("int")
+    for more in (False, True, False):
+        with jax.enable_x64(more):
+            begun = cell.initial_carry((BATCH,))
+            assert begun["own"].dtype == ("int64" if more else "int32")
+            jax.eval_shape(functools.partial(rnnjax.unroll, cell), {}, XS, begun)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda carry: carry._replace(own=carry.hidden[..., 0]),
+        lambda carry: carry._replace(own=jnp.zeros(carry.own.shape, "int32")),
+        lambda carry: carry._replace(own=jnp.broadcast_to(jax.random.key(0, impl="rbg"), BATCH)),
+        lambda carry: carry._replace(hidden=jnp.stack([carry.own] * FEATURES, axis=-1)),
+    ],
+    ids=["float", "integer", "another key", "key for float"],
+)
+def test_an_update_keeps_a_random_key_a_key(changed: Any) -> None:
+    cell = type("Odd", (Keyed,), {"update": lambda self, params, x, carry: changed(carry)})()
+    with pytest.raises(InvalidInputError, match=r"^update of Odd.* it returned .* for "):
+        rnnjax.unroll(cell, tenths(cell), XS)
 
 
 def begin(batch: Any, dtype: Any) -> Any:

@@ -18,6 +18,11 @@ def at_least_float32(dtype: DTypeLike) -> jnp.dtype[Any]:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def cast(leaf: jax.Array, dtype: Any) -> jax.Array:
+    """Return ``leaf.astype(dtype)``; a random key, whose type is its own, stays as it is."""
+    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else leaf.astype(dtype)
+
+
 def product(x: Any, kernel: jax.Array, dtype: DTypeLike | None) -> jax.Array:
     """Compute ``x @ kernel``, operands in ``dtype`` (None promotes), sums in float32 at least.
 

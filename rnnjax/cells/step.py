@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.declarations import Carry, Inputs, Params, Role, kernels_outside, roles_of
 from rnnjax.cells.onehot import Beside
-from rnnjax.cells.products import Operand, add_bias, at_least_float32, product
+from rnnjax.cells.products import Operand, add_bias, at_least_float32, cast, product
 from rnnjax.cells.validation import check_pair, check_updated, naming
 from rnnjax.checks import brief, number_types, rounded
 from rnnjax.errors import InvalidInputError
@@ -128,7 +128,7 @@ def apply_update(
         own = new if isinstance(new, type(carry)) else carry  # what is none is refused below
         new, y = new if cell.output is None else (new, getattr(own, cell.output))
         check_updated(carry, new)
-        new = jax.tree.map(lambda leaf, old: match_vma(leaf.astype(old.dtype), old), new, carry)
+        new = jax.tree.map(lambda leaf, old: match_vma(cast(leaf, old.dtype), old), new, carry)
         types = number_types(new) if cell.dtype is None else [cell.dtype]
         return new, rounded(y, jnp.result_type(*types)) if types else y
 

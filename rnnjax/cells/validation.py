@@ -278,7 +278,8 @@ def check_carry(
         InvalidInputError: one of them differs; ``axes`` names the axes that ``xs`` should have.
     """
     known = all(map(is_integer, batch))  # symbolic sizes of two scopes cannot be compared
-    expected = (_expected if known else _expected.__wrapped__)(cell, batch)
+    options = jax.config.jax_enable_x64, jax.config.jax_default_prng_impl
+    expected = (_expected if known else _expected.__wrapped__)(cell, batch, options)
     call = f"or leave the {name} out" if "time" in axes else "and call step(params, carry, x)"
     advice = f"start from cell.initial_carry({batch}), {call}"
     wanted: Any = jax.tree.structure(expected)
@@ -300,8 +301,11 @@ def check_carry(
         # An integer would be truncated at each step.
         if is_floating(want.dtype):
             check_floats(where, came, advice)
-        # A counter or a flag of a user's cell, or a state that would lose its imaginary part.
-        if want.dtype.kind in "biuc" and want.dtype.kind != came.kind:
+        # A counter, which would wrap in fewer bits, a flag or a random key of a user's cell; or a
+        # state that would lose its imaginary part.
+        elif want.dtype != came and not all(
+            jnp.issubdtype(dtype, jnp.complexfloating) for dtype in (want.dtype, came)
+        ):
             raise InvalidInputError(f"{where} must be {want.dtype}, but is {came}; {advice}")
 
 
@@ -311,10 +315,10 @@ def check_step(cell: Any, carry: Any, x: Any) -> None:
 
 
 # An eager step would trace for it: see "An eager step" in docs/benchmarks.md. The answer cannot
-# become stale: a cell is a frozen value, and of types only the kinds are read, which no option of
-# JAX changes.
+# become stale: a cell is a frozen value, and ``options`` are those of JAX that change the types of
+# integers and of random keys; of floating-point numbers only the kind is read.
 @functools.lru_cache(maxsize=1024)
-def _expected(cell: Any, batch: tuple[int, ...]) -> Any:
+def _expected(cell: Any, batch: tuple[int, ...], options: Any) -> Any:
     """Return the shapes and types of a cell's carry."""
     return jax.eval_shape(lambda: made_carry(cell, batch))
 
@@ -369,12 +373,13 @@ def check_updated(old: Any, new: Any) -> None:
         raise TypeError(f"it returned {brief(new)} {_shapes(new)}")
     leaves = jax.tree_util.tree_leaves_with_path(new)
     for (path, leaf), begun in zip(leaves, jax.tree.leaves(old), strict=True):
-        if _kind(leaf.dtype) > _kind(begun.dtype):
+        if leaf.dtype != begun.dtype and not _kind(leaf.dtype) <= _kind(begun.dtype):
             where = jax.tree_util.keystr(path)
             raise TypeError(f"it returned {where} {leaf.dtype} for {begun.dtype}")
 
 
-def _kind(dtype: Any) -> int:
+def _kind(dtype: Any) -> float:
     # Not `np.can_cast`, by which "same_kind" lets complex64 become bfloat16, a type NumPy lacks.
     kinds = jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating
-    return next(i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind))
+    found = (i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind))
+    return next(found, np.nan)  # a random key is neither more nor less than a number

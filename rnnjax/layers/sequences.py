@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 
 from rnnjax.cells.base import CarryT, Cell, Params
+from rnnjax.cells.products import cast
 from rnnjax.cells.validation import check_carry
 from rnnjax.checks import brief, check_choice, check_instance, check_lengths, is_integer
 from rnnjax.engine.core.masking import expand, last_valid
@@ -126,7 +127,7 @@ def restart(cell: Cell[CarryT], params: Params, carry: CarryT, where: jax.Array)
     check_carry("carry", cell, carry, where.shape)
 
     def select(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(expand(where, old), new.astype(old.dtype), old)
+        return jnp.where(expand(where, old), cast(new, old.dtype), old)
 
     return jax.tree.map(select, cell.start(params, where.shape), carry)
 

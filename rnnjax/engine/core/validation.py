@@ -13,6 +13,7 @@ from jax.export import is_symbolic_dim
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise
 from rnnjax.cells.onehot import Beside
+from rnnjax.cells.products import cast
 from rnnjax.cells.step import split_raw
 from rnnjax.cells.validation import as_inputs, check_carry, check_features, check_pair, made_carry
 from rnnjax.checks import as_array, brief, check_flag, check_instance, check_lengths, state_type
@@ -98,7 +99,7 @@ def start_of(cell: Cell, params: Params, xs: Any, reset_carry: Carry | None, lik
         odd = [
             f"{leaf.dtype} for {now.dtype}"
             for leaf, now in zip(*map(jax.tree.leaves, (reset_carry, like)), strict=True)
-            if jnp.promote_types(leaf.dtype, now.dtype) != now.dtype
+            if leaf.dtype != now.dtype and jnp.promote_types(leaf.dtype, now.dtype) != now.dtype
         ]
         if odd:
             raise InvalidInputError(
@@ -107,7 +108,7 @@ def start_of(cell: Cell, params: Params, xs: Any, reset_carry: Carry | None, lik
             )
     # A state without batch axes is broadcast, and the transpose sums its gradient over the rows.
     return jax.tree.map(
-        lambda leaf, now: jnp.broadcast_to(leaf, now.shape).astype(now.dtype), reset_carry, like
+        lambda leaf, now: cast(jnp.broadcast_to(leaf, now.shape), now.dtype), reset_carry, like
     )
 
 

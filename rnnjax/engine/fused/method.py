@@ -63,11 +63,12 @@ class Fused(Method):
             object.__setattr__(self, "product_dtype", dtype)
 
     def refusal(self, cell: Cell) -> str | None:
-        """Refuse a cell with its own step, or with integers in its carry."""
+        """Refuse a cell with its own step, or with integers or random keys in its carry."""
         if reason := why_no_equation(cell):
             return reason
-        kinds = {leaf.dtype.kind for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))}
-        return "its carry holds integers or booleans" if kinds & set("biu") else None
+        leaves = jax.tree.leaves(jax.eval_shape(cell.initial_carry))
+        numbers = all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves)
+        return None if numbers else "its carry holds integers, booleans or random keys"
 
     def run(
         self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps
