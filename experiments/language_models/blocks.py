@@ -61,6 +61,33 @@ def linear_shapes(name: str, outputs: int, inputs: int, *, bias: bool = False) -
 # ---- products
 
 
+def embed(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Return the rows of a table for ``tokens (time, batch)``, the first step of every model.
+
+    NaN for an id outside of the table, which JAX would take for the last one, or count from the
+    end: known ids, as outside of ``jit``, are refused.
+
+    Raises:
+        InvalidInputError: there is no token, or a known id is outside of the vocabulary.
+    """
+    if tokens.ndim != 2 or not len(tokens):
+        raise InvalidInputError(
+            f"tokens must be ids (time, batch) of one step at least, but have shape {tokens.shape}"
+            "; where there are none, keep the carry"
+        )
+    if not isinstance(tokens, jax.core.Tracer):
+        known = np.asarray(tokens)
+        least, most = known.min(initial=0), known.max(initial=0)
+        if least < 0 or most >= len(table):
+            raise InvalidInputError(
+                f"tokens must be ids from 0 to {len(table) - 1}, but go from {least} to {most}; "
+                "take the model's own tokenizer"
+            )
+    # An id below 0 would count from the end.
+    ids = jnp.where(tokens < 0, len(table), tokens.astype(jnp.int32))
+    return jnp.take(table, ids, axis=0, mode="fill", fill_value=jnp.nan)
+
+
 def linear(params: Params, name: str, x: jax.Array) -> jax.Array:
     """Compute ``x W^T``, plus the bias if there is one, in the type of the weight.
 
@@ -296,16 +323,18 @@ class Carry(NamedTuple):
     def check_room(self, num_tokens: int) -> None:
         """Raise unless all caches have room for so many tokens.
 
-        Under ``jit`` the number of tokens that were read is not known, so check before it.
+        Under ``jit`` the number of tokens that were read is not known: it counts as 0.
         """
         sizes = [layer.keys.shape[2] for layer in self.layers if isinstance(layer, Cache)]
-        if not sizes or isinstance(self.place.read, jax.core.Tracer):
+        if not sizes:
             return
-        read, size = int(self.place.read), min(sizes)
+        unknown = isinstance(self.place.read, jax.core.Tracer)
+        read, size = 0 if unknown else int(self.place.read), min(sizes)
         if read + num_tokens > size:
             raise InvalidInputError(
-                f"a carry of capacity {size} that has read {read} tokens must be given at most "
-                f"{size - read} more, but got {num_tokens}; begin with a larger capacity"
+                f"a carry of capacity {size}{'' if unknown else f' that has read {read} tokens'} "
+                f"must be given at most {size - read} more, but got {num_tokens}; begin with a "
+                "larger capacity"
             )
 
 

@@ -360,9 +360,12 @@ def fitting(
                 f"but has {x.shape}; check that all files are of one model"
             )
         if x.dtype not in (np.float32, np.float16, jnp.bfloat16):
+            cure = "quantised weights are not read: get the others"
+            if x.dtype == np.float64:
+                cure = "save the model in float32, as by model.float() of PyTorch"
             raise InvalidInputError(
                 f"the tensor {name!r} must be of float32, bfloat16 or float16, but is {x.dtype}; "
-                "quantised weights are not read: get the others"
+                f"{cure}"
             )
     return found, left_out
 

@@ -153,9 +153,9 @@ def apply(
 ) -> tuple[Carry, jax.Array]:
     """Read ``tokens (time, batch)``; return the new carry, and the logits of what comes next."""
     c, after = config, list[Any]()
+    x = blocks.embed(params[c.embedding], tokens)
     carry.check_room(len(tokens))
     place, at = carry.place.through(tokens, resets)
-    x = params[c.embedding][tokens]
     for i, (kind, state) in enumerate(zip(c.kinds, carry.layers, strict=True)):
         layer = blocks.under(params, f"{c.prefix}layers.{i}.")
         y = blocks.zero_centered_norm(layer, "input_layernorm", x, c.epsilon)

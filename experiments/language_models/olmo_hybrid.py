@@ -126,9 +126,9 @@ def apply(
 ) -> tuple[Carry, jax.Array]:
     """Read ``tokens (time, batch)``; return the new carry, and the logits of what comes next."""
     c, after = config, list[Any]()
+    x, own = blocks.embed(params[c.embedding], tokens), dataclasses.replace(c, epsilon=EPSILON)
     carry.check_room(len(tokens))
     place, at = carry.place.through(tokens, resets)
-    x, own = params[c.embedding][tokens], dataclasses.replace(c, epsilon=EPSILON)
     for i, (kind, state) in enumerate(zip(c.kinds, carry.layers, strict=True)):
         layer = blocks.under(params, f"model.layers.{i}.")
         prefix, first, second = PARTS[kind]

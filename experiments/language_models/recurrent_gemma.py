@@ -107,9 +107,9 @@ def apply(
 ) -> tuple[Carry, jax.Array]:
     """Read ``tokens (time, batch)``; return the new carry, and the logits of what comes next."""
     c, after = config, list[Any]()
-    place, at = carry.place.through(tokens, resets)
     # The peer has this factor in bfloat16: for a width of 2560 it is 50.5, and not 50.596.
-    x = params[EMBEDDING][tokens] * jnp.bfloat16(c.width**0.5)
+    x = blocks.embed(params[EMBEDDING], tokens) * jnp.bfloat16(c.width**0.5)
+    place, at = carry.place.through(tokens, resets)
     for i, (kind, state) in enumerate(zip(c.kinds, carry.layers, strict=True)):
         layer = blocks.under(params, f"model.layers.{i}.")
         y = blocks.zero_centered_norm(layer, "temporal_pre_norm", x, c.epsilon)

@@ -89,7 +89,7 @@ def apply(
     config: Config, params: Params, tokens: jax.Array, carry: Any, resets: Any = None
 ) -> tuple[Any, jax.Array]:
     """Read ``tokens (time, batch)``; return the new carry, and the logits of what comes next."""
-    x, first, after = params[EMBEDDING][tokens], None, []
+    x, first, after = blocks.embed(params[EMBEDDING], tokens), None, []
     x = blocks.layer_norm(params, "blocks.0.ln0", x, EPSILON)
     for i, (last, memory, last_inner) in enumerate(carry):
         layer = blocks.under(params, f"blocks.{i}.")

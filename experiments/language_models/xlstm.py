@@ -99,7 +99,7 @@ def apply(
     config: Config, params: Params, tokens: jax.Array, carry: Any, resets: Any = None
 ) -> tuple[Any, jax.Array]:
     """Read ``tokens (time, batch)``; return the new carry, and the logits of what comes next."""
-    x, after = params[EMBEDDING][tokens], []
+    x, after = blocks.embed(params[EMBEDDING], tokens), []
     for i, state in enumerate(carry):
         layer = blocks.under(params, f"backbone.blocks.{i}.")
         y = blocks.rms_norm(layer, "norm_mlstm", x, config.norm_epsilon)

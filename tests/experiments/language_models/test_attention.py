@@ -102,7 +102,9 @@ def test_what_has_no_room_is_refused() -> None:
     carry.check_room(2)
     with pytest.raises(InvalidInputError, match="at most 2 more, but got 3; begin with a larger"):
         carry.check_room(3)
-    # Under jit that is not known, so nobody gets a wrong number.
+    with pytest.raises(InvalidInputError, match="capacity 5 must be given at most 5 more, but got"):
+        jax.eval_shape(lambda carry: carry.check_room(6), carry)
+    # What was read is not known under jit, so nobody gets a wrong number.
     _, at = place.through(jnp.zeros((3, BATCH), int), None)
     _, y = ATTEND(q[3:6], k[3:6], v[3:6], cache, at)
     assert np.isnan(y).all()

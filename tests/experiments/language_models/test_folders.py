@@ -128,6 +128,9 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "integers": (
         lambda f: rewrite(f, **{EMBEDDING: np.ones((300, 16), np.int8)}), "but is int8; quantised",
     ),
+    "float64": (
+        lambda f: rewrite(f, **{EMBEDDING: np.ones((300, 16))}), "float64; save the model in float",
+    ),
     "a link to a private file": (
         lambda f: (f / "vocab.txt").symlink_to(f.parent / "private"), "vocab.txt .* but is a link",
     ),
