@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import threading
 import time
 import warnings
 import zlib
@@ -27,6 +28,7 @@ from rnnjax.training.state import TrainState, as_bits, as_keys, dtype_of
 # A run resumes from this format alone. The parameters are read from every one with these keys.
 _FORMAT = 1
 _OF_PARAMS = {"leaves", "params", "files"}
+_LOG = threading.Lock()  # of which all threads have the same
 _KEYS = _OF_PARAMS | {"about", "loss", "step", "format"}
 
 
@@ -462,13 +464,14 @@ def _checkpointer() -> Iterator[ocp.Checkpointer]:
     )
     # It also logs what its threads raise, at length; here it is raised as one sentence.
     log = logging.getLogger("absl")
-    before, log.disabled = log.disabled, True
-    try:
-        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as orbax:
-            yield orbax
-    finally:
-        log.disabled = before
+    with _LOG:
+        before, log.disabled = log.disabled, True
+        try:
+            handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+            with ocp.Checkpointer(handler, multiprocessing_options=alone) as orbax:
+                yield orbax
+        finally:
+            log.disabled = before
 
 
 def _reason(error: Exception) -> str:

@@ -21,11 +21,11 @@ from rnnjax.errors import InvalidInputError, NonFiniteError
 from rnnjax.training.hooks import Entry, Hook, Progress, Silent
 from rnnjax.training.identity import identity
 from rnnjax.training.processes import agreed_signal, from_first, is_first, require_alike, together
-from rnnjax.training.run_folder import RunFolder
+from rnnjax.training.run_folder import Run, RunFolder
 from rnnjax.training.sharding import Sharding
-from rnnjax.training.sources import Group, Minibatches, Source, divided, shapes_of
-from rnnjax.training.state import TrainState
-from rnnjax.training.step import OF_FIT, TrainSteps, check_params, make_eval_steps, make_train_steps
+from rnnjax.training.sources import Group, Minibatches, Source, carries_rows, divided, shapes_of
+from rnnjax.training.state import TrainState, check_params
+from rnnjax.training.step import OF_FIT, TrainSteps, make_eval_steps, make_train_steps
 
 # The target duration of a dispatch: long against Python's overhead of half a millisecond, and short
 # enough to answer a signal.
@@ -125,34 +125,35 @@ def fit(
     check_size("epochs", epochs)
     check_size("steps_per_dispatch", 1 if steps_per_dispatch is None else steps_per_dispatch)
     _check(loss_fn, params, carry, key, skip_nonfinite)
-    check_params(params)
-    folder = run_dir if isinstance(run_dir, RunFolder) else RunFolder(run_dir)
     called = _hooks(hooks)
     shown = next(hook for hook in called if isinstance(hook, Progress))
-    batches, sharding = divided(batches, sharding, params, shown.say)
     if carry is None:
         loss_fn, carry = functools.partial(_without_carry, loss_fn), ()
-    goes_on = _goes_on((batches, evaluate), carry, params)
-    if goes_on:
+    if rows_go_on := carries_rows((batches, evaluate), carry, params):
         shown.say(
             "the carry has a state for each row, but minibatches shuffles rows, so one begins from "
             "the state of another; leave carry out, or give batches whose rows go on, as of windows"
         )
-    data = Source("batches", batches, epochs, sharding)
+    batches, sharding = divided(batches, sharding, params, shown.say)
+    run = Run(run_dir, sharding, shown)
     train_steps = make_train_steps(loss_fn, optimizer, sharding, skip_nonfinite=skip_nonfinite > 0)
-    measure = _measure(evaluate, loss_fn, carry, epochs, sharding, not goes_on)
-    loop = _Loop(train_steps, data, called, shown, folder, epochs, carry, keep_carry, measure,
-                 sharding, skip_nonfinite, steps_per_dispatch)  # fmt: skip
+    measure = _measure(evaluate, loss_fn, carry, epochs, sharding, not rows_go_on)
+    source = Source("batches", batches, epochs, sharding)
+    loop = _Loop(
+        train_steps=train_steps, measure=measure, source=source, sharding=sharding, hooks=called,
+        run=run, epochs=epochs, carry=carry, keep_carry=keep_carry, most_skipped=skip_nonfinite,
+        steps_per_dispatch=steps_per_dispatch,
+    )  # fmt: skip
     state = TrainState.create(params, optimizer, key=key, carry=carry)
-    with folder.opened(sharding, shown) as stack:
+    with run.opened(*called, batches, evaluate) as stack:
         stack.callback(loop.call, "close")
-        require_alike({"epochs": epochs, "whether there is a run_dir": folder.path is not None})
-        if folder.path is not None:
-            parts = identity(loss_fn, optimizer, state, data.first_epoch(), keep_carry)
+        require_alike({"epochs": epochs, "whether there is a run_dir": run.path is not None})
+        if run.path is not None:
+            parts = identity(loss_fn, optimizer, state, source.first_epoch(), keep_carry)
             state = loop.restore(state, parts)
-        if folder.path is not None or folder.on_signal == "return":
-            stack.enter_context(folder.stop)
-        return loop.run(state)
+        if run.path is not None or run.folder.on_signal == "return":
+            stack.enter_context(run.stop)
+        return loop.train(state)
 
 
 @dataclasses.dataclass
@@ -197,15 +198,14 @@ class _Loop:
     """The training loop of a run, and its progress besides the state."""
 
     train_steps: TrainSteps
+    measure: Callable[[TrainState], Entry] | None
     source: Source
+    sharding: Sharding | None
     hooks: list[Hook]
-    shown: Progress  # that of the hooks which shows the run
-    folder: RunFolder
+    run: Run
     epochs: int
     carry: Any
     keep_carry: bool
-    measure: Callable[[TrainState], Entry] | None
-    sharding: Sharding | None
     most_skipped: int
     steps_per_dispatch: int | None
     history: list[Entry] = dataclasses.field(default_factory=list)
@@ -222,7 +222,7 @@ class _Loop:
 
     def restore(self, state: TrainState, parts: dict[str, str]) -> TrainState:
         """Return the state to resume from: the latest checkpoint's, or the given one."""
-        saved = self.folder.latest(parts)
+        saved = self.run.latest(parts)
         if saved is None:
             return state
         about = saved.about
@@ -237,19 +237,19 @@ class _Loop:
             hook.history, hook.epochs = self.history, self.epochs
         said = together(lambda: self.call("on_start", state))
         named = zip((type(hook).__qualname__ for hook in self.hooks), said, strict=True)
-        before, done, epochs = self.ended_by, self.folder.step, len(self.history)
+        before, done, past = self.ended_by, self.run.step, len(self.history)
         self.ended_by = [name for name, end in named if (name in before if end is None else end)]
         if done:
-            self.shown.say(f"resumes from step {done:,}, after {epochs} of {self.epochs} epochs")
-        if epochs > self.epochs or (epochs == self.epochs and done > self.history[-1]["step"]):
+            self.run.shown.say(f"resumes from step {done:,}, after {past} of {self.epochs} epochs")
+        if past > self.epochs or (past == self.epochs and done > self.history[-1]["step"]):
             warnings.warn(
-                f"the run in {self.folder.path} has done {done} steps, more than those of "
+                f"the run in {self.run.path} has done {done} steps, more than those of "
                 f"{self.epochs} epochs; the result is that of all of them; for a shorter run give "
                 "another folder",
                 stacklevel=4,
             )
 
-    def run(self, state: TrainState) -> Fit:
+    def train(self, state: TrainState) -> Fit:
         state = state if self.sharding is None else self.sharding.put_state(state)
         self.start(state)
         best = None
@@ -260,23 +260,23 @@ class _Loop:
                     self.save(state)
                 return self.result(state)
             state, better = self.end_epoch(state)
-            if better and self.folder.path is None:
+            if better and self.run.path is None:
                 best = _copied(state.params, self.sharding)
             stopped = self.asked_to_stop()
-            every = len(self.history) % self.folder.checkpoint_every == 0
+            every = len(self.history) % self.run.folder.checkpoint_every == 0
             if self.finished or better or stopped or every:
                 self.save(state, self.history[-1].get("validation_loss"))
             if stopped and not self.finished:
                 return self.result(state)
-        saved = self.folder.finish(self.history, _best(self.history) or {})
+        saved = self.run.finish(self.history, _best(self.history) or {})
         if saved is not None:
             best = saved.params(state.params)
         return self.result(state, best, saved.step if saved else None)
 
     def train_epoch(self, state: TrainState) -> tuple[TrainState, bool]:
         """Train to the end of an epoch, or until a signal; also return whether it is complete."""
-        first = self.folder.step - (self.history[-1]["step"] if self.history else 0)
-        if first == 0 and not (self.keep_carry and self.folder.step):
+        first = self.run.step - (self.history[-1]["step"] if self.history else 0)
+        if first == 0 and not (self.keep_carry and self.run.step):
             state = _with_carry(state, self.carry, self.sharding)
         self.call("on_phase", "reading")
         with contextlib.closing(
@@ -294,7 +294,7 @@ class _Loop:
         self, state: TrainState, group: Group, at: int, shapes: str
     ) -> tuple[TrainState, int]:
         """Run some steps of a group from slot ``at`` on; also return the slot after them."""
-        is_new, done = shapes not in self.compiled, self.folder.step
+        is_new, done = shapes not in self.compiled, self.run.step
         self.call("on_phase", "compiling" if is_new else "training")
         began = time.perf_counter()
         last = min(at + (self.steps_per_dispatch or self.paced), group.stop)
@@ -305,7 +305,7 @@ class _Loop:
         seconds = None if is_new else time.perf_counter() - began
         self.compiled.add(shapes)
         self.record(values, done)
-        self.folder.step = done + count
+        self.run.step = done + count
         if group.positions is not None:
             self.position = group.positions[at + count - 1]
         self.call("on_dispatch", done + count, values["loss"].tolist(), seconds)
@@ -328,7 +328,7 @@ class _Loop:
                 if self.skipped > self.most_skipped:
                     raise NonFiniteError(
                         f"at step {done + i + 1} the loss is {step['loss']:g} and the norm of the "
-                        f"gradient {step['grad_norm']:g}{after}; {self.folder.last_good()}; try a "
+                        f"gradient {step['grad_norm']:g}{after}; {self.run.last_good()}; try a "
                         'smaller learning rate or clip the gradient (free={"optimizer"} lets the '
                         "run resume with it), or pass over such steps by skip_nonfinite=3"
                     )
@@ -336,18 +336,18 @@ class _Loop:
                 shown = step if finite else {"skipped": True}
                 entries.append({"step": done + i + 1, "epoch": len(self.history) + 1, **shown})
         finally:
-            self.folder.record("steps", entries)
+            from_first(lambda: self.run.record("steps", entries))
 
     def end_epoch(self, state: TrainState) -> tuple[TrainState, bool]:
         """Measure, record and show an epoch; also return whether it is the best so far."""
         measured = self.validate(state)
-        entry = {"step": self.folder.step, "epoch": len(self.history) + 1}
+        entry = {"step": self.run.step, "epoch": len(self.history) + 1}
         # The same on all processes, so that their hooks decide alike.
         entry = from_first(lambda: entry | self.means.summary() | measured)
         self.means, self.position = _Means(), None
         before = min(map(_score, self.history), default=math.inf)
         self.history.append(entry)
-        self.folder.record("epochs", [entry])
+        from_first(lambda: self.run.record("epochs", [entry]))
         state = self.call_hooks(state, entry)
         return state, _score(entry) < before
 
@@ -381,8 +381,8 @@ class _Loop:
                 kind = TrainState | bool | np.bool_ | None
                 check_instance(f"what the hook {name} returns", said, kind, expected)
                 if isinstance(said, TrainState):
-                    given, came = (jax.tree.flatten(shapes_of(each, 0)) for each in (shown, said))
-                    if given != came:
+                    had, came = (jax.tree.flatten(shapes_of(each, 0)) for each in (shown, said))
+                    if had != came:
                         raise InvalidInputError(
                             f"the hook {name} must return a state like the one that it got, but "
                             "its tree, shapes or types differ; change values alone"
@@ -401,7 +401,7 @@ class _Loop:
 
     def save(self, state: TrainState, loss: float | None = None) -> None:
         """Write a checkpoint, unless it exists."""
-        if self.folder.path is None or self.folder.saved == self.folder.step:
+        if self.run.path is None or self.run.saved == self.run.step:
             return
         self.call("on_phase", "writing")
         about = {
@@ -412,19 +412,19 @@ class _Loop:
             "ended_by": self.ended_by,
         }
         whole = state if self.sharding is None else self.sharding.whole(state)
-        self.folder.save(whole, about, loss)
+        self.run.save(whole, about, loss)
 
     def result(self, state: TrainState, best: Any = None, step: int | None = None) -> Fit:
         """Return the result of `fit`, with copies of parameters that survive donation."""
         params = _copied(state.params, self.sharding) if best is None else best
         entry = next((e for e in self.history if e["step"] == step), _best(self.history))
-        return Fit(params, state, self.history, entry, self.asked_to_stop(), self.folder.finished)
+        return Fit(params, state, self.history, entry, self.asked_to_stop(), self.run.finished)
 
     def asked_to_stop(self) -> int | None:
         """Return the signal that any of the processes received."""
-        number = agreed_signal(self.folder.stop.signal)
+        number = agreed_signal(self.run.stop.signal)
         if number:
-            self.folder.stop.signal = number
+            self.run.stop.signal = number
         return number
 
     def call(self, method: str, *args: Any, hooks: Sequence[Hook] | None = None) -> list[Any]:
@@ -455,6 +455,7 @@ def _check(loss_fn: Any, params: Any, carry: Any, key: Any, skip_nonfinite: Any)
     check_size("skip_nonfinite", skip_nonfinite, 0)
     check_key(key)
     check_known("params and key", (params, key), "call fit outside, and make_train_steps inside")
+    check_params(params)
     names = ("params", "batch", "key") if carry is None else ("params", "carry", "batch", "key")
     try:
         inspect.signature(loss_fn).bind(*names)
@@ -489,13 +490,6 @@ def _of_function(function: Callable[[TrainState, Entry], Any]) -> Hook:
     """Return a function as a hook, under whose name a checkpoint says that it ended the run."""
     name = getattr(function, "__qualname__", type(function).__qualname__)
     return type(name, (Hook,), {"on_epoch": staticmethod(function)})()
-
-
-def _goes_on(data: Sequence[Any], carry: Any, params: Any) -> bool:
-    """Whether a carry, unless it is like parameters, has a state for each row of minibatches."""
-    like = {np.shape(leaf) for leaf in jax.tree.leaves(params)}
-    first = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(carry) if np.shape(leaf) not in like}
-    return any(isinstance(each, Minibatches) and (each.batch_size,) in first for each in data)
 
 
 def _measure(

@@ -38,7 +38,8 @@ class Hook:
 
     A resumed run restores `history` from the checkpoint. So a hook that uses only `history`, as all
     hooks of the library do, resumes exactly. Other attributes of a hook are lost with the process.
-    Every process calls its hooks, except `Progress`, which only the first calls.
+    So one run has a hook at a time; the next may have it after that. Every process calls its hooks,
+    except `Progress`, which only the first calls.
 
     Attributes:
         history: the entries of all epochs so far, as in `Fit`; the last is the ``summary``.
@@ -280,7 +281,8 @@ class Progress(Hook):
 
     def on_start(self, state: TrainState) -> None:
         """Note where the run begins or resumes."""
-        self.step = int(state.step)
+        self.step, self._steps = int(state.step), ""
+        self._recent.clear()
 
     def on_phase(self, phase: str) -> None:
         """Show the phase that begins now."""

@@ -11,7 +11,7 @@ import optax
 
 import rnnjax
 from rnnjax.training.state import TrainState, as_bits
-from rnnjax.training.step import LossFunction, checked_loss, updated
+from rnnjax.training.step import LossFunction, parts_of_step
 
 # The parts of a run, in the order of messages. A part comes after those that it follows from: the
 # optimiser's first state follows from the parameters.
@@ -42,25 +42,17 @@ def identity(
     is the shapes of a batch on the devices, and a digest of the data.
     """
     batch, data = first_epoch
-
-    def gradient(state: TrainState, batch: Any) -> Any:
-        def loss(params: Any) -> Any:
-            return checked_loss(loss_fn, params, state.carry, batch, state.key)
-
-        return jax.value_and_grad(loss, has_aux=True)(state.params)
-
-    def update(state: TrainState, batch: Any, loss: jax.Array, grads: Any) -> Any:
-        return updated(optimizer, loss_fn, state, batch, state.key, loss, grads)
-
-    (loss, _), grads = jax.eval_shape(gradient, state, batch)
+    gradient, update = parts_of_step(loss_fn, optimizer)
+    given = state, batch, state.key
+    (loss, _), grads = jax.eval_shape(gradient, *given)
     return {
         "key": _of_arrays(state.key),
         "params": _of_arrays(state.params),
         "carry": _of_arrays(state.carry),
         "keep_carry": str(keep_carry),
         "batches": data,
-        "loss": _of_program(gradient, state, batch),
-        "optimizer": _of_arrays(state.opt_state) + _of_program(update, state, batch, loss, grads),
+        "loss": _of_program(gradient, *given),
+        "optimizer": _of_arrays(state.opt_state) + _of_program(update, *given, loss, grads),
         "made_by": f"jax {jax.__version__}, rnnjax {rnnjax.__version__}, {jax.default_backend()}",
     }
 

@@ -1,5 +1,6 @@
-"""The folder of a run: checkpoints, records, and the message when a signal stops it."""
+"""A run and its folder: checkpoints, records, and the message when a signal stops it."""
 
+import dataclasses
 import os
 import signal
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -7,17 +8,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from rnnjax.checks import check_choice, check_size
+from rnnjax.checks import brief, check_choice, check_size
 from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.training.checkpoints import Checkpoints, Saved
 from rnnjax.training.files import as_json, locked, read_lines, to_disk, write_json, write_lines
-from rnnjax.training.hooks import Entry, Progress, alert
+from rnnjax.training.hooks import Entry, Hook, Progress, alert
 from rnnjax.training.identity import PARTS
 from rnnjax.training.processes import StopRequest, from_first, require_alike, telling_peers
 from rnnjax.training.sharding import Sharding
 from rnnjax.training.state import TrainState
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class RunFolder:
     """Where and how often `fit` saves a run, and what may differ when the run resumes.
 
@@ -49,47 +51,61 @@ class RunFolder:
         InvalidInputError: an argument is out of range.
 
     >>> folder = RunFolder("runs/first", config={"layers": 2}, free={"optimizer"})
-    >>> folder.path.name
-    'first'
+    >>> folder.keep_last
+    3
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str] | None,
-        *,
-        config: Mapping[str, Any] | None = None,
-        free: Collection[str] = (),
-        checkpoint_every: int = 1,
-        keep_last: int = 3,
-        on_signal: Literal["raise", "return"] = "raise",
-    ):
-        check_size("checkpoint_every", checkpoint_every)
-        check_size("keep_last", keep_last)
-        self.path = None if path is None else Path(path)
-        self.config = as_json("config", {} if config is None else config, finite=True)
-        if isinstance(free, str) or not set(free) <= PARTS.keys() | self.config.keys():
-            raise InvalidInputError(
-                f"free must be a set of names in config or of {', '.join(PARTS)}, but is {free!r}; "
-                'pass {"optimizer"}, say'
-            )
-        check_choice("on_signal", on_signal, ("raise", "return"))
-        self.free, self.checkpoint_every, self.keep_last = set(free), checkpoint_every, keep_last
-        self.on_signal = on_signal
+    path: str | os.PathLike[str] | None
+    _: dataclasses.KW_ONLY
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    free: Collection[str] = ()
+    checkpoint_every: int = 1
+    keep_last: int = 3
+    on_signal: Literal["raise", "return"] = "raise"
 
-    # What follows is for `fit`.
+    def __post_init__(self) -> None:
+        check_size("checkpoint_every", self.checkpoint_every)
+        check_size("keep_last", self.keep_last)
+        object.__setattr__(self, "config", as_json("config", self.config, finite=True))
+        if isinstance(self.free, str) or not set(self.free) <= PARTS.keys() | self.config.keys():
+            raise InvalidInputError(
+                f"free must be a set of names in config or of {', '.join(PARTS)}, but is "
+                f'{self.free!r}; pass {{"optimizer"}}, say'
+            )
+        check_choice("on_signal", self.on_signal, ("raise", "return"))
+
+
+# What keeps the state of a run, such as a hook its history, and the run in progress that has it.
+_IN_USE: dict[int, "Run"] = {}
+
+
+class Run:
+    """A run of `fit` from its beginning to its end, and what it writes into its folder."""
+
+    def __init__(self, run_dir: Any, sharding: Sharding | None, shown: Progress):
+        self.folder = run_dir if isinstance(run_dir, RunFolder) else RunFolder(run_dir)
+        self.path = None if self.folder.path is None else Path(self.folder.path)
+        self.shown = shown
+        self.devices = 1 if sharding is None else sharding.mesh.size
+        self.stop, self.step, self.saved, self.finished = StopRequest(), 0, -1, False
 
     @contextmanager
-    def opened(self, sharding: Sharding | None, shown: Progress) -> Iterator[ExitStack]:
-        """Lock the folder until the run ends; a received signal is raised again after that."""
-        self.stop, self.step, self.saved, self.finished = StopRequest(), 0, -1, False
-        self.devices, self.shown = 1 if sharding is None else sharding.mesh.size, shown
+    def opened(self, *given: Any) -> Iterator[ExitStack]:
+        """Lock the folder, hooks and iterators until the run ends; then raise a signal again."""
         failed = True
         try:
             with telling_peers(), ExitStack() as stack:
+                for each in (x for x in given if isinstance(x, Hook | Iterator)):
+                    if _IN_USE.setdefault(id(each), self) is not self:
+                        raise InvalidInputError(
+                            "hooks and iterators must be those of one run, whose state they keep, "
+                            f"but another one in progress has {brief(each)}; give each run its own"
+                        )
+                    stack.callback(_IN_USE.pop, id(each), None)
                 if self.path is not None:
-                    folder = self.path
-                    self.is_new = from_first(lambda: stack.enter_context(locked(folder)))
-                    self.checkpoints = Checkpoints(folder / "checkpoints", keep_last=self.keep_last)
+                    path, keep_last = self.path, self.folder.keep_last
+                    self.is_new = from_first(lambda: stack.enter_context(locked(path)))
+                    self.checkpoints = Checkpoints(path / "checkpoints", keep_last=keep_last)
                 yield stack
             failed = False
         except KeyboardInterrupt:
@@ -98,7 +114,7 @@ class RunFolder:
             raise
         finally:
             number = self.stop.signal
-            if number is not None and self.on_signal == "raise":
+            if number is not None and self.folder.on_signal == "raise":
                 alert(f"{signal.Signals(number).name}: {self._stopped(failed)}")
                 self.stop.raise_again()
 
@@ -129,7 +145,7 @@ class RunFolder:
             CheckpointError: it belongs to another run, or all are damaged.
         """
         self.identity = identity
-        require_alike({"config": self.config, **identity})
+        require_alike({"config": self.folder.config, **identity})
         saved = self.checkpoints.latest()
         if saved is not None:
             if not {"config", "history", "means", "identity", "ended_by"} <= saved.about.keys():
@@ -151,7 +167,7 @@ class RunFolder:
                 f"{self.identity['made_by']}: its numbers may differ by rounding, and whether its "
                 "loss and optimizer are the same cannot be told"
             )
-        known, ours = about["config"], self.config
+        known, ours = about["config"], self.folder.config
         differing = {
             name: _difference(name, known.get(name), ours.get(name))
             for name in sorted(known.keys() | ours.keys())
@@ -162,7 +178,7 @@ class RunFolder:
             for name, part in PARTS.items()
             if name in told and theirs[name] != self.identity[name]
         }
-        if named := [what for name, what in differing.items() if name not in self.free]:
+        if named := [what for name, what in differing.items() if name not in self.folder.free]:
             raise CheckpointError(
                 f"the run in {self.path} has {', '.join(named)}, and cannot resume exactly with "
                 "what came; give it what it had, or begin a new run in another folder (what may "
@@ -192,15 +208,15 @@ class RunFolder:
         write_lines(epochs, [] if saved is None else saved.about["history"])
 
     def record(self, name: Literal["steps", "epochs"], entries: Sequence[Entry]) -> None:
-        """Record the metrics of some steps, or the measures of an epoch."""
-        if (path := self.path) is not None:
-            from_first(lambda: write_lines(path / f"{name}.jsonl", entries, more=True))
+        """Record the metrics of some steps, or the measures of an epoch, on the first process."""
+        if self.path is not None:
+            write_lines(self.path / f"{name}.jsonl", entries, more=True)
 
     def save(self, state: TrainState, about: Mapping[str, Any], loss: float | None) -> None:
         """Write a checkpoint with the state and ``about``."""
         if (path := self.path) is not None:  # records of these steps are on the disk before it
             from_first(lambda: to_disk(*path.glob("*.jsonl")))
-        own = {"config": self.config, "devices": self.devices, "identity": self.identity}
+        own = {"config": self.folder.config, "devices": self.devices, "identity": self.identity}
         self.checkpoints.save(state, {**about, **own}, loss=loss)
         self.saved = self.step
 

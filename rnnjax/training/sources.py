@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -153,6 +153,13 @@ def _taken(order: np.ndarray, leaf: Any, axis: int) -> Any:
 def _rows(tree: Any, axes: Any) -> set[int]:
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(axes), strict=True)
     return {(*np.shape(leaf)[axis:], 0)[0] for leaf, axis in pairs}
+
+
+def carries_rows(data: Sequence[Any], carry: Any, params: Any) -> bool:
+    """Whether a carry, unless it is like parameters, has a state for each row of minibatches."""
+    like = {np.shape(leaf) for leaf in jax.tree.leaves(params)}
+    first = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(carry) if np.shape(leaf) not in like}
+    return any(isinstance(each, Minibatches) and (each.batch_size,) in first for each in data)
 
 
 def divided(

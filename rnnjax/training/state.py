@@ -56,6 +56,19 @@ class TrainState:
         return cls(jnp.int32(0), *jax.tree.map(jnp.array, given))
 
 
+def check_params(params: Any) -> None:
+    """Raise unless every parameter has a type with a gradient."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(dtype_of(leaf), jnp.inexact):
+            way = "close over it in loss_fn, or cast it by astype(float)"
+            if is_key(leaf) or dtype_of(leaf) == np.uint32:
+                way = "leave random state out, as of a module by nnx.split(module, nnx.Param, ...)"
+            raise InvalidInputError(
+                f"params must be floating-point arrays, but params{jax.tree_util.keystr(path)} is "
+                f"{dtype_of(leaf)}, which has no gradient; {way}"
+            )
+
+
 @contextmanager
 def optimizer_errors(what: str) -> Iterator[None]:
     """Convert errors of an optimiser to an InvalidInputError."""

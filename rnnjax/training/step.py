@@ -15,7 +15,7 @@ from rnnjax.cells.products import at_least_float32
 from rnnjax.checks import brief, check_instance, described
 from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.training.sharding import Sharding
-from rnnjax.training.state import TrainState, dtype_of, is_key, optimizer_errors
+from rnnjax.training.state import TrainState, check_params, dtype_of, is_key, optimizer_errors
 
 Metrics = dict[str, jax.Array]
 
@@ -83,14 +83,13 @@ def make_train_steps(
             f"optimizer must be one of optax, as optax.adam(1e-3), but is {brief(optimizer)}; "
             "call it with its learning rate"
         )
-    grad_fn = jax.value_and_grad(functools.partial(checked_loss, loss_fn), has_aux=True)
+    gradient, update = parts_of_step(loss_fn, optimizer)
 
     def one_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         check_instance("state", state, TrainState, "a TrainState, as of TrainState.create")
         key = jax.random.fold_in(state.key, state.step)
-        check_params(state.params)
-        (loss, (carry, metrics)), grads = grad_fn(state.params, state.carry, batch, key)
-        params, opt_state = updated(optimizer, loss_fn, state, batch, key, loss, grads)
+        (loss, (carry, metrics)), grads = gradient(state, batch, key)
+        params, opt_state = update(state, batch, key, loss, grads)
         # The squares of float16 would be infinite from 256 up, and zero below 0.0002.
         wide = jax.tree.map(lambda g: g.astype(at_least_float32(g.dtype)), grads)
         metrics = metrics | {"loss": loss, "grad_norm": optax.tree.norm(wide)}
@@ -228,44 +227,36 @@ def checked_loss(
     return returned
 
 
-def updated(
-    optimizer: optax.GradientTransformation,
-    loss_fn: LossFunction,
-    state: TrainState,
-    batch: Any,
-    key: jax.Array,
-    loss: jax.Array,
-    grads: Any,
-) -> tuple[Any, Any]:
-    """Return the parameters and the optimiser's state after a step with these gradients."""
+def parts_of_step(
+    loss_fn: LossFunction, optimizer: optax.GradientTransformation
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return the two functions that a step is made of, and by whose programs a run is identified.
 
-    # A line search hands on to it what its own `update` got and does not know.
-    def value_fn(params: Any, obj_fn: Any = None, grad_fn: Any = None) -> jax.Array:
-        return loss_fn(params, state.carry, batch, key)[0]
+    They are ``gradient(state, batch, key)`` and ``update(state, batch, key, loss, grads)``.
+    """
+    grad_fn = jax.value_and_grad(functools.partial(checked_loss, loss_fn), has_aux=True)
 
-    if isinstance(state.params, optax.LookaheadParams):
-        grads = grads.fast
-    more = {"value": loss, "grad": grads, "value_fn": value_fn, "obj_fn": value_fn}
-    more["grad_fn"] = lambda params, step=None: jax.grad(value_fn)(params)
-    optimizer = optax.with_extra_args_support(optimizer)  # a plain one then ignores them
-    takes = inspect.signature(optimizer.update).parameters
-    any_name = any(each.kind == each.VAR_KEYWORD for each in takes.values())
-    # The first three are gradient, state and parameters, whatever their names are.
-    wanted = [*takes][3:] + [name for name in more if any_name and name not in takes]
-    more = {name: value for name, value in more.items() if name in wanted}
-    with optimizer_errors("make an update"):
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **more)
-    return optax.apply_updates(state.params, updates), opt_state
+    def gradient(state: TrainState, batch: Any, key: jax.Array) -> Any:
+        check_params(state.params)
+        return grad_fn(state.params, state.carry, batch, key)
 
+    def update(state: TrainState, batch: Any, key: jax.Array, loss: jax.Array, grads: Any) -> Any:
+        # A line search hands on to it what its own `update` got and does not know.
+        def value_fn(params: Any, obj_fn: Any = None, grad_fn: Any = None) -> jax.Array:
+            return loss_fn(params, state.carry, batch, key)[0]
 
-def check_params(params: Any) -> None:
-    """Raise unless every parameter has a type with a gradient."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(dtype_of(leaf), jnp.inexact):
-            way = "close over it in loss_fn, or cast it by astype(float)"
-            if is_key(leaf) or dtype_of(leaf) == np.uint32:
-                way = "leave random state out, as of a module by nnx.split(module, nnx.Param, ...)"
-            raise InvalidInputError(
-                f"params must be floating-point arrays, but params{jax.tree_util.keystr(path)} is "
-                f"{dtype_of(leaf)}, which has no gradient; {way}"
-            )
+        if isinstance(state.params, optax.LookaheadParams):
+            grads = grads.fast
+        more = {"value": loss, "grad": grads, "value_fn": value_fn, "obj_fn": value_fn}
+        more["grad_fn"] = lambda params, step=None: jax.grad(value_fn)(params)
+        extended = optax.with_extra_args_support(optimizer)  # a plain one then ignores them
+        takes = inspect.signature(extended.update).parameters
+        any_name = any(each.kind == each.VAR_KEYWORD for each in takes.values())
+        # The first three are gradient, state and parameters, whatever their names are.
+        wanted = [*takes][3:] + [name for name in more if any_name and name not in takes]
+        more = {name: value for name, value in more.items() if name in wanted}
+        with optimizer_errors("make an update"):
+            updates, opt_state = extended.update(grads, state.opt_state, state.params, **more)
+        return optax.apply_updates(state.params, updates), opt_state
+
+    return gradient, update

@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import shutil
+import threading
 import warnings
 from pathlib import Path
 
@@ -249,6 +250,21 @@ def test_a_step_is_saved_once_and_a_failed_save_keeps_the_rest(checkpoints, monk
         assert len(str(error.value)) < 500
     assert not caplog.records
     assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["1"]
+
+
+def test_runs_at_once_leave_the_log_of_all_threads_as_it_was():
+    def second():
+        with module._checkpointer():
+            inside.set()
+            ended.wait(9)
+
+    inside, ended, thread = threading.Event(), threading.Event(), threading.Thread(target=second)
+    with module._checkpointer():
+        thread.start()
+        inside.wait(0.2)
+    ended.set()
+    thread.join()
+    assert not logging.getLogger("absl").disabled
 
 
 def test_a_damaged_latest_checkpoint_is_set_aside_for_a_new_one(two):

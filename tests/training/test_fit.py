@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import errno
 import functools
 import io
@@ -18,7 +19,17 @@ import pytest
 from training_helpers import At, bits
 
 from rnnjax import CheckpointError, InvalidInputError, NonFiniteError
-from rnnjax.training import Checkpoints, EarlyStopping, Progress, RunFolder, Sharding, Silent, fit
+from rnnjax.training import (
+    Checkpoints,
+    CSVLog,
+    EarlyStopping,
+    Progress,
+    RunFolder,
+    Sharding,
+    Silent,
+    fit,
+    minibatches,
+)
 from rnnjax.training.files import locked, read_lines, read_sealed, write_sealed
 from rnnjax.training.identity import _sums
 from rnnjax.training.parameters import load_params
@@ -598,6 +609,39 @@ def test_lookahead_takes_its_own_pair_of_parameters(tmp_path):
         updates, state = optimizer.update(grads, state, params)
         params = optax.apply_updates(params, updates)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found.params, params)
+
+
+def test_runs_at_once_share_options_and_data_and_are_refused_what_keeps_a_state(tmp_path):
+    """Both come to where each comes alone; and what was refused is free when its run ends."""
+    shared = {"run_dir": RunFolder(None), "sharding": Sharding.over(2), "evaluate": POINTS,
+              "batches": minibatches(POINTS.ravel(), 8, axis=0)}  # fmt: skip
+    kept = EarlyStopping(9), CSVLog(tmp_path / "log.csv"), Silent()
+    read = {"batches": iter(POINTS), "evaluate": iter(POINTS)}
+
+    def train(epochs, *hooks, **options):
+        return fit(line, LINE, optax.adam(0.1), epochs=epochs, key=jax.random.key(0),
+                   hooks=[Silent(), *hooks], **{**shared, **options})  # fmt: skip
+
+    def second():
+        refused = [([hook], {}) for hook in kept] + [([], {name: read[name]}) for name in read]
+        for hooks, options in refused:
+            with pytest.raises(InvalidInputError, match="but another one in progress has a"):
+                train(1, *hooks, **options)
+        found.append(train(2))
+
+    def begin_second():
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+
+    found = []
+    found.append(train(1, At(2, begin_second), *kept, **read))
+    alone = train(2), train(1, *kept, batches=POINTS)
+    for ours, expected in zip(found, alone, strict=True):
+        assert bits(ours.state) == bits(expected.state)
+        assert [e["step"] for e in ours.history] == [e["step"] for e in expected.history]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        shared["run_dir"].keep_last = 1
 
 
 def closing_over(data):

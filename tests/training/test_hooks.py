@@ -285,6 +285,11 @@ def test_a_terminal_shows_the_phase_and_the_rate_of_training_alone(monkeypatch, 
     entry = {"step": 8, "epoch": 1, "loss": 0.25, "each": [1.0], "validation_loss": 2.0}
     progress.on_epoch(None, entry)
     progress.close()
+    progress.on_start(STATE)  # of another run
+    assert progress.rate is None
+    progress.on_phase("reading")
+    assert screen.written[-2] == "\r\x1b[Kreading: step 4, epoch 3 of 3"
+    del screen.written[-2:]
     assert screen.written == [
         "\r\x1b[Kcompiling: step 4, epoch 2 of 3", "",
         "\r\x1b[Ktraining: step 1,024, epoch 2 of 3, loss 1, 5.0 steps", "",

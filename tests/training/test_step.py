@@ -7,7 +7,7 @@ from training_helpers import bits
 
 from rnnjax import InvalidInputError
 from rnnjax.training import TrainState, make_train_steps
-from rnnjax.training.step import make_eval_steps, updated
+from rnnjax.training.step import make_eval_steps, parts_of_step
 
 OPTIMIZER = optax.adam(1e-2)
 BATCHES = np.random.default_rng(5).standard_normal((7, 2, 3), np.float32)
@@ -131,7 +131,8 @@ def test_an_optimizer_gets_what_it_takes():
     ):  # fmt: skip
         optimizer = optax.GradientTransformationExtraArgs(lambda params: (), update)
         state = TrainState.create(np.float32(3), optimizer, key=jax.random.key(0))
-        params, _ = updated(optimizer, lambda p, c, b, k: (p * b, ()), state, 2, None, 6, 2)
+        _, update_of_step = parts_of_step(lambda p, c, b, k: (p * b, ()), optimizer)
+        params, _ = update_of_step(state, 2, None, 6, 2)
         assert params == expected
 
 
