@@ -18,6 +18,7 @@ import optax
 
 from rnnjax.checks import advised, brief, check_instance, check_key, check_known, check_size
 from rnnjax.errors import InvalidInputError, NonFiniteError
+from rnnjax.training.files import as_json
 from rnnjax.training.hooks import Entry, Hook, Progress, Silent
 from rnnjax.training.identity import identity
 from rnnjax.training.processes import agreed_signal, from_first, is_first, require_alike, together
@@ -347,8 +348,13 @@ class _Loop:
         self.means, self.position = _Means(), None
         before = min(map(_score, self.history), default=math.inf)
         self.history.append(entry)
-        from_first(lambda: self.run.record("epochs", [entry]))
-        state = self.call_hooks(state, entry)
+        try:
+            state = self.call_hooks(state, entry)
+        finally:  # with what hooks wrote; not by from_first, for one process alone may have failed
+            entry |= {name: x.tolist() for name, x in entry.items() if hasattr(x, "tolist")}
+            if is_first():
+                self.run.record("epochs", [entry])
+        self.history[-1] = from_first(lambda: as_json("what hooks write into summary", entry))
         return state, _score(entry) < before
 
     def validate(self, state: TrainState) -> Entry:

@@ -70,7 +70,8 @@ class Hook:
         """End an epoch, before it is saved.
 
         ``state.params`` are a copy, made once an epoch, which a hook may keep. The next step
-        donates the other arrays of ``state``.
+        donates the other arrays of ``state``. What a hook writes into ``summary``, numbers or other
+        JSON, is in the history and in all files of the run; of several processes the first decides.
 
         Returns:
             True to end the run; or a state to continue with, which is then saved.
@@ -211,12 +212,16 @@ class CSVLog(Hook):
 
     def on_epoch(self, state: TrainState, summary: Entry) -> None:
         """Write the whole table of all epochs."""
+        self.close()
+
+    def close(self) -> None:
+        """Write the table again, with what other hooks wrote into the last epoch."""
         table = io.StringIO()
         names = dict.fromkeys(name for entry in self.history for name in entry)
         rows = csv.DictWriter(table, list(names), lineterminator="\n")
         rows.writeheader()
         rows.writerows(self.history)
-        if is_first():
+        if is_first() and self.history:
             with writing(self.path):
                 write_whole(self.path, table.getvalue().encode())
 

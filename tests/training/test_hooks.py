@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import errno
+import io
+import json
 import os
 import sys
 from types import SimpleNamespace
@@ -140,6 +142,48 @@ def test_a_table_has_a_row_for_each_epoch_after_a_kill_too(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     assert [float(row["loss"]) for row in rows] == [entry["loss"] for entry in result.history]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_a_hook_writes_is_in_the_history_and_in_all_files_after_a_resume_too(tmp_path, first):
+    """Numbers of NumPy and JAX too; once, and also of an epoch in which a hook then fails."""
+    table, folder = CSVLog(tmp_path / "log.csv"), tmp_path / "run"
+
+    def write(state, summary):
+        summary["half"] = jnp.float32(summary["epoch"] / 2)
+        summary["seen"] = np.arange(summary["epoch"])
+        summary["loss"] = -summary["epoch"]
+
+    def go(epochs, *more):
+        given = [table, write, *more] if first else [write, *more, table]
+        return train(epochs, folder, given, evaluate=lambda _: {"validation_loss": 1.0})
+
+    def check(history, more=()):
+        lines = map(json.loads, (folder / "epochs.jsonl").read_text().splitlines())
+        rows = csv.DictReader(io.StringIO(table.path.read_text()))
+        rows = [{n: json.loads(row[n]) for n in expected[0]} for row in rows]
+        for found in (rows, lines, [*history, *more]):
+            assert [{n: entry.get(n) for n in expected[0]} for entry in found] == expected
+
+    expected = [{"epoch": 1, "half": 0.5, "seen": [0], "loss": -1},
+                {"epoch": 2, "half": 1.0, "seen": [0, 1], "loss": -2}]  # fmt: skip
+    history = go(2).history
+    check(history)
+    expected.append({"epoch": 3, "half": 1.5, "seen": [0, 1, 2], "loss": -3})
+    with pytest.raises(AssertionError, match="an accident"):
+        go(4, killed(3))
+    check(history, expected[2:])
+    check(go(3).history)
+    last = json.loads((folder / "result.json").read_text())["last"]
+    assert {n: last[n] for n in expected[0]} == expected[-1]
+
+
+def test_what_a_hook_writes_must_be_json_with_a_folder_and_without():
+    def write(state, summary):
+        summary["state"] = {"params": state.params}
+
+    with pytest.raises(InvalidInputError, match=r"what hooks write into summary must be JSON"):
+        train(1, hooks=[write])
 
 
 def test_a_table_makes_its_folder_or_says_before_the_first_epoch_that_it_cannot(
