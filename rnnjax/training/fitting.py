@@ -20,7 +20,7 @@ from rnnjax.checks import advised, brief, check_instance, check_key, check_known
 from rnnjax.errors import InvalidInputError, NonFiniteError
 from rnnjax.training.files import as_json
 from rnnjax.training.hooks import Entry, Hook, Progress, Silent
-from rnnjax.training.identity import identity
+from rnnjax.training.identity import identity, of_changes
 from rnnjax.training.processes import agreed_signal, from_first, is_first, require_alike, together
 from rnnjax.training.run_folder import Run, RunFolder
 from rnnjax.training.sharding import Sharding
@@ -376,7 +376,7 @@ class _Loop:
         """Call the hooks after an epoch, and return the state to continue with."""
         # The parameters alone are a copy that a hook may keep: the next step donates the rest.
         params = _copied(state.params, self.sharding)
-        shown, ended = dataclasses.replace(state, params=params), []
+        shown, ended = (given := dataclasses.replace(state, params=params)), []
 
         def call() -> None:
             nonlocal shown
@@ -400,6 +400,8 @@ class _Loop:
         together(call)
         if agreed_signal(len(ended)):
             self.ended_by = ended or ["a hook of another process"]
+        if agreed_signal(shown is not given) and jax.process_count() > 1:
+            require_alike({"the state that hooks return": of_changes(shown, given)})
         ours = shown.params is params  # and else of a hook, which may keep them
         params = state.params if ours else jax.tree.map(jnp.array, shown.params)
         shown = dataclasses.replace(shown, params=params)

@@ -74,7 +74,8 @@ class Hook:
         JSON, is in the history and in all files of the run; of several processes the first decides.
 
         Returns:
-            True to end the run; or a state to continue with, which is then saved.
+            True to end the run; or a state to continue with, which is then saved. Of several
+            processes all must return the same state, or the run ends with an error.
         """
 
     def close(self) -> None:

@@ -61,14 +61,14 @@ def test_all_restore_what_the_first_one_saved(seen, alone):
     assert [each["restored"] for each in (*seen, alone)] == [expected] * 3
 
 
-@pytest.mark.parametrize("rows", ["divided", "by hand", "whole", "stream"])
+@pytest.mark.parametrize("rows", ["divided", "by hand", "whole", "stream", "carried"])
 def test_two_train_validate_and_go_on_as_one(seen, alone, rows):
     first, second = (each[rows] for each in seen)
     assert first == second
     for ours, theirs in zip(first, alone.get(rows, alone["whole"]), strict=True):
         for name, expected in theirs.items():  # the first one's measures decide
             np.testing.assert_allclose(ours[name], expected, rtol=1e-5, err_msg=name)
-    assert len(first[-1]["losses"]) == (2 if rows == "stream" else 4)
+    assert len(first[-1]["losses"]) == {"stream": 2, "carried": 3}.get(rows, 4)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,8 @@ def test_two_train_validate_and_go_on_as_one(seen, alone, rows):
          r"InvalidInputError: process 1 of 2: all .* have those of process 0 \(batches\)"),
         ("epochs", r"InvalidInputError: process 0 of 2: all .* \(another process says which\)",
          r"InvalidInputError: process 1 of 2: .*\(epochs\); start them alike"),
+        ("a state", r"InvalidInputError: process 0 of 2: all .* \(another process says which\)",
+         r"InvalidInputError: process 1 of 2: .*\(the state that hooks return\); start them"),
         ("raises", "RnnjaxError: another process failed; see what it says", "OSError: a disk of i"),
         ("unread", "RnnjaxError: another process failed; see what it says", "OSError: a disk of i"),
         ("doubled", "InvalidInputError: processes must .* of processes 0 and 1 are the sa", None),
@@ -118,6 +120,8 @@ FAILS = {
     "disk": NO_ROOM,
     "interrupt": "KeyboardInterrupt: 3",
     "exit": "SystemExit: 3",
+    "epoch": "RuntimeError: 3",
+    "state": "InvalidInputError: process {} of {}: all processes of a run must have",
 }
 # The first process of two in each run of the tests: if it exits first, JAX aborts the other.
 WAYS = [(kind, who, number) for kind in FAILS for who, number in ((0, 2), (1, 2), (0, 3), (2, 3))]
@@ -140,6 +144,8 @@ def test_one_that_fails_alone_ends_all_each_with_a_sentence(tmp_path, start, kin
         if index != who:
             told = {
                 "loader": "RnnjaxError: another process failed; see what it says",
+                "epoch": "RnnjaxError: another process failed; see what it says",
+                "state": FAILS["state"].format(index, number),
                 "disk": "RnnjaxError: process 0 failed (OSError(28, 'No space left on device'))",
             }
             by_thread = (

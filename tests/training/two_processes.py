@@ -4,6 +4,7 @@ It is one of the processes that a launcher starts, and what it saw goes into the
 run `together` by themselves too, for what one process sees.
 """
 
+import dataclasses
 import errno
 import functools
 import json
@@ -48,6 +49,10 @@ MINE = OVER.rows(ROWS)
 
 def loss_fn(params, batch, key):
     return jnp.mean((batch["xs"] @ params - batch["ys"]) ** 2)
+
+
+def carried_loss(params, carry, batch, key):
+    return loss_fn(params, batch, key) + carry.mean(), (carry / 2, {})
 
 
 def measured(params):
@@ -97,6 +102,15 @@ def ends(state, summary):
     return jax.process_count() - 1 == INDEX and summary["epoch"] == 2
 
 
+def halves(state, summary):
+    """A hook whose processes return the same, but of a carry that is divided each its rows."""
+    return jax.tree.map(lambda leaf: leaf / 2 if leaf.ndim else leaf, state)
+
+
+def returns_its_own(state, summary):
+    return dataclasses.replace(state, params=plus_index(state.params))
+
+
 def plus_index(leaf):
     return leaf + np.float32(INDEX)
 
@@ -112,6 +126,8 @@ def together(folder, ways, over):
     seen = {"restored": restored(folder / "checkpoints")}
     for name, options in ways.items():  # and goes on
         seen[name] = [told(folder / name, epochs, **options) for epochs in (2, 4)]
+    seen["carried"] = [told(folder / "carried", 3, loss=carried_loss, carry=jnp.ones(ROWS),
+                            sharding=over, hooks=[Silent(), halves])]  # fmt: skip
     # Batch after batch, with data to measure on, until a hook of one process ends the run.
     hooks = [Silent(), EarlyStopping(9), ends]
     seen["stream"] = [told(folder / "stream", 4, batches=stream, sharding=over,
@@ -129,6 +145,7 @@ def refused(folder):
         "epochs": lambda: train(folder / "whole", 5 + INDEX),
         "raises": lambda: train(folder / "raises", 1, evaluate=on_the_first_alone),
         "unread": lambda: train(folder / "unread", 1, batches=on_the_first_alone),
+        "a state": lambda: train(folder / "s", 2, hooks=[Silent(), returns_its_own]),
         "doubled": lambda: train(folder / "d", 1, batches=DATA.__call__, sharding=OVER),
     }.items():
         try:
@@ -150,14 +167,22 @@ def until_a_signal(scene, epoch):
 
 
 class FailsAlone(Hook):
-    """A hook of a process that fails, in its second epoch."""
+    """A hook of a process that fails, in its second epoch, or returns a state after it."""
 
     def __init__(self, kind):
         self.kind = kind
 
     def on_dispatch(self, step, losses, seconds):
-        if step > 8 and self.kind != "close":
+        if step > 8 and self.kind not in ("close", "epoch", "state"):
             self.fail()
+
+    def on_epoch(self, state, summary):
+        if summary["epoch"] == 2 and self.kind == "epoch":
+            self.fail()
+        if summary["epoch"] == 2 and self.kind == "state":
+            print("fails", flush=True)
+            return dataclasses.replace(state, params=state.params + 1)
+        return None
 
     def close(self):
         if self.kind == "close":
