@@ -193,15 +193,17 @@ def checked_loss(
     loss_fn: LossFunction, params: Any, carry: Any, batch: Any, key: Any
 ) -> tuple[jax.Array, tuple[Any, Metrics]]:
     """Call a loss function and check its result; raise InvalidInputError if it is invalid."""
-    returned = loss_fn(params, carry, batch, key)
-    try:
-        loss, (after, metrics) = returned
-        shape = np.shape(loss)
-    except (TypeError, ValueError) as error:
+    returned: Any = loss_fn(params, carry, batch, key)
+    pair = returned[1] if isinstance(returned, tuple) and len(returned) == 2 else None
+    # A carry of two leaves could be taken for a carry and metrics.
+    if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], dict)):
+        came = brief(returned) if pair is None else f"(loss, {brief(pair)})"
         raise InvalidInputError(
-            "loss_fn with a carry must return (loss, (carry, metrics)), but returned "
-            f"{jax.tree.structure(returned)}; return the next carry, and a dict"
-        ) from error
+            "loss_fn with a carry must return (loss, (carry, metrics)), metrics a dict, but "
+            f"returned {came}; write return loss, (carry, {{}})"
+        )
+    loss, (after, metrics) = returned
+    shape = np.shape(loss)
     if shape or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
         raise InvalidInputError(
             f"loss_fn must return a scalar loss, but it is {jnp.result_type(loss)} of shape "
@@ -212,8 +214,7 @@ def checked_loss(
             f"loss_fn must return a carry like the one that it is given, {described(carry)}, but "
             f"returned {described(after)}; cast it by astype, or begin with another"
         )
-    names = list(metrics) if isinstance(metrics, dict) else [None]
-    if not all(isinstance(name, str) for name in names) or OF_FIT.intersection(names):
+    if not all(isinstance(name, str) for name in metrics) or OF_FIT.intersection(metrics):
         raise InvalidInputError(
             f"metrics of loss_fn must be a dict by texts, without the names {sorted(OF_FIT)}, but "
             f"are {brief(metrics)}; rename them"

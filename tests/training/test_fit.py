@@ -18,6 +18,7 @@ import optax
 import pytest
 from training_helpers import At, bits
 
+import rnnjax
 from rnnjax import CheckpointError, InvalidInputError, NonFiniteError
 from rnnjax.training import (
     Checkpoints,
@@ -493,6 +494,18 @@ def test_keys_of_any_kind_come_back(tmp_path):
     assert result.state.carry.dtype == keys["carry"].dtype
 
 
+GRU, LSTM = rnnjax.GRUCell(4), rnnjax.LSTMCell(4)
+CELLS = {  # some of whose carries are pairs, as a carry and metrics are
+    r"GRUCarry\(hidden\)": GRU, r"LSTMCarry\(hidden, cell\)": LSTM,
+    "a tuple of 2": rnnjax.Stack([GRU, LSTM]), "a tuple of 3": rnnjax.Stack([GRU, LSTM, GRU]),
+}  # fmt: skip
+
+
+def zeros(cell):
+    carry = jax.eval_shape(lambda: cell.initial_carry((2,)))
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), carry)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -508,6 +521,10 @@ def test_keys_of_any_kind_come_back(tmp_path):
         ({"loss_fn": lambda p, b, k: p}, "must return a scalar loss"),
         ({"loss_fn": lambda p, c, b, k: p.sum(), "carry": ()}, "must return \\(loss, \\(carry"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), (1, {})), "carry": ()}, "a carry like the one"),
+        *(({"loss_fn": lambda p, c, b, k: (p.sum(), c), "carry": zeros(cell)},
+           rf"metrics a dict, but returned \(loss, {came}\); write return loss, \(carry, {{}}\)")
+          for came, cell in CELLS.items()),
+        ({"loss_fn": lambda p, c, b, k: (p.sum(), (c, 3)), "carry": ()}, r"\(loss, a tuple of 2\)"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), ((*c,), {})), "carry": [jnp.ones(2)]},
          r"given, \['float32\[2\]'\], but returned \('float32\[2\]',\)"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"loss": 1})), "carry": ()}, "rename them"),
