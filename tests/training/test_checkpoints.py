@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import shutil
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -250,6 +251,39 @@ def test_a_step_is_saved_once_and_a_failed_save_keeps_the_rest(checkpoints, monk
         assert len(str(error.value)) < 500
     assert not caplog.records
     assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["1"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reserves no room there")
+def test_room_for_a_checkpoint_is_there_before_orbax_writes(checkpoints, monkeypatch, capfd):
+    """Or its threads print tracebacks, now and then; a limit of files stands for a full disk."""
+    resource = pytest.importorskip("resource")
+    checkpoints.save(state_at(1), {})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.Checkpointer, "save", lambda *args, **options: pytest.fail("writes"))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, before[1]))
+        try:
+            with pytest.raises(CheckpointError, match=r"step 2 could .*File too large\); the"):
+                checkpoints.save(state_at(2), {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["1"]
+    checkpoints.save(state_at(2), {})
+    assert checkpoints.latest().step == 2
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reserves no room there")
+@pytest.mark.parametrize(("leaves", "size"), [(1, 0), (1, 20_000), (100, 3)])
+def test_a_checkpoint_takes_no_more_room_than_was_there(checkpoints, monkeypatch, leaves, size):
+    asked = []
+    monkeypatch.setattr(os, "posix_fallocate", lambda *given: asked.append(given[2]))
+    rng = np.random.default_rng(0)
+    params = {f"a_name_of_some_length_{i}": rng.normal(size=size) for i in range(leaves)}
+    state = TrainState(jnp.int32(3), params, (), (), jax.random.key(0))
+    checkpoints.save(state, {})
+    arrays = (checkpoints.path(3) / "arrays").rglob("*")
+    assert sum(path.stat().st_blocks * 512 for path in arrays) < asked[0]
 
 
 def test_runs_at_once_leave_the_log_of_all_threads_as_it_was():
