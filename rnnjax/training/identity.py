@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+import zlib
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,13 +40,16 @@ def identity(
 
     Arrays are identified by their bytes. The loss and the optimiser are functions. They are
     identified by the programs of a step's gradient and update, and by the optimiser's first state.
-    Programs are compared only if ``made_by`` (versions and platform) is the same. ``first_epoch``
-    is the shapes of a batch on the devices, and a digest of the data.
+    Programs are compared only if ``made_by`` (versions, sources and platform) is the same.
+    ``first_epoch`` is the shapes of a batch on the devices, and a digest of the data.
     """
     batch, data = first_epoch
     gradient, update = parts_of_step(loss_fn, optimizer)
     given = state, batch, state.key
     (loss, _), grads = jax.eval_shape(gradient, *given)
+    # Any change to the library may change a step's program, also between two versions.
+    files = sorted(Path(rnnjax.__file__).parent.rglob("*.py"))
+    sources = zlib.crc32(b"".join(file.read_bytes() for file in files))
     return {
         "key": _of_arrays(state.key),
         "params": _of_arrays(state.params),
@@ -53,7 +58,8 @@ def identity(
         "batches": data,
         "loss": _of_program(gradient, *given),
         "optimizer": _of_arrays(state.opt_state) + _of_program(update, *given, loss, grads),
-        "made_by": f"jax {jax.__version__}, rnnjax {rnnjax.__version__}, {jax.default_backend()}",
+        "made_by": f"jax {jax.__version__}, optax {optax.__version__}, rnnjax {rnnjax.__version__} "
+        f"({sources:08x}), {jax.default_backend()}",
     }
 
 

@@ -706,18 +706,33 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path, change, named, free
         assert len(train(change, 3).history) == 3
 
 
-def test_a_run_elsewhere_goes_on_and_that_is_said(tmp_path, monkeypatch, capsys):
-    """On other devices, or with another version."""
-    options = {"optimizer": optax.adam(0.1), "folder": tmp_path}
-    learn_a_line(**options, epochs=1, sharding=Sharding.over(2))
-    options["hooks"] = [Progress(io.StringIO())]
-    learn_a_line(**options, epochs=2)
+def test_a_run_on_other_devices_goes_on_and_that_is_said(tmp_path, capsys):
+    learn_a_line(optax.adam(0.1), tmp_path, epochs=1, sharding=Sharding.over(2))
+    learn_a_line(optax.adam(0.1), tmp_path, epochs=2, hooks=[Progress(io.StringIO())])
     assert "the devices of the run were 2 and are 1 now" in capsys.readouterr().out
-    monkeypatch.setattr(jax, "__version__", "0.0.1")
-    learn_a_line(**options, epochs=3)
-    said = capsys.readouterr().out
-    assert "and this is jax 0.0.1, rnnjax" in said
-    assert "devices of the run" not in said
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "said"),
+    [
+        (jax, "__version__", "and this is jax 0.0.1, optax "),
+        (optax, "__version__", ", optax 0.0.1, rnnjax "),
+        (rnnjax, "__version__", ", rnnjax 0.0.1 ("),
+        (rnnjax, "__file__", f"rnnjax {rnnjax.__version__} (00000000), "),  # of other sources
+    ],
+)
+def test_another_version_is_said_and_its_programs_are_not_compared(
+    tmp_path, monkeypatch, capsys, package, name, said
+):
+    """What it makes of the loss and the optimizer is not what somebody changed."""
+    learn_a_line(optax.adam(0.1), tmp_path, epochs=1)
+    monkeypatch.setattr(package, name, str(tmp_path / "none" if name == "__file__" else "0.0.1"))
+    options = {"loss": lambda *given: 2 * line(*given), "hooks": [Progress(io.StringIO())]}
+    learn_a_line(optax.adam(0.2), tmp_path, epochs=2, **options)
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert said in first
+    assert "whether its loss and optimizer are the same cannot be told" in first
+    assert "devices of the run" not in second
 
 
 def test_what_is_not_finite_is_null_in_all_files(tmp_path):
