@@ -17,8 +17,12 @@ from experiments import runs
 from experiments.language_models import folders, texts
 from experiments.language_models.folders import Model
 from experiments.runs import Natural, NotNegative, Positive, Seed
-from rnnjax import InvalidInputError
-from rnnjax.training import RunFolder, fit, minibatches
+from rnnjax import CheckpointError, InvalidInputError
+from rnnjax.training import Checkpoints, RunFolder, fit, minibatches
+from rnnjax.training.files import as_json, read_sealed
+
+# What may differ in a run that resumes; the text of --corpus may not, whatever its name.
+FREE = {"folder", "corpus", "run_dir", "resume", "epochs", "tokenizer"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +68,11 @@ class Finetune:
 
 def run_finetuning(command: Finetune) -> int:
     """Train, and write the best model."""
-    checkpoints = command.run_dir and command.run_dir / "checkpoints"
-    if command.resume and not (checkpoints and checkpoints.is_dir()):
+    run_dir = command.run_dir
+    if command.resume and not (run_dir and is_run(run_dir)):
         raise InvalidInputError(
-            f"--resume must come with the --run-dir of a run, but there is no run in "
-            f"{command.run_dir}; check it"
+            f"--resume must come with the --run-dir of a run, but there is no run in {run_dir}; "
+            "check it"
         )
     model = folders.look(command.folder)
     tokenizer = texts.read_tokenizer(model, command.tokenizer)
@@ -82,18 +86,20 @@ def run_finetuning(command: Finetune) -> int:
             f"that the text fills, but is {command.batch_size}; make one of them smaller"
         )
     frozen = frozen_of(model, command.freeze)
-    run_dir = command.run_dir
     if run_dir is None or not command.resume:
         run_dir = runs.new_folder("language_models", run_dir)
+    # Losses of another text to validate would not compare, so it is a part of the configuration.
+    tokens = b"".join(x.tobytes() for part in (training, validation) for x in part.values())
+    same = {name: value for name, value in vars(command).items() if name not in FREE}
+    text = {"tokens": hashlib.sha256(tokens).hexdigest(), "corpus": str(command.corpus)}
+    config = as_json("options", {"options": same} | text)
+    if command.resume:
+        require_same(run_dir, config)
     folders.check_new(run_dir / "model", model)
     print(
         f"{training['weights'].sum():,.0f} tokens to learn from in {rows} rows, "
         f"{validation['weights'].sum():,.0f} to validate; results in {run_dir}"
     )
-    # A resumed run must have the same text to validate: losses of another one do not compare.
-    held = hashlib.sha256(validation["inputs"].tobytes() + validation["weights"].tobytes())
-    same = {name: getattr(command, name) for name in ("context", "separator", "dtype")}
-    same["the text to validate"] = held.hexdigest()[:16]
     own = {name: jnp.array(x, jnp.float32) for name, x in model.params.items()}
     valid_rows = min(command.batch_size, validation["inputs"].shape[1])
     result = fit(
@@ -101,7 +107,7 @@ def run_finetuning(command: Finetune) -> int:
         minibatches(training, command.batch_size, axis=1, seed=command.seed), command.epochs,
         key=jax.random.key(command.seed),
         evaluate=minibatches(validation, valid_rows, axis=1),
-        run_dir=RunFolder(run_dir, config={"options": same}),
+        run_dir=RunFolder(run_dir, config=config, free={"corpus"}),
     )  # fmt: skip
     learned = {name: x.astype(model.params[name].dtype) for name, x in result.params.items()}
     written = folders.write(run_dir / "model", model, learned)
@@ -111,6 +117,33 @@ def run_finetuning(command: Finetune) -> int:
         f"{best.get('validation_loss', math.nan):.4f}, is in {written}"
     )
     return 0
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in a folder, even if it was killed before it wrote anything."""
+    return folder.is_dir() and ((folder / "lock").exists() or not any(folder.iterdir()))
+
+
+def require_same(folder: Path, config: dict[str, Any]) -> None:
+    """Raise unless options and text are those with which a run began, as its checkpoint says."""
+    checkpoints = Checkpoints(folder / "checkpoints")
+    try:
+        known = read_sealed(checkpoints.path(checkpoints.steps()[-1]) / "about.json")["about"]
+        options, tokens, corpus = (known["config"][name] for name in config)
+    except (CheckpointError, LookupError):  # there is none, or fit says what is wrong with it
+        return
+    for name, value in config["options"].items():
+        if options.get(name, value) != value:
+            raise InvalidInputError(
+                f"{runs.option(name)} must be that of the run in {folder}, {options[name]}, but is "
+                f"{value}; give that, or begin a new run in another --run-dir"
+            )
+    if tokens != config["tokens"]:
+        raise InvalidInputError(
+            f"--corpus must have the tokens with which the run in {folder} began, then those of "
+            f"{corpus}, but {config['corpus']} has others; name that text and --tokenizer, or "
+            "begin a new run in another --run-dir"
+        )
 
 
 def documents(command: Finetune, model: Model, tokenizer: Any) -> tuple[list[Any], list[Any]]:

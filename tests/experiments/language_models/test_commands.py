@@ -198,9 +198,33 @@ def test_finetuning_resumes_exactly_and_what_it_writes_is_read(
     lines = Path("run/epochs.jsonl").read_text().splitlines()
     losses = [json.loads(line)["validation_loss"] for line in lines]
     assert f"validation loss {min(losses):.4f}" in said
+    # The same text under another name goes on; what differs is named in words of the command.
     text = Path("text.txt").read_text()
-    Path("text.txt").write_text(text[:-3] + text[:3])
-    assert "the text to validate" in refused(*FINETUNE, "--epochs", 4, "--resume")
+    Path("text.txt").rename("moved.txt")
+    Path("other.txt").write_text(text[:-3] + text[:3])
+    moved, other = ([name if w == "text.txt" else w for w in FINETUNE] for name in
+                    ("moved.txt", "other.txt"))  # fmt: skip
+    command(*moved, "--epochs", 3, "--resume")
+    said = refused(*other, "--epochs", 4, "--resume")
+    assert "those of text.txt, but other.txt has others; name that text and --tokenizer" in said
+    other = [0.02 if word == 1e-2 else word for word in moved]
+    rate = refused(*other, "--epochs", 4, "--resume")
+    assert "--learning-rate must be that of the run in run, 0.01, but is 0.02; give that" in rate
+    assert "RunFolder" not in said + rate
+
+
+@pytest.mark.parametrize(
+    "left", ["", "lock", "lock steps.jsonl checkpoints checkpoints/.writing-9"]
+)
+def test_finetuning_that_was_killed_before_its_first_checkpoint_begins_again(
+    command: Any, model: Model, tmp_path: Path, left: str
+) -> None:
+    """As it is left after the folder was made, locked, trained in, and while it was saved."""
+    (tmp_path / "run").mkdir()
+    for path in (tmp_path / "run" / name for name in left.split()):
+        path.mkdir() if "checkpoints" in str(path) else path.touch()
+    command(*FINETUNE, "--epochs", 1, "--resume")
+    assert folders.read(tmp_path / "run/model").params.keys() == model.params.keys()
 
 
 def test_what_is_frozen_stays_and_types_are_those_of_the_folder(
@@ -261,6 +285,7 @@ def test_a_wrong_use_gets_one_sentence(refused: Any, tmp_path: Path) -> None:
         assert match in refused("finetune", "model", *corpus, *options)
     # Before a step, not when the model is written.
     (tmp_path / "old" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "old" / "lock").touch()
     (tmp_path / "old" / "model").mkdir()
     (tmp_path / "old" / "model" / "pytorch_model.bin").write_bytes(b"")
     old = ("--context", 32, "--run-dir", "old", "--resume")
