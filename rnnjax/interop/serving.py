@@ -17,6 +17,9 @@ from rnnjax.interop.arrays import input_size
 from rnnjax.interop.layers import Context, Embedding, OneHotIds, Recurrent
 from rnnjax.interop.model import Functional, Model, Sequential, check_model
 
+_NAME = "InconclusiveDimensionOperation"
+_INCONCLUSIVE: Any = getattr(jax.errors, _NAME, None) or getattr(jax.core, _NAME)  # of JAX 0.8
+
 
 def export(
     model: Model, *, steps: int | None = None, platforms: Sequence[str] | None = None
@@ -102,7 +105,7 @@ def of_any(model: Model, make: Callable[..., Any], steps: Any) -> Any:
         try:
             xs = input_shapes(model, way, batch, size)
             carry = jax.eval_shape(run, model.params, xs)
-        except jax.errors.InconclusiveDimensionOperation:
+        except _INCONCLUSIVE:
             continue
         except RnnjaxError:  # which may be a ValueError, and says more
             if one_time == alike[-1]:

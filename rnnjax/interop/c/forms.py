@@ -38,7 +38,7 @@ _SIGNS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _ARITHMETIC = {"add": "+", "add_any": "+", "sub": "-", "mul": "*", "div": "/"}
 _MATH = (
     "acos", "acosh", "asin", "asinh", "atan", "atanh", "cbrt", "ceil", "cos", "cosh", "erf", "erfc",
-    "exp", "exp2", "expm1", "floor", "log", "log1p", "sin", "sinh", "sqrt", "tan",
+    "exp", "exp2", "expm1", "floor", "log", "log1p", "log2", "sin", "sinh", "sqrt", "tan",
 )  # fmt: skip
 _COMMON = {name: f"({{}} {sign} {{}})" for name, sign in (_SIGNS | _ARITHMETIC).items()}
 _COMMON |= {"neg": "(-{})"}

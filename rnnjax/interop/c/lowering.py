@@ -14,13 +14,9 @@ from jax.extend.core import Jaxpr, Literal, jaxpr_as_fun
 from numpy.lib.stride_tricks import sliding_window_view
 
 from rnnjax.interop.c.writer import MOVES
+from rnnjax.interop.jaxprs import OTHERS, SAME, program_of, scan_sizes
 
 _JAX = pathlib.PurePath(jax.__file__).parent
-_CALLS = {
-    "jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call",
-    "custom_vjp_call", "custom_vjp_call_jaxpr",
-}  # fmt: skip
-_IDENTITIES = "copy", "copy_p", "stop_gradient", "name", "optimization_barrier"
 
 
 class Lowering:
@@ -58,15 +54,15 @@ class Lowering:
     def _results(self, equation: Any, given: list[Any], done: str) -> Sequence[Any]:
         name, p = equation.primitive.name, equation.params
         known = [not isinstance(one, jax.core.Tracer) for one in given]
-        if name in _CALLS:
-            inner = next(p[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in p)
+        if (inner := program_of(equation)) is not None:
             return self.run(getattr(inner, "jaxpr", inner), [*getattr(inner, "consts", ()), *given])
         if name == "log" and id(given[0]) in self._gates:  # whose errors are absolute
             x = self._gates[id(given[0])][1]
             return [lax.neg(lax.log1p(lax.exp(lax.neg(x))))]
         if name in RULES and name != done and not all(known):
-            more = {"by": self._product, "made": equation.outvars[0].aval}
-            rule = jax.make_jaxpr(lambda *xs: RULES[name](p | more, known, *xs))
+            made = equation.outvars[0].aval
+            more = {"by": self._product, "known": known, "equation": equation, "made": made}
+            rule = jax.make_jaxpr(lambda *xs: RULES[name](p | more, *xs))
             if (traced := rule(*given)).out_avals:
                 same = name if name == "dot_general" else ""  # the one that is made of itself
                 return self.run(traced.jaxpr, [*traced.consts, *given], same)
@@ -106,15 +102,15 @@ def _origin(equation: Any) -> str:
     return ""
 
 
-# ---- rules (parameters, which operands are known, *operands), which give None where they apply not
+# ---- rules (parameters, *operands), which give None where they apply not
 
 
-def _product(p: Any, known: Sequence[bool], x: Any, w: Any) -> Any:
+def _product(p: Any, x: Any, w: Any) -> Any:
     """``x (*batch, rows, inputs) @ w (*batch, inputs, outputs)``, where ``w`` is known.
 
     Without weights that are known it is a sum of products.
     """
-    of, batch = p["dimension_numbers"]
+    (of, batch), known = p["dimension_numbers"], p["known"]
     wide = jnp.result_type(x, w, p["made"].dtype)  # two integers may make a floating-point number
     x, w = (_matrices(*each).astype(wide) for each in zip((x, w), batch, of, strict=True))
     weights = any(known) and jnp.issubdtype(w.dtype, jnp.floating)
@@ -138,7 +134,7 @@ def _matrices(x: Any, batch: Sequence[int], of: Sequence[int]) -> Any:
     return x.transpose([*batch, *rows, *of]).reshape(*shape, math.prod(x.shape[i] for i in of))
 
 
-def _convolution(p: Any, known: Sequence[bool], x: Any, w: Any) -> Any:
+def _convolution(p: Any, x: Any, w: Any) -> Any:
     """One product: what the kernel sees at each place is a row."""
     spec = p["dimension_numbers"]
     alone = p["feature_group_count"] == p["batch_group_count"] == 1
@@ -158,11 +154,11 @@ def _convolution(p: Any, known: Sequence[bool], x: Any, w: Any) -> Any:
     return y.transpose(np.argsort([spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1]]))
 
 
-def _gather(p: Any, known: Sequence[bool], table: Any, ids: Any) -> Any:
+def _gather(p: Any, table: Any, ids: Any) -> Any:
     """A row of a table by one id, or another block by the indices of its corner."""
     numbers, sizes = p["dimension_numbers"], p["slice_sizes"]
     axes = numbers.start_index_map
-    if known[1] or ids.size != len(axes) or numbers.operand_batching_dims:
+    if p["known"][1] or ids.size != len(axes) or numbers.operand_batching_dims:
         return None
     at = dict(zip(axes, ids.ravel(), strict=True))
     starts = [at.get(axis, jnp.zeros((), ids.dtype)) for axis in range(table.ndim)]
@@ -174,16 +170,17 @@ def _gather(p: Any, known: Sequence[bool], table: Any, ids: Any) -> Any:
     return block.reshape(p["made"].shape)
 
 
-def _scan(p: Any, known: Sequence[bool], *given: Any) -> Any:
+def _scan(p: Any, *given: Any) -> Any:
     """What a loop of one turn computes."""
     if p["length"] != 1:
         return None
-    start, carried = p["num_consts"] + p["num_carry"], p["num_carry"]
+    consts, carried = scan_sizes(p["equation"])
+    start = consts + carried
     made = jaxpr_as_fun(p["jaxpr"])(*given[:start], *(x[0] for x in given[start:]))
     return [*made[:carried], *(y[None] for y in made[carried:])]
 
 
-def _power(p: Any, known: Sequence[bool], x: Any) -> Any:
+def _power(p: Any, x: Any) -> Any:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return math.prod([x] * p["y"], start=jnp.ones_like(x))
     if p["y"] == 2:
@@ -192,19 +189,15 @@ def _power(p: Any, known: Sequence[bool], x: Any) -> Any:
 
 
 RULES: Mapping[str, Callable[..., Any]] = {
-    **dict.fromkeys(_IDENTITIES, lambda p, known, *given: given),
+    **OTHERS,
+    **dict.fromkeys(SAME, lambda p, *given: given),
     "dot_general": _product,
     "conv_general_dilated": _convolution,
     "gather": _gather,
     "scan": _scan,
     "integer_pow": _power,
-    "clamp": lambda p, known, low, x, high: jnp.minimum(jnp.maximum(x, low), high),
-    "reduce_precision": lambda p, known, x: (
+    "reduce_precision": lambda p, x: (
         x if p["mantissa_bits"] > 22 and p["exponent_bits"] > 7 else None
-    ),
-    "rsqrt": lambda p, known, x: 1 / jnp.sqrt(x),
-    "stack": lambda p, known, *xs: jnp.concatenate(
-        [lax.expand_dims(x, [p["axis"]]) for x in xs], p["axis"]
     ),
 }
 """By an operation what it is in terms of others."""

@@ -14,7 +14,7 @@ from rnnjax.errors import InteropError
 from rnnjax.interop.c.forms import FORMS, REDUCTIONS, TYPES, kind_of, literals
 
 MOVES: Mapping[str, Callable[..., Any]] = {
-    **dict.fromkeys(("squeeze", "expand_dims"), lambda x, p, shape: x.reshape(shape)),
+    "squeeze": lambda x, p, shape: x.reshape(shape),
     "reshape": lambda x, p, shape: x.transpose(p["dimensions"] or range(x.ndim)).reshape(shape),
     "broadcast_in_dim": lambda x, p, shape: np.broadcast_to(
         np.expand_dims(x, [*{*range(len(shape))} - {*p["broadcast_dimensions"]}]), shape
@@ -26,7 +26,6 @@ MOVES: Mapping[str, Callable[..., Any]] = {
     "rev": lambda x, p, shape: np.flip(x, p["dimensions"]),
     "split": lambda x, p, shape: np.split(x, np.cumsum(p["sizes"])[:-1], p["axis"]),
     "tile": lambda x, p, shape: np.tile(x, p["reps"]),
-    "unstack": lambda x, p, shape: [*np.moveaxis(x, p["axis"], 0)],
 }
 """By an operation that only moves entries what it makes of their numbers, and of a shape."""
 _INDICES = "ijklmnopqr"  # of loops

@@ -301,7 +301,11 @@ def _written(model: Model, states: bool, lengths: bool) -> Any:
         # The oldest format that has these operators, for the sake of old runtimes.
         ir_version=w.onnx.helper.find_min_ir_version_for(operators),
     )
-    w.onnx.checker.check_model(proto, full_check=True)
+    try:
+        w.onnx.checker.check_model(proto, full_check=True)
+    except w.onnx.shape_inference.InferenceError as error:  # of a type that an operator has not
+        why = str(error).splitlines()[0]
+        raise InteropError(f"{why}; write the model by rnnjax.interop.export") from error
     return proto
 
 

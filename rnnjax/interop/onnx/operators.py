@@ -442,8 +442,9 @@ def _nonzero(at: At, x: Any) -> Any:
 
 # By the name that NumPy has for them, which is the rest of the name here in small letters.
 _SMALL = (
-    "Abs", "Ceil", "Cos", "Equal", "Floor", "Greater", "Less", "Log", "Reciprocal", "Round", "Sign",
-    "Sin", "Sqrt", "Where",
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cos", "Cosh", "Equal",
+    "Floor", "Greater", "Less", "Log", "Reciprocal", "Round", "Sign", "Sin", "Sinh", "Sqrt", "Tan",
+    "Where",
 )  # fmt: skip
 _REDUCTIONS = ("Max", "Mean", "Min", "Prod", "Sum")
 

@@ -6,6 +6,7 @@ nodes. So what is written is what runs here, and a layer needs no writer of its 
 
 import ast
 import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from jax.extend.core import Literal, Primitive
 
 from rnnjax.errors import InteropError
 from rnnjax.interop.functions import operator_of
+from rnnjax.interop.jaxprs import OTHERS, SAME, program_of, scan_sizes
 from rnnjax.interop.onnx.read import import_onnx
 
 _TYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -203,12 +205,11 @@ class Writer:
     def _equation(self, equation: Any, values: list[Value]) -> Sequence[Value]:
         name, params = equation.primitive.name, equation.params
         ins, outs = ([var.aval for var in some] for some in (equation.invars, equation.outvars))
-        inside = params.get("jaxpr", params.get("call_jaxpr"))
-        if name in _SAME:
+        if name in SAME:
             return values
         if known := operator_of(params.get("name")):
             return [self.add(known[0], *values, **known[1])]
-        if inside is not None and name not in PRIMITIVES:
+        if (inside := program_of(equation)) is not None:
             return self.run(inside, values)
         fixed = all(isinstance(size, int) for aval in outs for size in aval.shape)
         if fixed and name not in _SEEN and not any(isinstance(value, str) for value in values):
@@ -216,6 +217,9 @@ class Writer:
             several = made if equation.primitive.multiple_results else [made]
             key = jax.dtypes.prng_key  # which NumPy does not hold
             return [m if jnp.issubdtype(m.dtype, key) else np.asarray(m) for m in several]
+        if name in OTHERS:
+            rule = jax.make_jaxpr(functools.partial(OTHERS[name], params))
+            return self.run(rule(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in ins)), values)
         strange = [aval.dtype for aval in outs if aval.dtype.name not in _TYPES]
         if strange or name not in PRIMITIVES:
             what = f"in {strange[0]}" if strange else f"the operator {name!r} of JAX"
@@ -300,6 +304,16 @@ def _log1p(w: Writer, _: Any, x: Any) -> Any:
     return w.add("Where", w.add("Less", x, _F1), exact, usual)
 
 
+def _round(w: Writer, equation: Any, x: Any) -> Any:
+    """To the nearest whole number; of two to the even one, as ONNX has it, or away from 0."""
+    near = w.add("Round", x)
+    if int(equation.params["rounding_method"]):
+        return near
+    between = w.add("Equal", w.add("Abs", w.add("Sub", x, near)), np.float32(0.5))
+    away = w.add("Add", x, w.add("Mul", w.add("Sign", x), np.float32(0.5)))
+    return w.add("Where", between, away, near)
+
+
 def _logical(op_type: str) -> Callable[..., Any]:
     def write(w: Writer, equation: Any, *xs: Any) -> Any:
         if equation.outvars[0].aval.dtype != bool:
@@ -354,11 +368,6 @@ def _slice(w: Writer, equation: Any, x: Any) -> Any:
 def _flipped(w: Writer, x: Any, axes: Sequence[int]) -> Any:
     ends, back = [-_EVERYTHING] * len(axes), [-1] * len(axes)
     return w.add("Slice", x, *map(w.shape, (back, ends, axes, back)))
-
-
-def _stack(w: Writer, equation: Any, *xs: Any) -> Any:
-    axis = equation.params["axis"]
-    return w.add("Concat", *(w.view("Unsqueeze", x, [axis]) for x in xs), axis=axis)
 
 
 def _padded(w: Writer, x: Any, around: Sequence[Any], value: Any) -> Any:
@@ -549,12 +558,13 @@ def _placed(w: Writer, equation: Any, rows: Any, made: Sequence[int]) -> Any:
 
 def _scan(w: Writer, equation: Any, *values: Value) -> list[str]:
     p, program = equation.params, equation.params["jaxpr"]
-    consts, states = p["num_consts"], p["num_consts"] + p["num_carry"]
+    consts, carried = scan_sizes(equation)
+    states = consts + carried
     begin: list[Any] = [*values[consts:]]
     if p["reverse"]:
-        begin[p["num_carry"] :] = [_flipped(w, x, [0]) for x in begin[p["num_carry"] :]]
+        begin[carried:] = [_flipped(w, x, [0]) for x in begin[carried:]]
     within = [var.aval for var in program.jaxpr.invars[consts:]]
-    names = [w.value("state" if i < p["num_carry"] else "step") for i in range(len(within))]
+    names = [w.value("state" if i < carried else "step") for i in range(len(within))]
     infos = [w.info(name, a.dtype, a.shape) for name, a in zip(names, within, strict=True)]
     if states == len(values):  # Scan goes along something
         begin.append(w.add("ConstantOfShape", w.shape([p["length"]])))
@@ -564,9 +574,9 @@ def _scan(w: Writer, equation: Any, *values: Value) -> list[str]:
         ends = {w.value("made"): one for one in made}
         body = w.graph(infos, ends, [var.aval for var in program.jaxpr.outvars], whole=False)
     ys = [w.value("Scan") for _ in made]
-    w.add("Scan", *begin, outputs=ys, body=body, num_scan_inputs=len(begin) - p["num_carry"])
+    w.add("Scan", *begin, outputs=ys, body=body, num_scan_inputs=len(begin) - carried)
     if p["reverse"]:
-        ys[p["num_carry"] :] = [_flipped(w, y, [0]) for y in ys[p["num_carry"] :]]
+        ys[carried:] = [_flipped(w, y, [0]) for y in ys[carried:]]
     return ys
 
 
@@ -586,7 +596,8 @@ _F0, _F1 = np.float32(0), np.float32(1)
 # Each entry of what they give follows from the entries at its place.
 ELEMENTWISE: Mapping[str, Callable[..., Any]] = {
     **{name: _one(name.capitalize()) for name in (
-        "abs", "ceil", "cos", "erf", "exp", "floor", "log", "neg", "sign", "sin", "sqrt", "tanh",
+        "abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf",
+        "exp", "floor", "log", "neg", "sign", "sin", "sinh", "sqrt", "tan", "tanh",
         "add", "div", "max", "min", "mul", "pow", "sub")},
     "logistic": _one("Sigmoid"), "eq": _one("Equal"), "gt": _one("Greater"), "lt": _one("Less"),
     "ge": _one("GreaterOrEqual"), "le": _one("LessOrEqual"), "rem": _one("Mod", fmod=1),
@@ -594,15 +605,14 @@ ELEMENTWISE: Mapping[str, Callable[..., Any]] = {
     "is_finite": lambda w, _, x: w.add("Equal", w.add("Sub", x, x), np.float32(0)),
     "ne": lambda w, _, x, y: w.add("Not", w.add("Equal", x, y)),
     "square": lambda w, _, x: w.add("Mul", x, x),
-    "rsqrt": lambda w, _, x: w.add("Reciprocal", w.add("Sqrt", x)),
     # exp(x) - 1 = tanh(x / 2) (exp(x) + 1), which keeps its digits where x is small.
     "expm1": lambda w, _, x: w.add(
         "Mul", w.add("Tanh", w.add("Mul", x, np.float32(0.5))), w.add("Add", w.add("Exp", x), _F1)),
-    "log1p": _log1p,
-    "clamp": lambda w, _, low, x, high: w.add("Min", w.add("Max", low, x), high),
+    "log1p": _log1p, "exp2": lambda w, _, x: w.add("Pow", np.float32(2), x),
+    "log2": lambda w, _, x: w.add("Div", w.add("Log", x), np.float32(math.log(2))),
     "integer_pow": lambda w, e, x: w.add(
         "Pow", x, np.asarray(e.params["y"], e.invars[0].aval.dtype)),
-    "round": _one("Round"), "erfc": lambda w, _, x: w.add("Sub", _F1, w.add("Erf", x)),
+    "round": _round, "erfc": lambda w, _, x: w.add("Sub", _F1, w.add("Erf", x)),
     "convert_element_type": _cast, "select_n": _select,
 }  # fmt: skip
 
@@ -614,7 +624,7 @@ PRIMITIVES: Mapping[str, Callable[..., Any]] = {
     "squeeze": lambda w, e, x: w.view("Squeeze", x, e.params["dimensions"]),
     "rev": lambda w, e, x: _flipped(w, x, e.params["dimensions"]),
     "concatenate": lambda w, e, *xs: w.add("Concat", *xs, axis=e.params["dimension"]),
-    "split": _split, "argmax": _argmax, "cumsum": _cumsum, "stack": _stack,
+    "split": _split, "argmax": _argmax, "cumsum": _cumsum,
     "reduce_sum": _reduction("ReduceSum"), "reduce_prod": _reduction("ReduceProd"),
     "reduce_max": _reduction("ReduceMax"), "reduce_min": _reduction("ReduceMin"),
     "reduce_or": _reduction("ReduceMax"), "reduce_and": _reduction("ReduceMin"),
@@ -626,5 +636,3 @@ PRIMITIVES: Mapping[str, Callable[..., Any]] = {
 """By the name of an operator of JAX, what writes its nodes."""
 
 _SEEN = {"onnx", "dim_as_value", "broadcast_in_dim"}  # which JAX does not compute here
-_SAME = {"stop_gradient", "optimization_barrier", "name", "copy", "copy_p", "pvary", "pcast",
-         "sharding_constraint"}  # fmt: skip
