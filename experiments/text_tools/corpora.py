@@ -166,9 +166,9 @@ def _next(decoder: codecs.IncrementalDecoder, piece: bytes) -> str:
     """The text that is known with another piece; the last one is empty."""
     try:
         return decoder.decode(piece, final=not piece)
-    except UnicodeDecodeError:
-        raise
-    except UnicodeError:
+    except UnicodeError:  # from Python 3.13 on a UnicodeDecodeError in either case
+        if getattr(decoder, "decoder", "known") is not None:
+            raise
         # UTF-16 or UTF-32 without a byte-order mark: in the machine's order, as `bytes.decode` has
         # it.
         decoder.setstate((decoder.getstate()[0], 0))
