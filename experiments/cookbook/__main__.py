@@ -71,7 +71,10 @@ def main() -> int:
 
 
 def run(command: list[str]) -> int:
-    """Run a program and return its status; a signal that ends this one ends that one before."""
+    """Run a program and return its status; a signal that ends this one ends that one before.
+
+    One that is ignored, as nohup has it, stays ignored.
+    """
     received: list[int] = []
 
     def forward(number: int, _: Any) -> None:
@@ -80,7 +83,8 @@ def run(command: list[str]) -> int:
 
     process = subprocess.Popen(command)
     numbers = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n)]
-    before = {number: signal.signal(number, forward) for number in numbers}
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, forward) for number in heeded}
     try:
         status = process.wait()
     except KeyboardInterrupt:

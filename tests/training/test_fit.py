@@ -43,15 +43,7 @@ OPTIONS = {"steps_per_dispatch": 2, "epochs": 3, "on_signal": "return"}
 OF_FOLDER = {"config", "free", "checkpoint_every", "keep_last", "on_signal"}
 
 
-@pytest.fixture(autouse=True)
-def signals():
-    """Signals that nohup or a shell's background ignores stay ignored in a run."""
-    usual = dict.fromkeys((signal.SIGTERM, signal.SIGHUP), signal.SIG_DFL)
-    usual[signal.SIGINT] = signal.default_int_handler
-    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("heeded")
 
 
 def loss_fn(params, carry, batch, key):

@@ -70,11 +70,11 @@ def test_a_report_tells_what_was_missed(tmp_path, capsys, bound, status):
     assert stored["more"] == 3
 
 
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_the_program_that_runs_and_then_the_cookbook(monkeypatch, number):
     raised = []
     monkeypatch.setattr(cookbook.signal, "raise_signal", raised.append)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     timer = threading.Timer(0.2, os.kill, (os.getpid(), number))
     began = time.monotonic()
     try:
@@ -82,8 +82,16 @@ def test_a_signal_ends_the_program_that_runs_and_then_the_cookbook(monkeypatch, 
         status = cookbook.run([sys.executable, "-c", "import time; time.sleep(60)"])
     except KeyboardInterrupt:
         status, raised = -number, [number]
-    finally:
-        signal.signal(signal.SIGINT, before)
     assert (status, raised) == (-number, [number])
     assert time.monotonic() - began < 30  # the program has ended
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("heeded")
+def test_a_signal_that_is_ignored_ends_neither(monkeypatch):
+    raised = []
+    monkeypatch.setattr(cookbook.signal, "raise_signal", raised.append)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    send = "import os, signal; os.kill(os.getppid(), signal.SIGHUP)"
+    assert (cookbook.run([sys.executable, "-c", send]), raised) == (0, [])
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
