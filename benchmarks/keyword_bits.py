@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from experiments import runs
+
 BATCH = 50
 
 
-def main() -> None:
+def main() -> int:
     """Train, write both files, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="the folder of the recordings; by default $RNNJAX_DATA")
@@ -32,6 +34,7 @@ def main() -> None:
         right, sizes = heard(model, test, weights)
         ram = sizes["STATE_BYTES"] + sizes["SCRATCH_BYTES"]
         print(f"| {weights} | {right:.1f} | {sizes['WEIGHT_BYTES']:,} | {ram:,} |", flush=True)
+    return 0
 
 
 def trained(data: str | None, epochs: int, seed: int) -> tuple[Any, Any]:
@@ -90,4 +93,4 @@ def heard(model: Any, test: Any, weights: str) -> tuple[float, dict[str, int]]:
 
 
 if __name__ == "__main__":
-    main()
+    runs.exit_with(main)

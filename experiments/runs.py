@@ -4,6 +4,7 @@ import datetime
 import errno
 import inspect
 import math
+import os
 import sys
 import typing
 import warnings
@@ -89,7 +90,7 @@ def new_folder(program: str, folder: Path | None) -> Path:
 def exit_with(program: Callable[[], int]) -> None:
     """Run a program; what ends it on purpose, or from outside, is one sentence and a status.
 
-    That is 2, or 130 of Ctrl-C, as shells report it.
+    That is 2, or 130 of Ctrl-C, as shells report it; and in silence 141, where nobody reads on.
     """
     # A character that the terminal cannot show is written as its number, such as \\xef.
     for output in (sys.stdout, sys.stderr):
@@ -112,10 +113,16 @@ def _status(program: Callable[[], int]) -> int:
 
         warnings.showwarning = show
         try:
-            return program()
+            status = program()
+            sys.stdout.flush()
+            return status
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             return 130
+        except BrokenPipeError:
+            # Whoever reads, such as `head`, has enough. What is flushed at the end goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
         except RnnjaxError as error:
             print(f"error: {error}", file=sys.stderr)
         except (MemoryError, RuntimeError) as error:

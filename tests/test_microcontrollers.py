@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -76,3 +77,16 @@ def test_the_command_of_the_page_measures_its_columns(monkeypatch: Any, capsys: 
     for weights, right, sizes in rows:
         assert float(right) > 90
         assert f"| {weights} | 99.0 | {sizes} |" in TEXT
+
+
+@pytest.mark.parametrize("folder", [None, "nowhere"])
+def test_a_benchmark_without_its_data_ends_with_a_sentence(
+    folder: str | None, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.delenv("RNNJAX_DATA", raising=False)
+    monkeypatch.setattr(sys, "argv", ["keyword_bits", *(["--data", folder] if folder else [])])
+    monkeypatch.delitem(sys.modules, "benchmarks.keyword_bits")  # to be run as a program
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("benchmarks.keyword_bits", run_name="__main__")
+    said = capsys.readouterr().err
+    assert (end.value.code, said[:7], said.count("\n")) == (2, "error: ", 1)

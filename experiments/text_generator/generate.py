@@ -4,7 +4,6 @@ import codecs
 import dataclasses
 import functools
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -34,7 +33,6 @@ FromOne = Annotated[int, (1, math.inf)]
 FromZero = Annotated[int, (0, math.inf)]
 
 _INTERRUPTED = 130  # as a shell reports SIGINT
-_BROKEN_PIPE = 141  # and SIGPIPE
 _HELP = "each line is answered; /reset forgets the conversation, /quit or end of input ends it"
 # Long texts are read in pieces of so many characters, for which the input products are one.
 _PIECE = 256
@@ -244,10 +242,6 @@ def run_generation(config: Generate) -> int:
     except KeyboardInterrupt:
         print()
         return _INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read has had enough. What is still to be flushed at the end goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
     return 0
 
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import runs
 from experiments.text_generator.__main__ import main
 from experiments.text_generator.config import Architecture, Text, Train
 from experiments.text_generator.model import CharacterModel
@@ -278,7 +279,9 @@ def test_each_answer_comes_before_the_next_line_is_read(run_dir, monkeypatch, ca
     with open(theirs, "w", encoding="utf-8") as stdout, monkeypatch.context() as patch:
         patch.setattr(sys, "stdin", stdin)
         patch.setattr(sys, "stdout", stdout)
-        assert main() == 141
+        with pytest.raises(SystemExit) as end:
+            runs.exit_with(main)
+    assert end.value.code == 141
     assert capsys.readouterr().err == ""
 
 

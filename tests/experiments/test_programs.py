@@ -1,6 +1,7 @@
 """What every program says of itself."""
 
 import errno
+import os
 import re
 import sys
 from unittest.mock import Mock
@@ -138,3 +139,15 @@ def test_what_ends_a_program_is_a_sentence_and_a_status(error, status, message, 
         exit_with(Mock(side_effect=error))
     assert end.value.code == status
     assert capsys.readouterr().err.startswith(message)
+
+
+@pytest.mark.parametrize("length", [3, 10**6])
+def test_a_program_whose_reader_has_enough_ends_in_silence(length, monkeypatch, capsys):
+    """While it prints, or where what is left is flushed at the end."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with open(theirs, "w") as stdout, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        with pytest.raises(SystemExit) as end:
+            exit_with(lambda: print("x" * length) or 0)
+    assert (end.value.code, capsys.readouterr().err) == (141, "")
