@@ -17,6 +17,12 @@ CORE := $(addprefix tests/test_,$(addsuffix .py,arguments cells laws flax_wrappe
 	explain export prepare onehot fused_forms primitive)) rnnjax/cells rnnjax/engine rnnjax/layers rnnjax/linen.py rnnjax/nnx.py \
 	$(filter-out %/test_sharding.py %/test_devices.py,$(wildcard tests/training/test_*.py))
 
+# In turn, also with -j: two pips in one environment at once would spoil it. `make test` and `make check`
+# call make again for what they do side by side.
+ifndef SIDE_BY_SIDE
+.NOTPARALLEL:
+endif
+
 .PHONY: demo check quick test tests durations test-slow test-cookbook test-core test-oldest parity bench accelerators accelerators-gpu cookbook \
 	docs dist tagged lint test-shard lock clean
 
@@ -40,14 +46,14 @@ lint: $(VENV)/test.stamp
 
 # Side by side: one process of linters and two of tests end a quarter of a minute sooner than in turn.
 test:
-	$(MAKE) --jobs 2 lint tests
+	$(MAKE) --jobs 2 SIDE_BY_SIDE=1 lint tests
 
 tests: $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(WORKERS)
 
 # The linters, the types, and every test that is quick by what tests/durations.py has measured.
 check:
-	$(MAKE) --jobs 2 lint quick
+	$(MAKE) --jobs 2 SIDE_BY_SIDE=1 lint quick
 
 quick: $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(WORKERS) -m 'not slow and not docs and not long'
@@ -121,12 +127,6 @@ docs: $(VENV)/docs.stamp $(VENV)/test.stamp
 	SITE_URL=$(call url,Documentation) REPO_URL=$(call url,Source) \
 		$(BIN)/python -m zensical build --strict --clean --config-file mkdocs.yml
 
-# A virtual environment, with a pip that knows groups: Python 3.11 brings pip 23.
-define MAKE_VENV
-$(PYTHON) -m venv $(VENV)
-$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-endef
-
 # What a package index gets, in dist/, checked.
 dist: $(VENV)/release.stamp
 	rm -rf dist
@@ -139,9 +139,14 @@ tagged:
 	test '$(TAG)' = 'v$(call url,version)'
 	! grep -n 'example.org' pyproject.toml
 
-$(VENV)/demo.stamp: pyproject.toml $(LOCK)
+# A virtual environment, with a pip that knows groups: Python 3.11 brings pip 23.
+$(VENV)/pip.stamp:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rnnjax needs Python 3.11 or newer, but $(PYTHON) is " + sys.version)'
-	$(MAKE_VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	touch $@
+
+$(VENV)/demo.stamp: pyproject.toml $(LOCK) | $(VENV)/pip.stamp
 	$(INSTALL) '.[experiments]'
 	touch $@
 
@@ -149,13 +154,11 @@ $(VENV)/test.stamp: $(VENV)/demo.stamp
 	$(INSTALL) '$(EXTRAS)' --group test
 	touch $@
 
-$(VENV)/docs.stamp: pyproject.toml $(LOCK)
-	$(MAKE_VENV)
+$(VENV)/docs.stamp: pyproject.toml $(LOCK) | $(VENV)/pip.stamp
 	$(INSTALL) . --group docs
 	touch $@
 
-$(VENV)/release.stamp: pyproject.toml $(LOCK)
-	$(MAKE_VENV)
+$(VENV)/release.stamp: pyproject.toml $(LOCK) | $(VENV)/pip.stamp
 	$(INSTALL) . --group release
 	touch $@
 

@@ -1,5 +1,7 @@
 import importlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -98,7 +100,8 @@ def test_what_calls_make_names_its_targets():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     files = [*(ROOT / ".github").rglob("*.yml"), ROOT / ".ci/run", ROOT / ".pre-commit-config.yaml"]
     called = {name for path in files for name in CALL.findall(path.read_text())}
-    assert {"test", "lint", "docs", "dist", "test-shard", "test-oldest"} <= called <= targets
+    needed = {"test", "lint", "docs", "dist", "test-shard", "test-oldest"}
+    assert needed <= called <= targets
 
 
 @pytest.mark.parametrize(
@@ -126,6 +129,41 @@ def test_every_file_of_tests_is_in_a_shard():
     assert together >= {
         f"rnnjax/{p.name}" for p in (ROOT / "rnnjax").iterdir() if p.suffix == ".py"
     }
+
+
+@pytest.mark.parametrize("goals", ["docs dist", "parity docs", "demo lint"])
+def test_one_environment_is_made_once_whatever_is_made_side_by_side(tmp_path, goals):
+    """By a Python and tools that do nothing but say when two of pip are at work."""
+    stub = tmp_path / "stub"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = ["make", "-j4", *goals.split(), f"PYTHON={stub}", f"VENV={tmp_path}/venv"]
+    own = {name: value for name, value in os.environ.items() if "MAKE" not in name}
+    own.pop("SIDE_BY_SIDE", None)  # of the make that runs the tests
+    subprocess.run(command, cwd=tmp_path, env=own, check=True, capture_output=True)
+    log = (tmp_path / "log").read_text().split()
+    assert log.count("venv") == 1
+    assert log.count("begins") == log.count("ends") > 1
+    assert "begins begins" not in " ".join(log)
+
+
+STUB = """#!/bin/sh
+here=$(dirname "$(readlink -f "$0")")
+case "$(basename "$0") $*" in
+*" -m venv "*)
+    echo venv >> "$here/log"
+    mkdir -p "$3/bin"
+    for name in python pip ruff mypy lint-imports twine check-wheel-contents; do
+        ln -sf "$here/stub" "$3/bin/$name"
+    done ;;
+"pip install"*)
+    echo begins >> "$here/log"
+    sleep 0.1
+    echo ends >> "$here/log" ;;
+esac
+"""
 
 
 def test_importing_the_library_is_quick_and_brings_no_training_or_wrapper():
