@@ -12,10 +12,13 @@ INSTALL = $(BIN)/pip install --quiet --constraint $(LOCK) --editable
 EXTRAS := .[cookbook,export,interop,language-models]
 
 # What every version of JAX, Flax and NumPy has to pass: the cells, their laws, the wrappers, the package,
-# and the training but that on several devices.
+# the training but that on several devices, and what the writers know of JAX.
 CORE := $(addprefix tests/test_,$(addsuffix .py,arguments cells laws flax_wrappers package packing \
 	explain export prepare onehot fused_forms primitive)) rnnjax/cells rnnjax/engine rnnjax/layers rnnjax/linen.py rnnjax/nnx.py \
-	$(filter-out %/test_sharding.py %/test_devices.py,$(wildcard tests/training/test_*.py))
+	$(filter-out %/test_sharding.py %/test_devices.py,$(wildcard tests/training/test_*.py)) \
+	tests/interop/test_jaxprs.py
+# What .ci/run tests with the newest JAX: the core, and the rooms whose files or programs leave the library.
+LIBRARY := $(filter-out tests/training/% tests/interop/%,$(CORE)) $(addprefix tests/,interop training text test_gallery.py)
 
 # In turn, also with -j: two pips in one environment at once would spoil it. `make test` and `make check`
 # call make again for what they do side by side.
@@ -23,7 +26,7 @@ ifndef SIDE_BY_SIDE
 .NOTPARALLEL:
 endif
 
-.PHONY: demo check quick test tests durations test-slow test-cookbook test-core test-oldest parity bench accelerators accelerators-gpu cookbook \
+.PHONY: demo check quick test tests durations test-slow test-cookbook test-core test-library test-oldest parity bench accelerators accelerators-gpu cookbook \
 	docs dist tagged lint test-shard lock clean
 
 demo: $(VENV)/demo.stamp
@@ -36,7 +39,7 @@ demo: $(VENV)/demo.stamp
 
 # Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each worker and each program that a test
 # starts would compile every file again: 0.04 of the time of `make test`.
-check test tests durations test-slow test-cookbook test-core test-shard docs: export PYTHONDONTWRITEBYTECODE =
+check test tests durations test-slow test-cookbook test-core test-library test-shard docs: export PYTHONDONTWRITEBYTECODE =
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -70,6 +73,9 @@ test-cookbook: $(VENV)/test.stamp
 
 test-core: $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(WORKERS) $(CORE)
+
+test-library: $(VENV)/test.stamp
+	$(BIN)/python -m pytest $(WORKERS) $(LIBRARY)
 
 # One part of all tests, for machines side by side: `make test-shard SHARD=1 SHARDS=4`. LOCK=/dev/null
 # takes the newest versions of everything.

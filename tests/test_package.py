@@ -100,7 +100,7 @@ def test_what_calls_make_names_its_targets():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     files = [*(ROOT / ".github").rglob("*.yml"), ROOT / ".ci/run", ROOT / ".pre-commit-config.yaml"]
     called = {name for path in files for name in CALL.findall(path.read_text())}
-    needed = {"test", "lint", "docs", "dist", "test-shard", "test-oldest"}
+    needed = {"test", "lint", "docs", "dist", "test-library", "test-shard", "test-oldest"}
     assert needed <= called <= targets
 
 
@@ -129,6 +129,21 @@ def test_every_file_of_tests_is_in_a_shard():
     assert together >= {
         f"rnnjax/{p.name}" for p in (ROOT / "rnnjax").iterdir() if p.suffix == ".py"
     }
+
+
+def test_two_pythons_share_the_tests_but_the_laws(tmp_path):
+    """Also where several processes run them."""
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    (tmp_path / "test_a.py").write_text("def test_passes(): pass\ndef test_fails(): assert 0\n")
+    (tmp_path / "test_laws.py").write_text("def test_law(): pass\n")
+
+    def run(*options):
+        command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", *options]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        return set(re.findall(r"^(?:PASSED|FAILED) \w+\.py::(\w+)", ended.stdout, re.MULTILINE))
+
+    assert run("-n", "2", "--passed", "seen/passed") == {"test_passes", "test_fails", "test_law"}
+    assert run("--but", "seen/passed") == {"test_fails", "test_law"}
 
 
 @pytest.mark.parametrize("goals", ["docs dist", "parity docs", "demo lint"])

@@ -20,7 +20,7 @@ from rnnjax.interop import functions as fn
 from rnnjax.interop import onnx as reader
 from rnnjax.interop.onnx.export import save, to_proto
 
-pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `parity`")
+pytest.importorskip("onnxruntime", reason="onnxruntime is in the group `test`")
 LENGTHS = {"lengths": np.array([3, 5, 1], np.int32)}
 
 
