@@ -48,7 +48,7 @@ def shops(path, length=80, later=3):
         for t, value in enumerate(wave(length, seed=begin)):
             if t < begin or (shop, t) == ("a", 40):
                 continue
-            month = np.datetime64("2015-01") + t
+            month = np.datetime64("2015-01") + np.timedelta64(t, "M")
             text = f"{value:.2f}".replace(".", ",") if t < length - later else ""
             lines.append(f"{month};{shop};{shop * 3};{t % 5 == 0};{t % 7};{text}")
     path.write_text("\n".join(lines), encoding="utf-8")
@@ -267,7 +267,7 @@ def test_a_picture_shows_pieces_and_what_comes():
     assert len(times) == len(values)
     kept = np.isfinite(values[:, 0])
     assert kept.sum() == 3 * (~kept).sum()
-    origin = times[kept][0] - 1
+    origin = times[kept][0] - np.timedelta64(1, "M")
     at = int((origin - problem.series.times[0]).astype(int))
     assert values[:3].tolist() == ys[at, 0].tolist()
     np.testing.assert_array_equal(lines["GRU, what comes"][1], ys[89, 0])
