@@ -18,6 +18,7 @@ from experiments.forecast.output import OURS, Coming, Result
 from experiments.forecast.problem import Problem, pose
 from experiments.forecast.tables import read_series
 from rnnjax.errors import InvalidInputError
+from rnnjax.training import load_params, save_params
 from rnnjax.training.files import write_json
 
 # Without a file: the series, and their units.
@@ -58,7 +59,7 @@ def backtested(config: Config, problem: Problem, path: Path) -> Result:
     last = factors[np.maximum(problem.ends, problem.first), place]
     print("the baselines", file=sys.stderr, flush=True)
     found = {OURS: ys, **baselines.compare(problem)}
-    output.save_params(path, trained.params)
+    save_params(path, trained.params)
     coming = trained.coming.copy()
     coming[problem.ends, place] = intervals.widened(coming[problem.ends, place], last)
     about = {"names": problem.series.names, "known": problem.cuts[0], "scale": problem.scale,
@@ -70,7 +71,7 @@ def backtested(config: Config, problem: Problem, path: Path) -> Result:
 
 def again(problem: Problem, about: dict[str, Any], path: Path) -> Result:
     """Forecast by the networks of another run."""
-    params = jax.tree.map(lambda leaf: leaf[None], output.load_params(path))
+    params = jax.tree.map(lambda leaf: leaf[None], load_params(path))
     ys = np.array(jax.jit(model.expect)(params, model.arrays_of(problem))[0])
     place = problem.ends, np.arange(len(problem.ends))
     ys[place] = intervals.widened(ys[place], np.array(about["factors"]))
@@ -115,11 +116,11 @@ def run(config: Config) -> int:
     networks, table, backtest, rows = {}, [], [], []
     panels: dict[str, Any] = {}
     for folder, (file, problem) in problems.items():
-        count, path = len(problem.series.names), run_dir / f"{folder}.npz"
+        count, path = len(problem.series.names), run_dir / f"{folder}.safetensors"
         print(f"{file}: {count} series, {problem.last + 1} times, {problem.horizon} ahead")
         if saved and config.load:
             about = saved["networks"][folder]
-            result = again(problem, about, config.load / f"{folder}.npz")
+            result = again(problem, about, config.load / f"{folder}.safetensors")
         else:
             result = backtested(config, problem, path)
             print("\n".join(["", f"backtest from {problem.origins} origins, of each series",

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments.forecast.problem import Problem
@@ -138,23 +137,3 @@ def panel(problem: Problem, result: Result, k: int) -> dict[str, Any]:
             lines[label] = np.concatenate(then), np.concatenate(values)
     lines[f"{OURS}, what comes"] = result.coming.times[k], result.coming.ys[k]
     return lines
-
-
-def save_params(path: Path, params: Any) -> None:
-    """Write a tree of dictionaries as one file of NumPy's."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    keys = ["/".join(str(key.key) for key in path) for path, _ in leaves]
-    np.savez(path, **dict(zip(keys, (leaf for _, leaf in leaves), strict=True)))
-
-
-def load_params(path: Path) -> Any:
-    """Read what `save_params` has written."""
-    params: dict[str, Any] = {}
-    with np.load(path, allow_pickle=False) as file:
-        for name in file.files:
-            *folders, last = name.split("/")
-            at = params
-            for folder in folders:
-                at = at.setdefault(folder, {})
-            at[last] = file[name]
-    return params
