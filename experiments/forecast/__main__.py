@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 
 from experiments import runs
 from experiments.cookbook.common import data, plots
@@ -24,7 +25,8 @@ from rnnjax.training.files import write_json
 # Without a file: the series, and their units.
 KNOWN = {"airline-passengers": "thousands", "monthly-sunspots": "spots",
          "daily-min-temperatures": "°C"}  # fmt: skip
-SAVED = ("target", "past", "future", "static", "by", "time", "unit", "horizon", "level", "period")
+SAVED = ("target", "past", "future", "static", "by", "time", "date_form", "unit",
+         "horizon", "level", "period")  # fmt: skip
 OF_BACKTEST = ("who", "steps", "MASE", "sMAPE", "pinball", "coverage", "width")
 OF_FORECASTS = ("time", "series", "forecast", "lower", "upper")
 
@@ -83,7 +85,7 @@ def read(config: Config, file: str, raw: bytes, about: dict[str, Any] | None) ->
     """The problem of a file, for new networks or for those that there is something ``about``."""
     series = read_series(
         raw, file, config.target, past=config.past, future=config.future, static=config.static,
-        by=config.by, time=config.time,
+        by=config.by, time=config.time, date_form=config.date_form,
     )  # fmt: skip
     problem = pose(series, file, config.horizon, config.level, config.origins, config.period)
     if about is None:
@@ -117,7 +119,7 @@ def run(config: Config) -> int:
     panels: dict[str, Any] = {}
     for folder, (file, problem) in problems.items():
         count, path = len(problem.series.names), run_dir / f"{folder}.safetensors"
-        print(f"{file}: {count} series, {problem.last + 1} times, {problem.horizon} ahead")
+        print(f"{file}: {count} series, {output.span(problem)}, {problem.horizon} ahead")
         if saved and config.load:
             about = saved["networks"][folder]
             result = again(problem, about, config.load / f"{folder}.safetensors")
@@ -139,9 +141,9 @@ def run(config: Config) -> int:
             if len(panels) < 4:
                 lines = output.panel(problem, result, k)
                 panels[title or name] = config.unit or KNOWN.get(folder, ""), lines
-    output.write(run_dir / "forecasts.csv", OF_FORECASTS, table)
+    pd.DataFrame(table, columns=OF_FORECASTS).to_csv(run_dir / "forecasts.csv", index=False)
     if backtest:
-        output.write(run_dir / "backtest.csv", OF_BACKTEST, backtest)
+        pd.DataFrame(backtest, columns=OF_BACKTEST).to_csv(run_dir / "backtest.csv", index=False)
     plots.forecasts(run_dir / "forecasts.png", panels)
     seconds = time.perf_counter() - began
     write_json(run_dir / "result.json", {

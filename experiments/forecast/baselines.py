@@ -15,6 +15,7 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from experiments.forecast.features import SCALES
 from experiments.forecast.problem import Problem
@@ -92,9 +93,7 @@ def naive(values: np.ndarray, known: int, horizon: int, *, lag: int) -> Ahead:
     """
     place, steps = np.arange(len(values)), np.arange(1, horizon + 1)
     m = max(lag, 1)
-    filled = values.copy()
-    for t in range(m, len(values)):
-        filled[t] = filled[t - m] if np.isnan(filled[t]) else filled[t]
+    filled = pd.Series(values).groupby(place % m).ffill().to_numpy()
     rounds = -(-steps // m)
     at = place[:, None] + steps - m * rounds
     mean = np.where(at >= 0, filled[np.maximum(at, 0)], np.nan)

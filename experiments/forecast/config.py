@@ -25,6 +25,8 @@ class Config:
     """The column that names the series of a row, if there are several."""
     time: str | None = None
     """The column of the times; by default the first one that holds dates."""
+    date_form: str | None = None
+    """How the times are written, in the words of strptime; needed where that has two meanings."""
     horizon: Positive = 12
     """The number of next values to forecast."""
     level: Annotated[int, (1, 100)] = 80

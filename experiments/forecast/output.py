@@ -1,8 +1,6 @@
 """What a run shows and writes: the values that come, the table of the backtest, a picture."""
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,6 +88,14 @@ def coming_lines(problem: Problem, coming: Coming, level: int) -> list[str]:
     return lines
 
 
+def span(problem: Problem) -> str:
+    """Which times a file has, or that it has none."""
+    times = problem.series.times[: problem.last + 1]
+    if times.dtype.kind != "M":
+        return f"{len(times)} times (no dates: the rows are taken in the order of the file)"
+    return f"{len(times)} times from {written(times[0])} to {written(times[-1])}"
+
+
 def written(time: Any) -> str:
     """A time as a spreadsheet writes it.
 
@@ -106,12 +112,6 @@ def forecast_rows(problem: Problem, coming: Coming, title: str = "") -> list[tup
         for name, times, each in zip(problem.series.names, *coming, strict=True)
         for time, (low, middle, high) in zip(times, each, strict=True)
     ]
-
-
-def write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A CSV file."""
-    with path.open("w", newline="", encoding="utf-8") as out:
-        csv.writer(out).writerows([header, *rows])
 
 
 def panel(problem: Problem, result: Result, k: int) -> dict[str, Any]:

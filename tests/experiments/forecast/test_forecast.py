@@ -64,6 +64,7 @@ def test_a_file_is_forecast_and_its_network_goes_on_with_a_longer_one(
     config = Config(file, ("Umsatz",), by="Laden", run_dir=tmp_path / "run", **inputs, **QUICK)
     assert run(config) == 0
     told = capsys.readouterr().out
+    assert "sales.csv: 2 series, 77 times from 2015-01 to 2021-05, 3 ahead" in told
     assert "backtest from 12 origins" in told
     assert "naive" in told
     assert "The network (MASE " in told
