@@ -2,8 +2,7 @@
 
 On a TPU a program's instructions are scheduled in bundles, one a cycle at best: of a loop their
 number a step is a lower bound of its cycles, without stalls and copies. On a GPU each operation of
-XLA's loop is a launch; a kernel of a whole loop is one in all, and what its registers cannot hold
-is spilled to memory. Of several devices of a CPU it is what they send each other. All follow from
+XLA's loop is a launch. Of several devices of a CPU it is what they send each other. All follow from
 the compiler's version and the program alone; none is a time.
 (XLA's own ``estimated_cycles`` are none either: they rank what is scheduled otherwise.)
 """
@@ -12,7 +11,6 @@ import importlib.util
 import math
 import os
 import re
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -47,18 +45,14 @@ class Compiled(NamedTuple):
     """What a program consists of.
 
     Attributes:
-        kernels: how many loops are one kernel.
         a_step: of all loops together, scheduled bundles of a TPU, or launches of a GPU; of a CPU's
             devices the bytes of the messages.
         messages: how many sums, gathers and exchanges between devices the program has, those in a
             loop once.
-        spilled: the bytes that a GPU's kernels keep in memory for want of registers.
     """
 
-    kernels: int
     a_step: int
     messages: int
-    spilled: int = 0
 
 
 class Target:
@@ -126,12 +120,7 @@ class Target:
             if file.is_file():
                 file.unlink()
         jitted = function if hasattr(function, "lower") else jax.jit(function)
-        if devices == 1:  # from the mesh the kernels learn which TPU it is
-            with jax.set_mesh(mesh):
-                text = jitted.lower(*arguments).compile().as_text()
-        else:
-            text = jitted.lower(*arguments).compile().as_text()
-        return self._read(text)
+        return self._read(jitted.lower(*arguments).compile().as_text())
 
     def sent(self, name: str) -> Compiled:
         """What the devices of a CPU send each other in the last program of that name that ran."""
@@ -143,19 +132,10 @@ class Target:
             int(bits) // 8 * math.prod(map(int, filter(None, shape.split(","))))
             for bits, shape in arrays
         )
-        return Compiled(0, sum(sizes), len(found))
+        return Compiled(sum(sizes), len(found))
 
     def _read(self, text: str) -> Compiled:
-        bundles = _bundles(Path(self._folder.name))
-        kernels = re.findall(
-            r'%(rnnjax_(\d+)_steps[\w.]*) = (.*?) custom-call\([^\n]*"tpu_custom_call"', text
-        )
-        a_step, alike = 0.0, dict[tuple[str, str], int]()
-        # Of kernels that are alike one is compiled: by its name, or by what it returns.
-        for name, block, made in sorted(kernels, key=lambda kernel: kernel[0] not in bundles):
-            size = bundles.get(name) or alike[block, _plain(made)]
-            alike.setdefault((block, _plain(made)), size)
-            a_step += size / int(block)
+        bundles, a_step = _bundles(Path(self._folder.name)), 0
         for body in set(re.findall(r" while\(.*body=%([\w.\-]+)", text)):
             operations = _operations(text, body)
             if self.kind == "h100":
@@ -163,15 +143,7 @@ class Target:
             else:
                 a_step += sum(bundles.get(name, 0) for name, _ in operations)
         messages = len(re.findall(rf" (?:{_MESSAGES})(?:-start)?\(", text))
-        spilled = 0
-        if self.kind == "h100":
-            kernels = re.findall(r'custom_call_target="__gpu\$xla\.gpu\.triton"', text)
-            files = Path(self._folder.name).rglob("*.ptx")
-            ours = [file for file in files if ".entry rnnjax" in file.read_text()]
-            if bool(ours) != bool(kernels):
-                raise RuntimeError(f"{len(kernels)} kernels, but of {len(ours)} the assembly")
-            spilled = sum(map(_spilled, ours))
-        return Compiled(len(kernels), round(a_step), messages, spilled)
+        return Compiled(a_step, messages)
 
 
 def _cuda() -> Path:
@@ -180,17 +152,6 @@ def _cuda() -> Path:
     if found is None or not found.submodule_search_locations:
         raise RuntimeError("there is no nvidia.cu13; `make accelerators-gpu` installs it")
     return Path(found.submodule_search_locations[0])
-
-
-def _spilled(file: Path) -> int:
-    """The bytes that kernels of our own store for want of registers, as the assembler says."""
-    assembler = str(_cuda() / "bin" / "ptxas")
-    command = [assembler, "-v", "-arch=sm_90a", str(file), "-o", os.devnull]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    stores = re.findall(r"properties for rnnjax\w*\n.*?(\d+) bytes spill stores", said)
-    if not stores:
-        raise RuntimeError(f"{assembler} says nothing of registers: {said}")
-    return sum(map(int, stores))
 
 
 def _bundles(folder: Path) -> dict[str, int]:
@@ -212,11 +173,6 @@ def _operations(text: str, computation: str) -> list[tuple[str, str]]:
     body = text[start.end() : text.index("\n}", start.end())]
     lines = re.findall(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*)$", body, re.MULTILINE)
     return [(name, _kind(rest)) for name, rest in lines]
-
-
-def _plain(types: str) -> str:
-    """Without where and how the arrays lie."""
-    return re.sub(r"\{[^}]*\}", "", types)
 
 
 def _kind(rest: str) -> str:

@@ -271,7 +271,7 @@ def held() -> Any:
     return ax
 
 
-ENGINE = ["engine", *(f"engine.{room}" for room in ("core", "fused", "parallel", "pallas"))]
+ENGINE = ["engine", *(f"engine.{room}" for room in ("core", "fused", "parallel"))]
 ROOMS = ["errors", "checks", "meshes", "cells", "packing", "text", *ENGINE, "layers", "flax_cells"]
 ROOMS += ["linen", "nnx", "online", "training", "testing", "interop"]
 

@@ -42,7 +42,6 @@ from rnnjax.cells import (
 from rnnjax.engine import (
     Auto,
     Fused,
-    Kernel,
     Method,
     Parallel,
     Scan,
@@ -96,7 +95,6 @@ __all__ = [
     "GatedDeltaNetCell",
     "InteropError",
     "InvalidInputError",
-    "Kernel",
     "LRUCell",
     "LSTMCarry",
     "LSTMCell",

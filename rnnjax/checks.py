@@ -52,6 +52,7 @@ HABITS = {  # words of Keras, PyTorch and Flax: arguments, attributes, names of 
         "nn Module Model Sequential": "a function of params and xs, or a module of rnnjax.linen",
         "ModelCheckpoint": 'run_dir="runs/first" in fit', "implementation": "unroll(..., method=m)",
         "DataLoader Dataset": "rnnjax.training.minibatches(data, 50), or give fit your loader",
+        "Kernel": "method=Auto(), as XLA compiles the loop for a GPU or a TPU",
     }.items()
     for word in words.split()
 }  # fmt: skip

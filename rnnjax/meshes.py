@@ -116,18 +116,6 @@ def match_vma(leaf: jax.Array, like: jax.Array) -> jax.Array:
     return _varying(leaf, _varying_axes(like))
 
 
-def varies(tree: Any) -> bool:
-    """Whether any array may differ between the devices of a ``jax.shard_map``."""
-    return any(map(_varying_axes, jax.tree.leaves(tree)))
-
-
-def shaped_like(shape: tuple[int, ...], dtype: Any, like: jax.Array) -> jax.ShapeDtypeStruct:
-    """Return the shape of a result that varies over the same mesh axes as ``like``."""
-    kind: Any = jax.typeof(like)
-    name = "manual_axis_type" if hasattr(kind, "manual_axis_type") else "vma"
-    return jax.ShapeDtypeStruct(shape, dtype, **{name: getattr(kind, name)})
-
-
 def _varying(leaf: Any, axes: frozenset[str]) -> Any:
     missing = axes - _varying_axes(leaf)
     return jax.lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf

@@ -520,9 +520,7 @@ def test_a_memory_erases_or_removes_by_every_method():
 CODES = 5_000
 
 
-@pytest.mark.parametrize(
-    "method", [Scan(), Fused(), Fused(keep_every=3), rnnjax.Kernel(interpret=True)], ids=str
-)
+@pytest.mark.parametrize("method", [Scan(), Fused(), Fused(keep_every=3)], ids=str)
 def test_codes_beside_raw_features_make_no_vectors(method, random_like, assert_close):
     """Values, gradients, lengths and resets of a pair are those of one dense array."""
     cell = DecayingCell(4)

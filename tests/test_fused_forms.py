@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from cell_table import GainCell
 from jax.ad_checkpoint import checkpoint_name
+from jaxprs import equations
 
 import rnnjax
 from rnnjax.cells.activations import RESIDUAL
@@ -19,7 +20,6 @@ from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.fused import matmul
 from rnnjax.engine.fused.matmul import Backward, Forward, Products
 from rnnjax.engine.fused.recurrence import Recurrence
-from rnnjax.engine.pallas.gpu import equations
 
 FEATURES, TIME = 6, 5
 KINDS = [rnnjax.SimpleRNNCell, rnnjax.GRUCell]  # one sum or two halves; an LSTM's is a sum too

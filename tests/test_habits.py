@@ -45,6 +45,7 @@ TRIES: dict[str, list[tuple[Callable[[], Any], str]]] = {
         (lambda: rnnjax.Dense(1), "ys @ kernel + bias"),
         (lambda: rnnjax.Embedding(10, 3), "table[ids]"),
         (lambda: rnnjax.Masking(), "mask=mask"),
+        (lambda: rnnjax.Kernel(), "method=Auto()"),
         (lambda: run(initial_state=None), "unroll(cell, params, xs, carry)"),
         (lambda: run(return_sequences=False), 'outputs="last"'),
         (lambda: run(go_backwards=True), "reverse=True"),

@@ -362,13 +362,11 @@ def test_a_cell_runs_where_the_reference_says(kind: type[rnnjax.Cell]) -> None:
     rows = re.findall(r"^\| (.*`\w+Cell`.*?) \|.*\| (`.*) \|$", page, re.MULTILINE)
     where = next((where for names, where in rows if name in names), None)
     assert where, f"add {name} to the table of docs/reference/cells.md"
-    (without_kernel,) = re.findall("also runs on `Kernel`, except (.*)\\. Which", page)
     for cell in [cell for cell in CELLS.values() if type(cell) is kind]:
         chosen = rnnjax.Parallel() if where.startswith("`Parallel`") else rnnjax.Fused()
         assert rnnjax.Auto().choose(cell) == chosen
         if ";" not in where:  # else something stands in its place
             assert (rnnjax.Parallel().refusal(cell) is None) == ("`Parallel`" in where)
-        assert (rnnjax.Kernel().refusal(cell) is None) == (name not in without_kernel)
 
 
 # What has a page in Do; its card is a picture and a table.

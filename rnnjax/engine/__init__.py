@@ -9,7 +9,6 @@ from rnnjax.engine.functions import causal_convolution as causal_convolution
 from rnnjax.engine.functions import linear_recurrence as linear_recurrence
 from rnnjax.engine.functions import matrix_memory as matrix_memory
 from rnnjax.engine.fused.method import Fused as Fused
-from rnnjax.engine.pallas.method import Kernel as Kernel
 from rnnjax.engine.parallel.method import Parallel as Parallel
 from rnnjax.engine.unroll import Explanation as Explanation
 from rnnjax.engine.unroll import explain as explain

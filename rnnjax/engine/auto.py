@@ -29,7 +29,7 @@ class Auto(Method):
     - `Fused` otherwise.
 
     `Fused` also replaces `Parallel` if the number of steps is unknown, as in a program exported for
-    any number. `Kernel` is never chosen: name it.
+    any number.
     """
 
     def refusal(self, cell: Cell) -> str | None:

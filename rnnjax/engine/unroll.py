@@ -93,7 +93,7 @@ def unroll(
         key: a random key for `Regularized` cells and for dropout in a `Stack`. Without one they are
             off, as for prediction, and a gradient comes with a warning.
         method: how to run, a `Method`: ``Auto()``, ``Scan()``, ``Fused()`` ... All give the same
-            numbers. A named method runs or raises, except `Kernel` on a platform without one.
+            numbers. A named method runs or raises.
 
     ``lengths``, ``mask`` and ``resets`` may leave out trailing batch axes, and then apply to all
     rows along these. A NaN in a valid step reaches the gradients as in plain JAX, resets or not.

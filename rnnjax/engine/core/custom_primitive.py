@@ -21,7 +21,6 @@ from jax.interpreters import ad, batching, mlir, partial_eval
 
 from rnnjax.checks import usual_promotion
 from rnnjax.errors import InvalidInputError
-from rnnjax.meshes import divided
 
 # ---- the static parameters of one call
 
@@ -234,16 +233,7 @@ def _lowering(platform: str) -> Any:
     return mlir.lower_fun(execute, multiple_results=True)
 
 
-def _on_one_device(platform: str, context: Any, *flat: Any, **params: Any) -> Any:
-    """Lower for one device: XLA cannot partition our kernels over several."""
-    axes = context.module_context.axis_context
-    alone = getattr(axes, "num_devices", 1) == 1 and not divided()
-    return _lowering(platform if alone else "any")(context, *flat, **params)
-
-
 mlir.register_lowering(_p, _lowering("cpu"), platform="cpu")
-for _platform in ("cuda", "tpu"):
-    mlir.register_lowering(_p, functools.partial(_on_one_device, _platform), platform=_platform)
 mlir.register_lowering(_p, _lowering("any"))
 
 

@@ -62,7 +62,7 @@ def checked(
 
 def check_runs(method: Any, reverse: Any = False) -> None:
     """Raise unless ``method`` is a method, the mesh has its axis, and ``reverse`` is a boolean."""
-    check_instance("method", method, Method, "Auto(), Scan(), Fused(), Parallel() or Kernel()")
+    check_instance("method", method, Method, "Auto(), Scan(), Fused() or Parallel()")
     check_flag("reverse", reverse)
     if not method.along.known():
         raise InvalidInputError(

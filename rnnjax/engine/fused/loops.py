@@ -1,8 +1,7 @@
 """Loops over arrays that are written in place."""
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,84 +13,53 @@ An array of the state without an axis of rows is a sum over rows: a step adds to
 """
 
 
-class LoopArgs(NamedTuple):
-    """The arguments of a loop.
+Loop = Callable[..., tuple[Any, jax.Array, Any]]
+"""`over_time`, or it `with_vectors`."""
 
-    Attributes:
+
+def with_vectors(
+    step: Step, state: Any, first: jax.Array, others: Any, *, reverse: bool, prefetch: bool
+) -> tuple[Any, jax.Array, Any]:
+    """Run `over_time` with the entries of ``first`` of a single row as vectors.
+
+    XLA on a CPU copies the whole product ``(time, width)`` before a loop over ``(time, 1, width)``.
+    With vectors a gradient of one row takes down to 0.6 of the memory. On a TPU they are slower.
+    """
+    num_steps, *rows, width = first.shape
+    if not rows or any(not isinstance(size, int) or size != 1 for size in rows):
+        return over_time(step, state, first, others, reverse=reverse, prefetch=prefetch)
+
+    def vectors(state: Any, first: jax.Array, others: Any) -> Any:
+        state, entry, output = step(state, first.reshape(*rows, width), others)
+        return state, entry if entry is None else entry.reshape(width), output
+
+    whole, first = first.shape, first.reshape(num_steps, width)
+    state, first, outputs = over_time(
+        vectors, state, first, others, reverse=reverse, prefetch=prefetch
+    )
+    return state, first.reshape(whole), outputs
+
+
+def over_time(
+    step: Step, state: Any, first: jax.Array, others: Any, *, reverse: bool, prefetch: bool
+) -> tuple[Any, jax.Array, Any]:
+    """Scan over ``first`` and ``others``, and replace entries of ``first``.
+
+    With ``prefetch``, each step's entries are read at the end of the step before. XLA otherwise
+    slices them out of the whole arrays in each fusion of a step, which is slow if there are
+    several. They are read after the write: nothing needs the old array, and XLA does not copy it.
+
+    Args:
         step: the body, see `Step`.
         state: the state before the first step.
         first: an array over time, whose entries a step may replace.
         others: a tree of arrays over time.
         reverse: whether to begin with the last entry.
-        prefetch: whether XLA's loop reads a step's entries in the step before, see `over_time`.
+        prefetch: whether XLA's loop reads a step's entries in the step before.
+
+    Returns:
+        the state after the last step, ``first`` with its replacements, the outputs of all steps.
     """
-
-    step: Step
-    state: Any
-    first: jax.Array
-    others: Any
-    reverse: bool
-    prefetch: bool
-
-
-Loop = Callable[[LoopArgs], tuple[Any, jax.Array, Any]]
-"""A function from `LoopArgs` to the state after the last step, the first array with its
-replacements, and the outputs of all steps."""
-
-
-class LoopSpec(NamedTuple):
-    """The identity of a layer's loop, from which it can be traced again for other rows.
-
-    Attributes:
-        recurrence: a `rnnjax.engine.fused.recurrence.Recurrence`.
-        kind: the method of it that has the loop: ``run``, ``forward`` or ``backward``.
-        args: the arguments of the layer.
-    """
-
-    recurrence: Any
-    kind: str
-    args: tuple[Any, ...]
-
-
-class LoopBackend(Protocol):
-    """A way of running loops: a hashable value."""
-
-    def on(self, platform: str, spec: LoopSpec) -> tuple[str, Loop | None]:
-        """Return the platform to plan a layer for, and its loop; None for XLA's."""
-
-
-def with_vectors(loop: Loop) -> Loop:
-    """Run a loop with the entries of ``first`` of a single row as vectors.
-
-    XLA on a CPU copies the whole product ``(time, width)`` before a loop over ``(time, 1, width)``.
-    With vectors a gradient of one row takes down to 0.6 of the memory. On a TPU they are slower.
-    """
-
-    @functools.wraps(loop)
-    def looped(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
-        num_steps, *rows, width = args.first.shape
-        if not rows or any(not isinstance(size, int) or size != 1 for size in rows):
-            return loop(args)
-
-        def step(state: Any, first: jax.Array, others: Any) -> Any:
-            state, entry, output = args.step(state, first.reshape(*rows, width), others)
-            return state, entry if entry is None else entry.reshape(width), output
-
-        first = args.first.reshape(num_steps, width)
-        state, first, outputs = loop(args._replace(step=step, first=first))
-        return state, first if first is None else first.reshape(args.first.shape), outputs
-
-    return looped
-
-
-def over_time(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
-    """Scan over ``first`` and ``others``, and replace entries of ``first``: a `Loop`.
-
-    With ``prefetch``, each step's entries are read at the end of the step before. XLA otherwise
-    slices them out of the whole arrays in each fusion of a step, which is slow if there are
-    several. They are read after the write: nothing needs the old array, and XLA does not copy it.
-    """
-    step, state, first, others, reverse, prefetch = args
     last = first.shape[0] - 1  # of a program that is exported perhaps not known
 
     def read(first: jax.Array, t: jax.Array) -> Any:

@@ -20,15 +20,7 @@ from rnnjax.cells.step import is_bias, multiplied, update_params
 from rnnjax.checks import brief
 from rnnjax.engine.core.custom_primitive import Function
 from rnnjax.engine.core.masking import StepMarks, Steps
-from rnnjax.engine.fused.loops import (
-    Loop,
-    LoopArgs,
-    LoopBackend,
-    LoopSpec,
-    over_time,
-    split_time,
-    with_vectors,
-)
+from rnnjax.engine.fused.loops import over_time, split_time, with_vectors
 from rnnjax.engine.fused.plan import LayerPlan
 from rnnjax.engine.fused.residuals import (
     Layer,
@@ -48,30 +40,23 @@ class Recurrence(Function):
         cell: a cell that declares its equation.
         dtype: the type of the operands of its products.
         reverse: whether it runs from the last step to the first.
-        loops: the backend of its loops; None for XLA's.
     """
 
     cell: Cell
     dtype: DTypeLike | None
     reverse: bool
-    loops: LoopBackend | None = None
 
     def refused(self, what: str) -> str:
         """Say why the update of the cell cannot run so."""
         return (
             f"update of {brief(self.cell)} has {what}, and so cannot be taken out of the order of "
-            "its steps by Fused(), Kernel() or Auto(); use method=Scan()"
+            "its steps by Fused() or Auto(); use method=Scan()"
         )
 
-    def layer(self, platform: str, kind: str, *args: Any) -> Layer:
+    def layer(self, platform: str, params: Params, steps: Steps, xs: Any) -> Layer:
         """Return the `Layer` for one of the methods below."""
-        params, steps, xs, *_ = args
-        loop: Loop | None = None
-        if self.loops is not None:
-            platform, loop = self.loops.on(platform, LoopSpec(self, kind, args))
         plan = LayerPlan.of(self.cell, params, xs.shape, self.dtype, platform)
-        if loop is None:
-            loop = with_vectors(over_time) if platform == "cpu" else over_time
+        loop = with_vectors if platform == "cpu" else over_time
         return Layer(self.cell, plan, self.reverse, params, steps, loop)
 
     def plain(
@@ -79,7 +64,7 @@ class Recurrence(Function):
     ) -> Any:
         """Scan over the step, after the product of the inputs."""
         # For no platform: a form that is differentiated to any order has no barriers or copies.
-        step = step_of(self.layer("any", "run", params, steps, xs, per_step, carry))
+        step = step_of(self.layer("any", params, steps, xs))
         projected = multiplied(self.cell, params, xs, self.dtype)
         return jax.lax.scan(
             lambda carry, at: step(carry, *at), carry, (projected, per_step), reverse=self.reverse
@@ -93,7 +78,7 @@ class Recurrence(Function):
         A projection that fits the cache is read from there, and its memory is reused. `LayerPlan`
         says how many steps: too few make small products.
         """
-        layer = self.layer(platform, "run", params, steps, xs, per_step, carry)
+        layer = self.layer(platform, params, steps, xs)
 
         def at_once(carry: Carry, inputs: tuple[Any, StepMarks]) -> tuple[Carry, jax.Array]:
             xs, per_step = inputs
@@ -123,7 +108,7 @@ class Recurrence(Function):
         Residuals of the size of the projected inputs, such as four gates, overwrite them. That
         saves the largest array of a layer.
         """
-        layer = self.layer(platform, "forward", params, steps, xs, per_step, carry)
+        layer = self.layer(platform, params, steps, xs)
         step = saving_step_of(layer)
 
         def keep(carry: Carry, projected: jax.Array, at: StepMarks) -> Any:
@@ -132,14 +117,14 @@ class Recurrence(Function):
 
         # Prefetched, as XLA may otherwise copy the array that is written over at each step.
         carry, first, (ys, rest, carries) = layer.loop(
-            LoopArgs(keep, carry, project(layer, xs), per_step, self.reverse, prefetch=True)
+            keep, carry, project(layer, xs), per_step, reverse=self.reverse, prefetch=True
         )
         return (carry, ys), (first, rest, carries)
 
     def backward(self, platform: str, args: Any, saved: Any, d: Any, needs_grad: Any) -> Any:
         """Run the backward loop, and one product for each weight."""
         (params, steps, xs, per_step, _), (first, rest, carries) = args, saved
-        layer, cell = self.layer(platform, "backward", *args), self.cell
+        layer, cell = self.layer(platform, params, steps, xs), self.cell
         d_carry, d_ys = d
         (d_used, d_start), d_projected, (d_recurrent, d_raw), d_carry = _backward_loop(
             layer, first, (rest, d_ys, carries, per_step), d_carry
@@ -190,7 +175,9 @@ def _forward_loop(
         return new, None, y
 
     prefetch = layer.plan.prefetch
-    carry, _, ys = layer.loop(LoopArgs(body, carry, projected, per_step, layer.reverse, prefetch))
+    carry, _, ys = layer.loop(
+        body, carry, projected, per_step, reverse=layer.reverse, prefetch=prefetch
+    )
     return carry, ys
 
 
@@ -254,6 +241,6 @@ def _backward_loop(
         lambda leaf: jnp.zeros_like(leaf, dtype=at_least_float32(leaf.dtype)), (used, steps.start)
     )
     (d_carry, d_shared), d_projected, rest = loop(
-        LoopArgs(step, (d_carry, zeros), first, others, not layer.reverse, True)
+        step, (d_carry, zeros), first, others, reverse=not layer.reverse, prefetch=True
     )
     return d_shared, d_projected, rest, d_carry

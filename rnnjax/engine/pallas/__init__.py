@@ -1,1 +1,0 @@
-"""The loop of a layer as one Pallas kernel, for TPUs and GPUs."""
