@@ -55,7 +55,7 @@ def test_shapes_are_asked_of_numpy():
     ("name", "meant"),
     [
         ("LSTM", "; write rnnjax.LSTMCell"),
-        ("Noise", "; write rnnjax.cells.Noise"),
+        ("Steps", "; write rnnjax.engine.Steps"),
         ("Explanation", "; write rnnjax.engine"),
         ("Pooling", "; write rnnjax.layers.Pooling"),
         ("Packed", "; write rnnjax.packing.Packed"),

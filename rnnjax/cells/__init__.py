@@ -7,7 +7,6 @@ from rnnjax.cells.base import Param as Param
 from rnnjax.cells.base import Params as Params
 from rnnjax.cells.base import Role as Role
 from rnnjax.cells.composite import CompositeCell as CompositeCell
-from rnnjax.cells.composite import Noise as Noise
 from rnnjax.cells.convlstm import ConvLSTMCell as ConvLSTMCell
 from rnnjax.cells.deltanet import GatedDeltaNetCell as GatedDeltaNetCell
 from rnnjax.cells.diagonal import DiagonalLSTMCell as DiagonalLSTMCell

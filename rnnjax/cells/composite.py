@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,28 +15,6 @@ from rnnjax.cells.base import Carry, CarryT, Cell, Inputs, Params
 from rnnjax.cells.onehot import Beside
 from rnnjax.checks import brief
 from rnnjax.errors import InvalidInputError
-
-
-class Noise(NamedTuple):
-    """The noise of a regulariser inside the loop of a cell, sampled before the loop.
-
-    Attributes:
-        recurrent: factors ``(*batch, recurrent_size)`` of the hidden state in the recurrent product
-            (recurrent dropout), or None.
-        zoneout: by field of the carry, the units that keep their old value: booleans ``(time,
-            *batch, size)``.
-        leaks: their expectation, by field the share of the old value that stays.
-    """
-
-    recurrent: jax.Array | None = None
-    zoneout: Mapping[str, jax.Array] = {}
-    leaks: Mapping[str, Any] = {}
-
-    def __bool__(self) -> bool:
-        return bool(jax.tree.leaves(self))
-
-
-_QUIET = Noise()
 
 
 class LayerRun(Protocol):
@@ -51,13 +29,14 @@ class LayerRun(Protocol):
         *,
         key: jax.Array | None = None,
         reverse: bool = False,
-        noise: Noise = _QUIET,
+        noise: Any = None,
     ) -> tuple[Carry, jax.Array]:
         """Run a layer, possibly a composite, and return its carry and outputs.
 
         The carry is passed on unchanged: the engine may have put more than arrays into its leaves.
         A composite samples its noise from ``key``, unless it is None. ``reverse`` is relative to
-        the direction of the composite. ``noise`` is for a cell that is not a composite.
+        the direction of the composite. ``noise`` is for a cell that is not a composite: a
+        `rnnjax.engine.Steps` with what a regulariser sampled before the loop, or None.
         """
 
 
@@ -180,7 +159,7 @@ class WrappedCell(Cell[CarryT]):
         return self.cell.start(params, batch_shape, dtype)
 
 
-SingleRun = Callable[[Cell, Params, Any, Carry, Noise, bool], tuple[Carry, jax.Array]]
+SingleRun = Callable[[Cell, Params, Any, Carry, Any, bool], tuple[Carry, jax.Array]]
 """``(cell, params, xs, carry, noise, reverse) -> (carry, ys)``, for a cell without layers."""
 
 
@@ -195,7 +174,7 @@ def over_layers(single: SingleRun) -> LayerRun:
         *,
         key: jax.Array | None = None,
         reverse: bool = False,
-        noise: Noise = _QUIET,
+        noise: Any = None,
         outer_reverse: bool = False,
     ) -> tuple[Carry, jax.Array]:
         # Inside a backward direction, forward is against the sequence.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from rnnjax.cells.base import Carry, CarryT, Cell, Inputs, Params, ParamTree
-from rnnjax.cells.composite import Noise, over_layers, without_initializers
+from rnnjax.cells.composite import over_layers, without_initializers
 from rnnjax.checks import advised, brief, check_choice, check_flag, check_key, usual_promotion
 from rnnjax.engine.auto import Auto
 from rnnjax.engine.core.custom_primitive import traced
@@ -207,7 +207,7 @@ def _unroll_layer(
     params: Params,
     xs: Any,
     carry: Carry,
-    noise: Noise,
+    noise: Steps | None,
     reverse: bool,
     *,
     marks: Marks,
@@ -216,6 +216,7 @@ def _unroll_layer(
     # Checked per layer: only its composite knows which cells and noise it runs with.
     check_method(cell, how.method)
     check_noise(cell, noise)
+    noise = noise or Steps()
     # Inside `jax.shard_map` a loop's state must vary over the mesh axes that its results vary over.
     # Made so here, once, for every method.
     params, xs, carry, marks, noise = match_devices((params, xs, carry, marks, noise))
@@ -225,8 +226,8 @@ def _unroll_layer(
         both = functools.partial(jax.tree.map, is_leaf=lambda node: isinstance(node, _Leaf))
         carry, start = (both(operator.itemgetter(part), carry) for part in (0, 1))
     xs, raw = entered(cell, params, xs)
-    per_step = StepMarks(valid, resets, noise.zoneout, raw)
-    steps = Steps(per_step, start, noise.recurrent, noise.leaks)
+    per_step = noise.per_step._replace(valid=valid, resets=resets, raw=raw)
+    steps = noise._replace(per_step=per_step, start=start)
     with how.method.precisely():
         carry, ys = how.method.run(cell, params, xs, carry, reverse, steps)
     if how.masked_outputs == "last" and valid is not None:
@@ -295,7 +296,7 @@ def explain(
         )
 
     def single(
-        cell: Cell, params: Params, xs: Any, carry: Carry, noise: Noise, reverse: bool
+        cell: Cell, params: Params, xs: Any, carry: Carry, noise: Any, reverse: bool
     ) -> tuple[Carry, jax.Array]:
         check_method(cell, method)
         check_noise(cell, noise)

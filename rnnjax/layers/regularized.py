@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params, PickLast
-from rnnjax.cells.composite import CompositeCell, LayerRun, Noise, WrappedCell, beside
+from rnnjax.cells.composite import CompositeCell, LayerRun, WrappedCell, beside
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.step import split_raw
 from rnnjax.cells.validation import made_carry
@@ -112,7 +112,7 @@ class Regularized(WrappedCell[CarryT], CompositeCell[CarryT]):
     ) -> tuple[CarryT, jax.Array]:
         """Sample the noise, and run the cell with it."""
         if key is None:
-            return run(self.cell, params, xs, carry, noise=Noise(leaks=self.zoneout))
+            return run(self.cell, params, xs, carry, noise=Steps(leaks=self.zoneout))
         keys = iter(jax.random.split(key, 5))
         xs = self._drop_inputs(next(keys), xs)
         params = self._drop_weights(next(keys), params)
@@ -140,7 +140,7 @@ class Regularized(WrappedCell[CarryT], CompositeCell[CarryT]):
         scaled = kernel * factors(key, self.weight_drop, kernel.shape).astype(kernel.dtype)
         return {**params, "recurrent_kernel": scaled}
 
-    def _noise(self, keys: Any, steps: tuple[int, ...]) -> Noise:
+    def _noise(self, keys: Any, steps: tuple[int, ...]) -> Steps:
         """Sample the noise for ``steps``, which is (time, *batch)."""
         carry = jax.eval_shape(lambda: self.cell.initial_carry(steps[1:]))
         key, *zoneout_keys = keys
@@ -153,4 +153,4 @@ class Regularized(WrappedCell[CarryT], CompositeCell[CarryT]):
             name: jax.random.bernoulli(key, rate, (steps[0], *getattr(carry, name).shape))
             for key, (name, rate) in zip(zoneout_keys, self.zoneout.items(), strict=False)
         }
-        return Noise(recurrent, zoneout)
+        return Steps(StepMarks(zoneout=zoneout), recurrent=recurrent)

@@ -11,12 +11,12 @@ import numpy as np
 from jax.export import is_symbolic_dim
 
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.cells.composite import Noise
 from rnnjax.cells.onehot import Beside
 from rnnjax.cells.products import cast
 from rnnjax.cells.step import split_raw
 from rnnjax.cells.validation import as_inputs, check_carry, check_features, check_pair, made_carry
 from rnnjax.checks import as_array, brief, check_flag, check_instance, check_lengths, state_type
+from rnnjax.engine.core.masking import Steps
 from rnnjax.engine.core.method import Method
 from rnnjax.errors import InvalidInputError
 from rnnjax.meshes import MeshAxis
@@ -224,14 +224,14 @@ def entered(cell: Cell, params: Params, xs: Any) -> tuple[Any, Mapping[str, jax.
     return split_raw(cell, xs)
 
 
-def check_noise(cell: Cell, noise: Noise) -> None:
+def check_noise(cell: Cell, noise: Steps | None) -> None:
     """Raise unless ``cell`` supports this noise of a regulariser."""
-    if noise and cell.carry is None:
+    if cell.carry is None and jax.tree.leaves(noise):
         raise InvalidInputError(
             f"recurrent dropout and zoneout cannot reach inside of {brief(cell)}, because it "
             "declares no carry and update, but a step; use them with another cell"
         )
-    if noise.recurrent is not None and cell.recurrent is None:
+    if noise is not None and noise.recurrent is not None and cell.recurrent is None:
         raise InvalidInputError(
             f"recurrent dropout needs a product of the state before the update, which "
             f"{brief(cell)} has not; leave it out"
