@@ -1,6 +1,5 @@
 """Matrix memories chunk by chunk, as matrix products."""
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -50,9 +49,10 @@ class _Chunk(NamedTuple):
     restarted: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class Matrices:
-    """Runs a memory chunk by chunk: ``(memory, carry, start, valid, resets)``.
+def _run(
+    length: int, rows: int, memory: Memory, carry: Any, start: Any, valid: Any, resets: Any
+) -> Any:
+    """Run a memory chunk by chunk.
 
     Within a chunk, the reads of written values are a product of queries and keys with the decay
     between them. If steps erase first, the written values solve a triangular system (Yang et al.,
@@ -61,207 +61,229 @@ class Matrices:
     Args:
         length: the steps of a chunk.
         rows: the number of axes before the heads, with time, and with that of groups if any.
+        memory: as in `run_memory`, and so the others.
+        carry: the state before the first step.
+        start: the state that a reset restores.
+        valid: which steps run, for each row, or None.
+        resets: where a new sequence begins, for each row, or None.
+
+    Returns:
+        the reads of each step, the stabilizers or None, and the last carry.
     """
-
-    length: int
-    rows: int
-
-    def run(self, memory: Memory, carry: Any, start: Any, valid: Any, resets: Any) -> Any:
-        """Return the reads of each step, the stabilizers or None, and the last carry."""
-        num_steps, groups, given = memory.key.shape[0], memory.groups, carry
-        memory = memory.widened(carry.memory).grouped()
-        carry, start = jax.tree.map(
-            lambda leaf: in_groups(leaf, self.rows - 2, groups), (carry, start)
-        )
-        if groups:
-            valid, resets = (None if m is None else m[..., None] for m in (valid, resets))
-        stabilizers = None
-        # A masked step writes nothing and decays by 1, so that the products below need no mask.
-        memory = memory if valid is None else _with_masked_idle(memory, valid)
-        if memory.log_beta is not None:
-            stabilizers = self._stabilizers(memory, carry, start, resets)
-            # S is stored as S exp(-m). A step multiplies the old one by exp(log A + m - m') and the
-            # new value by exp(log beta - m'). As m' is the larger of log A + m and log beta, one of
-            # both factors is 1. The other is below it, and may underflow to 0 without harm.
-            before = shift(stabilizers).at[0].set(carry.stabilizer)
-            if resets is not None:
-                before = jnp.where(resets[..., None], start.stabilizer, before)
-            memory = memory.stabilized(before, stabilizers)
-        fresh = None if resets is None else start.memory
-        chunk = self._chunk(memory, fresh, resets)
-        written = (chunk.until * chunk.value).mT @ chunk.key
-        erased = None if chunk.erased is None else (chunk.until * chunk.erased).mT @ chunk.key
-        ends = chunk.keeps, written, erased, chunk.restarted[..., -1]
-        state, starts = jax.lax.scan(functools.partial(self._over, fresh=fresh), carry.memory, ends)
-        # With S_0 the memory before the chunk, D_t the product of the decays of its steps up to t,
-        # D_(s..t) that of the steps s + 1 to t, and u_s the value that step s writes, the read is
-        # y_t = S_0 D_t q_t + sum_(s<=t) (k_s^T D_(s..t) q_t) u_s. `reads` has the brackets;
-        # `since` and `query` are D_t and q_t, or 1 and D_t q_t with a decay per key entry.
-        value = chunk.value
-        if chunk.erased is not None:
-            value = value - chunk.erased @ starts.mT
-        found = chunk.query @ starts.mT
-        if fresh is not None:
-            found = jnp.where(chunk.restarted[..., None], chunk.query @ fresh.mT, found)
-        reads = self._joined(chunk.reads @ value + chunk.since * found)[:num_steps]
-        reads = reads.reshape(num_steps, *given.memory.shape[:-1])
-        last = state.reshape(given.memory.shape)
-        if stabilizers is None:
-            return reads, None, MatrixCarry(last)
-        stabilizers = stabilizers.reshape(num_steps, *given.stabilizer.shape)
-        return reads, stabilizers, StabilizedCarry(last, stabilizers[-1])
-
-    def _over(self, state: jax.Array, at: Any, fresh: Any) -> tuple[jax.Array, jax.Array]:
-        """Return the memory after a chunk, and the memory before it."""
-        keeps, written, erased, restarted = at
-        new = state
-        if fresh is not None:
-            new = jnp.where(restarted[..., None, None], fresh, new)
-        # S_L = S_0 D_L + sum_s u_s k_s^T D_(s..L). If steps erase, u_s = a_s - S_0 b_s, where a_s
-        # and b_s are the rows of `_Chunk.value` and `_Chunk.erased`. With a_s in place of u_s the
-        # sum is `written`, and with b_s it is `erased`.
-        new = keeps[..., None, :] * new + written
-        if erased is not None:
-            new = new - state @ erased
-        return new.astype(state.dtype), state
-
-    def _stabilizers(self, memory: Memory, carry: Any, start: Any, resets: Any) -> jax.Array:
-        """Compute ``m' = max(log_decay + m, log_beta)`` at each step."""
+    num_steps, groups, given = memory.key.shape[0], memory.groups, carry
+    memory = memory.widened(carry.memory).grouped()
+    carry, start = jax.tree.map(lambda leaf: in_groups(leaf, rows - 2, groups), (carry, start))
+    if groups:
+        valid, resets = (None if m is None else m[..., None] for m in (valid, resets))
+    split = functools.partial(_in_chunks, length, rows)
+    marks = None if resets is None else split(resets[..., None])
+    stabilizers = None
+    # A masked step writes nothing and decays by 1, so that the products below need no mask.
+    memory = memory if valid is None else _with_masked_idle(memory, valid)
+    if memory.log_beta is not None:
         decay, added = memory.log_decay, memory.log_beta
-        assert added is not None
         if resets is not None:  # where nothing comes from before
-            added = jnp.where(
-                resets[..., None], jnp.maximum(decay + start.stabilizer, added), added
-            )
-        sums, whole, linked = self._sums(decay, resets)
-        added = self._in_chunks(added, -jnp.inf)
-        # Unrolled, m_t is the largest of m_0 + d_1 + .. + d_t and of all b_s + d_(s+1) + .. + d_t,
-        # s <= t: a linear recurrence with max for plus and + for times, which distributes over it.
-        own = jnp.where(_lower(self.length) & linked, sums + added[..., None, :], -jnp.inf)
-        # By its place: the slope of `jnp.max` asks which entries equal the result, and where XLA
-        # rounds one differently when it computes it again, for a gradient, it is another one.
-        largest = own.argmax(-1, keepdims=True) == jnp.arange(self.length)
-        own = jnp.where(largest, own, 0).sum(-1)
-        restarted = jnp.zeros_like(own, bool) if resets is None else self._restarted(resets)
-        whole = jnp.where(restarted, -jnp.inf, whole)
-
-        def over(state: jax.Array, at: Any) -> tuple[jax.Array, jax.Array]:
-            whole, own = at
-            return jnp.maximum(state + whole, own).astype(state.dtype), state
-
-        starts = jax.lax.scan(over, carry.stabilizer, (whole[..., -1], own[..., -1]))[1]
-        before = starts[..., None] + whole
-        found = jnp.where(before > own, before, own)
-        return self._joined(found[..., None])[: decay.shape[0], ..., 0]
-
-    def _chunk(self, memory: Memory, fresh: Any, resets: Any) -> _Chunk:
-        """Compute the matrices of all chunks at once."""
-        query, key, value = (self._in_chunks(x) for x in (memory.query, memory.key, memory.value))
-        value = value if memory.beta is None else self._in_chunks(memory.beta)[..., None] * value
-        by_key, log_decay = memory.by_key, memory.log_decay
-        sums, whole, linked = self._sums(log_decay, resets)
-        linked = _lower(self.length) & linked
-        decays = _decays(sums, linked, by_key)
-        keeps = jnp.exp(whole if by_key else whole[..., None])
-
-        def across(one: jax.Array, key: jax.Array, decays: jax.Array) -> jax.Array:
-            """Multiply each step's vectors with the decayed keys of earlier steps."""
-            if by_key:
-                return jnp.einsum("...td,...sd,...tsd->...ts", one, key, decays)
-            return (one @ key.mT) * decays
-
-        restarted = jnp.zeros(key.shape[:-1], bool) if resets is None else self._restarted(resets)
-        reads, erased, away = across(query, key, decays), None, None
-        end = decays[..., -1, :, :] if by_key else decays[..., -1, :, None]
-        if memory.erase is not None or memory.removal_key is not None:
-            if memory.erase is not None:
-                # What a step erases and what it writes lie at one key, and so are one value u_t.
-                # The memory is read after the decay of the step, at x_t = e_t k_t:
-                #   u_t = v_t - S_(t-1) A_t x_t
-                #   S_(t-1) A_t = S_0 D_t + sum_(s<t) u_s k_s^T D_(s..t)
-                # Hence u_t + sum_(s<t) (x_t^T D_(s..t) k_s) u_s = v_t - S_0 D_t x_t, a system for
-                # all u whose matrix is I + `below`, unit lower triangular.
-                part = self._in_chunks(memory.erase)
-                if memory.erase.ndim == memory.key.ndim:
-                    below = across(part * key, key, decays)
-                else:
-                    part = part[..., None]
-                    below = part * across(key, key, decays)
-                below, seen, target = jnp.tril(below, -1), part * keeps * key, value
-            else:
-                # What is removed is a second, negative value of the step, x_t = -S_(t-1) r_t, at a
-                # key of its own, w_t. It is read before the decay of the step, from
-                #   S_(t-1) = S_0 D_(t-1) + sum_(s<t) (v_s k_s^T + x_s w_s^T) D_(s..t-1)
-                # again a unit lower system. D_(s..t-1) comes from `sums`, moved down by a row.
-                assert memory.removal_query is not None
-                assert memory.removal_key is not None
-                at = self._in_chunks(memory.removal_query)
-                away = self._in_chunks(memory.removal_key)
-                strict, decay = jnp.tril(linked, -1), self._in_chunks(log_decay)
-                before = strict.astype(decay.dtype) @ (decay if by_key else decay[..., None])
-                earlier = _decays(jnp.roll(sums, 1, -3 if by_key else -2), strict, by_key)
-                below, seen = across(at, away, earlier), jnp.exp(before) * at
-                target = -across(at, key, earlier) @ value
-            if fresh is not None:
-                target = target - jnp.where(restarted[..., None], seen @ fresh.mT, 0)
-                seen = jnp.where(restarted[..., None], 0, seen)
-            solved = unit_lower_solve(below, jnp.concatenate([target, seen], axis=-1))
-            target, erased = jnp.split(solved, [target.shape[-1]], axis=-1)
-            if away is None:
-                value = target
-            else:
-                reads = jnp.concatenate([reads, across(query, away, decays)], axis=-1)
-                value = jnp.concatenate([value, target], axis=-2)
-                erased = jnp.concatenate([jnp.zeros_like(erased), erased], axis=-2)
-                key = jnp.concatenate(jnp.broadcast_arrays(key, away), axis=-2)
-                end = jnp.concatenate([end, end], axis=-2)
-        since, until = (1, 1) if by_key else (keeps, end)
-        if by_key:
-            query, key = keeps * query, end * key
-        return _Chunk(reads, query, since, value, erased, key, until, keeps[..., -1, :], restarted)
-
-    def _sums(self, decay: jax.Array, resets: Any) -> tuple[jax.Array, jax.Array, Any]:
-        """Sum log decays between each two steps of a chunk, and from its start to each step.
-
-        The sums are added up, not differences of cumulative sums: a small one would be lost next to
-        a large one. The last result says for each two steps whether no reset lies between them.
-        """
-        decay = self._in_chunks(decay)
-        by_key = decay.ndim > self.rows + 2
-        lower = _lower(self.length)
-        linked: Any = True
+            begun = jnp.maximum(decay + start.stabilizer, added)
+            added = jnp.where(resets[..., None], begun, added)
+        found = _stabilizers(split(decay), split(added, -jnp.inf), carry.stabilizer, marks)
+        stabilizers = _joined(rows, found[..., None])[:num_steps, ..., 0]
+        # S is stored as S exp(-m). A step multiplies the old one by exp(log A + m - m') and the
+        # new value by exp(log beta - m'). As m' is the larger of log A + m and log beta, one of
+        # both factors is 1. The other is below it, and may underflow to 0 without harm.
+        before = shift(stabilizers).at[0].set(carry.stabilizer)
         if resets is not None:
-            count = jnp.cumsum(self._in_chunks(resets[..., None]).astype(jnp.int32), axis=-1)
-            linked = count[..., :, None] == count[..., None, :]
-        # sums[t, s] = sum_j [j <= t] [j > s] d_j, by products: on a CPU a cumulative sum of them
-        # takes three times as long.
-        later = jnp.tril(lower, -1).astype(decay.dtype)  # the steps after each step
-        own = (lower & linked).astype(decay.dtype)
-        until = lower.astype(decay.dtype)
-        if by_key:
-            sums = jnp.einsum("tj,js,...jk->...tsk", until, later, decay, precision="highest")
-            return sums, _product(own, decay), linked
-        sums = _product(until, later * decay[..., :, None])
-        whole = _product(own, decay[..., None])[..., 0]
-        return sums, whole, linked
+            before = jnp.where(resets[..., None], start.stabilizer, before)
+        memory = memory.stabilized(before, stabilizers)
+    fresh = None if resets is None else start.memory
+    chunk = _chunk(jax.tree.map(split, memory), fresh, marks)
+    written = (chunk.until * chunk.value).mT @ chunk.key
+    erased = None if chunk.erased is None else (chunk.until * chunk.erased).mT @ chunk.key
+    ends = chunk.keeps, written, erased, chunk.restarted[..., -1]
+    state, starts = jax.lax.scan(functools.partial(_over, fresh=fresh), carry.memory, ends)
+    # With S_0 the memory before the chunk, D_t the product of the decays of its steps up to t,
+    # D_(s..t) that of the steps s + 1 to t, and u_s the value that step s writes, the read is
+    # y_t = S_0 D_t q_t + sum_(s<=t) (k_s^T D_(s..t) q_t) u_s. `reads` has the brackets;
+    # `since` and `query` are D_t and q_t, or 1 and D_t q_t with a decay per key entry.
+    value = chunk.value
+    if chunk.erased is not None:
+        value = value - chunk.erased @ starts.mT
+    found = chunk.query @ starts.mT
+    if fresh is not None:
+        found = jnp.where(chunk.restarted[..., None], chunk.query @ fresh.mT, found)
+    reads = _joined(rows, chunk.reads @ value + chunk.since * found)[:num_steps]
+    reads = reads.reshape(num_steps, *given.memory.shape[:-1])
+    last = state.reshape(given.memory.shape)
+    if stabilizers is None:
+        return reads, None, MatrixCarry(last)
+    stabilizers = stabilizers.reshape(num_steps, *given.stabilizer.shape)
+    return reads, stabilizers, StabilizedCarry(last, stabilizers[-1])
 
-    def _restarted(self, resets: jax.Array) -> jax.Array:
-        """Return whether a reset lies between the start of the chunk and each step."""
-        return jnp.cumsum(self._in_chunks(resets[..., None]).astype(jnp.int32), axis=-1) > 0
 
-    def _in_chunks(self, leaf: jax.Array, fill: Any = 0) -> jax.Array:
-        """Reshape ``(time, *rows, heads, ...)`` to ``(chunks, *rows, heads, steps, ...)``."""
-        spare = -leaf.shape[0] % self.length
-        if spare:
-            rest = jnp.full_like(leaf, fill, shape=(spare, *leaf.shape[1:]))
-            leaf = jnp.concatenate([leaf, rest])
-        leaf = leaf.reshape(leaf.shape[0] // self.length, self.length, *leaf.shape[1:])
-        return jnp.moveaxis(leaf, 1, self.rows + 1)
+def _over(state: jax.Array, at: Any, fresh: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the memory after a chunk, and the memory before it."""
+    keeps, written, erased, restarted = at
+    new = state
+    if fresh is not None:
+        new = jnp.where(restarted[..., None, None], fresh, new)
+    # S_L = S_0 D_L + sum_s u_s k_s^T D_(s..L). If steps erase, u_s = a_s - S_0 b_s, where a_s
+    # and b_s are the rows of `_Chunk.value` and `_Chunk.erased`. With a_s in place of u_s the
+    # sum is `written`, and with b_s it is `erased`.
+    new = keeps[..., None, :] * new + written
+    if erased is not None:
+        new = new - state @ erased
+    return new.astype(state.dtype), state
 
-    def _joined(self, leaf: jax.Array) -> jax.Array:
-        """Undo the reshape of `_in_chunks` and drop its padding."""
-        leaf = jnp.moveaxis(leaf, self.rows + 1, 1)
-        return leaf.reshape(leaf.shape[0] * self.length, *leaf.shape[2:])
+
+# ---- of arrays in chunks, (chunks, *rows, heads, steps, ...)
+
+
+def _stabilizers(decay: jax.Array, added: jax.Array, first: jax.Array, marks: Any) -> jax.Array:
+    """Compute ``m' = max(log_decay + m, log_beta)`` at each step."""
+    sums, whole, linked = _sums(decay, marks, by_key=False)
+    # Unrolled, m_t is the largest of m_0 + d_1 + .. + d_t and of all b_s + d_(s+1) + .. + d_t,
+    # s <= t: a linear recurrence with max for plus and + for times, which distributes over it.
+    own = jnp.where(linked, sums + added[..., None, :], -jnp.inf)
+    # By its place: the slope of `jnp.max` asks which entries equal the result, and where XLA
+    # rounds one differently when it computes it again, for a gradient, it is another one.
+    largest = own.argmax(-1, keepdims=True) == jnp.arange(decay.shape[-1])
+    own = jnp.where(largest, own, 0).sum(-1)
+    whole = jnp.where(_restarted(own, marks), -jnp.inf, whole)
+
+    def over(state: jax.Array, at: Any) -> tuple[jax.Array, jax.Array]:
+        whole, own = at
+        return jnp.maximum(state + whole, own).astype(state.dtype), state
+
+    starts = jax.lax.scan(over, first, (whole[..., -1], own[..., -1]))[1]
+    before = starts[..., None] + whole
+    return jnp.where(before > own, before, own)
+
+
+def _chunk(memory: Memory, fresh: Any, marks: Any) -> _Chunk:
+    """Compute the matrices of all chunks at once."""
+    query, key, value, by_key = memory.query, memory.key, memory.value, memory.by_key
+    value = value if memory.beta is None else memory.beta[..., None] * value
+    sums, whole, linked = _sums(memory.log_decay, marks, by_key)
+    decays = _decays(sums, linked, by_key)
+    keeps = jnp.exp(whole if by_key else whole[..., None])
+    restarted = _restarted(key[..., 0], marks)
+    reads, erased = _across(query, key, decays, by_key), None
+    end = decays[..., -1, :, :] if by_key else decays[..., -1, :, None]
+    if memory.erase is not None:
+        value, erased = _solved(_erasing(memory, value, decays, keeps), fresh, restarted)
+    elif memory.removal_key is not None:
+        removing = _removing(memory, value, decays, sums, linked)
+        target, erased = _solved(removing, fresh, restarted)
+        away = memory.removal_key
+        reads = jnp.concatenate([reads, _across(query, away, decays, by_key)], axis=-1)
+        value = jnp.concatenate([value, target], axis=-2)
+        erased = jnp.concatenate([jnp.zeros_like(erased), erased], axis=-2)
+        key = jnp.concatenate(jnp.broadcast_arrays(key, away), axis=-2)
+        end = jnp.concatenate([end, end], axis=-2)
+    since, until = (1, 1) if by_key else (keeps, end)
+    if by_key:
+        query, key = keeps * query, end * key
+    return _Chunk(reads, query, since, value, erased, key, until, keeps[..., -1, :], restarted)
+
+
+def _across(one: jax.Array, key: jax.Array, decays: jax.Array, by_key: bool) -> jax.Array:
+    """Multiply each step's vectors with the decayed keys of earlier steps."""
+    if by_key:
+        return jnp.einsum("...td,...sd,...tsd->...ts", one, key, decays)
+    return (one @ key.mT) * decays
+
+
+def _erasing(memory: Memory, value: jax.Array, decays: jax.Array, keeps: jax.Array) -> Any:
+    """Return the matrix, the target and what is seen of the memory, of the system for `erase`."""
+    # What a step erases and what it writes lie at one key, and so are one value u_t.
+    # The memory is read after the decay of the step, at x_t = e_t k_t:
+    #   u_t = v_t - S_(t-1) A_t x_t
+    #   S_(t-1) A_t = S_0 D_t + sum_(s<t) u_s k_s^T D_(s..t)
+    # Hence u_t + sum_(s<t) (x_t^T D_(s..t) k_s) u_s = v_t - S_0 D_t x_t, a system for
+    # all u whose matrix is I + `below`, unit lower triangular.
+    part, key, by_key = memory.erase, memory.key, memory.by_key
+    assert part is not None
+    if part.ndim == key.ndim:
+        below = _across(part * key, key, decays, by_key)
+    else:
+        part = part[..., None]
+        below = part * _across(key, key, decays, by_key)
+    return jnp.tril(below, -1), value, part * keeps * key
+
+
+def _removing(
+    memory: Memory, value: jax.Array, decays: jax.Array, sums: jax.Array, linked: jax.Array
+) -> Any:
+    """Return the same of the system for `removal_query` and `removal_key`."""
+    # What is removed is a second, negative value of the step, x_t = -S_(t-1) r_t, at a
+    # key of its own, w_t. It is read before the decay of the step, from
+    #   S_(t-1) = S_0 D_(t-1) + sum_(s<t) (v_s k_s^T + x_s w_s^T) D_(s..t-1)
+    # again a unit lower system. D_(s..t-1) comes from `sums`, moved down by a row.
+    at, away, decay, by_key = (
+        memory.removal_query, memory.removal_key, memory.log_decay, memory.by_key
+    )  # fmt: skip
+    assert at is not None
+    assert away is not None
+    strict = jnp.tril(linked, -1)
+    before = strict.astype(decay.dtype) @ (decay if by_key else decay[..., None])
+    earlier = _decays(jnp.roll(sums, 1, -3 if by_key else -2), strict, by_key)
+    target = -_across(at, memory.key, earlier, by_key) @ value
+    return _across(at, away, earlier, by_key), target, jnp.exp(before) * at
+
+
+def _solved(system: Any, fresh: Any, restarted: Any) -> Any:
+    """Solve a system for the values, and for what each takes away of the memory before it."""
+    below, target, seen = system
+    if fresh is not None:
+        target = target - jnp.where(restarted[..., None], seen @ fresh.mT, 0)
+        seen = jnp.where(restarted[..., None], 0, seen)
+    solved = unit_lower_solve(below, jnp.concatenate([target, seen], axis=-1))
+    return jnp.split(solved, [target.shape[-1]], axis=-1)
+
+
+def _sums(decay: jax.Array, marks: Any, by_key: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sum log decays between each two steps of a chunk, and from its start to each step.
+
+    The sums are added up, not differences of cumulative sums: a small one would be lost next to
+    a large one. The last result says for each two steps whether the second is no later than the
+    first, and no reset lies between them.
+    """
+    steps = decay.shape[-2 if by_key else -1]
+    lower = linked = jnp.tril(jnp.ones((steps, steps), bool))
+    if marks is not None:
+        count = jnp.cumsum(marks.astype(jnp.int32), axis=-1)
+        linked = lower & (count[..., :, None] == count[..., None, :])
+    # sums[t, s] = sum_j [j <= t] [j > s] d_j, by products: on a CPU a cumulative sum of them
+    # takes three times as long.
+    later = jnp.tril(lower, -1).astype(decay.dtype)  # the steps after each step
+    own, until = linked.astype(decay.dtype), lower.astype(decay.dtype)
+    if by_key:
+        sums = jnp.einsum("tj,js,...jk->...tsk", until, later, decay, precision="highest")
+        return sums, _product(own, decay), linked
+    sums = _product(until, later * decay[..., :, None])
+    return sums, _product(own, decay[..., None])[..., 0], linked
+
+
+def _restarted(like: jax.Array, marks: Any) -> jax.Array:
+    """Return whether a reset lies between the start of the chunk and each step."""
+    if marks is None:
+        return jnp.zeros_like(like, bool)
+    return jnp.cumsum(marks.astype(jnp.int32), axis=-1) > 0
+
+
+def _in_chunks(length: int, rows: int, leaf: jax.Array, fill: Any = 0) -> jax.Array:
+    """Reshape ``(time, *rows, heads, ...)`` to ``(chunks, *rows, heads, steps, ...)``."""
+    spare = -leaf.shape[0] % length
+    if spare:
+        rest = jnp.full_like(leaf, fill, shape=(spare, *leaf.shape[1:]))
+        leaf = jnp.concatenate([leaf, rest])
+    leaf = leaf.reshape(leaf.shape[0] // length, length, *leaf.shape[1:])
+    return jnp.moveaxis(leaf, 1, rows + 1)
+
+
+def _joined(rows: int, leaf: jax.Array) -> jax.Array:
+    """Undo the reshape of `_in_chunks`; what that padded stays."""
+    leaf = jnp.moveaxis(leaf, rows + 1, 1)
+    return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
 
 
 def _with_masked_idle(memory: Memory, valid: jax.Array) -> Memory:
@@ -280,10 +302,6 @@ def _with_masked_idle(memory: Memory, valid: jax.Array) -> Memory:
 def _decays(sums: jax.Array, marks: jax.Array, by_key: bool) -> jax.Array:
     """Return the decay between two steps from its logarithm; zeros where none is marked."""
     return jnp.exp(jnp.where(marks[..., None] if by_key else marks, sums, -jnp.inf))
-
-
-def _lower(length: int) -> jax.Array:
-    return jnp.tril(jnp.ones((length, length), bool))
 
 
 def unit_lower_solve(below: jax.Array, right: jax.Array) -> jax.Array:
@@ -413,7 +431,7 @@ def run_memory(
     # Only the arguments are saved, as many numbers as the inputs. XLA may merge both passes: kept
     # separate, a gradient takes 1.2 to 1.7 times as long.
     before = rows + bool(memory.groups)
-    run = jax.checkpoint(Matrices(length, before).run, prevent_cse=False)
+    run = jax.checkpoint(functools.partial(_run, length, before), prevent_cse=False)
     memory, old, spoils, lost = _finite(memory, carry, resets, rows)
     reads, stabilizers, last = run(memory, old, steps.start, valid, resets)
     reads = jnp.where(expand(lost, reads), jnp.nan, reads * expand(spoils, reads))
