@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 from cell_table import CELLS, SINGLE, WAYS, OwnStepCell, grid
-from jaxprs import equations
 
 import rnnjax
 from rnnjax.cells.step import loop_params
+from rnnjax.engine.core.custom_primitive import equations
 from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.core.method import known_platform
 from rnnjax.engine.fused.recurrence import Recurrence

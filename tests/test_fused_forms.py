@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from cell_table import GainCell
 from jax.ad_checkpoint import checkpoint_name
-from jaxprs import equations
 
 import rnnjax
 from rnnjax.cells.activations import RESIDUAL
 from rnnjax.cells.step import loop_params
+from rnnjax.engine.core.custom_primitive import equations
 from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.fused import matmul
 from rnnjax.engine.fused.matmul import Backward, Forward, Products

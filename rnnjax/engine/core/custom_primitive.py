@@ -11,7 +11,7 @@ import abc
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -195,6 +195,19 @@ def traced(run: Callable[..., Any], *args: Any) -> tuple[Any, Any, bool]:
     with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
         program, results = jax.make_jaxpr(run, return_shape=True)(*args)
     return program, results, any(isinstance(c, jax.core.Tracer) for c in program.consts)
+
+
+def equations(program: Any) -> Iterator[Any]:
+    """Yield the equations of a program, and of those that it calls."""
+
+    def is_program(one: Any) -> bool:
+        return hasattr(one, "eqns")
+
+    for equation in program.eqns:
+        yield equation
+        for inner in jax.tree.leaves([*equation.params.values()], is_leaf=is_program):
+            if is_program(inner):
+                yield from equations(inner)
 
 
 def _bind(call: Call, flat: Sequence[Any]) -> Any:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.step import apply_update, multiplied, update_input
 from rnnjax.checks import brief
-from rnnjax.engine.core.custom_primitive import Function, traced
+from rnnjax.engine.core.custom_primitive import Function, equations, traced
 from rnnjax.engine.core.masking import Steps, without, zero_masked
 from rnnjax.errors import InvalidInputError
 from rnnjax.meshes import LOCAL, MeshAxis
@@ -233,7 +233,8 @@ def affine_states(
         return updated(projected, old, raw)[0]
 
     program, results, _ = traced(lambda: affine(new_state, nothing))
-    if "custom_lin" in str(program):  # JAX's own error comes where it lowers, and names no cell
+    # JAX's own error comes where it lowers, and names no cell.
+    if any(one.primitive.name == "custom_lin" for one in equations(program)):
         raise InvalidInputError(
             f"update of {brief(cell)} must have a derivative forwards, by which its factors are "
             "found, but calls a jax.custom_vjp; write a jax.custom_jvp, or use method=Fused()"
