@@ -54,12 +54,13 @@ test:
 tests: $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(WORKERS)
 
-# The linters, the types, and every test that is quick by what tests/durations.py has measured.
+# The linters, the types, and of the tests that are quick, by what tests/durations.py has measured, those
+# that the change since main can break; all of them where nothing has changed.
 check:
 	$(MAKE) --jobs 2 SIDE_BY_SIDE=1 lint quick
 
 quick: $(VENV)/test.stamp
-	$(BIN)/python -m pytest $(WORKERS) -m 'not slow and not docs and not long'
+	$(BIN)/python -m tests.affected $(WORKERS) -m 'not slow and not docs and not long'
 
 durations: $(VENV)/test.stamp
 	$(BIN)/python -m tests.durations
