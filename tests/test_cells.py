@@ -39,7 +39,7 @@ def test_a_sequence_of_no_steps_returns_the_carry(equal_to_scan: Any) -> None:
 def test_initial_parameters_have_the_defaults_of_keras(kind: Any) -> None:
     init = jax.jit(lambda key: kind(50).init(key, 30))
     params, other = jax.device_get((init(KEY), init(jax.random.key(1))))
-    width = len(kind.gates) * 50
+    width = len(kind(50).gates) * 50
     expected = {"kernel": (30, width), "recurrent_kernel": (50, width), "bias": (width,)}
     expected |= {"recurrent_bias": (width,)} if kind is GRUCell else {}
     assert {name: leaf.shape for name, leaf in params.items()} == expected
@@ -49,7 +49,7 @@ def test_initial_parameters_have_the_defaults_of_keras(kind: Any) -> None:
     assert abs(float(params["kernel"].std()) - limit / np.sqrt(3)) < 0.05 * limit
     recurrent = params["recurrent_kernel"]
     np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(50), atol=1e-5)
-    bias = np.zeros((len(kind.gates), 50))
+    bias = np.zeros((len(kind(50).gates), 50))
     if kind is LSTMCell:
         bias[1] = 1  # the forget gate's
     np.testing.assert_array_equal(params["bias"], bias.ravel())
@@ -77,7 +77,7 @@ def test_initialisers_by_name_and_as_functions(kind: Any) -> None:
     assert (params["kernel"] == 2).all()
     assert (params["recurrent_kernel"] == 1).all()
     for name in INITIALIZERS:
-        assert shapes(kind(2, kernel_init=name))["kernel"].shape == (3, 2 * len(kind.gates))
+        assert shapes(kind(2, kernel_init=name))["kernel"].shape == (3, 2 * len(kind(2).gates))
 
 
 def test_biases_are_there_by_default() -> None:

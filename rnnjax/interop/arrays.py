@@ -12,6 +12,7 @@ from rnnjax.cells.validation import check_features
 from rnnjax.checks import is_floating
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Dense, Embedding, fits
+from rnnjax.interop.options import check_options
 from rnnjax.layers import Regularized
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -100,10 +101,9 @@ def cell_arrays(cell: Cell, params: Any) -> dict[str, np.ndarray]:
 
 def in_prediction(cell: Cell, where: str, framework: str) -> Cell:
     """The cell without what is off in prediction; zoneout takes its expectation there."""
-    if not isinstance(cell, Regularized):
+    if type(cell) is not Regularized:  # a class derived from it may compute something else
         return cell
-    if cell.zoneout_hidden or cell.zoneout_cell:
-        raise InteropError(f"{framework} has no zoneout, but {where} has; write it without")
+    check_options(cell, (), where, framework)
     return cell.cell
 
 

@@ -38,6 +38,7 @@ from rnnjax.interop.arrays import (
 )
 from rnnjax.interop.layers import Recurrent
 from rnnjax.interop.model import Model, rows_of, with_parameters
+from rnnjax.interop.options import check_options
 from rnnjax.layers import Bidirectional, Directions
 
 __all__ = ["from_params", "to_params"]
@@ -48,6 +49,7 @@ Found = list[tuple[Path, Layout, Tree]]
 """The cells of a tree, two for both directions, else one: where they are, their layout, arrays."""
 
 _WAYS = "forward_rnn", "backward_rnn"
+_FUNCTIONS = "recurrent_activation", "activation"  # the fields of a cell that Flax's have too
 
 
 def from_params(
@@ -141,7 +143,7 @@ def to_params(model: Model, *, form: Form | None = None) -> Any:
 
     Raises:
         InteropError: the model has other layers or a `Stack`, Flax has no cell for one of it, a
-            cell has other activations, a `Bidirectional` merges by another word than
+            cell has other activations or options, a `Bidirectional` merges by another word than
             ``"concat"``, or there is no place for a bias that is not zero: a ``GRUCell`` of nnx has
             none for the candidate's ``recurrent_bias``.
         InvalidInputError: ``form`` is another word.
@@ -175,12 +177,14 @@ def to_params(model: Model, *, form: Form | None = None) -> Any:
     activation_fn, gate_fn = model.origin.get("functions", ("tanh", "sigmoid"))
     leaves: dict[Path, jax.Array] = {}
     for (path, layout), cell, (_, one) in zip(places, cells, rows[0], strict=True):
-        has = [named(getattr(cell, n, gate_fn)) for n in ("recurrent_activation", "activation")]
+        check_options(cell, _FUNCTIONS, repr(name), "Flax")
+        has = [named(getattr(cell, field, gate_fn)) for field in _FUNCTIONS]
         if has != [gate_fn, activation_fn]:
             raise InteropError(
-                f"gate_fn and activation_fn of {name!r} should be {gate_fn!r} and "
-                f"{activation_fn!r}, but are {has[0]!r} and {has[1]!r}, which parameters do not "
-                "hold; read those of its module by from_params with these, and give with_params"
+                f"gate_fn and activation_fn of {name!r}, its {' and '.join(_FUNCTIONS)}, should be "
+                f"{gate_fn!r} and {activation_fn!r}, but are {has[0]!r} and {has[1]!r}, which "
+                "parameters do not hold; read those of its module by from_params with these, and "
+                "give with_params"
             )
         held = _leaves(repr(name), layout, cell, cell_arrays(cell, one))
         leaves |= {(*path, *place): as_jax(leaf) for place, leaf in held.items()}
@@ -231,7 +235,8 @@ def _find_layout(where: str, tree: Tree) -> Layout | None:
     if len(named) == 1:
         return named[0]
     hidden, width = np.shape(tree["dense_h"]["kernel"])
-    return next((each for each in named if len(each.cell.gates) * hidden == width), None)
+    cells = [(each, each.make(hidden, "tanh", "sigmoid")) for each in named]
+    return next((each for each, cell in cells if len(cell.gates) * hidden == width), None)
 
 
 def _read_cell(
@@ -266,7 +271,7 @@ def _leaves(where: str, layout: Layout, cell: Cell, arrays: Arrays) -> dict[Plac
     if cell.additive:
         arrays = with_one_bias(arrays)
     else:
-        arrays |= _fold(where, layout, arrays["bias"], arrays["recurrent_bias"])
+        arrays |= _fold(where, layout, cell, arrays["bias"], arrays["recurrent_bias"])
     return {
         place: part
         for name, places in layout.places.items()
@@ -275,13 +280,13 @@ def _leaves(where: str, layout: Layout, cell: Cell, arrays: Arrays) -> dict[Plac
     }
 
 
-def _fold(where: str, layout: Layout, first: np.ndarray, second: np.ndarray) -> Arrays:
+def _fold(where: str, layout: Layout, cell: Cell, first: Any, second: Any) -> Arrays:
     """Move second biases that the layout has no place for into the first, where they add up."""
     places = layout.places["recurrent_bias"]
     kept = np.repeat([place[0] != "-" for place in places], len(second) // len(places))
     none = np.zeros_like(second)
     lost = np.where(kept, none, second)
-    candidate = np.arange(len(first)) >= len(first) - len(first) // len(layout.cell.gates)
+    candidate = np.arange(len(first)) >= len(first) - len(first) // len(cell.gates)
     if np.any(candidate & (lost != 0)):
         raise InteropError(
             f"{where} has a recurrent_bias of its candidate that is not zero, but a {layout.form} "
@@ -300,11 +305,6 @@ def _layout_of(where: str, cell: Cell, form: Form) -> Layout:
     """The layout of the class of Flax that computes what ``cell`` does: the first of its form."""
     for layout in LAYOUTS:
         if layout.form == form and layout.cell is type(cell):
-            if not getattr(cell, "reset_after", True):
-                raise InteropError(
-                    f"{where} has reset_after=False, which Flax's {layout.names[0]} has not; train "
-                    "a cell of reset_after=True"
-                )
             return layout
     known = dict.fromkeys(each.cell.__name__ for each in LAYOUTS if each.form == form)
     raise InteropError(

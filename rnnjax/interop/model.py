@@ -16,6 +16,7 @@ from rnnjax.checks import check_flag, check_instance
 from rnnjax.engine import Auto, Method
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Carries, Context, Dense, Embedding, Flow, Layer, Recurrent
+from rnnjax.interop.options import KNOWN, check_options
 from rnnjax.layers import Bidirectional, Stack
 
 Result = tuple[Carries, Any]
@@ -471,22 +472,24 @@ def with_parameters(model: Model, where: str) -> Iterator[tuple[str, WithParamet
     """The layers that have parameters, with these, by their names."""
     for name in dict.fromkeys([*model.layers, *model.params]):
         layer = model.layers.get(name)
-        if isinstance(layer, WithParameters) and name in model.params:
+        if isinstance(layer, WithParameters) and type(layer) in KNOWN and name in model.params:
+            check_options(layer, (), repr(name), where)
             yield name, layer, model.params[name]
-        elif isinstance(layer, WithParameters):
+        elif isinstance(layer, WithParameters) and name not in model.params:
             raise InvalidInputError(f"params have no entry for {name!r}; make them with its init")
         elif model.params.get(name):
-            raise InteropError(f"{where} has no module for {name!r}, a {layer}; leave it out")
+            raise InteropError(f"{where} has no module for {name!r}, {layer!r:.80}; leave it out")
 
 
 def rows_of(
     name: str, cell: Cell, params: Any, where: str
 ) -> Iterator[Sequence[tuple[Cell, Params]]]:
     """Yield the directions of each layer of a `Stack`, or of one cell, with their parameters."""
-    rows = cells_of(name, cell, params) if isinstance(cell, Stack) else [(cell, params)]
+    several = type(cell) is Stack  # a class derived from it may compute something else
+    rows = cells_of(name, cell, params, where) if several else [(cell, params)]
     for i, (row, own) in enumerate(rows):
-        own_name = f"{name}[{i}]" if isinstance(cell, Stack) else name
-        if not isinstance(row, Bidirectional):
+        own_name = f"{name}[{i}]" if several else name
+        if type(row) is not Bidirectional:
             yield [(row, own)]
             continue
         if row.merge != "concat":
@@ -494,11 +497,12 @@ def rows_of(
                 f"{where} concatenates both directions, but {own_name!r} has merge={row.merge!r}; "
                 "write it with merge='concat', and merge in code there"
             )
-        yield cells_of(own_name, row, own)
+        yield cells_of(own_name, row, own, where)
 
 
-def cells_of(name: str, cell: Stack | Bidirectional, params: Any) -> list[tuple[Cell, Params]]:
-    """The cells of a stack, or of both directions, with their parameters."""
+def cells_of(name: str, cell: Any, params: Any, where: str) -> list[tuple[Cell, Params]]:
+    """The cells of a `Stack`, or of both directions, with their parameters."""
+    check_options(cell, (), repr(name), where)
     count = len(cell.cells)
     if not isinstance(params, tuple) or len(params) != count:
         raise InvalidInputError(

@@ -90,12 +90,12 @@ def units_of(layer: Layer) -> Any:
 
 
 def _units(cell: Cell, path: str, name: str) -> Any:
-    if isinstance(cell, Regularized):
+    if type(cell) is Regularized:  # a class derived from one of these may compute something else
         cell = cell.cell
-    if isinstance(cell, Bidirectional) and path == "cell":
+    if type(cell) is Bidirectional and path == "cell":
         ways = zip(("forward_layer", "backward_layer"), cell.cells, strict=True)
         return Directions(*(_units(part, f"{place}/cell", name) for place, part in ways))
-    if isinstance(cell, Stack) and path.endswith("cell") and not cell.dropout.rate:
+    if type(cell) is Stack and path.endswith("cell") and not cell.dropout.rate:
         units, used = (_units(part, "", name) for part in cell.cells), dict[str, int]()
         paths = ((unit, unique(snake(class_of(unit.owner)), used)) for unit in units)
         return tuple(dataclasses.replace(unit, path=f"{path}/cells/{at}") for unit, at in paths)
@@ -478,11 +478,12 @@ def _layer_by_layer(model: Model) -> Model:
     layer: Any
     for layer in network.layer_list:
         cell = layer.cell if isinstance(layer, Recurrent) and not layer.reverse else None
-        both = isinstance(cell, Stack) and any(isinstance(x, Bidirectional) for x in cell.cells)
-        if not isinstance(cell, Stack) or not (both or cell.dropout.rate):
+        both = type(cell) is Stack and any(isinstance(x, Bidirectional) for x in cell.cells)
+        if type(cell) is not Stack or not (both or cell.dropout.rate):
             layers.append(layer)
             continue
-        for i, (row, own) in enumerate(cells_of(layer.name, cell, params.pop(layer.name, None))):
+        rows = cells_of(layer.name, cell, params.pop(layer.name, None), "Keras")
+        for i, (row, own) in enumerate(rows):
             name, last = f"{layer.name}_{i}", i == len(cell.cells) - 1
             every = layer.return_sequences or not last
             layers.append(dataclasses.replace(layer, name=name, cell=row, return_sequences=every))

@@ -11,9 +11,9 @@ from rnnjax.cells import Cell
 from rnnjax.errors import InteropError
 from rnnjax.interop.functions import FORMS
 from rnnjax.interop.keras.graph import is_tensor
-from rnnjax.interop.keras.layers import options_of, scaled
-from rnnjax.interop.keras.operators import MERGES, Operation, OverGrids, TimeDistributed, keeps_mask
-from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
+from rnnjax.interop.keras.layers import check_known, options_of, scaled
+from rnnjax.interop.keras.operators import MERGES, Operation, TimeDistributed, keeps_mask
+from rnnjax.interop.layers import Dropout, Layer, Masking, Recurrent
 from rnnjax.interop.model import Call, Functional, Value
 from rnnjax.layers import Bidirectional, Regularized, Stack
 
@@ -276,22 +276,20 @@ def layer_entry(layer: Layer) -> dict[str, Any]:
     """The config of a layer, whose cells Keras has."""
     kind, where = type(layer).__name__, f"layer {layer.name!r}"
     own: Any = layer
-    if type(layer) in (Recurrent, OverGrids):
+    check_known(layer, where)
+    if isinstance(layer, Recurrent):
         kind, config = _recurrent(own, where)
-    elif type(layer) is Dropout:
+    elif isinstance(layer, Dropout):
+        check_known(own.dropout, where)
         kind = "Dropout" if own.dropout.per == "step" else "SpatialDropout1D"
         config = {"rate": own.dropout.rate}
-    elif type(layer) in (Activation, Dense, Embedding, Masking):
-        config = options_of(layer, where)
-    elif type(layer) is Operation:
+    elif isinstance(layer, Operation):
         return _operation(own, where)
-    elif type(layer) is TimeDistributed:
+    elif isinstance(layer, TimeDistributed):
         step = dataclasses.replace(own.layer, name=f"{layer.name}_step")
         config = {"layer": layer_entry(step)}
-    else:  # a class derived from one of these may compute something else
-        raise InteropError(
-            f"{where} is a {kind}, which Keras has not here; leave it out, or put it into the data"
-        )
+    else:
+        config = options_of(layer, where)
     return keras_layer(kind, {"name": layer.name, **config})
 
 
@@ -326,6 +324,7 @@ def _recurrent(layer: Recurrent, where: str) -> tuple[str, dict[str, Any]]:
         kind, options = _direction(layer.cell, where)
         same = {"padding": "same"} if "kernel_size" in options else {}  # unless it says otherwise
         return kind, same | common | options
+    check_known(layer.cell, where)
     ways = []
     for way, cell in zip(("forward", "backward"), layer.cell.cells, strict=True):
         kind, options = _direction(cell, where)
@@ -345,6 +344,7 @@ def _direction(cell: Cell, where: str) -> tuple[str, dict[str, Any]]:
 def _cell(cell: Cell, where: str) -> dict[str, Any]:
     bare: Any = cell.cell if isinstance(cell, Regularized) else cell
     if isinstance(bare, Stack):
+        check_known(bare, where)
         return keras_layer(
             "StackedRNNCells", {"cells": [_cell(part, where) for part in bare.cells]}
         )
@@ -355,7 +355,5 @@ def _cell(cell: Cell, where: str) -> dict[str, Any]:
         )
     options = options_of(bare, where)
     if isinstance(cell, Regularized):
-        if cell.zoneout_hidden or cell.zoneout_cell or cell.weight_drop:
-            raise InteropError(f"{where} has zoneout or weight_drop, unlike Keras; set them to 0")
         options |= options_of(cell, where)
     return keras_layer(class_of(bare), options)

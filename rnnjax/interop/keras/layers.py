@@ -15,6 +15,7 @@ from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.functions import FUNCTIONS, Function, Nonlinearity
 from rnnjax.interop.keras.operators import OPERATORS, Operation, OverGrids, TimeDistributed
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
+from rnnjax.interop.options import KNOWN, check_options
 from rnnjax.layers import Bidirectional, Regularized, Stack
 from rnnjax.layers import Dropout as DropoutRate
 
@@ -270,7 +271,7 @@ def layer_function(entry: Entry) -> str | Function:
     return entry.refuse(option, f"{known[-1][0]!r} or left out", value)
 
 
-def name_of(function: str | Function, where: str) -> str | dict[str, Any]:
+def name_of(function: str | Function, where: str, key: str = "activation") -> str | dict[str, Any]:
     """How Keras 3 writes a function: its name, or the config of an activation layer.
 
     >>> name_of("exact_gelu", "layer 'dense'"), name_of("silu", "layer 'dense'")
@@ -286,7 +287,7 @@ def name_of(function: str | Function, where: str) -> str | dict[str, Any]:
     shown = function if isinstance(function, str) else getattr(function, "__name__", function)
     has = ", ".join(_BY_NAME)
     raise InteropError(
-        f"the activation of {where} is {shown!r}, but Keras has {has}; use one, or write .onnx"
+        f"the {key} of {where} is {shown!r}, but Keras has {has}; use one, or write .onnx"
     )
 
 
@@ -313,6 +314,8 @@ _FIELDS: Mapping[type, Mapping[str, str]] = {
     Recurrent: _OVER_TIME,
     OverGrids: {**_OVER_TIME, **{name: name for name in ("padding", "strides", "dilation_rate")}},
     Activation: {"function": "activation"},
+    Operation: {"kind": "class_name", "config": "config"},
+    TimeDistributed: {"layer": "layer"},
 }
 """By a class here, its fields and what Keras calls them."""
 
@@ -332,14 +335,25 @@ def _read(kind: type, entry: Entry, **defaults: Any) -> dict[str, Any]:
     }
 
 
+def check_known(made: Any, where: str) -> None:
+    """Raise InteropError for a class, or an option of it, that is not written."""
+    if type(made) not in {*KNOWN, *_FIELDS}:  # one derived from them may compute something else
+        raise InteropError(
+            f"{where} is a {type(made).__name__}, which Keras has not here; leave it out, or put "
+            "it into the data"
+        )
+    check_options(made, _FIELDS.get(type(made), ()), where, "Keras")
+
+
 def options_of(made: Any, where: str) -> dict[str, Any]:
     """The options of Keras 3 that the fields of a layer or a cell are.
 
     >>> options_of(Dense("head", 3, "softmax"), "layer 'head'")
     {'units': 3, 'activation': 'softmax', 'use_bias': True}
     """
+    check_known(made, where)
     told = _told(made) | dict.fromkeys(scaled(made), "hard_sigmoid")
-    return {n: name_of(v, where) if "activation" in n else v for n, v in told.items()}
+    return {n: name_of(v, where, n) if "activation" in n else v for n, v in told.items()}
 
 
 def _told(made: Any) -> dict[str, Any]:
@@ -356,7 +370,7 @@ def scaled(owner: Any) -> list[str]:
     its cell state too.
     """
     old = [name for name, value in _told(owner).items() if value == "legacy_hard_sigmoid"]
-    of_state = "activation" in old and len(getattr(owner, "gates", ())) == 4
+    of_state = "activation" in old and isinstance(owner, LSTMCell | ConvLSTMCell)
     return [] if of_state or isinstance(owner, Activation) else old
 
 

@@ -22,6 +22,7 @@ from rnnjax.interop.functions import (
 )
 from rnnjax.interop.layers import fits
 from rnnjax.interop.onnx.control import At
+from rnnjax.interop.options import options_beyond
 from rnnjax.layers import Bidirectional, Directions
 
 Weights = tuple[Any, ...]
@@ -42,6 +43,7 @@ RECURRENT: Mapping[str, tuple[str, ...]] = {
 }
 """By its operator, the fields of a cell that are its activations f, g, h."""
 
+_FIELDS = "reset_after", "dtype"  # the writer refuses what computes in another than float32
 _DEFAULTS = {"recurrent_activation": "Sigmoid", "activation": "Tanh"}
 
 
@@ -156,7 +158,7 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
     fields = RECURRENT.get(op_type, ())
     spelled = [_spelled(getattr(own, field)) for field in fields]
     names = [name for name, _ in spelled]
-    if not op_type or "" in names:
+    if not op_type or "" in names or options_beyond(cell, (*fields, *_FIELDS)):
         return "", {}
     attributes: dict[str, Any] = {"hidden_size": int(own.hidden_size)}
     if reverse:

@@ -181,7 +181,7 @@ def to_state_dict(model: Model) -> dict[str, np.ndarray]:
     bfloat16, which NumPy does not have, ``safetensors.torch.load_file`` of what `save` wrote.
 
     Raises:
-        InteropError: PyTorch has no module for a layer: another cell, another activation, a stack
+        InteropError: PyTorch has no module for a layer: another cell or option of one, a stack
             of unlike cells, a layer that runs in reverse.
         InvalidInputError: the parameters are not those of the layers.
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnjax.cells import Cell, GRUCell, LSTMCell, ProjectionLSTMCell, SimpleRNNCell
-from rnnjax.cells.activations import named
 from rnnjax.cells.base import Params
 from rnnjax.checks import check_choice
 from rnnjax.errors import InteropError, InvalidInputError
@@ -23,6 +22,7 @@ from rnnjax.interop.arrays import (
 )
 from rnnjax.interop.layers import Dense, Embedding, Layer, OneHotIds, Recurrent
 from rnnjax.interop.model import Model, Sequential, WithParameters, rows_of
+from rnnjax.interop.options import check_options
 from rnnjax.interop.torch.saved import ALONE
 from rnnjax.layers import Bidirectional, Directions, Stack
 
@@ -39,14 +39,14 @@ _ARRAYS: Mapping[type[Layer], Mapping[str, str]] = {
 }
 """Our arrays and PyTorch's, by the layer; a kernel has its axes the other way round there."""
 
-_FUNCTIONS = {"activation": ("tanh",), "recurrent_activation": ("sigmoid",)}
-_FORMS: Mapping[Any, tuple[str, Mapping[str, tuple[Any, ...]]]] = {
-    SimpleRNNCell: ("RNN", {"activation": ("tanh", "relu")}),
-    LSTMCell: ("LSTM", _FUNCTIONS),
-    ProjectionLSTMCell: ("LSTM", _FUNCTIONS),
-    GRUCell: ("GRU", {**_FUNCTIONS, "reset_after": (True,)}),
+_FORMS: Mapping[Any, tuple[str, int, tuple[str, ...]]] = {
+    SimpleRNNCell: ("RNN", 1, ("activation",)),
+    LSTMCell: ("LSTM", 4, ()),
+    ProjectionLSTMCell: ("LSTM", 4, ("proj_size",)),
+    GRUCell: ("GRU", 3, ()),
 }
-"""The cells that PyTorch has, their modules' names, and what their options are there."""
+"""The cells that PyTorch has: the name and the gates of a module, and the fields that it has."""
+_NONLINEARITIES = "tanh", "relu"
 
 _RECURRENT_KEY = re.compile(
     rf"(?P<array>{'|'.join(_ARRAYS[Recurrent].values())})"
@@ -282,8 +282,8 @@ def _read_cell(where: str, arrays: Mapping[str, np.ndarray], place: str, nonline
     projected = projection is not None
     kinds = [
         kind
-        for kind in _FORMS
-        if len(kind.gates) == gates and (kind is ProjectionLSTMCell) == projected
+        for kind, (_, count, _) in _FORMS.items()
+        if count == gates and (kind is ProjectionLSTMCell) == projected
     ]
     if rest or not kinds or weight.size == 0:
         raise InteropError(
@@ -329,24 +329,23 @@ def write_recurrent(layer: Recurrent, params: Params, single: bool) -> dict[str,
 
 def _told_of(where: str, cell: Any) -> tuple[Any, ...]:
     """Return the constructor arguments of PyTorch's module, common to all its layers."""
-    name, options = _FORMS.get(type(cell), ("", {}))
+    name, _, fields = _FORMS.get(type(cell), ("", 0, ()))
     if not name:
         has = ", ".join(kind.__name__ for kind in _FORMS)
         raise InteropError(f"PyTorch has {has}, but {where} is {cell!r}; use one of them")
-    told = [name, cell.hidden_size, cell.output_size, cell.use_bias]
-    for option, known in options.items():
-        told.append(named(getattr(cell, option)))
-        if told[-1] not in known:
-            has = " or ".join(map(repr, known))
-            raise InteropError(
-                f"PyTorch has {option}={has}, but {where} has {option}={told[-1]!r}; use that"
-            )
+    check_options(cell, fields, where, "PyTorch")
+    if name == "RNN" and cell.activation not in _NONLINEARITIES:
+        raise InteropError(
+            f"PyTorch has activation={' or '.join(map(repr, _NONLINEARITIES))}, but {where} has "
+            f"activation={cell.activation!r}; use that"
+        )
     if isinstance(cell, ProjectionLSTMCell) and cell.proj_size >= cell.hidden_size:
         raise InteropError(
             f"proj_size of {where} must be smaller than its hidden_size, but is {cell.proj_size}; "
             "use an LSTMCell"
         )
-    return tuple(told)
+    own = (getattr(cell, field) for field in fields)
+    return name, cell.hidden_size, cell.output_size, cell.use_bias, *own
 
 
 _MOST_TO_ORDER = 8  # each is read, and a hostile file may hold any number
@@ -459,7 +458,7 @@ def read_model(
     state: Mapping[Any, Any], modules: Sequence[str | Layer] | None, nonlinearity: str
 ) -> Model:
     """The model of a state dict: all of its modules, or those that are named."""
-    check_choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+    check_choice("nonlinearity", nonlinearity, _NONLINEARITIES)
     if not all(isinstance(key, str) for key in state):
         raise InteropError("a state dict has text for keys, unlike this; say in at where it is")
     found = find_modules(state)
