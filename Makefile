@@ -26,7 +26,7 @@ ifndef SIDE_BY_SIDE
 .NOTPARALLEL:
 endif
 
-.PHONY: demo check quick test tests durations test-slow test-cookbook test-core test-library test-oldest parity bench accelerators accelerators-gpu cookbook \
+.PHONY: demo check quick test tests durations test-slow test-cookbook test-core test-library test-oldest test-newest mutants nightly parity bench accelerators accelerators-gpu cookbook \
 	docs dist tagged lint test-shard lock clean
 
 demo: $(VENV)/demo.stamp
@@ -39,7 +39,7 @@ demo: $(VENV)/demo.stamp
 
 # Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each worker and each program that a test
 # starts would compile every file again: 0.04 of the time of `make test`.
-check test tests durations test-slow test-cookbook test-core test-library test-shard docs: export PYTHONDONTWRITEBYTECODE =
+check test tests durations test-slow test-cookbook test-core test-library test-shard mutants docs: export PYTHONDONTWRITEBYTECODE =
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -96,17 +96,30 @@ test-oldest:
 parity: $(VENV)/test.stamp
 	$(INSTALL) '$(EXTRAS)' --group test --group parity
 
+# QUICK=--quick tries each with tiny shapes.
+BENCHMARKS := import_time compile_time memory layers sequences scan_vs_keras text_generator keras_programs
 bench: $(VENV)/test.stamp
 	$(INSTALL) '$(EXTRAS)' --group test --group bench
 	$(BIN)/python -m benchmarks.keras_stateful
-	$(BIN)/python -m benchmarks.import_time
-	$(BIN)/python -m benchmarks.compile_time
-	$(BIN)/python -m benchmarks.memory
-	$(BIN)/python -m benchmarks.layers
-	$(BIN)/python -m benchmarks.sequences
-	$(BIN)/python -m benchmarks.scan_vs_keras
-	$(BIN)/python -m benchmarks.text_generator
-	$(BIN)/python -m benchmarks.keras_programs
+	set -e; for each in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$each $(QUICK); done
+
+# All that is slow, each night: what the heavy peers compute too, all slow tests, faults drawn by the day,
+# the lowest versions and the newest of everything, each benchmark once. It goes on where a part fails, and
+# says at its end how long each took. A release needs it green of its commit.
+NIGHTLY := parity lint tests test-slow mutants test-oldest test-newest bench
+nightly: QUICK = --quick
+nightly:
+	@failed=; table=; for part in $(NIGHTLY); do \
+		began=$$(date +%s); ended=green; $(MAKE) $$part QUICK=$(QUICK) || { ended=FAILED; failed="$$failed $$part"; }; \
+		table="$$table$$(printf '\n%-12s %6d s  %s' $$part $$(($$(date +%s) - began)) $$ended)"; done; \
+	echo "$$table"; test -z "$$failed"
+
+mutants: $(VENV)/test.stamp
+	$(BIN)/python -m tests.mutants --draw 3 --seed $$(date +%Y%j) --jobs 2
+
+test-newest:
+	$(MAKE) test-library PYTHON=$(NEWEST) VENV=.venv-newest LOCK=/dev/null
+NEWEST := $(firstword $(foreach v,3.14 3.13 3.12,$(shell command -v python$(v) >/dev/null && python$(v) -c 'import ensurepip' 2>/dev/null && echo python$(v))) $(PYTHON))
 
 # Compiles for a TPU, or a GPU, on a machine that has neither, and fails where a program got worse than in
 # the committed table. The compilers are wheels of 0.2 and 1.6 GB, each in an environment of its own.
