@@ -115,6 +115,19 @@ def described(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)}{list(np.shape(leaf))}", tree)
 
 
+def check_alike(who: str, given: Any, came: Any, advice: str) -> None:
+    """Raise unless ``who``, a function, returned a carry of the shapes and types that it was given.
+
+    A loop hands it on, whose state must not change its type.
+    """
+    wanted, found = described(given), described(came)
+    if jax.tree.flatten(found) != jax.tree.flatten(wanted):
+        raise InvalidInputError(
+            f"{who} must return a carry like the one that it is given, {wanted}, but returned "
+            f"{found}; {advice}"
+        )
+
+
 def is_integer(value: Any) -> bool:
     """Whether a value is an integer, which True and 2.0 are not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -722,7 +722,7 @@ STEPS = [
     (lambda carry, x: x, r"\(carry, y\), y an array or several, but returned float32"),
     (lambda carry, x: (carry, None), r"\(carry, y\)"),
     (lambda carry, x: (carry, x, x), ".* a tuple of 3"),
-    (lambda carry, x: ((x,), x), r"a carry of the shapes .* returned \('float32\["),
+    (lambda carry, x: ((x,), x), r"a carry like the one .* returned \('float32\["),
     (
         lambda carry, x: (OneState(carry.h.astype(jnp.float16)), x),
         r".*\(h='float32\[3, 4\]'\), but returned OneState\(h='float16\[3, 4\]'\); .* by astype",

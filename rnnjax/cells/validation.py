@@ -21,10 +21,10 @@ from rnnjax.cells.products import Operand
 from rnnjax.checks import (
     as_array,
     brief,
+    check_alike,
     check_floats,
     check_key,
     check_size,
-    described,
     floating_dtype,
     is_floating,
     is_integer,
@@ -332,12 +332,8 @@ def check_stepped(cell: Any, old: Any, returned: Any) -> None:
             f"step of {brief(cell)} must return (carry, y), y an array or several, but returned "
             f"{brief(returned)}; check its return"
         )
-    came, given = described(returned[0]), described(old)
-    if jax.tree.flatten(came) != jax.tree.flatten(given):
-        raise InvalidInputError(
-            f"step of {brief(cell)} must return a carry of the shapes and types that it is given, "
-            f"{given}, but returned {came}; check initial_carry, or cast by astype"
-        )
+    advice = "check initial_carry, or cast by astype"
+    check_alike(f"step of {brief(cell)}", old, returned[0], advice)
 
 
 def _shapes(tree: Any) -> str:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from rnnjax.checks import check_instance, check_key, check_size, described
+from rnnjax.checks import check_alike, check_instance, check_key, check_size, described
 from rnnjax.errors import InvalidInputError, NonFiniteError
 from rnnjax.text.vocabulary import as_integers
 
@@ -243,14 +243,13 @@ def draw(
 def stepped(step: StepFunction, params: Any, carry: Any, tokens: Any) -> tuple[Any, jax.Array]:
     """Call a step, and raise unless it returns what a `StepFunction` must."""
     returned = step(params, carry, tokens)
-    pair = returned if isinstance(returned, tuple) and len(returned) == 2 else (None, None)
-    after, before = (jax.tree.flatten(described(tree)) for tree in (pair[0], carry))
-    if after != before or np.shape(pair[1])[:-1] != tokens.shape or not np.ndim(pair[1]):
+    pair = isinstance(returned, tuple) and len(returned) == 2
+    if not pair or np.shape(returned[1])[:-1] != tokens.shape or not np.ndim(returned[1]):
         raise InvalidInputError(
-            f"step must return the carry like the one that it was given, {described(carry)}, and "
-            f"logits {(*tokens.shape, 'vocabulary')}, but returned {described(returned)}; return "
-            "both as (carry, logits)"
+            f"step must return (carry, logits), logits {(*tokens.shape, 'vocabulary')}, but "
+            f"returned {described(returned)}; return both"
         )
+    check_alike("step", carry, returned[0], "return (carry, logits)")
     return returned
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from rnnjax.cells.products import at_least_float32
-from rnnjax.checks import brief, check_instance, described
+from rnnjax.checks import brief, check_alike, check_instance
 from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.training.sharding import Sharding
 from rnnjax.training.state import TrainState, check_params, dtype_of, is_key, optimizer_errors
@@ -209,11 +209,7 @@ def checked_loss(
             f"loss_fn must return a scalar loss, but it is {jnp.result_type(loss)} of shape "
             f"{shape}; take the mean over the batch"
         )
-    if jax.tree.flatten(described(after)) != jax.tree.flatten(described(carry)):
-        raise InvalidInputError(
-            f"loss_fn must return a carry like the one that it is given, {described(carry)}, but "
-            f"returned {described(after)}; cast it by astype, or begin with another"
-        )
+    check_alike("loss_fn", carry, after, "cast it by astype, or begin with another")
     if not all(isinstance(name, str) for name in metrics) or OF_FIT.intersection(metrics):
         raise InvalidInputError(
             f"metrics of loss_fn must be a dict by texts, without the names {sorted(OF_FIT)}, but "

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.cells.products import at_least_float32
-from rnnjax.checks import brief, check_instance, check_size
+from rnnjax.checks import brief, check_alike, check_instance, check_size
 from rnnjax.engine.core.masking import expand
 from rnnjax.engine.core.validation import checked_marks
 from rnnjax.errors import InvalidInputError
@@ -116,14 +116,12 @@ def truncated_loss(run: RunPiece, losses: Callable[[Any, Any], jax.Array]) -> Lo
     def loss_fn(params: Any, carry: Any, batch: Window, key: jax.Array) -> Any:
         check_instance("batches", batch, Window, "a Window, as windows(inputs, targets, steps=20)")
         returned = run(params, carry, batch.inputs, key)
-        wanted: Any = jax.tree.structure(carry)
-        pair = isinstance(returned, tuple) and len(returned) == 2
-        if not pair or wanted != jax.tree.structure(returned[0]):
-            came = f"{brief(returned[0])} first" if pair else brief(returned)
+        if not isinstance(returned, tuple) or len(returned) != 2:
             raise InvalidInputError(
-                f"run must return (carry, outputs), the carry like the one that it was given, "
-                f"{brief(carry)}, but returned {came}; return them as unroll does"
+                f"run must return (carry, outputs), but returned {brief(returned)}; return them as "
+                "unroll does"
             )
+        check_alike("run", carry, returned[0], "return (carry, outputs) as unroll does")
         carry, outputs = returned
         targets = jax.tree.map(functools.partial(_filled, batch.counted), batch.targets)
         each = losses(outputs, targets)
