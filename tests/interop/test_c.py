@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import inspect
+import itertools
 import re
 import subprocess
 from collections.abc import Callable
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 from c_helpers import STRICT, Stream, compiler, library
 from cell_table import CELLS, begun, grid
+from reference import Bidirectional
+from test_reference import GRIDS, KINDS, RAW, build, drawn_node, layers
 
 import rnnjax
 from rnnjax import LSTMCell
@@ -24,6 +27,7 @@ from rnnjax.interop import c
 
 ROOT = Path(__file__).parents[2]
 STEPS, FEATURES = 500, 2
+UNDEFINED = "-fsanitize=undefined -fno-sanitize-recover=all"
 
 
 def drawn(cell: rnnjax.Cell, features: int, random_like: Callable[..., Any]) -> Any:
@@ -69,6 +73,32 @@ def table() -> dict[str, Any]:
     return {name: (cell, FEATURES, grid(name)) for name, cell in CELLS.items()}
 
 
+def drawn_cells(count: int) -> dict[str, Any]:
+    """Each kind with drawn options, alone, in stacks, with zoneout, with a learned start."""
+    found: dict[str, Any] = {}
+    for seed in itertools.count():
+        rng = np.random.default_rng([7, seed])
+        kinds = [KINDS[seed % len(KINDS)]]
+        if kinds[0] not in RAW and rng.random() < 0.5:
+            kinds += map(str, rng.choice([kind for kind in KINDS if kind not in RAW], 1))
+        node = drawn_node(rng, kinds, 6, usual=False)
+        if any(isinstance(one, Bidirectional) for one in parts(node)):
+            continue  # C goes forward
+        axes = max(GRIDS.get(layer.kind, 0) for layer in layers(node))
+        features = int(rng.integers(1, 4)) + RAW.get(kinds[0], 0)
+        space = tuple(map(int, rng.integers(1, 4, axes)))
+        found[f"drawn_{seed}"] = build(node), features, space
+        if len(found) == count:
+            return found
+    return found
+
+
+def parts(node: Any) -> Any:
+    yield node
+    for one in (node.inner,) if hasattr(node, "inner") else getattr(node, "parts", ()):
+        yield from parts(one)
+
+
 # An ordinary run takes one of each kind: gates of a sum and of two halves, a matrix state, a
 # window, a convolution, a scan in closed form, a stack, and a state that is learned.
 FEW = [
@@ -84,14 +114,15 @@ FEW = [
 
 
 def check(
-    rows: dict[str, Any], folder: Path, random_like: Any, *options: str, by: str = "gcc"
-) -> None:
-    """Each cell over 500 steps beside its step in JAX, all compiled by one call."""
+    rows: dict[str, Any], folder: Path, random_like: Any, *options: str, by: str = "gcc",
+    steps: int = STEPS,
+) -> None:  # fmt: skip
+    """Each cell over many steps beside its step in JAX, all compiled by one call."""
     rng, wanted = np.random.default_rng(0), {}
     for row, (cell, features, space) in rows.items():
         params, name = drawn(cell, features, random_like), row.replace("-", "_")
         c.save(cell, params, folder / f"{name}.c", input_size=(*space, features))
-        xs = rng.uniform(0.1, 1, (STEPS, *space, features)).astype(np.float32)
+        xs = rng.uniform(0.1, 1, (steps, *space, features)).astype(np.float32)
         if not cell.raw:  # gaps and marks are positive
             xs *= rng.choice([-1, 1], xs.shape)
         wanted[name] = cell, xs, expected(cell, params, xs, space)
@@ -111,6 +142,12 @@ def test_cells_are_their_steps(tmp_path: Path, random_like: Any) -> None:
 @pytest.mark.slow
 def test_every_cell_of_the_table_is_its_step(tmp_path: Path, random_like: Any) -> None:
     check(table(), tmp_path, random_like)
+
+
+@pytest.mark.slow
+def test_drawn_cells_are_their_steps(tmp_path: Path, random_like: Any) -> None:
+    """Few steps, over which a state without bounds stays a number."""
+    check(drawn_cells(200), tmp_path, random_like, *UNDEFINED.split(), steps=30)
 
 
 @pytest.mark.slow
