@@ -70,7 +70,7 @@ def in_a_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
-def write_whole(path: str | os.PathLike[str], *parts: bytes) -> None:
+def write_whole(path: str | os.PathLike[str], *parts: bytes | memoryview) -> None:
     """Put a file in the place of ``path`` in one move; whatever fails, an old one stays.
 
     Processes and threads may write one path at once: the last one's file stays. A process that is

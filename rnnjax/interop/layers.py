@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -181,7 +182,8 @@ class Recurrent(Layer):
                     "out, but its state does not hold it; leave the mask out, or take a GRUCell"
                 )
             marks = [expand(jnp.asarray(a, int), ys) for a in (mask, resets) if a is not None]
-            begun = mask.any(axis=0) if last else jax.lax.cumsum(sum(marks), reverse=self.reverse)
+            along = functools.reduce(jnp.add, marks)
+            begun = mask.any(axis=0) if last else jax.lax.cumsum(along, reverse=self.reverse)
             ys = jnp.where(expand(begun, ys) > 0, ys, held)
         if self.return_sequences and self.reverse and not self.keep_order:
             ys = jnp.flip(ys, axis=0)
