@@ -449,8 +449,9 @@ def test_the_last_output_alone_is_that_of_the_last_valid_step(name, reverse, sam
         np.testing.assert_array_equal(nothing, np.zeros((BATCH, cell.output_size)))
 
 
-def test_the_last_outputs_of_merged_directions_are_those_of_their_carries(sample):
-    cell = rnnjax.LearnedCarry(Bidirectional(GRUCell(3), merge="sum"))
+@pytest.mark.parametrize("part", [GRUCell(3), Regularized(GRUCell(3), zoneout_hidden=0.5)])
+def test_the_last_outputs_of_merged_directions_are_those_of_their_carries(part, sample):
+    cell = rnnjax.LearnedCarry(Bidirectional(part, merge="sum"))
     params, xs = sample(cell, TIME, BATCH, FEATURES)
     carry, y = rnnjax.unroll(cell, params, xs, outputs="last")
     np.testing.assert_array_equal(y, carry.forward.hidden + carry.backward.hidden)
