@@ -79,7 +79,9 @@ def reach(cell: Any, params: Any, xs: Any, scales: tuple[float, ...] = (1.0,)) -
     """The gradient by a state, over that by the last: norms' geometric mean, ``(scales, time)``."""
 
     def gradients(params: Any, scale: jax.Array) -> jax.Array:
-        scaled = {**params["cell"], "recurrent_kernel": scale * params["cell"]["recurrent_kernel"]}
+        scaled = dict(params["cell"])
+        if "recurrent_kernel" in scaled:
+            scaled["recurrent_kernel"] = scale * scaled["recurrent_kernel"]
         _, states = rnnjax.state_gradients(
             lambda carry, ys: (ys[-1] @ params["kernel"]).sum(), cell, scaled, xs
         )
