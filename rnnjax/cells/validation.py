@@ -278,7 +278,8 @@ def check_carry(
         InvalidInputError: one of them differs; ``axes`` names the axes that ``xs`` should have.
     """
     known = all(map(is_integer, batch))  # symbolic sizes of two scopes cannot be compared
-    options = jax.config.jax_enable_x64, jax.config.jax_default_prng_impl
+    config: Any = jax.config  # its types do not say what it holds
+    options = config.jax_enable_x64, config.jax_default_prng_impl
     expected = (_expected if known else _expected.__wrapped__)(cell, batch, options)
     call = f"or leave the {name} out" if "time" in axes else "and call step(params, carry, x)"
     advice = f"start from cell.initial_carry({batch}), {call}"
