@@ -308,6 +308,7 @@ CASES: dict[str, dict[str, Try | list[Try] | str]] = {
 
 # "In the same way" is meant of something that is done elsewhere.
 SAME_WAY = {
+    "do/forecasting": "tests/experiments/forecast/test_tables.py",
     "do/import": "tests/interop/test_keras_old_files.py",
     "do/language-models": "tests/experiments/language_models",
     "do/many-hosts": "tests/training/test_many_hosts.py",

@@ -65,7 +65,7 @@ WRONG = [
     ("cookbook forecasts", "there is no program forecasts; there are anomalies"),
     ("forecast --level 100", "--level must be at least 1 and at most 99, but is 100"),
     ("forecast nothing.csv", "nothing.csv must be a file to read, but is not"),
-    ("forecast text.txt", "text.txt must have several rows, but has 0"),
+    ("forecast text.txt", "text.txt must have another name for each column"),
     ("cookbook.flip_flop --seed -1", "--seed must be at least 0, but is -1"),
     ("cookbook.dynamics --cell Gru", "--cell must name a cell of rnnjax"),
     ("cookbook.dynamics --units 1", "--units must be at least 2 for a plane, but is 1"),
