@@ -16,6 +16,41 @@ from cell_table import weighted
 import rnnjax
 
 ROOT = Path(__file__).parents[1]
+COMPILATION = "/jax/core/compile/backend_compile_duration"  # or a program that the cache has
+# A test that compiles more programs, run alone, computes what it expects operation by operation, of
+# which each is one: take NumPy, or one `jax.jit` around all of it (as `begun` of cell_table.py and
+# `at_once` of interop_helpers.py). Those of which it is the library or a program that does so:
+MOST_PROGRAMS = 50
+MORE_PROGRAMS = {
+    # The writer of C computes what depends on parameters alone, and weights of 8 bits.
+    "tests/interop/test_c.py::test_cells_are_their_steps": 200,
+    "tests/interop/test_c.py::test_operations": 80,
+    "tests/interop/test_c.py::test_weights_of_8_bits_are_as_near_as_the_header_says": 80,
+    "tests/interop/test_c_models.py::test_models_are_what_their_framework_computes": 150,
+    "tests/interop/test_c_models.py::test_a_model_with_weights_of_8_bits": 80,
+    "tests/interop/test_options.py::test_options_leave_or_are_named": 120,
+    # A program for each of ONNX's own cases.
+    "tests/interop/test_onnx_nodes.py::test_node_cases": 150,
+    # Each wrong array is put on a device; each door of a user is opened as users do.
+    "tests/test_arguments.py::test_a_wrong_argument_is_named": 80,
+    "tests/test_arguments.py::test_a_random_key_in_a_carry_goes_through_every_door": 100,
+    # What it is about.
+    "tests/test_fused_forms.py::test_without_jit": 150,
+    # The code of a page runs as its reader runs it.
+    "tests/test_gallery.py::test_a_cell_is_its_equation": 150,
+    # Whole commands and questions: `fit` copies each array, a checkpoint sums it.
+    "tests/test_benchmarks.py::test_the_contenders_of_a_question_run_and_agree": 120,
+    "tests/experiments/forecast/test_forecast.py"
+    "::test_a_file_is_forecast_and_its_network_goes_on_with_a_longer_one": 120,
+    "tests/experiments/language_models/test_commands.py"
+    "::test_finetuning_resumes_exactly_and_what_it_writes_is_read": 120,
+    "tests/experiments/language_models/test_commands.py"
+    "::test_what_is_frozen_stays_and_types_are_those_of_the_folder": 120,
+}
+_compiled = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: _compiled.append(event) if event == COMPILATION else None
+)
 
 
 def _assert_close(actual: Any, expected: Any, tolerance: float) -> None:
@@ -142,6 +177,18 @@ def environment() -> Callable[..., dict[str, str]]:
         return os.environ | own | more
 
     return environment
+
+
+@pytest.fixture(autouse=True)
+def few_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that compiles too many programs, without those of what several share."""
+    before = len(_compiled)
+    yield
+    made, name = len(_compiled) - before, request.node.nodeid.partition("[")[0]
+    most = MORE_PROGRAMS.get(name, MOST_PROGRAMS)
+    if made > most and not request.node.get_closest_marker("slow"):
+        pytest.fail(f"it compiled {made} programs, and should at most {most}: see MOST_PROGRAMS in "
+                    "tests/conftest.py", pytrace=False)  # fmt: skip
 
 
 @pytest.fixture

@@ -632,8 +632,9 @@ def test_a_random_key_in_a_carry_goes_through_every_door(cell: Any, assert_close
     linen, own = rnnjax.linen.RNN(cell, time_major=True, return_carry=True), rnnjax.nnx.RNN
     own = own(cell, FEATURES, time_major=True, return_carry=True, rngs=nnx.Rngs(0))
     own.params = nnx.data(jax.tree.map(nnx.Param, params))
+    given = {"params": {"cell": params}}
     for found in (
-        linen.apply({"params": {"cell": params}}, xs, initial_carry=begun, resets=MARKS["resets"]),
+        jax.jit(linen.apply)(given, xs, initial_carry=begun, resets=MARKS["resets"]),
         own(xs, initial_carry=begun, resets=MARKS["resets"]),
     ):
         assert_close(known(found), expected, 1e-6)

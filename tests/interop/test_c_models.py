@@ -129,13 +129,19 @@ def check(models: dict[str, Any], folder: Path, *options: str) -> None:
         assert distance(ys if wanted.ndim == 2 else ys[-1], wanted) < 1e-5, name
 
 
+def up_to_each_step(model: Any, xs: np.ndarray) -> np.ndarray:
+    """What a model of Keras makes of the steps so far, at each step."""
+    ends = range(1, len(xs) + 1)
+    return np.stack(at_once(lambda x: [model(x[None, :end])[0] for end in ends], xs))
+
+
 def of_keras(*names: str) -> dict[str, Any]:
     found = {}
     for name in names:
         model, xs = KERAS[name](), inputs(name in ("text", "padded"))
         wanted = np.asarray(at_once(model, xs[None]))[0]
         if wanted.ndim == 1:  # of all steps up to each one
-            wanted = [np.asarray(model(xs[None, :end]))[0] for end in range(1, TIME + 1)]
+            wanted = up_to_each_step(model, xs)
         found[f"keras_{name}"] = from_keras.load(model), xs, np.asarray(wanted)
     return found
 
@@ -218,7 +224,7 @@ def drawn_model(seed: int) -> tuple[Any, np.ndarray, np.ndarray]:
         xs = rng.integers(1, SIZE, TIME).astype("i4")
     xs[rng.random(TIME) < 0.4] = 0 if ids else value
     xs[-rng.integers(1, 4) :] = 0 if ids else value
-    return model, xs, np.asarray(every(xs[None]))[0]
+    return model, xs, np.asarray(at_once(every, xs[None]))[0]
 
 
 @pytest.mark.slow
@@ -299,8 +305,7 @@ def test_a_slice_of_the_last_step_is_the_last_output(masked: bool, tmp_path: Pat
         cell = layers.GRUCell(3)
         y = layers.RNN(cell, return_sequences=True, **options)(y)[:, -1, :]
         model = randomized(keras.Model(x, layers.Dense(2, "softmax")(y)))
-        wanted = [np.asarray(model(xs[None, :end]))[0] for end in range(1, TIME + 1)]
-        found[name] = from_keras.load(model), xs, np.stack(wanted)
+        found[name] = from_keras.load(model), xs, up_to_each_step(model, xs)
     check(found, tmp_path)
 
 
