@@ -133,13 +133,14 @@ def test_every_file_of_tests_is_in_a_shard():
 
 def test_two_pythons_share_the_tests_but_the_laws(tmp_path):
     """Also where several processes run them."""
+    own = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
     shutil.copy(ROOT / "conftest.py", tmp_path)
     (tmp_path / "test_a.py").write_text("def test_passes(): pass\ndef test_fails(): assert 0\n")
     (tmp_path / "test_laws.py").write_text("def test_law(): pass\n")
 
     def run(*options):
         command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", *options]
-        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        ended = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True)
         return set(re.findall(r"^(?:PASSED|FAILED) \w+\.py::(\w+)", ended.stdout, re.MULTILINE))
 
     assert run("-n", "2", "--passed", "seen/passed") == {"test_passes", "test_fails", "test_law"}
