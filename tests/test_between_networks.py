@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import CELLS, WAYS, grid
+from cell_table import CELLS, WAYS, begun, grid
 
 import rnnjax
 from rnnjax import InvalidInputError
@@ -53,7 +53,7 @@ SIZES = {"memory_size": 4, "attention_size": 5}
 
 
 def drawn(features):
-    return GRU.init(KEY, features)
+    return begun(GRU, features)
 
 
 def restarted(where, of=GRU):
@@ -64,7 +64,7 @@ LOOKING = rnnjax.AttentionCell(rnnjax.LSTMCell(3), **SIZES)
 
 
 def looking(memory=ONES, **given):
-    return LOOKING.over(LOOKING.init(KEY, 2), memory, **given)
+    return LOOKING.over(begun(LOOKING, 2), memory, **given)
 
 
 def looked(x):
@@ -159,7 +159,7 @@ def test_what_is_not_valid_reaches_no_context_and_no_gradient(seed, draw, assert
 
 def test_a_cell_that_looks_back_begins_with_what_its_cell_has_learned():
     cell = rnnjax.AttentionCell(rnnjax.LearnedCarry(GRU), **SIZES)
-    params = cell.init(KEY, 2)
+    params = begun(cell, 2)
     params["cell"]["initial_carry"] = rnnjax.GRUCarry(jnp.array([0.1, 0.2, 0.3]))
     xs = normal(3, 2, 2, 2)
 

@@ -382,6 +382,7 @@ def test_law_13_every_number_can_learn_from_where_it_begins(name, begun, draw):
     given = xs, *jax.tree.map(np.zeros_like, carries)  # as each cell of the table begins
     own = jax.tree.map(lambda leaf: np.asarray(leaf, "float64"), begun[name])
     now, then = (loop(name, (p, *given), weights, {}, False)[1][0] for p in (own, drawn))
+    now, then = jax.device_get((now, then))
     dead = jax.tree.map(lambda one, other: np.sum((one == 0) & (other != 0)), now, then)
     assert not any(jax.tree.leaves(dead)), dead
 
