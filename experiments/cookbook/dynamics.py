@@ -235,7 +235,8 @@ def run(config: Config) -> int:
             report.accept(f"{name}, residual", points.residuals.max(initial=0), dynamics.RESIDUAL)
         if dale:
             kernel = np.asarray(params["cell"]["recurrent_kernel"])
-            report.accept("weights of the wrong sign", (kernel * signs(config.units) < 0).sum(), 0)
+            wrong = int((kernel * signs(config.units) < 0).sum())
+            report.accept("weights of the wrong sign", wrong, 0)
             report.accept("weights that are not 0, in %", 100 * (kernel != 0).mean(), 10, "least")
     plots.curves(
         report.run_dir / "memory.png", memories, x="steps back", y="gradient of the state", log=True

@@ -377,6 +377,6 @@ def check_updated(old: Any, new: Any) -> None:
 
 def _kind(dtype: Any) -> float:
     # Not `np.can_cast`, by which "same_kind" lets complex64 become bfloat16, a type NumPy lacks.
-    kinds = jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating
+    kinds: Any = jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating
     found = (i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind))
     return next(found, np.nan)  # a random key is neither more nor less than a number

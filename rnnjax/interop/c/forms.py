@@ -17,7 +17,7 @@ def kind_of(dtype: Any) -> str:
     >>> kind_of(jnp.bfloat16), kind_of(bool), kind_of("int32"), kind_of(jnp.int8), kind_of("uint8")
     ('f', 'b', 'i', 'q', '')
     """
-    kinds = {np.int8: "q", jnp.floating: "f", jnp.bool_: "b", np.int32: "i", np.int64: "i"}
+    kinds: Any = {np.int8: "q", jnp.floating: "f", jnp.bool_: "b", np.int32: "i", np.int64: "i"}
     return next((kind for one, kind in kinds.items() if jnp.issubdtype(dtype, one)), "")
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import jaxpr_as_fun
 
 from rnnjax.errors import InvalidInputError
 
@@ -27,9 +27,7 @@ def _rounded(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     return jnp.rint(x / jnp.where(scale == 0, 1, scale)).astype(jnp.int8), scale
 
 
-def error(
-    exact: ClosedJaxpr, rounded: ClosedJaxpr, start: list[Any], inputs: list[Any], data: Any
-) -> str:
+def error(exact: Any, rounded: Any, start: list[Any], inputs: list[Any], data: Any) -> str:
     """How far outputs are from float32, over sequences ``(time, batch, ...)``, in words."""
     sizes, array, dtype = [math.prod(x.shape) for x in inputs], np.asarray(data), inputs[0].dtype
     fits = array.ndim > 1 and array.size and math.prod(array.shape[2:]) == sum(sizes)
@@ -42,7 +40,7 @@ def error(
     xs = [x.reshape(*x.shape[:2], *one.shape).astype(dtype)
           for x, one in zip(parts, inputs, strict=True)]  # fmt: skip
 
-    def run(program: ClosedJaxpr) -> np.ndarray:
+    def run(program: Any) -> np.ndarray:
         def step(state: Any, x: Any) -> Any:
             made = jaxpr_as_fun(program)(*state, *x)
             return made[: len(state)], made[len(state) :]

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr
 
 from rnnjax.cells.base import Cell, Params
 from rnnjax.cells.onehot import Beside
@@ -54,14 +53,14 @@ class Program(NamedTuple):
     """A step ``(parameters, state, inputs) -> (state, outputs)``, whose leaves have names in C."""
 
     title: str
-    closed: ClosedJaxpr
+    closed: Any
     params: dict[str, np.ndarray]
     state: dict[str, np.ndarray]  # with which a sequence begins
     inputs: dict[str, Any]  # shapes and types
     outputs: dict[str, Any]
     rounded: bool  # whether parameters were rounded to float32
 
-    def lowered(self, **options: Any) -> tuple[ClosedJaxpr, dict[bytes, str]]:
+    def lowered(self, **options: Any) -> tuple[Any, dict[bytes, str]]:
         """The equations of state and inputs, what is known computed, and names of constants."""
         lowering, step = Lowering(self.params, **options), self.closed
         given = *self.state.values(), *self.inputs.values()

@@ -17,7 +17,7 @@ MOVES: Mapping[str, Callable[..., Any]] = {
     "squeeze": lambda x, p, shape: x.reshape(shape),
     "reshape": lambda x, p, shape: x.transpose(p["dimensions"] or range(x.ndim)).reshape(shape),
     "broadcast_in_dim": lambda x, p, shape: np.broadcast_to(
-        np.expand_dims(x, [*{*range(len(shape))} - {*p["broadcast_dimensions"]}]), shape
+        np.expand_dims(x, (*{*range(len(shape))} - {*p["broadcast_dimensions"]},)), shape
     ),
     "slice": lambda x, p, shape: x[
         (*map(slice, p["start_indices"], p["limit_indices"], p["strides"] or [1] * x.ndim),)
