@@ -26,7 +26,7 @@ ifndef SIDE_BY_SIDE
 .NOTPARALLEL:
 endif
 
-.PHONY: demo check quick test tests durations test-slow test-cookbook test-core test-library test-oldest test-newest mutants nightly parity bench accelerators accelerators-gpu cookbook \
+.PHONY: demo check quick test tests test-programs durations test-slow test-cookbook test-core test-library test-oldest test-newest mutants nightly peers parity bench accelerators accelerators-gpu cookbook \
 	docs dist tagged lint test-shard lock clean
 
 demo: $(VENV)/demo.stamp
@@ -39,7 +39,7 @@ demo: $(VENV)/demo.stamp
 
 # Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each worker and each program that a test
 # starts would compile every file again: 0.04 of the time of `make test`.
-check test tests durations test-slow test-cookbook test-core test-library test-shard mutants docs: export PYTHONDONTWRITEBYTECODE =
+check test tests test-programs durations test-slow test-cookbook test-core test-library test-shard mutants docs: export PYTHONDONTWRITEBYTECODE =
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -52,7 +52,11 @@ test:
 	$(MAKE) --jobs 2 SIDE_BY_SIDE=1 lint tests
 
 tests: $(VENV)/test.stamp
-	$(BIN)/python -m pytest $(WORKERS)
+	$(BIN)/python -m pytest $(WORKERS) -m 'not slow and not docs and not programs'
+
+# The programs of experiments/, a quarter of all tests' time; `make test` takes one quick test of each.
+test-programs: $(VENV)/test.stamp
+	$(BIN)/python -m pytest $(WORKERS) -m 'programs and not slow and not docs' tests/experiments experiments
 
 # The linters, the types, and of the tests that are quick, by what tests/durations.py has measured, those
 # that the change since main can break; all of them where nothing has changed.
@@ -60,7 +64,7 @@ check:
 	$(MAKE) --jobs 2 SIDE_BY_SIDE=1 lint quick
 
 quick: $(VENV)/test.stamp
-	$(BIN)/python -m tests.affected $(WORKERS) -m 'not slow and not docs and not long'
+	$(BIN)/python -m tests.affected $(WORKERS)
 
 durations: $(VENV)/test.stamp
 	$(BIN)/python -m tests.durations
@@ -72,7 +76,7 @@ test-slow: $(VENV)/test.stamp
 test-cookbook: $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(WORKERS) -m slow tests/experiments/cookbook
 
-test-core: $(VENV)/test.stamp
+test-core: $(VENV)/core.stamp
 	$(BIN)/python -m pytest $(WORKERS) $(CORE)
 
 test-library: $(VENV)/test.stamp
@@ -92,9 +96,12 @@ test-shard: $(VENV)/test.stamp
 test-oldest:
 	JAX_ENABLE_COMPILATION_CACHE=false $(MAKE) test-core PYTHON=python3.11 VENV=.venv-oldest LOCK=requirements-oldest.lock
 
-# The tests against PyTorch and TensorFlow run where this has been done; elsewhere they are skipped.
-parity: $(VENV)/test.stamp
-	$(INSTALL) '$(EXTRAS)' --group test --group parity
+# The tests against PyTorch and its company run where `make peers` has been done, and those against
+# TensorFlow too, most of them slow, where `make parity` has; elsewhere they are skipped, and `make test`
+# says so at its end. TORCH_INDEX is the address of an index of PyTorch's wheels for CPUs: those for
+# cards bring the libraries of the cards along.
+peers parity: $(VENV)/test.stamp
+	$(INSTALL) '$(EXTRAS)' --group test --group $@ $(addprefix --extra-index-url ,$(TORCH_INDEX))
 
 # QUICK=--quick tries each with tiny shapes.
 BENCHMARKS := import_time compile_time memory layers sequences scan_vs_keras text_generator keras_programs
@@ -106,7 +113,7 @@ bench: $(VENV)/test.stamp
 # All that is slow, each night: what the heavy peers compute too, all slow tests, faults drawn by the day,
 # the lowest versions and the newest of everything, each benchmark once. It goes on where a part fails, and
 # says at its end how long each took. A release needs it green of its commit.
-NIGHTLY := parity lint tests test-slow mutants test-oldest test-newest bench
+NIGHTLY := parity lint tests test-programs test-slow mutants test-oldest test-newest bench
 nightly: QUICK = --quick
 nightly:
 	@failed=; table=; for part in $(NIGHTLY); do \
@@ -172,6 +179,11 @@ $(VENV)/demo.stamp: pyproject.toml $(LOCK) | $(VENV)/pip.stamp
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp
 	$(INSTALL) '$(EXTRAS)' --group test
+	touch $@
+
+# What `make test-core` needs: no program, no peer, no linter.
+$(VENV)/core.stamp: pyproject.toml $(LOCK) | $(VENV)/pip.stamp
+	$(INSTALL) '.[export,interop]' --group test-core
 	touch $@
 
 $(VENV)/docs.stamp: pyproject.toml $(LOCK) | $(VENV)/pip.stamp

@@ -4,8 +4,10 @@ It holds for the processes that they start too. JAX reads it when it is imported
 reads behind this file does.
 """
 
+import collections
 import gc
 import os
+import re
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -78,6 +80,18 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
         left = [i for i in items if "test_laws.py" in i.nodeid or repr(i.nodeid) not in done]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(left)])
         items[:] = left
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say in one line what the tests that were skipped lack."""
+    lacked = collections.Counter[str]()
+    for report in terminalreporter.getreports("skipped"):
+        reason = report.longrepr[2].removeprefix("Skipped: ").partition(",")[0]
+        module = re.match(r"could not import '([^'.]+)|([\w-]+) is in the", reason)
+        lacked[(module[1] or module[2]) if module else reason] += 1
+    if lacked:
+        line = ", ".join(f"{number} for {what}" for what, number in lacked.most_common())
+        terminalreporter.write_line(f"skipped: {line} (`make parity` installs the peers)")
 
 
 def pytest_collection_finish() -> None:

@@ -1,12 +1,12 @@
 """Runs the tests that a change can break: what `make check` does.
 
-    python -m tests.affected -n 2 -m 'not slow and not docs and not long'  # options of pytest
+    python -m tests.affected -n 2  # options of pytest
 
 What differs is counted from the commit at which this branch left main, on main itself from the last
 commit; what is not committed and what is new counts. A change of a cell's file takes the rows of
-its cells alone. All quick tests are taken where nothing differs, where there is no git, and where
-a file of `EVERYTHING` differs. It is a table and no graph of imports, by which a change of any cell
-would take nearly all tests.
+its cells alone. All quick tests, of the programs those marked `smoke`, are taken where nothing
+differs, where there is no git, and where a file of `EVERYTHING` differs. It is a table and no graph
+of imports, by which a change of any cell would take nearly all tests.
 """
 
 import inspect
@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 ROOT = Path(__file__).resolve().parents[1]
+QUICK = "not slow and not docs and not long"
 EVERYTHING = (
     "conftest.py", "tests/conftest.py", "pyproject.toml", "Makefile", "rnnjax/__init__.py",
     "rnnjax/checks.py", "rnnjax/errors.py", "rnnjax/meshes.py", "tests/cell_table.py",
@@ -145,7 +146,9 @@ def main() -> None:
         "all" if not chosen else f"those of {len(files)} files that differ: {shlex.join(chosen)}"
     )
     print(f"tests: {which}", flush=True)
-    os.execv(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:], *chosen])
+    marks = QUICK if chosen else f"{QUICK} and not programs"
+    command = [sys.executable, "-m", "pytest", "-m", marks, *sys.argv[1:], *chosen]
+    os.execv(sys.executable, command)
 
 
 if __name__ == "__main__":

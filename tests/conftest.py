@@ -85,11 +85,14 @@ def _random_like(tree: Any, seed: int, dtype: Any = jnp.float32, scale: float = 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what takes long, by the list that `tests.durations` writes."""
+    """Mark what takes long, by the list that `tests.durations` writes, and what tests programs."""
     long = set((ROOT / "tests" / "long.txt").read_text(encoding="utf-8").splitlines())
     for item in items:
         if item.nodeid.partition("[")[0] in long:
             item.add_marker("long")
+        of_a_program = item.nodeid.startswith(("tests/experiments/", "experiments/"))
+        if of_a_program and not item.get_closest_marker("smoke"):
+            item.add_marker("programs")
 
 
 @pytest.fixture
@@ -185,6 +188,7 @@ def few_programs(request: pytest.FixtureRequest) -> Iterator[None]:
     before = len(_compiled)
     yield
     made, name = len(_compiled) - before, request.node.nodeid.partition("[")[0]
+    request.node.user_properties.append(("programs", made))
     most = MORE_PROGRAMS.get(name, MOST_PROGRAMS)
     # The code of a page runs as its reader runs it, operation by operation.
     free = [mark for mark in ("slow", "docs") if request.node.get_closest_marker(mark)]

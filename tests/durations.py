@@ -23,6 +23,7 @@ LIMIT, SETUP = 0.3, 2.0
 LONG = Path(__file__).with_name("long.txt")
 SPENT: dict[str, list[float]] = collections.defaultdict(list)
 PREPARED: dict[str, float] = collections.defaultdict(float)
+PROGRAMS: dict[str, int] = collections.defaultdict(int)
 
 
 def name_of(nodeid: str) -> str:
@@ -70,6 +71,8 @@ def pytest_runtest_logreport(report: Any) -> None:
         told, (file, _, _) = dict(report.user_properties), report.nodeid.partition("::")
         SPENT[name_of(report.nodeid)].append(told["spent"])
         PREPARED[file] = max(PREPARED[file], told["prepared"])
+        name = name_of(report.nodeid)
+        PROGRAMS[name] = max(PROGRAMS[name], told.get("programs", 0))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -84,6 +87,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     print(f"\nquick: {quick:.0f} s of CPU of {sum(map(sum, SPENT.values())):.0f}; the longest:")
     for name in sorted(SPENT, key=lambda name: -sum(SPENT[name]))[:80]:
         print(f"{sum(SPENT[name]):7.1f} s in {len(SPENT[name]):3d}  {name}")
+    print("more than 30 programs:")
+    for name in sorted(PROGRAMS, key=lambda name: -PROGRAMS[name]):
+        if PROGRAMS[name] > 30:
+            print(f"{PROGRAMS[name]:4d}  {name}")
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ def test_the_table_of_the_framings(program, tmp_path, monkeypatch):
     assert len(saved[1]["accuracies"]) == 2
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("mode", "cell"), [("steps", "lstm"), ("features", "gru")])
 def test_every_mode_and_cell_trains(mode, cell):
     config = Config(seq_length=3, mode=mode, cell=cell, epochs=20, hidden_size=16)

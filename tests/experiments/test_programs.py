@@ -13,6 +13,8 @@ from experiments.runs import exit_with
 from rnnjax import InvalidInputError
 from rnnjax.interop.convert import make_parser
 
+pytestmark = pytest.mark.smoke  # each program starts, and says what it takes
+
 COMMANDS = [
     *(f"text_generator {c}" for c in ("train", "generate", "evaluate", "inspect", "export")),
     *(f"language_models {c}" for c in ("show", "generate", "finetune", "evaluate")),

@@ -127,6 +127,7 @@ def test_cards_are_asked_as_in_the_games():
     assert len(answers) == 52
 
 
+@pytest.mark.smoke
 def test_a_sum_is_right_within_its_bound():
     xs, sums, places = data.adding(RNG(4), 1, 20, 300)
     np.testing.assert_allclose((xs[..., 0] * xs[..., 1]).sum(axis=0), sums[-1], rtol=1e-6)

@@ -82,6 +82,7 @@ def test_twenty_moments(train, resume, start, tiny, long, tmp_path, mode, number
     kill_and_resume(train, resume, start, tiny, tmp_path, mode, ends, seed=number)
 
 
+@pytest.mark.smoke
 def test_train_generate_evaluate(generator, tiny, refused, text, tmp_path):
     trained = generator("train", *tiny, "--epochs", "2", picture=True)
     assert "bits per character" in trained.stderr + trained.stdout

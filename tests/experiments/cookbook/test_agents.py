@@ -55,6 +55,7 @@ def test_a_pack_has_thirteen_cards_of_each_suit_and_the_one_before_is_asked_for(
     np.testing.assert_array_equal(success[:102], expected > 0)
 
 
+@pytest.mark.smoke
 @PROGRAMS
 def test_which_of_three_actions_is_worth_most_is_learned(program):
     shown = SimpleNamespace(

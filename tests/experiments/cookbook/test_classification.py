@@ -33,6 +33,7 @@ def test_made_questions_and_names_are_classified(ran, monkeypatch):
         assert np.mean(scores[f"names: {name}"]) > 75, name
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", ["CNN", *CELLS])
 @pytest.mark.usefixtures("small")
 def test_what_is_behind_a_text_changes_nothing(name, random_like):

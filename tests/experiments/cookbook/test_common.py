@@ -52,6 +52,7 @@ def test_digits_by_either_name_and_a_made_series_that_has_logs(tmp_path):
     assert min(float(line.split(",")[1]) for line in lines) > 0
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("bound", "status"), [(2.0, 0), (0.5, 1)])
 def test_a_report_tells_what_was_missed(tmp_path, capsys, bound, status):
     options = dataclasses.make_dataclass("Options", ["run_dir"])(tmp_path / "run")

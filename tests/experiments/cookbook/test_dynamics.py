@@ -117,6 +117,7 @@ def test_the_memory_of_a_linear_map_is_that_of_its_powers():
     np.testing.assert_allclose(dynamics.memory_by_lag(cell, params, xs), by_lag, rtol=1e-9)
 
 
+@pytest.mark.smoke
 def test_the_fixed_points_and_exponents_of_henons_map():
     cell = Henon(2)
     params = cell.init(jax.random.key(0), 1)

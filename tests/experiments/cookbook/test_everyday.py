@@ -19,6 +19,7 @@ from experiments.cookbook import (
 )  # fmt: skip
 
 
+@pytest.mark.smoke
 def test_the_crf_is_a_distribution_over_all_taggings():
     """Beside all 7 ** 3 taggings of a sentence, one step of which is padding."""
     rng = np.random.default_rng(0)
@@ -63,6 +64,7 @@ def test_each_tag_of_a_made_sentence_goes_with_its_word():
         assert not words[length:].any()
 
 
+@pytest.mark.smoke
 def test_a_lane_is_reset_where_a_session_begins():
     made = recommendation.sessions(0, 400)
     window = recommendation.lanes(made)
@@ -83,6 +85,7 @@ def test_places_and_measures_of_a_ranking():
     assert found == {"recall": 50, "MRR": pytest.approx(100 * 1.5 / 4)}
 
 
+@pytest.mark.smoke
 def test_an_engine_runs_until_nothing_is_left():
     seen, left = remaining_life.histories(0, 20)
     assert len({len(one) for one in seen}) > 10
@@ -97,6 +100,7 @@ def test_an_engine_runs_until_nothing_is_left():
     assert remaining_life.features(seen[0])[-2] == len(seen[0])  # a network can count, too
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kind", anomalies.KINDS)
 def test_an_anomaly_is_one_beat_or_one_lead(kind):
     normal, odd = (anomalies.beats(np.random.default_rng(3), 1, k)[:, 0] for k in (None, kind))
@@ -120,6 +124,7 @@ def test_dates_are_written_in_each_form_and_read_again():
     assert again == texts[0]
 
 
+@pytest.mark.smoke
 def test_a_wider_beam_finds_what_is_at_least_as_probable():
     """By the loss that is trained; a beam of one is the greedy choice, step by step."""
     model = seq2seq.Model(6)
@@ -146,6 +151,7 @@ def test_a_wider_beam_finds_what_is_at_least_as_probable():
     assert written[0].tolist() == greedy.tolist()
 
 
+@pytest.mark.smoke
 def test_a_model_of_a_sweep_is_the_one_that_is_trained_alone():
     config = many_models.Config(units=3, numbers=5, updates=3)
     drawn = [jax.jit(many_models.init, static_argnums=0)(config, seed) for seed in (0, 1)]

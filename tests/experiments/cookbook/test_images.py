@@ -21,6 +21,7 @@ def unpatched(films):
     return cut.reshape(*films.shape[:2], FRAME, FRAME)
 
 
+@pytest.mark.smoke
 def test_digits_move_by_a_pixel_and_bounce(source):
     drawn = images.draw_films(source, 50, 0)
     films, targets = unpatched(drawn["films"]), drawn["targets"]
@@ -45,6 +46,7 @@ def sentences(words):
     return [" ".join(WORDS[i] for i in one if i) for one in words.T]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
 def test_sentences_say_what_is_in_scenes_and_parts_share_no_place(part):
     # Of a digit only its first pixel is lit, as bright as its label says: a scene can be read.
@@ -176,6 +178,7 @@ def test_it_learns_what_images_differ_in(ran, monkeypatch):
     assert written < 0.3 * mean
 
 
+@pytest.mark.smoke
 def test_all_that_the_decoder_gets_is_the_code(random_like):
     config = autoencoder.Config(hidden_size=8)
     params = random_like(lambda: autoencoder.init(config, jax.random.key(0)), 0)
@@ -225,6 +228,7 @@ def test_made_digits_are_read_by_rows_and_by_a_cnn(ran, monkeypatch):
     assert both + no_gru + no_cnn + neither == 60
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("by", ["rows", "pixels"])
 def test_a_network_reads_an_image_from_the_top_line_by_line(monkeypatch, by):
     cell = rnnjax.GRUCell(5)

@@ -31,6 +31,7 @@ def logits_of(params, images):
     return logits.swapaxes(0, 1).reshape(logits.shape[1], SIZE * SIZE)
 
 
+@pytest.mark.smoke
 def test_a_pixel_follows_from_those_before_it_alone(params, images):
     before = np.asarray(logits_of(params, images))
     for row, column in [(0, 0), (5, 0), (13, 20), (14, 26), (27, 26)]:

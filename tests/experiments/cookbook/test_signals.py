@@ -11,6 +11,7 @@ import rnnjax
 from experiments.cookbook import flip_flop, gradients, online, spirals
 
 
+@pytest.mark.smoke
 def test_each_bit_is_that_of_its_last_pulse():
     task = flip_flop.draw(0, 3, 40, 5, 2)
     pulses, held = task["pulses"], task["held"]
@@ -55,6 +56,7 @@ def test_a_gru_learns_to_add_few_numbers_and_gradients_are_measured(ran):
     assert clipped == pytest.approx(1, rel=1e-5)
 
 
+@pytest.mark.smoke
 def test_the_reach_of_a_linear_cell_is_that_of_its_powers():
     cell = rnnjax.SimpleRNNCell(3, activation=lambda x: x)
     drawn = jax.device_get(jax.jit(cell.init, static_argnums=1)(jax.random.key(0), 2))
@@ -74,6 +76,7 @@ def test_the_reach_of_a_linear_cell_is_that_of_its_powers():
     np.testing.assert_allclose(gradients.losses(cell, params, xs, 1.0), [expected], rtol=1e-5)
 
 
+@pytest.mark.smoke
 def test_a_stream_asks_for_the_letter_that_was_marked():
     config = online.Config(wait=3, rows=5)
     places, answers = np.arange(5), np.zeros(5, np.int32)
@@ -95,6 +98,7 @@ def test_a_stream_asks_for_the_letter_that_was_marked():
     assert asked_rows == set(range(5))
 
 
+@pytest.mark.smoke
 def test_a_spiral_turns_and_shrinks_with_the_time():
     for irregular in (False, True):
         xs, left = spirals.draw(0, 40, 12, 0, irregular)

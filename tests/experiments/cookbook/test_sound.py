@@ -40,6 +40,7 @@ def test_pieces_lie_in_rows_with_what_comes_next(pieces):
     np.testing.assert_allclose(chances, (told.sum(axis=0) + 1) / (len(told) + 2), rtol=1e-5)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", music.CELLS)
 def test_a_piece_in_a_row_is_a_piece_alone(pieces, name):
     config = music.Config(units=8)
@@ -125,6 +126,7 @@ def test_what_is_behind_a_recording_changes_nothing(name):
     assert differs.max() > 1e-3  # the order of the steps counts
 
 
+@pytest.mark.smoke
 def test_what_is_shipped_says_step_by_step_what_the_network_says_of_the_whole():
     params = jax.jit(spoken_digits.init, static_argnums=0)(STREAM, jax.random.key(0))
     rng, lengths = np.random.default_rng(0), np.array([[3, 8, 6]])

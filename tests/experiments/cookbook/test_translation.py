@@ -39,6 +39,7 @@ def small():
     return model, jax.tree.map(lambda x: 3 * np.asarray(x), params)
 
 
+@pytest.mark.smoke
 def test_padding_changes_nothing(small):
     model, params = small
     german, english = np.array([[4, 5, 6], [6, 4, 0]]).T, np.array([[4, 5, END], [4, END, 0]]).T

@@ -61,6 +61,7 @@ def naive(words, known, size, context, word):
     return mixed((behind, triples.values()), two)
 
 
+@pytest.mark.smoke
 def test_kneser_ney_probabilities():
     rng = np.random.default_rng(0)
     text = [*(rng.integers(0, 4, 150) ** 2 % 7).tolist(), 7]

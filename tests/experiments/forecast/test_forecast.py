@@ -162,6 +162,7 @@ def test_gaps_and_what_is_behind_a_cut_have_no_weight():
     assert (arrays["when"][38 - first[0], 0] > len(values)).tolist() == [False, True, True]
 
 
+@pytest.mark.smoke
 def test_what_is_known_beforehand_is_read_at_its_step():
     values = wave(90)
     values[87:] = np.nan  # times of which the inputs alone are known

@@ -61,6 +61,7 @@ def test_show_says_what_a_folder_holds(command: Any, model: Model) -> None:
     assert f"the state of any number of tokens has {32 * 7 * 4 / 2**20:.2f} MiB" in shown
 
 
+@pytest.mark.smoke
 def test_generate_writes_the_most_probable_text(
     command: Any, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
