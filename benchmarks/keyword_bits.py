@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import runs
+from experiments.shared import runs
 
 BATCH = 50
 

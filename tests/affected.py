@@ -69,11 +69,10 @@ TABLE = {
     "experiments/cookbook/* experiments/cookbook/common/*": "experiments/cookbook",
     "experiments/forecast/*": "experiments/forecast",
     "experiments/language_models/*": "experiments/language_models",
-    "experiments/runs.py": "experiments",
+    "experiments/shared/*": "experiments",
     "experiments/t_maze/*": "experiments/test_t_maze",
     "experiments/tasks/*": "experiments/test_tasks experiments/test_published",
     "experiments/text_generator/* experiments/text_generator/*/*": GENERATOR,
-    "experiments/text_tools/*": GENERATOR,
     "benchmarks/* benchmarks/*/*": "test_benchmarks test_others test_keras_page",
     "docs/*": "test_package",
 }

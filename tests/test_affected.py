@@ -65,7 +65,7 @@ def test_everything_is_taken_where_a_table_cannot_know(files: list[str], some: b
 
 
 def test_a_folder_is_named_once() -> None:
-    chosen = arguments(["experiments/runs.py", "experiments/forecast/model.py"])
+    chosen = arguments(["experiments/shared/runs.py", "experiments/forecast/model.py"])
     assert "tests/experiments" in chosen
     assert not [path for path in chosen if path.startswith("tests/experiments/")]
-    assert Path("experiments/runs.py").as_posix() in chosen
+    assert Path("experiments/shared/runs.py").as_posix() in chosen

@@ -33,8 +33,8 @@ from cell_table import CELLS, PUBLIC
 from PIL import Image
 
 import rnnjax
-from experiments import runs
 from experiments.cookbook.__main__ import PROGRAMS as COOKBOOK
+from experiments.shared import runs
 from rnnjax.interop import Model, convert
 from rnnjax.interop import keras as from_keras
 from rnnjax.testing import check_cell

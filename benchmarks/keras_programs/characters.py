@@ -8,7 +8,7 @@ EPOCHS, SIZE, SMALL = 10, 120_000, 20_000
 
 def make(length: int):
     """A text: Python's own documentation."""
-    from experiments.text_tools.corpora import load_corpus
+    from experiments.shared.corpora import load_corpus
 
     return (load_corpus("python-docs")[:length],)
 

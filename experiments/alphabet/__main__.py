@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import runs
 from experiments.alphabet.config import Config
 from experiments.alphabet.framings import compare
 from experiments.alphabet.model import COMPILER_OPTIONS, LETTERS, Model, pairs
+from experiments.shared import runs
 from rnnjax.training.files import write_json
 
 PROGRAM = "alphabet"

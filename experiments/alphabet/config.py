@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from experiments.runs import Positive, Seed, check_ranges
+from experiments.shared.runs import Positive, Seed, check_ranges
 from rnnjax import InvalidInputError
 
 SUBSTRINGS = 1000

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments import runs
+from experiments.shared import runs
 from rnnjax.errors import InvalidInputError
 
 # Those that outgrew one file are a folder beside this one.

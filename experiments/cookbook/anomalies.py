@@ -28,9 +28,8 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 import rnnjax
-from experiments import runs
-from experiments.cookbook.common import data, plots
-from experiments.cookbook.common.report import Report
+from experiments.shared import data, plots, runs
+from experiments.shared.report import Report
 from rnnjax.training import Silent, fit, minibatches
 
 STEPS, LEADS, CODE, MORE = 60, 3, 6, 40  # numbers of a code, and of a longer one that is linear

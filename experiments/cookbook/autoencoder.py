@@ -21,9 +21,8 @@ import optax
 from sklearn.decomposition import PCA
 
 import rnnjax
-from experiments import runs
-from experiments.cookbook.common import data, plots
-from experiments.cookbook.common.report import Report
+from experiments.shared import data, plots, runs
+from experiments.shared.report import Report
 from rnnjax.training import fit, minibatches
 
 SIZE, CODE = 28, 32  # rows of an image, and columns; numbers of a code, and components

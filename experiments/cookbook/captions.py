@@ -21,10 +21,10 @@ import numpy as np
 import optax
 
 import rnnjax
-from experiments import runs
-from experiments.cookbook.common import data, images, plots
+from experiments.cookbook.common import images
 from experiments.cookbook.common.images import LENGTH, WORDS
-from experiments.cookbook.common.report import Report
+from experiments.shared import data, plots, runs
+from experiments.shared.report import Report
 from rnnjax.training import Silent, fit
 
 # Of the CNN; 6 x 6 places come out. (With 3 x 3, and without the loss of each word for itself,

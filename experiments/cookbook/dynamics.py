@@ -22,9 +22,9 @@ import numpy as np
 import optax
 
 import rnnjax
-from experiments import runs
-from experiments.cookbook.common import data, dynamics, plots
-from experiments.cookbook.common.report import Report
+from experiments.cookbook.common import dynamics
+from experiments.shared import data, plots, runs
+from experiments.shared.report import Report
 from rnnjax.errors import InvalidInputError
 from rnnjax.training import Silent, constrain, fit
 

@@ -26,9 +26,8 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 import rnnjax
-from experiments import runs
-from experiments.cookbook.common import data, plots
-from experiments.cookbook.common.report import Report
+from experiments.shared import data, plots, runs
+from experiments.shared.report import Report
 from rnnjax.training import use_cores
 
 

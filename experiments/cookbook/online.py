@@ -20,9 +20,8 @@ import numpy as np
 import optax
 
 import rnnjax
-from experiments import runs
-from experiments.cookbook.common import data, plots
-from experiments.cookbook.common.report import Report
+from experiments.shared import data, plots, runs
+from experiments.shared.report import Report
 from rnnjax.online import RTRL, SnAp1
 
 LETTERS, UNITS = 4, 32

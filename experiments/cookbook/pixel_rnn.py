@@ -22,9 +22,8 @@ import numpy as np
 import optax
 
 import rnnjax
-from experiments import runs
-from experiments.cookbook.common import data, plots
-from experiments.cookbook.common.report import Report
+from experiments.shared import data, plots, runs
+from experiments.shared.report import Report
 from rnnjax.training import fit, minibatches
 
 SIZE, ABOVE, SIDE = 28, 3, 3  # of an image; rows above and columns beside a pixel that are read

@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import runs
-from experiments.cookbook.common import data
 from experiments.cookbook.common.agents import Agent, Options, Task, Train, compare, look
+from experiments.shared import data, runs
 
 DISCOUNT, TRUST = 0.95, 0.9  # gamma and lambda of advantage estimation (Schulman et al., 2016)
 ENTROPY_WEIGHT = 0.02

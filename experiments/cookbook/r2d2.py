@@ -18,9 +18,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import runs
-from experiments.cookbook.common import data
 from experiments.cookbook.common.agents import Agent, Options, Task, Train, compare, look
+from experiments.shared import data, runs
 
 DISCOUNT = 0.9  # of a reward per step
 PACE = 0.02  # at which the target network follows at each step of the optimiser

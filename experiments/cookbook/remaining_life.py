@@ -28,9 +28,8 @@ import optax
 from sklearn.linear_model import RidgeCV
 
 import rnnjax
-from experiments import runs
-from experiments.cookbook.common import data, plots
-from experiments.cookbook.common.report import Report
+from experiments.shared import data, plots, runs
+from experiments.shared.report import Report
 from rnnjax.training import Silent, fit, minibatches
 
 CAP, LONGEST, SENSORS, LOADS = 125, 320, 6, 3

@@ -20,10 +20,9 @@ import numpy as np
 import optax
 
 import rnnjax
-from experiments import runs
-from experiments.cookbook.common import data, plots
 from experiments.cookbook.common.images import convolve
-from experiments.cookbook.common.report import Report
+from experiments.shared import data, plots, runs
+from experiments.shared.report import Report
 from rnnjax.training import Silent, fit, minibatches
 
 # Which of Config.epochs, and the cell; without one it is the CNN.

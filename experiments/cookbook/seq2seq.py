@@ -24,9 +24,8 @@ import numpy as np
 import optax
 
 import rnnjax
-from experiments import runs
-from experiments.cookbook.common import data, plots
-from experiments.cookbook.common.report import Report
+from experiments.shared import data, plots, runs
+from experiments.shared.report import Report
 from rnnjax.training import Silent, fit, minibatches
 
 # %b is "Mar", %B "March", %a "Sat", %A "Saturday"; %y is two digits of the year.

@@ -21,9 +21,8 @@ import optax
 from sklearn.linear_model import LogisticRegression
 
 import rnnjax
-from experiments import runs
-from experiments.cookbook.common import data, plots
-from experiments.cookbook.common.report import Report
+from experiments.shared import data, plots, runs
+from experiments.shared.report import Report
 from rnnjax.interop import Dense, Model, Recurrent, Sequential, export
 from rnnjax.training import Silent, fit, minibatches
 

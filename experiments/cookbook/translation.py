@@ -19,9 +19,8 @@ import sacrebleu
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 import rnnjax
-from experiments import runs
-from experiments.cookbook.common import data, plots
-from experiments.cookbook.common.report import Report
+from experiments.shared import data, plots, runs
+from experiments.shared.report import Report
 from rnnjax.training import fit, minibatches
 
 PADDING, UNKNOWN, BEGIN, END = range(4)

@@ -24,8 +24,6 @@ import numpy as np
 import optax
 
 import rnnjax
-from experiments import runs
-from experiments.cookbook.common import data, plots
 from experiments.cookbook.common.images import (
     FRAME,
     FRAMES,
@@ -34,7 +32,8 @@ from experiments.cookbook.common.images import (
     draw_films,
     small_digits,
 )
-from experiments.cookbook.common.report import Report
+from experiments.shared import data, plots, runs
+from experiments.shared.report import Report
 from rnnjax.training import Silent, fit
 
 SEEN, GRID = 5, 10  # frames before the others are drawn; patches of 2 x 2 pixels of a frame

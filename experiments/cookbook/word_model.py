@@ -22,9 +22,8 @@ import numpy as np
 import optax
 
 import rnnjax
-from experiments import runs
-from experiments.cookbook.common import data, plots
-from experiments.cookbook.common.report import Report
+from experiments.shared import data, plots, runs
+from experiments.shared.report import Report
 from rnnjax.training import Silent, fit, truncated_loss, windows
 
 UNKNOWN, STEPS, UNITS, LEARNING_RATE = 0, 35, 128, 5e-3  # the number of rare words; of an update

@@ -11,13 +11,12 @@ import jax
 import numpy as np
 import pandas as pd
 
-from experiments import runs
-from experiments.cookbook.common import data, plots
 from experiments.forecast import baselines, intervals, model, output
 from experiments.forecast.config import Config
 from experiments.forecast.output import OURS, Coming, Result
 from experiments.forecast.problem import Problem, pose
 from experiments.forecast.tables import read_series
+from experiments.shared import data, plots, runs
 from rnnjax.errors import InvalidInputError
 from rnnjax.training import load_params, save_params
 from rnnjax.training.files import write_json

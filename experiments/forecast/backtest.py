@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments import runs
-from experiments.cookbook.common import data
 from experiments.forecast import baselines, intervals, made, model
 from experiments.forecast.output import OURS
 from experiments.forecast.problem import Problem
 from experiments.forecast.scores import score
 from experiments.forecast.tables import Series, read_series
-from experiments.runs import Positive, Seed
+from experiments.shared import data, runs
+from experiments.shared.runs import Positive, Seed
 from rnnjax.training.files import write_json
 
 HORIZON, LEVEL = 12, 0.8

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.runs import Positive, PositiveOrNone, Seed, check_ranges
+from experiments.shared.runs import Positive, PositiveOrNone, Seed, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import jax
 import tyro
 
-from experiments import runs
 from experiments.language_models import folders
 from experiments.language_models.evaluate import Evaluate, run_evaluation
 from experiments.language_models.finetune import Finetune, run_finetuning
 from experiments.language_models.generate import Generate, run_generation
+from experiments.shared import runs
 
 PROGRAM = "python -m experiments.language_models"
 

@@ -14,7 +14,7 @@ import tyro
 from experiments.language_models import folders, texts
 from experiments.language_models.folders import Model
 from experiments.language_models.generate import PIECE
-from experiments.runs import Positive
+from experiments.shared.runs import Positive
 from rnnjax import InvalidInputError, NonFiniteError
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import optax
 import tyro
 
-from experiments import runs
 from experiments.language_models import folders, texts
 from experiments.language_models.folders import Model
-from experiments.runs import Natural, NotNegative, Positive, Seed
+from experiments.shared import runs
+from experiments.shared.runs import Natural, NotNegative, Positive, Seed
 from rnnjax import CheckpointError, InvalidInputError
 from rnnjax.training import Checkpoints, RunFolder, fit, minibatches
 from rnnjax.training.files import as_json, read_sealed

@@ -14,7 +14,7 @@ import tyro
 
 from experiments.language_models import folders, texts
 from experiments.language_models.folders import Model
-from experiments.runs import Natural, Positive, PositiveOrNone, Seed
+from experiments.shared.runs import Natural, Positive, PositiveOrNone, Seed
 from rnnjax import InvalidInputError
 from rnnjax.text import Sampling, stream
 

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import runs
-from experiments.cookbook.common import plots
+from experiments.shared import plots, runs
 from experiments.t_maze.config import Config
 from experiments.t_maze.training import Trainer
 from rnnjax.training import Progress

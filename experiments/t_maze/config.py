@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from experiments.runs import NotNegative, Positive, Seed, check_ranges, option
+from experiments.shared.runs import NotNegative, Positive, Seed, check_ranges, option
 from rnnjax import InvalidInputError
 
 

@@ -22,10 +22,9 @@ import numpy as np
 import optax
 
 import rnnjax
-from experiments import runs
-from experiments.cookbook.common import plots
-from experiments.cookbook.common.data import MADE, digit_parts
-from experiments.cookbook.common.report import Report
+from experiments.shared import plots, runs
+from experiments.shared.data import MADE, digit_parts
+from experiments.shared.report import Report
 from experiments.tasks import data
 from rnnjax.errors import InvalidInputError
 from rnnjax.training import EarlyStopping, Silent, fit

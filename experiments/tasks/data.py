@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.cookbook.common import data
+from experiments.shared import data
 
 Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
 MODULUS, LETTERS, PAIRS, WORDS, SUITS = 5, 8, 12, 64, 4

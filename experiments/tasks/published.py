@@ -19,8 +19,8 @@ import numpy as np
 import tyro
 
 import rnnjax
-from experiments import runs
-from experiments.cookbook.common.report import Report
+from experiments.shared import runs
+from experiments.shared.report import Report
 from experiments.tasks import __main__ as tasks
 from experiments.tasks import networks, series
 from rnnjax.errors import InvalidInputError

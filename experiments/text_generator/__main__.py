@@ -8,15 +8,15 @@ from typing import Annotated, Any
 import jax
 import tyro
 
-from experiments import runs
+from experiments.shared import runs
 from experiments.text_generator.config import Train
 from experiments.text_generator.evaluate import Evaluate, run_evaluation
+from experiments.text_generator.export import Export, run_export
 from experiments.text_generator.generate import Generate, run_generation
+from experiments.text_generator.inspect import Inspect, run_inspection
 from experiments.text_generator.presets import load_preset
 from experiments.text_generator.train import PROGRAM, run_training
 from experiments.text_generator.trained import options_of, stored_run
-from experiments.text_tools.export import Export, run_export
-from experiments.text_tools.inspect import Inspect, run_inspection
 from rnnjax.training import start_processes, use_cores
 from rnnjax.training.processes import from_first
 

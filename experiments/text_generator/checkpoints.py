@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from experiments.runs import new_folder, option
+from experiments.shared.runs import new_folder, option
 from experiments.text_generator.config import FREE, OF_SOURCE, Train, flat
 from experiments.text_generator.data import Data
 from rnnjax.errors import CheckpointError, InvalidInputError

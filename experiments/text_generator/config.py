@@ -1,6 +1,6 @@
 """The options of the commands; those of `train` have the tutorial's values as defaults.
 
-They are checked by `check`, not where they are made: see `experiments.runs.options`.
+They are checked by `check`, not where they are made: see `experiments.shared.runs.options`.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from experiments.runs import (
+from experiments.shared.runs import (
     Natural,
     NotNegative,
     Positive,

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments.runs import option
+from experiments.shared.runs import option
 from experiments.text_generator.checkpoints import require_same_text
 from experiments.text_generator.data import Data
 from experiments.text_generator.model import bits, surprise
+from experiments.text_generator.pages import About, evaluation_page, write
 from experiments.text_generator.reading import AnyVocabulary, ReadText, read_text, require_there
 from experiments.text_generator.trained import Trained
-from experiments.text_tools.pages import About, evaluation_page, write
 from rnnjax.errors import InvalidInputError, NonFiniteError, RnnjaxError
 from rnnjax.text import Vocabulary
 

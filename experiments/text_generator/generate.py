@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.runs import Seed, check_ranges
+from experiments.shared.corpora import load_corpus
+from experiments.shared.runs import Seed, check_ranges
 from experiments.text_generator.config import ProductType
 from experiments.text_generator.model import CharacterModel
 from experiments.text_generator.reading import (
@@ -25,7 +26,6 @@ from experiments.text_generator.reading import (
     text_bytes,
 )
 from experiments.text_generator.trained import Trained
-from experiments.text_tools.corpora import load_corpus
 from rnnjax.errors import InvalidInputError
 from rnnjax.text import ByteVocabulary, Sampling, Stream, read, stream
 

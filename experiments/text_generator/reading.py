@@ -14,13 +14,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from experiments.text_generator.config import Text
-from experiments.text_tools.corpora import (
+from experiments.shared.corpora import (
     CorpusError,
     UndecodableError,
     corpus_pieces,
     file_pieces,
 )
+from experiments.text_generator.config import Text
 from rnnjax.errors import InvalidInputError
 from rnnjax.text.vocabulary import ByteVocabulary, Vocabulary, plain_lines
 from rnnjax.training.processes import is_first

@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from experiments import runs
+from experiments.shared import runs
 from experiments.text_generator import train as training
 from experiments.text_generator.checkpoints import described
 from experiments.text_generator.data import Data

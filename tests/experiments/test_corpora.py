@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.text_tools import corpora
-from experiments.text_tools.corpora import CorpusError, load_corpus
+from experiments.shared import corpora
+from experiments.shared.corpora import CorpusError, load_corpus
 
 BOOK = b"\xef\xbb\xbfDown the Rabbit-Hole\r\nna\xc3\xafve\r\n"
 TEXT = "Down the Rabbit-Hole\nnaïve\n"

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import runs
+from experiments.shared import runs
 from experiments.text_generator.__main__ import main
 from experiments.text_generator.config import Architecture, Text, Train
 from experiments.text_generator.model import CharacterModel

@@ -9,11 +9,11 @@ import pytest
 
 from experiments.text_generator.config import Architecture, Text, Train
 from experiments.text_generator.evaluate import Evaluate, run_evaluation
+from experiments.text_generator.inspect import Inspect, run_inspection
 from experiments.text_generator.model import CELLS, CharacterModel, surprise
-from experiments.text_tools.inspect import Inspect, run_inspection
-from experiments.text_tools.pages import LIMIT
-from experiments.text_tools.properties import PROPERTIES, properties, score
-from experiments.text_tools.recording import record
+from experiments.text_generator.pages import LIMIT
+from experiments.text_generator.pages.properties import PROPERTIES, properties, score
+from experiments.text_generator.pages.recording import record
 from rnnjax import InvalidInputError
 from rnnjax.errors import NonFiniteError
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.text_tools import pages
-from experiments.text_tools.embedded import quantized
-from experiments.text_tools.properties import characters_of, properties, score
-from experiments.text_tools.recording import Gate, Group, Recording
-from experiments.text_tools.symbols import symbol
+from experiments.text_generator import pages
+from experiments.text_generator.pages.embedded import quantized
+from experiments.text_generator.pages.properties import characters_of, properties, score
+from experiments.text_generator.pages.recording import Gate, Group, Recording
+from experiments.text_generator.pages.symbols import symbol
 from rnnjax import InvalidInputError
 from rnnjax.text import ByteVocabulary, Vocabulary
 

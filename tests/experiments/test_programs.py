@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 
 from experiments.__main__ import main, programs
-from experiments.runs import exit_with
+from experiments.shared.runs import exit_with
 from rnnjax import InvalidInputError
 from rnnjax.interop.convert import make_parser
 

@@ -10,12 +10,12 @@ import types
 import numpy as np
 import pytest
 
+from experiments.shared import corpora
+from experiments.shared.corpora import CorpusError
 from experiments.text_generator import reading
 from experiments.text_generator.config import Text
 from experiments.text_generator.data import Data
 from experiments.text_generator.reading import read_text, text_bytes
-from experiments.text_tools import corpora
-from experiments.text_tools.corpora import CorpusError
 from rnnjax.text import Vocabulary, plain_lines, shuffled_batches, streams, windows
 
 

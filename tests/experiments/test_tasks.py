@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.cookbook.common.data import digits as digits_of
+from experiments.shared.data import digits as digits_of
 from experiments.tasks import __main__ as tasks
 from experiments.tasks import data
 from experiments.tasks.__main__ import CELLS, PUBLISHED, TASKS, Config

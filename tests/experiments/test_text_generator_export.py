@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from experiments.text_generator.config import Architecture, CellName, Text, Train
+from experiments.text_generator.export import export, how_to_run, to_interop
 from experiments.text_generator.model import CharacterModel
-from experiments.text_tools.export import export, how_to_run, to_interop
 from rnnjax import InteropError, InvalidInputError
 from rnnjax.text import Vocabulary
 

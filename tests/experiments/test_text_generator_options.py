@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.runs import new_folder
+from experiments.shared.runs import new_folder
 from experiments.text_generator import blocks, checkpoints
 from experiments.text_generator.__main__ import settled
 from experiments.text_generator.checkpoints import check_alike, require_unchanged, write_about

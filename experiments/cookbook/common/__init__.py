@@ -1,1 +1,1 @@
-"""What the programs of the cookbook share: data, pictures, and how a result is told."""
+"""What several programs of the cookbook share: agents, images, and how dynamics are taken apart."""

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.cookbook.common import plots
-from experiments.cookbook.common.report import Report
+from experiments.shared import plots
+from experiments.shared.report import Report
 from experiments.t_maze.environment import NUM_ACTIONS, OBSERVATION_SIZE, Outcome, TMaze
 from rnnjax import linen as nn
 from rnnjax.errors import InvalidInputError

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.cookbook.common import data
+from experiments.shared import data
 
 DIGIT = 10  # pixels of a digit that is half as large
 FRAMES, FRAME = 10, 20  # of a film, and pixels of one

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from experiments.cookbook.common import plots
+from experiments.shared import plots
 
 
 @pytest.fixture

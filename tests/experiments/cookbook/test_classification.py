@@ -6,7 +6,7 @@ import pytest
 
 from experiments.cookbook import classification
 from experiments.cookbook.classification import CELLS, SETTINGS, Config, prepare
-from experiments.cookbook.common import data
+from experiments.shared import data
 
 CONFIG = Config(data="made", seeds=2)
 TEXTS = [list("abba"), list("aab"), list("bbacab"), list("ad"), list("badderee"), list("d")]

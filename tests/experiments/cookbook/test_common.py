@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from experiments.cookbook import __main__ as cookbook
-from experiments.cookbook.common import data
-from experiments.cookbook.common.report import Report
-from experiments.text_tools.corpora import CorpusError
+from experiments.shared import data
+from experiments.shared.corpora import CorpusError
+from experiments.shared.report import Report
 from rnnjax.errors import InvalidInputError
 
 

@@ -6,9 +6,10 @@ import pytest
 
 import rnnjax
 from experiments.cookbook import autoencoder, captions, rows_of_digits, video
-from experiments.cookbook.common import data, images
+from experiments.cookbook.common import images
 from experiments.cookbook.common.images import DIGIT, FRAME, FRAMES, LENGTH, PLACES, SCENE, WORDS
 from experiments.cookbook.video import SEEN
+from experiments.shared import data
 
 
 @pytest.fixture(scope="module")

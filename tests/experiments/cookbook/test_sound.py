@@ -9,8 +9,8 @@ import pytest
 
 import rnnjax
 from experiments.cookbook import music, spoken_digits
-from experiments.cookbook.common import data
 from experiments.cookbook.spoken_digits import BANDS, BLOCK, BOTH, HOP, RATE, STREAM, WINDOW
+from experiments.shared import data
 
 WAVES, SPECTRA = spoken_digits.WAVES, spoken_digits.SPECTRA
 NAMES = WAVES, SPECTRA, BOTH, STREAM

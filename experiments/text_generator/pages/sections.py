@@ -4,8 +4,8 @@ import html
 
 import numpy as np
 
-from experiments.text_tools.properties import BLOCK, CLEAR, Scores
-from experiments.text_tools.recording import CLOSED, OPEN, Recording
+from experiments.text_generator.pages.properties import BLOCK, CLEAR, Scores
+from experiments.text_generator.pages.recording import CLOSED, OPEN, Recording
 
 
 def units_section(scores: Scores, recording: Recording, unit: str) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from experiments.text_generator.pages.symbols import symbol_of
 from experiments.text_generator.reading import AnyVocabulary
-from experiments.text_tools.symbols import symbol_of
 
 UNKNOWN = 65535
 """Stands for the surprise of a character that nothing predicted."""

@@ -1,4 +1,4 @@
-"""``python -m experiments.cookbook.common.recordings CLONE FOLDER``: spoken digits in one file.
+"""``python -m experiments.shared.recordings CLONE FOLDER``: spoken digits in one file.
 
 CLONE is a clone of https://github.com/Jakobovski/free-spoken-digit-dataset (CC BY-SA 4.0).
 """

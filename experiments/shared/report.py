@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import new_folder
+from experiments.shared.runs import new_folder
 from rnnjax.errors import InvalidInputError
 from rnnjax.training.files import write_json
 

@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.text_generator.reading import AnyVocabulary
-from experiments.text_tools.embedded import halves, packed, quantized, text_data
-from experiments.text_tools.properties import CLEAR, Finding, Scores, passage
-from experiments.text_tools.recording import Recording
-from experiments.text_tools.sections import (
+from experiments.text_generator.pages.embedded import halves, packed, quantized, text_data
+from experiments.text_generator.pages.properties import CLEAR, Finding, Scores, passage
+from experiments.text_generator.pages.recording import Recording
+from experiments.text_generator.pages.sections import (
     gate_title,
     gates_section,
     histogram,
     notes,
     units_section,
 )
+from experiments.text_generator.reading import AnyVocabulary
 from rnnjax.errors import InvalidInputError
 
 LIMIT = 2_900_000

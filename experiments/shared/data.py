@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pooch
 
-from experiments.text_tools.corpora import CorpusError
+from experiments.shared.corpora import CorpusError, load_corpus
 from rnnjax.errors import InvalidInputError, RnnjaxError
 
 MADE = "made"
@@ -346,8 +346,6 @@ def text(name: str, data: str | None) -> str:
         words = ["the", "king", "and", "queen", "went", "to", "a", "house", "near", "it", ".", "no"]
         return " ".join(words[i] for i in rng.integers(0, len(words), 4000))
     if name.startswith("alice") and not (data or os.environ.get("RNNJAX_DATA")):
-        from experiments.text_tools.corpora import load_corpus
-
         return load_corpus("alice", strip_licence=True)
     return read(f"{name}.txt", data).decode("utf-8-sig").replace("\r\n", "\n")
 
@@ -387,7 +385,7 @@ def recordings(data: str | None) -> Recordings:
         raise CorpusError(
             "the spoken digits are 3,000 files: git clone "
             "https://github.com/Jakobovski/free-spoken-digit-dataset, then "
-            "python -m experiments.cookbook.common.recordings CLONE FOLDER, and give --data FOLDER"
+            "python -m experiments.shared.recordings CLONE FOLDER, and give --data FOLDER"
         )
     with np.load(io.BytesIO(read("spoken_digits.npz", folder)), allow_pickle=False) as file:
         named, ends, samples = (file[name] for name in ("names", "ends", "samples"))

@@ -8,17 +8,17 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from experiments.runs import check_ranges
+from experiments.shared.runs import check_ranges
 from experiments.text_generator.evaluate import (
     not_read,
     one_text,
     text_to_read,
     writable,
 )
+from experiments.text_generator.pages import About, inspection_page, write
+from experiments.text_generator.pages.properties import characters_of, properties_at, score
+from experiments.text_generator.pages.recording import record
 from experiments.text_generator.trained import Trained
-from experiments.text_tools.pages import About, inspection_page, write
-from experiments.text_tools.properties import characters_of, properties_at, score
-from experiments.text_tools.recording import record
 
 
 @dataclasses.dataclass(frozen=True)

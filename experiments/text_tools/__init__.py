@@ -1,1 +1,0 @@
-"""Tools for the text generator: pages that look inside a trained model, and its export."""
