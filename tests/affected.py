@@ -70,7 +70,6 @@ TABLE = {
     "experiments/forecast/*": "experiments/forecast",
     "experiments/language_models/*": "experiments/language_models",
     "experiments/shared/*": "experiments",
-    "experiments/t_maze/*": "experiments/test_t_maze",
     "experiments/tasks/*": "experiments/test_tasks experiments/test_published",
     "experiments/text_generator/* experiments/text_generator/*/*": GENERATOR,
     "benchmarks/* benchmarks/*/*": "test_benchmarks test_others test_keras_page",

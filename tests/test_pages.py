@@ -169,7 +169,6 @@ COMMANDS = [command for command in commands() if not ELSEWHERE.search(command)]
 PROGRAMS = [c for c in COMMANDS if c.startswith(("python -m experiments", "rnnjax "))]
 SMALL = {
     "alphabet": "--epochs 1 --seeds 2",
-    "t_maze": "--updates 1 --episodes 2 --environments 2 --rollout 4 --seeds 1",
     "language_models generate": "--tokens 3",
     "language_models finetune": "--context 16 --batch-size 2 --epochs 1 --run-dir run-of-page",
     "text_generator train": "--corpus my-text.txt --layers 1 --hidden-size 4 --batch-size 2 "
@@ -376,7 +375,7 @@ IN_DO = {"forecast"}
 def test_every_program_has_its_page() -> None:
     """When you need it, a picture, code, a command, what it printed, a table, what to try next."""
     named = {Path(page).stem for page in PAGES if page.startswith("docs/programs/")} - {"index"}
-    assert named == {*COOKBOOK, *IN_DO, "language_models", "t_maze"}, "a page of docs/programs each"
+    assert named == {*COOKBOOK, *IN_DO, "language_models"}, "a page of docs/programs each"
     for name in named:
         text = TEXTS[f"docs/programs/{name}.md"]
         assert re.match(r"# .+\n\nYou need this when ", text), name

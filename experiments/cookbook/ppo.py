@@ -55,6 +55,26 @@ class Step(NamedTuple):
     ended: jax.Array
 
 
+# --8<-- [start:advantages]
+def advantages(steps: Step, last_value: jax.Array) -> jax.Array:
+    """What each action brought beyond what was expected, ``(time, rows)``.
+
+    ``last_value (rows,)`` is that of the observation after the rollout. Nothing flows back over the
+    end of an episode: what follows there belongs to the next one.
+    """
+
+    def back(after: Any, step: Step) -> Any:
+        advantage, next_value = after
+        goes_on = jnp.where(step.ended, 0.0, DISCOUNT)
+        surprise = step.reward + goes_on * next_value - step.value
+        advantage = surprise + goes_on * TRUST * advantage
+        return (advantage, step.value), advantage
+
+    begin = jnp.zeros_like(last_value), last_value
+    return jax.lax.scan(back, begin, steps, reverse=True)[1]
+    # --8<-- [end:advantages]
+
+
 def learner(config: Config, task: Task, agent: Agent, remembers: bool) -> Train:
     """The whole training as one function of a key."""
     steps = config.updates * config.epochs * config.parts
@@ -77,19 +97,6 @@ def learner(config: Config, task: Task, agent: Agent, remembers: bool) -> Train:
         chosen = jnp.take_along_axis(logits[0], action[:, None], axis=-1)[:, 0]
         taken = Step(seen, resets, action, chosen, value[0], outcome.reward, outcome.ended)
         return (state, carry), taken
-
-    # --8<-- [start:advantages]
-    def advantages(steps: Step, last_value: jax.Array) -> jax.Array:
-        def back(after: Any, step: Step) -> Any:
-            advantage, next_value = after
-            goes_on = jnp.where(step.ended, 0.0, DISCOUNT)
-            surprise = step.reward + goes_on * next_value - step.value
-            advantage = surprise + goes_on * TRUST * advantage
-            return (advantage, step.value), advantage
-
-        begin = jnp.zeros_like(last_value), last_value
-        return jax.lax.scan(back, begin, steps, reverse=True)[1]
-        # --8<-- [end:advantages]
 
     # --8<-- [start:loss]
     def loss(params: Any, carry: Any, steps: Step, advantage: jax.Array) -> jax.Array:

@@ -27,7 +27,7 @@ def test_the_list_names_every_program_and_says_what_it_is(capsys):
     assert lines[0].startswith("Example: ")
     listed = [line.split()[2] for line in lines if line.startswith("  python")]
     assert listed == [f"experiments.{name}" for name in programs()]
-    assert len(listed) == 30
+    assert len(listed) == 29
     assert all(what.endswith((".", "?")) for what in programs().values())
 
 
@@ -56,14 +56,10 @@ WRONG = [
     ("alphabet --learning-rate -1", "--learning-rate must be above 0"),
     ("alphabet --batch-size 5", "must divide the 25 inputs, and be 1 where the state"),
     ("alphabet --no-stateful --batch-size 7", "--batch-size must divide the 25 inputs"),
-    ("t_maze --corridor-length 0", "--corridor-length must be at least 1 and at most"),
-    ("t_maze --corridor-length 40", "--step-limit must be above --corridor-length 40, so that"),
-    ("t_maze --clip-norm nan", "--clip-norm must be above 0, but is nan"),
-    ("t_maze --discount 1.5", "--discount must be from 0 to 1, but is 1.5"),
-    ("t_maze --entropy-weight -1", "--entropy-weight must not be negative"),
     ("tasks --tasks sorting", "there is no task sorting; there are parity"),
     ("tasks --cells RNN", "there is no cell RNN; there are LSTM"),
     ("tasks --seeds 0", "--seeds must be at least 1, but is 0"),
+    ("language_models finetune tiny --corpus text.txt --weight-decay -1", "must not be negative"),
     ("cookbook forecasts", "there is no program forecasts; there are anomalies"),
     ("forecast --level 100", "--level must be at least 1 and at most 99, but is 100"),
     ("forecast nothing.csv", "nothing.csv must be a file to read, but is not"),

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.cookbook.common.maze import NUM_ACTIONS, OBSERVATION_SIZE, Outcome, TMaze
 from experiments.shared import plots
 from experiments.shared.report import Report
-from experiments.t_maze.environment import NUM_ACTIONS, OBSERVATION_SIZE, Outcome, TMaze
 from rnnjax import linen as nn
 from rnnjax.errors import InvalidInputError
 

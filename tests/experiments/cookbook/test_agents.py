@@ -11,6 +11,7 @@ import pytest
 from experiments.cookbook import ppo, r2d2
 from experiments.cookbook.common import agents
 from experiments.cookbook.common.agents import TASKS, Agent, LayerRNN, RepeatPrevious, ScannedRNN
+from experiments.cookbook.common.maze import TMaze
 
 KEY = jax.random.key(0)
 TINY = {
@@ -53,6 +54,53 @@ def test_a_pack_has_thirteen_cards_of_each_suit_and_the_one_before_is_asked_for(
     assert not np.array_equal(suits[:51], suits[51:102])
     np.testing.assert_allclose(reward[:102], expected, atol=1e-7)
     np.testing.assert_array_equal(success[:102], expected > 0)
+
+
+def test_learning_computes_what_acting_did(random_like, assert_close):
+    """Also where a row holds several episodes, and one goes on over the border of a rollout."""
+    task = TASKS["t_maze"]._replace(environment=TMaze(corridor_length=2, step_limit=7))
+    agent = Agent(LayerRNN, 8, (task.actions, 1))
+    params = random_like(lambda: agent.begin(KEY, task), seed=1)
+
+    @jax.jit
+    def roll(before, key):
+        def act(at, key):
+            state, carry = at
+            action_key, task_key = jax.random.split(key)
+            seen, resets = agents.look(task, state, True)
+            carry, (logits, values) = agent.run(params, carry, seen[None], resets[None])
+            action = jax.random.categorical(action_key, logits[0])
+            state, outcome = task.environment.step(task_key, state, action)
+            return (state, carry), (seen, resets, outcome.ended, logits[0], values[0])
+
+        after, steps = jax.lax.scan(act, before, jax.random.split(key, 15))
+        return after, steps, agent.run(params, before[1], *steps[:2])
+
+    at = task.environment.reset(KEY, (16,)), np.zeros((16, 8), np.float32)
+    for key in jax.random.split(KEY, 3):
+        at, (_, resets, ended, *acted), (carry, learned) = roll(at, key)
+        assert_close(learned, acted, 1e-5)
+        assert_close(carry, at[1], 1e-5)
+    resets, ended = np.asarray(resets), np.asarray(ended)
+    assert resets[1:].sum(0).min() >= 2
+    assert not resets[0].all()
+    np.testing.assert_array_equal(resets[1:], ended[:-1])
+
+
+def test_advantages_against_their_definition():
+    rng = np.random.default_rng(0)
+    rewards, values = rng.normal(size=(15, 8)), rng.normal(size=(16, 8))
+    ended, expected = rng.random((15, 8)) < 0.2, np.zeros((15, 8))
+    for t, row in np.ndindex(15, 8):
+        weight = 1.0
+        for later in range(t, 15):
+            following = 0 if ended[later, row] else ppo.DISCOUNT * values[later + 1, row]
+            expected[t, row] += weight * (rewards[later, row] + following - values[later, row])
+            weight *= ppo.DISCOUNT * ppo.TRUST
+            if ended[later, row]:
+                break
+    steps = ppo.Step(*[None] * 4, values[:15], rewards, ended)
+    np.testing.assert_allclose(jax.jit(ppo.advantages)(steps, values[15]), expected, atol=1e-5)
 
 
 @pytest.mark.smoke

@@ -1,1 +1,0 @@
-"""A recurrent policy that learns to remember, by reinforcement, in a T-maze."""
