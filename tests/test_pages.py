@@ -14,7 +14,6 @@ import re
 import shlex
 import shutil
 import string
-import subprocess
 import sys
 import tomllib
 import warnings
@@ -255,12 +254,14 @@ def options_are_known(module: str, arguments: list[str]) -> int:
     target = importlib.import_module(module if module.count(".") == 2 else f"{module}.__main__")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["program", *arguments])
-        if hasattr(target, "run"):
-            patch.setattr(target, "run", lambda config: 0)
+        if module == "experiments.cookbook":
+            patch.setattr(target, "run", lambda command: 0)
         else:
-            done = subprocess.CompletedProcess([], 0)
-            patch.setattr(target.subprocess, "run", lambda *_, **__: done)
-        return target.main()
+            given = runs.options
+            patch.setattr(runs, "options", lambda *of: given(*of) and sys.exit(0))
+        with pytest.raises(SystemExit) as end:
+            sys.exit(target.main())
+    return end.value.code
 
 
 @pytest.mark.docs

@@ -17,7 +17,6 @@ share values, so take those of the threshold from a later part than those that a
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,7 +28,7 @@ from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 import rnnjax
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.training import Silent, fit, minibatches
 
 STEPS, LEADS, CODE, MORE = 60, 3, 6, 40  # numbers of a code, and of a longer one that is linear
@@ -37,13 +36,9 @@ KINDS = "early beat", "lost wave", "swapped leads", "slow wave"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Score windows of a series by how well an autoencoder writes them again."""
 
-    data: str | None = None
-    """All data are made here; with "made" there are no bounds."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     windows: int = 4000
     """The number of normal windows to learn from."""
     seed: int = 0
@@ -165,10 +160,6 @@ def run(config: Config) -> int:
     return report.end()
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.anomalies", "--epochs 10"))
-
-
+main = runs.command(run, Config, "cookbook.anomalies", "--epochs 10")
 if __name__ == "__main__":
     runs.exit_with(main)

@@ -11,7 +11,6 @@ MNIST (LeCun et al., 1998): 55,000 images to learn from, 5,000 choose the epoch,
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from sklearn.decomposition import PCA
 
 import rnnjax
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.training import fit, minibatches
 
 SIZE, CODE = 28, 32  # rows of an image, and columns; numbers of a code, and components
@@ -30,13 +29,11 @@ BATCH, SHOWN = 50, 10  # images of an update, and in a row of the picture
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Learn to rewrite a digit's rows from a few numbers, compared with principal components."""
 
     data: str | None = None
     """A folder with the MNIST file, or "made" for synthetic data."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 3
     """The number of networks to train, one after the other."""
     seed: int = 0
@@ -133,10 +130,6 @@ def run(config: Config) -> int:
     return report.end()
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.autoencoder", "--data made"))
-
-
+main = runs.command(run, Config, "cookbook.autoencoder", "--data made")
 if __name__ == "__main__":
     runs.exit_with(main)

@@ -12,7 +12,6 @@ baseline: a layer of its own for each word, learned with the same CNN, which kno
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,7 +23,7 @@ import rnnjax
 from experiments.cookbook.common import images
 from experiments.cookbook.common.images import LENGTH, WORDS
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.training import Silent, fit
 
 # Of the CNN; 6 x 6 places come out. (With 3 x 3, and without the loss of each word for itself,
@@ -34,13 +33,11 @@ CELL, BATCH = rnnjax.GRUCell(192), 32  # scenes of an update
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Learn to describe what is in a scene."""
 
     data: str | None = None
     """A folder with the MNIST file, or "made" for synthetic data."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 1
     """The number of networks of each kind, one after the other."""
     seed: int = 0
@@ -158,10 +155,6 @@ def run(config: Config) -> int:
     return report.end()
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.captions", "--data made"))
-
-
+main = runs.command(run, Config, "cookbook.captions", "--data made")
 if __name__ == "__main__":
     runs.exit_with(main)

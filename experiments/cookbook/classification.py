@@ -16,7 +16,6 @@ the training part, for the choice of settings and of the best epoch.
 import collections
 import dataclasses
 import itertools
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +28,7 @@ from sklearn.metrics import confusion_matrix
 
 import rnnjax
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.training import Silent, fit, minibatches
 
 KINDS = ("description", "entity", "abbreviation", "person", "place", "number")
@@ -53,13 +52,11 @@ CELLS: dict[str, Any] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Compare a bag of words, a CNN and recurrent networks on questions and on names."""
 
     data: str | None = None
     """A folder with the questions and the names, or "made" for synthetic data."""
-    run_dir: Path | None = None
-    """Where the pictures and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 3
     """The number of networks of each kind, in one vmap."""
     seed: int = 0
@@ -198,10 +195,6 @@ def run(config: Config) -> int:
     return report.end()
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.classification", "--data made"))
-
-
+main = runs.command(run, Config, "cookbook.classification", "--data made")
 if __name__ == "__main__":
     runs.exit_with(main)

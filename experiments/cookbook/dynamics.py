@@ -24,7 +24,7 @@ import optax
 import rnnjax
 from experiments.cookbook.common import dynamics
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.errors import InvalidInputError
 from rnnjax.training import Silent, constrain, fit
 
@@ -37,13 +37,9 @@ RATES = "LeakyRNN"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Train a network to decide and to remember, and take it apart."""
 
-    data: str | None = None
-    """All data are made here; with "made" there are no bounds."""
-    run_dir: Path | None = None
-    """Where pictures and result.json go; by default a new folder under runs/cookbook."""
     cell: str = RATES
     """Its class without "Cell", such as GRU or LSTM; LeakyRNN is the network of rates."""
     units: int = 32
@@ -244,10 +240,6 @@ def run(config: Config) -> int:
     return report.end(taken_apart=told, memory=memories)
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.dynamics", "--cell GRU"))
-
-
+main = runs.command(run, Config, "cookbook.dynamics", "--cell GRU")
 if __name__ == "__main__":
     runs.exit_with(main)

@@ -11,7 +11,6 @@ corners, edges, faces and the centre of a cube, with 0, 1, 2 and 3 directions th
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ import optax
 import rnnjax
 from experiments.cookbook.common import dynamics
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.errors import InvalidInputError
 from rnnjax.training import Silent, fit
 
@@ -30,13 +29,9 @@ KINDS = ("stable", "one way out", "two ways out", "three ways out")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Train a flip-flop, find its fixed points, and draw them."""
 
-    data: str | None = None
-    """All data are made here; with "made" there are no bounds."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     cell: str = "SimpleRNN"
     """Its class without "Cell", such as GRU, LSTM or MGU."""
     units: int = 16
@@ -132,10 +127,6 @@ def run(config: Config) -> int:
     return report.end(residual=max(residuals, default=math.nan), points=states.tolist())
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.flip_flop", "--cell GRU"))
-
-
+main = runs.command(run, Config, "cookbook.flip_flop", "--cell GRU")
 if __name__ == "__main__":
     runs.exit_with(main)

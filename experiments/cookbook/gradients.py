@@ -10,7 +10,6 @@ Then the adding problem (Hochreiter & Schmidhuber, 1997): the sum of two marked 
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ import optax
 
 import rnnjax
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.training import Silent, fit
 
 SCALES = (0.5, 1.0, 1.5, 3.0)  # of the recurrent weights
@@ -31,13 +30,11 @@ KINDS: dict[str, tuple[Any, float | None]] = {  # the forget gate's bias
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Measure how far gradients reach, and train on the adding problem."""
 
     data: str | None = None
     """All data are made here; with "made" there are only a SimpleRNN and a GRU, without bounds."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 3
     """The number of trained networks of each kind, in one vmap."""
     seed: int = 0
@@ -144,10 +141,6 @@ def run(config: Config) -> int:
     return report.end(reach=far, clipping=norms)
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.gradients", "--data made"))
-
-
+main = runs.command(run, Config, "cookbook.gradients", "--data made")
 if __name__ == "__main__":
     runs.exit_with(main)

@@ -16,7 +16,6 @@ an argument of `train`, such as a rate; what changes shapes, such as `units`, ca
 import dataclasses
 import functools
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,18 +26,14 @@ from jax.sharding import Mesh, PartitionSpec
 
 import rnnjax
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.training import use_cores
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Train a model for each rate and seed at once, and one of them alone."""
 
-    data: str | None = None
-    """All data are made here; with "made" there are no bounds."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1.0)
     """The learning rates of Adam."""
     seeds: int = 4
@@ -150,10 +145,6 @@ def run(config: Config) -> int:
     return report.end(apart=apart, at_once=at_once, one=one)
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.many_models", "--updates 500"))
-
-
+main = runs.command(run, Config, "cookbook.many_models", "--updates 500")
 if __name__ == "__main__":
     runs.exit_with(main)

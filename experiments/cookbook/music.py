@@ -12,7 +12,6 @@ epoch. The picture: how the GRU continues the first bars of a test chorale, and 
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -22,7 +21,7 @@ import optax
 
 import rnnjax
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.training import Silent, fit, minibatches
 
 CELLS: dict[str, Any] = {
@@ -38,13 +37,11 @@ PUBLISHED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Predict the next chord of a chorale by a SimpleRNN, an LSTM, a GRU and a TCN."""
 
     data: str | None = None
     """A folder with the pieces, or "made" for synthetic data."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 3
     """The number of networks of each kind, one after the other."""
     seed: int = 0
@@ -193,10 +190,6 @@ def run(config: Config) -> int:
     return report.end()
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.music", "--data made"))
-
-
+main = runs.command(run, Config, "cookbook.music", "--data made")
 if __name__ == "__main__":
     runs.exit_with(main)

@@ -11,7 +11,6 @@ of stored sequences.
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ import optax
 
 import rnnjax
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.online import RTRL, SnAp1
 
 LETTERS, UNITS = 4, 32
@@ -34,13 +33,11 @@ KINDS: dict[str, tuple[Any, Any]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Learn to recall, with one update per step."""
 
     data: str | None = None
     """All data are made here; with "made" there are only DiagonalLSTMs, without bounds."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 3
     """The number of networks of each kind."""
     seed: int = 0
@@ -143,10 +140,6 @@ def run(config: Config) -> int:
     return report.end(curves=curves)
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.online", "--data made"))
-
-
+main = runs.command(run, Config, "cookbook.online", "--data made")
 if __name__ == "__main__":
     runs.exit_with(main)

@@ -13,7 +13,6 @@ are for training, 10,000 choose the epoch, and 10,000 test.
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,7 +22,7 @@ import optax
 
 import rnnjax
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.training import fit, minibatches
 
 SIZE, ABOVE, SIDE = 28, 3, 3  # of an image; rows above and columns beside a pixel that are read
@@ -32,13 +31,11 @@ BEFORE = [(i, j) for i in range(ABOVE + 1) for j in range(2 * SIDE + 1)][: -SIDE
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Learn the probability of binary digits, pixel by pixel, and complete their lower halves."""
 
     data: str | None = None
     """A folder with the MNIST file, or "made" for synthetic data."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 1
     """The number of networks to train, one after the other."""
     seed: int = 0
@@ -188,10 +185,6 @@ def run(config: Config) -> int:
     return report.end(seconds_to_complete=seconds)
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.pixel_rnn", "--data made"))
-
-
+main = runs.command(run, Config, "cookbook.pixel_rnn", "--data made")
 if __name__ == "__main__":
     runs.exit_with(main)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.cookbook.common.agents import Agent, Options, Task, Train, compare, look
+from experiments.cookbook.common.agents import Agent, AgentOptions, Task, Train, compare, look
 from experiments.shared import data, runs
 
 DISCOUNT, TRUST = 0.95, 0.9  # gamma and lambda of advantage estimation (Schulman et al., 2016)
@@ -24,7 +24,7 @@ ENTROPY_WEIGHT = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Options):
+class Config(AgentOptions):
     """Learn to act from memory, by policy gradients."""
 
     rows: int = 64
@@ -153,10 +153,6 @@ def run(config: Config) -> int:
     return compare("ppo", config, lambda task: (task.actions, 1), learner, config.data != data.MADE)
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.ppo", "--tasks t_maze"))
-
-
+main = runs.command(run, Config, "cookbook.ppo", "--tasks t_maze")
 if __name__ == "__main__":
     runs.exit_with(main)

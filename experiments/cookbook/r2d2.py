@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.cookbook.common.agents import Agent, Options, Task, Train, compare, look
+from experiments.cookbook.common.agents import Agent, AgentOptions, Task, Train, compare, look
 from experiments.shared import data, runs
 
 DISCOUNT = 0.9  # of a reward per step
@@ -26,7 +26,7 @@ PACE = 0.02  # at which the target network follows at each step of the optimiser
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Options):
+class Config(AgentOptions):
     """Learn to act from memory, by Q-learning from a replay."""
 
     rows: int = 32
@@ -161,10 +161,6 @@ def run(config: Config) -> int:
     return compare("r2d2", config, lambda task: (task.actions,), learner, config.data != data.MADE)
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.r2d2", "--tasks t_maze"))
-
-
+main = runs.command(run, Config, "cookbook.r2d2", "--tasks t_maze")
 if __name__ == "__main__":
     runs.exit_with(main)

@@ -16,7 +16,6 @@ exceed the number of clicks. With some hundred items a loss over all of them is 
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +25,7 @@ import optax
 
 import rnnjax
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.training import Silent, fit, truncated_loss, windows
 
 TOPICS, EACH, INTENTS, BEST = 100, 50, 4, 20
@@ -35,13 +34,9 @@ LANES, STEPS = 64, 20  # rows of a batch, and steps of a window
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Recommend the next item of a session, beside what knows the last item alone."""
 
-    data: str | None = None
-    """All data are made here; with "made" there are no bounds."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     sessions: int = 20_000
     """The number of sessions to learn from; a fortieth as many test."""
     seed: int = 0
@@ -159,10 +154,6 @@ def run(config: Config) -> int:
     return report.end()
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.recommendation", "--epochs 3"))
-
-
+main = runs.command(run, Config, "cookbook.recommendation", "--epochs 3")
 if __name__ == "__main__":
     runs.exit_with(main)

@@ -18,7 +18,6 @@ of one machine are alike.
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,20 +28,16 @@ from sklearn.linear_model import RidgeCV
 
 import rnnjax
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.training import Silent, fit, minibatches
 
 CAP, LONGEST, SENSORS, LOADS = 125, 320, 6, 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Predict how many cycles an engine has left, beside a regression on what was last seen."""
 
-    data: str | None = None
-    """All data are made here; with "made" there are no bounds."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     engines: int = 200
     """The number of engines to learn from; half as many test."""
     seed: int = 0
@@ -160,10 +155,6 @@ def run(config: Config) -> int:
     return report.end()
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.remaining_life", "--seeds 1"))
-
-
+main = runs.command(run, Config, "cookbook.remaining_life", "--seeds 1")
 if __name__ == "__main__":
     runs.exit_with(main)

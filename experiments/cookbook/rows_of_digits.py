@@ -11,7 +11,6 @@ for training, 5,000 chose settings and epoch, 10,000 test. The picture: what onl
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ import optax
 import rnnjax
 from experiments.cookbook.common.images import convolve
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.training import Silent, fit, minibatches
 
 # Which of Config.epochs, and the cell; without one it is the CNN.
@@ -37,13 +36,11 @@ KERNELS = (5, 5, 1, 24), (3, 3, 24, 32), (3, 3, 32, 48)  # of the CNN; 4 x 4 pla
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Classify digits by rows and by pixels, compared with a CNN."""
 
     data: str | None = None
     """A folder with the MNIST file, or "made" for synthetic data."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 3
     """The number of networks of each kind, one after the other; one of each by pixels."""
     seed: int = 0
@@ -138,10 +135,6 @@ def run(config: Config) -> int:
     return report.end(images={name: int(which.sum()) for name, which in chosen.items()})
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.rows_of_digits", "--data made"))
-
-
+main = runs.command(run, Config, "cookbook.rows_of_digits", "--data made")
 if __name__ == "__main__":
     runs.exit_with(main)

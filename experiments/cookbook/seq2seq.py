@@ -15,7 +15,6 @@ length, end each with a sign that says so, and leave the padding out of the loss
 
 import dataclasses
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ import optax
 
 import rnnjax
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.training import Silent, fit, minibatches
 
 # %b is "Mar", %B "March", %a "Sat", %A "Saturday"; %y is two digits of the year.
@@ -37,13 +36,9 @@ NUMBER = {character: i for i, character in enumerate(CHARACTERS)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Learn to write dates in one form, greedily and by beam search."""
 
-    data: str | None = None
-    """All data are made here; with "made" there are no bounds."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     dates: int = 10_000
     """The number of dates to learn from; a tenth as many test."""
     seed: int = 0
@@ -173,10 +168,6 @@ def run(config: Config) -> int:
     return report.end()
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.seq2seq", "--epochs 4"))
-
-
+main = runs.command(run, Config, "cookbook.seq2seq", "--epochs 4")
 if __name__ == "__main__":
     runs.exit_with(main)

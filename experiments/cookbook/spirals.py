@@ -11,7 +11,6 @@ its step; the others have it as one more feature, or not at all.
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ import optax
 
 import rnnjax
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.training import Silent, fit
 
 UNITS, SPAN, TURN, SHRINK = 32, 4 * np.pi, 2.0, 0.3
@@ -34,13 +33,11 @@ KINDS: dict[str, tuple[Any, bool]] = {  # whether it is told the time
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Classify spirals, at regular and at irregular times."""
 
     data: str | None = None
     """All data are made here; with "made" there is the first kind alone, without bounds."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 3
     """The number of networks of each kind, in one vmap."""
     seed: int = 0
@@ -156,10 +153,6 @@ def run(config: Config) -> int:
     return report.end(losses=losses, seen=seen)
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.spirals", "--data made"))
-
-
+main = runs.command(run, Config, "cookbook.spirals", "--data made")
 if __name__ == "__main__":
     runs.exit_with(main)

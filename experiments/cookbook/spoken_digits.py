@@ -11,7 +11,6 @@ part; takes 5 to 9 chose the settings and the epochs.
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 
 import rnnjax
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.interop import Dense, Model, Recurrent, Sequential, export
 from rnnjax.training import Silent, fit, minibatches
 
@@ -38,13 +37,11 @@ DROPOUT = rnnjax.Dropout(0.3)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Classify spoken digits: GRUs and a CNN on spectrograms, a CNN on waveforms, mean spectra."""
 
     data: str | None = None
     """A folder with the recordings in one file, or "made" for synthetic data."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 3
     """The number of networks of each kind, one after the other."""
     seed: int = 0
@@ -180,10 +177,6 @@ def run(config: Config) -> int:
     return report.end()
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.spoken_digits", "--data FOLDER"))
-
-
+main = runs.command(run, Config, "cookbook.spoken_digits", "--data FOLDER")
 if __name__ == "__main__":
     runs.exit_with(main)

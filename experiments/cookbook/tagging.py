@@ -17,7 +17,6 @@ For sentences of your own, put their kinds, words and longest length into `KINDS
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ import optax
 
 import rnnjax
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.training import Silent, fit, minibatches
 
 KINDS = "PER", "LOC", "ORG"
@@ -41,13 +40,9 @@ LONGEST = 4 * (3 + 1 + 3)  # four names of three words, each behind three others
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Tag names by a BiLSTM-CRF, and without the CRF, beside the most frequent tag of a word."""
 
-    data: str | None = None
-    """All data are made here; with "made" there are no bounds."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     sentences: int = 4000
     """The number of sentences to learn from; half as many test."""
     seed: int = 0
@@ -205,10 +200,6 @@ def run(config: Config) -> int:
     return report.end(sentence=line)
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.tagging", "--epochs 5"))
-
-
+main = runs.command(run, Config, "cookbook.tagging", "--epochs 5")
 if __name__ == "__main__":
     runs.exit_with(main)

@@ -8,7 +8,6 @@ the loop (Luong et al., 2015), which stays fast: python -m experiments.cookbook.
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 import rnnjax
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.training import fit, minibatches
 
 PADDING, UNKNOWN, BEGIN, END = range(4)
@@ -30,13 +29,11 @@ NO_SPACE = re.compile(r"(?<=[-(#$]) | (?=[-.,;:!?)]|'\w)")  # between words of a
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Translate German into English."""
 
     data: str | None = None
     """A folder with Multi30k, or "made" for synthetic data."""
-    run_dir: Path | None = None
-    """Where the result goes; by default a new folder under runs/cookbook/translation."""
     seeds: int = 1
     """The number of models to train, one after the other."""
     seed: int = 0
@@ -148,11 +145,6 @@ class Model:
         # --8<-- [end:search]
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.translation", "--data made"))
-
-
 def run(config: Config) -> int:
     """Train, translate the test sentences, and compare."""
     report = Report.begin("translation", "BLEU, and perplexity of a word", config)
@@ -201,5 +193,6 @@ def run(config: Config) -> int:
     return report.end(signature=str(bleu.get_signature()), translations=texts)
 
 
+main = runs.command(run, Config, "cookbook.translation", "--data made")
 if __name__ == "__main__":
     runs.exit_with(main)

@@ -15,7 +15,6 @@ kernels, and an LSTM over whole frames; the baselines are the last frame, and th
 import dataclasses
 import functools
 import itertools
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,7 +32,7 @@ from experiments.cookbook.common.images import (
     small_digits,
 )
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.training import Silent, fit
 
 SEEN, GRID = 5, 10  # frames before the others are drawn; patches of 2 x 2 pixels of a frame
@@ -45,13 +44,11 @@ NETWORKS: dict[str, tuple[bool, Any, int, int]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Classify the digits of films, and predict the next frames."""
 
     data: str | None = None
     """A folder with the MNIST file, or "made" for synthetic data."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 1
     """The number of networks of each kind, one after the other."""
     seed: int = 0
@@ -187,10 +184,6 @@ def run(config: Config) -> int:
     return report.end()
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.video", "--data made"))
-
-
+main = runs.command(run, Config, "cookbook.video", "--data made")
 if __name__ == "__main__":
     runs.exit_with(main)

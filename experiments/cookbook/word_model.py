@@ -13,7 +13,6 @@ import collections
 import dataclasses
 import itertools
 import re
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,7 +22,7 @@ import optax
 
 import rnnjax
 from experiments.shared import data, plots, runs
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax.training import Silent, fit, truncated_loss, windows
 
 UNKNOWN, STEPS, UNITS, LEARNING_RATE = 0, 35, 128, 5e-3  # the number of rare words; of an update
@@ -32,13 +31,11 @@ TEXTS = {"tinyshakespeare": (3, 7, 16, 0.2), "alice_gutenberg11": (2, 15, 8, 0.3
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Predict the next word of a text, by an LSTM and by counting."""
 
     data: str | None = None
     """A folder with the texts, or "made" for synthetic data."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 2
     """The number of LSTMs for each text, one after the other."""
     seed: int = 0
@@ -148,10 +145,6 @@ def run(config: Config) -> int:
     return report.end()
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "cookbook.word_model", "--data made"))
-
-
+main = runs.command(run, Config, "cookbook.word_model", "--data made")
 if __name__ == "__main__":
     runs.exit_with(main)

@@ -155,10 +155,6 @@ def run(config: Config) -> int:
     return 0
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "forecast", "sales.csv --target amount --horizon 12"))
-
-
+main = runs.command(run, Config, "forecast", "sales.csv --target amount --horizon 12")
 if __name__ == "__main__":
     runs.exit_with(main)

@@ -155,10 +155,6 @@ def run(config: Config) -> int:
     return 0
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "forecast.backtest", "--many"))
-
-
+main = runs.command(run, Config, "forecast.backtest", "--many")
 if __name__ == "__main__":
     runs.exit_with(main)

@@ -14,6 +14,16 @@ from rnnjax.training.files import write_json
 
 
 @dataclasses.dataclass(frozen=True)
+class Options:
+    """What each program with a report asks for."""
+
+    data: str | None = None
+    """All data are made here; with "made" there are no bounds."""
+    run_dir: Path | None = None
+    """Where pictures and result.json go; by default a new folder under runs/cookbook."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
     """A line of the table: who, with which score, and where that is from.
 

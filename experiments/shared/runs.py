@@ -39,6 +39,13 @@ def options(config: type[Options], program: str, example: str) -> Options:
     return found
 
 
+def command(
+    run: Callable[[Options], int], config: type[Options], program: str, example: str
+) -> Callable[[], int]:
+    """The ``main`` of a program: it reads the options (see `options`), and runs."""
+    return lambda: run(options(config, program, example))
+
+
 def described(config: type, example: str) -> str:
     """The text of ``--help``: an example, and what the class of the options says of itself."""
     return f"Example: {example}\n\n{inspect.getdoc(config)}"

@@ -365,10 +365,6 @@ def run(config: Config) -> int:
     return report.end(parity_by_length=by_length)
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "tasks", "--tasks parity --cells sLSTM mLSTM"))
-
-
+main = runs.command(run, Config, "tasks", "--tasks parity --cells sLSTM mLSTM")
 if __name__ == "__main__":
     runs.exit_with(main)

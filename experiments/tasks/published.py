@@ -288,10 +288,6 @@ def run(config: Config) -> int:
     return 0
 
 
-def main() -> int:
-    """Read the options, and run."""
-    return run(runs.options(Config, "tasks.published", "narma10 mnist1d"))
-
-
+main = runs.command(run, Config, "tasks.published", "narma10 mnist1d")
 if __name__ == "__main__":
     runs.exit_with(main)

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as flax
@@ -19,7 +18,7 @@ import numpy as np
 
 from experiments.cookbook.common.maze import NUM_ACTIONS, OBSERVATION_SIZE, Outcome, TMaze
 from experiments.shared import plots
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 from rnnjax import linen as nn
 from rnnjax.errors import InvalidInputError
 
@@ -112,13 +111,9 @@ TASKS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class AgentOptions(Options):
     """What every program asks for."""
 
-    data: str | None = None
-    """The tasks are made here; with "made" there are no bounds."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     tasks: tuple[str, ...] = ("t_maze", "repeat_previous")
     """A T-maze (Bakker, 2002), and a task of POPGym (Morad et al., 2023)."""
     seeds: int = 3
