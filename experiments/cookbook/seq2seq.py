@@ -23,6 +23,7 @@ import numpy as np
 import optax
 
 import rnnjax
+from experiments.cookbook.common.beam import search
 from experiments.shared import data, plots, runs
 from experiments.shared.report import Options, Report
 from rnnjax.training import Silent, fit, minibatches
@@ -113,24 +114,16 @@ class Model:
         """The best of ``beam`` dates for one text ``(READ,)``, and what was looked at for it."""
         text, lengths = jnp.tile(text[:, None], (1, beam)), jnp.full(beam, length)
         carry, ready = self.read(params, text, lengths)
-        # All beginnings are alike at first, so only one of them counts.
-        scores = jnp.full(beam, -jnp.inf).at[0].set(0)
-        written, seen = jnp.zeros((beam, LENGTH), int), jnp.zeros((beam, LENGTH, READ))
-        start = carry, jnp.full(beam, NUMBER[BEGIN]), scores, written, seen
 
-        def step(state: Any, at: jax.Array) -> tuple[Any, None]:
-            carry, before, scores, written, seen = state
-            weights = self.decoder.weights(ready, carry).T
+        def think(state: Any, before: jax.Array, at: jax.Array) -> tuple[Any, jax.Array]:
+            carry, seen = state
+            seen = seen.at[:, at].set(self.decoder.weights(ready, carry).T)
             carry, y = self.decoder.step(ready, carry, params["embedding"][before])
-            more = scores[:, None] + jax.nn.log_softmax(y @ params["kernel"])
-            scores, best = jax.lax.top_k(more.ravel(), beam)
-            parent, character = jnp.divmod(best, len(CHARACTERS))
-            seen = seen.at[:, at].set(weights)
-            carry, written, seen = jax.tree.map(lambda x: x[parent], (carry, written, seen))
-            return (carry, character, scores, written.at[:, at].set(character), seen), None
+            return (carry, seen), y @ params["kernel"]
 
-        (_, _, _, written, seen), _ = jax.lax.scan(step, start, jnp.arange(LENGTH))
-        return written[0], seen[0]  # top_k sorts: the first is the best
+        begin = carry, jnp.zeros((beam, LENGTH, READ))
+        (_, seen), written, _ = search(think, begin, NUMBER[BEGIN], beam, LENGTH)
+        return written[0], seen[0]
         # --8<-- [end:write]
 
 

@@ -18,6 +18,7 @@ import sacrebleu
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 import rnnjax
+from experiments.cookbook.common.beam import search
 from experiments.shared import data, plots, runs
 from experiments.shared.report import Options, Report
 from rnnjax.training import fit, minibatches
@@ -122,26 +123,15 @@ class Model:
         """The best translation ``(most,)`` of one sentence ``(time,)``, of ``beam`` followed."""
         carry, memory = self.read(params, german)
         carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (beam, *x.shape)), carry)
-        written = jnp.full((beam, 1 + most), END).at[:, 0].set(BEGIN)
-        scores = jnp.full(beam, -jnp.inf).at[0].set(0)  # all begin alike: one of them counts
 
-        def step(state: Any, time: jax.Array) -> tuple[Any, None]:
-            carry, written, scores = state
-            before = written[:, time]
+        def think(carry: Any, before: jax.Array, _: jax.Array) -> tuple[Any, jax.Array]:
             carry, ys = self.decoder.step(params["decoder"], carry, params["english"][before])
             # The beam stands where `attend` has the steps of a decoder: all share the memory.
-            logits = self.choose(params, ys, memory)[0].at[:, :END].set(-jnp.inf)
-            # After its end a translation continues with END, at no cost.
-            free = jnp.where(jnp.arange(logits.shape[1]) == END, 0, -jnp.inf)
-            more = jnp.where((before == END)[:, None], free, jax.nn.log_softmax(logits))
-            scores, best = jax.lax.top_k((scores[:, None] + more).ravel(), beam)
-            parents, words = jnp.divmod(best, logits.shape[1])
-            carry, written = jax.tree.map(lambda x: x[parents], (carry, written))
-            return (carry, written.at[:, time + 1].set(words), scores), None
+            return carry, self.choose(params, ys, memory)[0].at[:, :END].set(-jnp.inf)
 
-        (_, written, scores), _ = jax.lax.scan(step, (carry, written, scores), jnp.arange(most))
+        _, written, scores = search(think, carry, BEGIN, beam, most, END)
         # By a power of the length, else short ones win (Wu et al., 2016).
-        return written[(scores / (written != END).sum(axis=1) ** 0.6).argmax(), 1:]
+        return written[(scores / (1 + (written != END).sum(axis=1)) ** 0.6).argmax()]
         # --8<-- [end:search]
 
 
