@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from experiments.shared.runs import Positive, Seed, check_ranges
+from experiments.shared.runs import Positive, Seed
 from rnnjax import InvalidInputError
 
 SUBSTRINGS = 1000
@@ -49,7 +49,6 @@ class Config:
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
-        check_ranges(self)
         if not 1 <= self.seq_length <= 25:
             raise InvalidInputError(
                 f"--seq-length must be from 1 to 25, so that a letter follows, but is "

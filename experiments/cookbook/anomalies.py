@@ -41,8 +41,6 @@ class Config(Options):
 
     windows: int = 4000
     """The number of normal windows to learn from."""
-    seed: int = 0
-    """The seed of weights and windows."""
     epochs: int = 20
     """The number of passes over the windows."""
     units: int = 48

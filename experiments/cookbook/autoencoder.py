@@ -36,8 +36,6 @@ class Config(Options):
     """A folder with the MNIST file, or "made" for synthetic data."""
     seeds: int = 3
     """The number of networks to train, one after the other."""
-    seed: int = 0
-    """The seed of the first network's weights and batches."""
     hidden_size: int = 128
     """The number of hidden units of encoder and decoder."""
     epochs: int = 3

@@ -40,8 +40,6 @@ class Config(Options):
     """A folder with the MNIST file, or "made" for synthetic data."""
     seeds: int = 1
     """The number of networks of each kind, one after the other."""
-    seed: int = 0
-    """The seed of the first network's weights and scenes."""
     scenes: int = 20000
     """The number of scenes of an epoch; validation and test have a tenth as many."""
     epochs: int = 20

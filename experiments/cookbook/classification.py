@@ -59,8 +59,6 @@ class Config(Options):
     """A folder with the questions and the names, or "made" for synthetic data."""
     seeds: int = 3
     """The number of networks of each kind, in one vmap."""
-    seed: int = 0
-    """The seed of weights, batches, noise and the held-out part."""
 
 
 class Task(NamedTuple):
@@ -79,8 +77,9 @@ def prepare(config: Config, name: str, texts: Any, labels: Any, known: int) -> T
     """Number the words that are not rare; the first ``known`` texts are not for the test."""
     count = collections.Counter(word for text in texts[:known] for word in text)
     numbers = {x: i for i, x in enumerate((x for x in count if count[x] > 1), start=1)}
-    rows = [np.array([numbers.get(word, 0) for word in text]) for text in texts]
-    ids, lengths = (jnp.asarray(x) for x in data.padded(rows, SETTINGS[name][1]))
+    most = SETTINGS[name][1]
+    rows = [np.array([numbers.get(word, 0) for word in text[:most]]) for text in texts]
+    ids, lengths = map(jnp.asarray, rnnjax.pad(rows, sizes=[most]))
     rngs = map(np.random.default_rng, range(config.seed, config.seed + config.seeds))
     held_out, train = np.split(np.stack([r.permutation(known) for r in rngs], 1), [known // 10])
     test = np.repeat(np.arange(known, len(texts))[:, None], config.seeds, axis=1)

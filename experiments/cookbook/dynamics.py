@@ -44,8 +44,6 @@ class Config(Options):
     """Its class without "Cell", such as GRU or LSTM; LeakyRNN is the network of rates."""
     units: int = 32
     """The number of units of the cell."""
-    seed: int = 0
-    """The seed of weights and data."""
     epochs: int = 20
     """The number of epochs, of a hundred updates each."""
     starts: int = 1000

@@ -38,8 +38,6 @@ class Config(Options):
     """The number of units of the cell."""
     bits: int = 3
     """The number of channels, at most three."""
-    seed: int = 0
-    """The seed of weights and data."""
     epochs: int = 30
     """The number of epochs, of a hundred updates each."""
     starts: int = 2000

@@ -37,8 +37,6 @@ class Config(Options):
     """All data are made here; with "made" there are only a SimpleRNN and a GRU, without bounds."""
     seeds: int = 3
     """The number of trained networks of each kind, in one vmap."""
-    seed: int = 0
-    """The seed of weights and data."""
     numbers: int = 200
     """The number of steps of the adding problem."""
     epochs: int = 8

@@ -38,8 +38,6 @@ class Config(Options):
     """The learning rates of Adam."""
     seeds: int = 4
     """The number of models of each rate."""
-    seed: int = 0
-    """The seed of the first model."""
     updates: int = 1000
     """The number of updates of each model."""
     units: int = 32

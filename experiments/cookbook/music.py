@@ -44,8 +44,6 @@ class Config(Options):
     """A folder with the pieces, or "made" for synthetic data."""
     seeds: int = 3
     """The number of networks of each kind, one after the other."""
-    seed: int = 0
-    """The seed of the first network's weights, batches and noise."""
     pieces: Literal["JSB_Chorales", "Nottingham"] = "JSB_Chorales"
     """Chorales of Bach, or folk tunes."""
     epochs: int = 30

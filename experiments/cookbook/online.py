@@ -40,8 +40,6 @@ class Config(Options):
     """All data are made here; with "made" there are only DiagonalLSTMs, without bounds."""
     seeds: int = 3
     """The number of networks of each kind."""
-    seed: int = 0
-    """The seed of weights and data."""
     wait: int = 15
     """The number of letters between the marked one and the question."""
     rows: int = 32

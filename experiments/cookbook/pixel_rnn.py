@@ -38,8 +38,6 @@ class Config(Options):
     """A folder with the MNIST file, or "made" for synthetic data."""
     seeds: int = 1
     """The number of networks to train, one after the other."""
-    seed: int = 0
-    """The seed of the first network's weights and batches, and of the samples."""
     channels: int = 16
     """The number of channels of the input layer and of each LSTM."""
     layers: int = 2

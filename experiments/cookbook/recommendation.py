@@ -39,8 +39,6 @@ class Config(Options):
 
     sessions: int = 20_000
     """The number of sessions to learn from; a fortieth as many test."""
-    seed: int = 0
-    """The seed of weights and sessions."""
     epochs: int = 6
     """The number of passes over the sessions."""
     units: int = 64

@@ -40,8 +40,6 @@ class Config(Options):
 
     engines: int = 200
     """The number of engines to learn from; half as many test."""
-    seed: int = 0
-    """The seed of weights and engines."""
     seeds: int = 3
     """The number of networks to train, one after the other."""
     epochs: int = 30

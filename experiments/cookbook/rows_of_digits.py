@@ -43,8 +43,6 @@ class Config(Options):
     """A folder with the MNIST file, or "made" for synthetic data."""
     seeds: int = 3
     """The number of networks of each kind, one after the other; one of each by pixels."""
-    seed: int = 0
-    """The seed of the first network's weights and batches."""
     epochs: tuple[int, int, int] = (4, 7, 2)
     """The number of passes over the training part: by rows, of the CNN, and by pixels."""
     batch_size: int = 64

@@ -42,8 +42,6 @@ class Config(Options):
 
     dates: int = 10_000
     """The number of dates to learn from; a tenth as many test."""
-    seed: int = 0
-    """The seed of weights and dates."""
     epochs: int = 8
     """The number of passes over the dates."""
     units: int = 64

@@ -40,8 +40,6 @@ class Config(Options):
     """All data are made here; with "made" there is the first kind alone, without bounds."""
     seeds: int = 3
     """The number of networks of each kind, in one vmap."""
-    seed: int = 0
-    """The seed of weights and data."""
     points: int = 16
     """The number of points of a spiral, at irregular times."""
     noise: float = 0.1

@@ -44,8 +44,6 @@ class Config(Options):
     """A folder with the recordings in one file, or "made" for synthetic data."""
     seeds: int = 3
     """The number of networks of each kind, one after the other."""
-    seed: int = 0
-    """The seed of the first network's weights, batches and dropout."""
     epochs: int = 15
     """The number of passes over the training part."""
 
@@ -64,7 +62,8 @@ def read(config: Config) -> dict[str, list[dict[str, np.ndarray]]]:
     """What each network reads of the test, validation and training part; recordings on axis 1."""
     waves, digits, takes = data.recordings(config.data)
     # One speaker is twenty times as loud as another, which says nothing of the digit.
-    xs, lengths = data.padded([wave / np.sqrt(np.mean(wave**2)) for wave in waves], SAMPLES)
+    waves = [(wave / np.sqrt(np.mean(wave**2)))[:SAMPLES] for wave in waves]
+    xs, lengths = map(np.asarray, rnnjax.pad(waves, sizes=[SAMPLES]))
     lengths, part = -(-lengths // HOP), np.minimum(10 * takes // (takes.max() + 1), 2)
     spectra = np.stack([log_mel(x) for x in xs.T], axis=1).astype(np.float32)
     valid = np.asarray(rnnjax.valid_steps(jnp.asarray(lengths), len(spectra)))

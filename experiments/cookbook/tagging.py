@@ -45,8 +45,6 @@ class Config(Options):
 
     sentences: int = 4000
     """The number of sentences to learn from; half as many test."""
-    seed: int = 0
-    """The seed of weights and sentences."""
     epochs: int = 10
     """The number of passes over the sentences."""
     units: int = 32

@@ -37,8 +37,6 @@ class Config(Options):
     """A folder with Multi30k, or "made" for synthetic data."""
     seeds: int = 1
     """The number of models to train, one after the other."""
-    seed: int = 0
-    """The seed of the first model."""
     epochs: int = 8
     """The number of passes over the pairs; scores are checked with 8 or more."""
     size: int = 192
@@ -53,7 +51,8 @@ def numbered(pairs: list[tuple[str, str]], known: Any, parts: int = 3) -> tuple[
     english = [[known[1].get(word, UNKNOWN) for word in words_of(e)] + [END] for _, e in pairs]
     sides = [[np.array(row) for row in rows] for rows in (german, english)]
     cuts = [slice(len(pairs) * i // parts, len(pairs) * (i + 1) // parts) for i in range(parts)]
-    return tuple([data.padded(rows[cut])[0] for rows in sides] for cut in cuts)
+    sized = [[(rows[cut], max(map(len, rows[cut]))) for rows in sides] for cut in cuts]
+    return tuple([np.asarray(rnnjax.pad(rows, sizes=[n]).xs) for rows, n in part] for part in sized)
 
 
 class Model:

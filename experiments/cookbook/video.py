@@ -51,8 +51,6 @@ class Config(Options):
     """A folder with the MNIST file, or "made" for synthetic data."""
     seeds: int = 1
     """The number of networks of each kind, one after the other."""
-    seed: int = 0
-    """The seed of the first network's weights and films."""
     films: int = 3000
     """The number of films of an epoch; validation and test have a third as many."""
 

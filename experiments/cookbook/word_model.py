@@ -38,8 +38,6 @@ class Config(Options):
     """A folder with the texts, or "made" for synthetic data."""
     seeds: int = 2
     """The number of LSTMs for each text, one after the other."""
-    seed: int = 0
-    """The seed of the first network's weights and dropout."""
 
 
 def kneser_ney(words: list[int], known: int, size: int, order: int = 3) -> np.ndarray:

@@ -52,10 +52,6 @@ class Config:
     epochs: Positive = 60
     """At most so many."""
 
-    def check(self) -> None:
-        """Raise InvalidInputError unless the options fit."""
-        runs.check_ranges(self)
-
 
 def problems(config: Config) -> Iterator[tuple[str, Problem]]:
     """The series, each with its origins."""

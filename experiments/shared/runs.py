@@ -29,11 +29,12 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def options(config: type[Options], program: str, example: str) -> Options:
     """What the command line says; ``--help`` begins with an example of it.
 
-    Options with a method ``check`` are checked here, not where they are made: the command line's
-    parser would wrap the error's sentence into one of its own.
+    Ranges, and what a method ``check`` of the options checks, are checked here, not where they are
+    made: the command line's parser would wrap the error's sentence into one of its own.
     """
     prog = f"python -m experiments.{program}"
     found = tyro.cli(config, prog=prog, description=described(config, f"{prog} {example}"))
+    check_ranges(found)
     if check := getattr(found, "check", None):
         check()
     return found

@@ -17,13 +17,7 @@ import rnnjax
 
 
 def mackey_glass(
-    rng: Any,
-    steps: int,
-    rows: int = 1,
-    *,
-    tau: int = 17,
-    substeps: int = 10,
-    washout: int = 1000,
+    rng: Any, steps: int, rows: int = 1, *, tau: int = 17, substeps: int = 10, washout: int = 1000
 ) -> np.ndarray:
     r"""Series of the Mackey-Glass equation, one unit of time a step, ``(steps, rows)``.
 

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from experiments.text_generator.config import FREE, OF_SOURCE, Train, flat
 from experiments.text_generator.data import Data
 from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.text.vocabulary import Vocabulary
-from rnnjax.training.checkpoints import Checkpoints, Saved
+from rnnjax.training.checkpoints import Checkpoints
 from rnnjax.training.files import locked, read_sealed, write_sealed
 from rnnjax.training.processes import from_first, require_alike
 from rnnjax.training.sharding import Sharding, cores_for
@@ -60,11 +59,6 @@ def described(config: Train, data: Data) -> dict[str, Any]:
     }
 
 
-def last_checkpoint(folder: Path) -> Saved | None:
-    """The last whole checkpoint of a run, or None before the first."""
-    return Checkpoints(folder / "checkpoints").latest()
-
-
 def stored_in(folder: Path) -> dict[str, Any]:
     """What a run says of itself: run.json, or else its last checkpoint."""
     try:
@@ -72,7 +66,7 @@ def stored_in(folder: Path) -> dict[str, Any]:
     except CheckpointError as damaged:
         saved = None
         with contextlib.suppress(CheckpointError):
-            saved = last_checkpoint(folder)
+            saved = Checkpoints(folder / "checkpoints").latest()
         if saved is None:
             raise CheckpointError(f"{damaged}; no checkpoint has its options either") from None
         warnings.warn(f"{damaged}; the options are those of step {saved.step}", stacklevel=1)
@@ -85,7 +79,7 @@ def require_same_run(config: Train, data: Data, folder: Path) -> tuple[int, dict
     Returns:
         the step of that checkpoint, or 0, and the options by their names.
     """
-    saved = last_checkpoint(folder)
+    saved = Checkpoints(folder / "checkpoints").latest()  # None before the first
     stored = stored_in(folder) if saved is None else saved.about["config"]
     require_same_text(data, stored, folder)
     options = require_unchanged(config.as_json(), stored.get("options", {}))
@@ -119,17 +113,6 @@ def require_same_text(data: Data, stored: dict[str, Any], folder: Path | None) -
             f"that the run in {folder} began with, that of {theirs!r} (SHA-256 {digest[:8]}...); "
             "name a file with that text by --corpus, or begin a new run"
         )
-
-
-@contextlib.contextmanager
-def in_options(config: Train) -> Iterator[None]:
-    """What cannot be divided over devices, with the option that says how large it is."""
-    try:
-        yield
-    except InvalidInputError as error:
-        raise InvalidInputError(
-            f"{error}: --mesh {config.mesh or 'auto'} divides --batch-size"
-        ) from error
 
 
 def sharding_of(config: Train, params: Any) -> Sharding | None:

@@ -16,7 +16,7 @@ from experiments.text_generator.data import Data
 from experiments.text_generator.model import bits, surprise
 from experiments.text_generator.pages import About, evaluation_page, write
 from experiments.text_generator.reading import AnyVocabulary, ReadText, read_text, require_there
-from experiments.text_generator.trained import Trained
+from experiments.text_generator.trained import OfRun, Trained
 from rnnjax.errors import InvalidInputError, NonFiniteError, RnnjaxError
 from rnnjax.text import Vocabulary
 
@@ -25,7 +25,7 @@ _MOST_NATS = 700.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluate:
+class Evaluate(OfRun):
     """Measure how well a trained model predicts a text, in bits per character."""
 
     file: tyro.conf.Positional[str | None] = None
@@ -35,10 +35,6 @@ class Evaluate:
     """The encoding of FILE (utf-8), or of the run's own text (as `train` read it)."""
     corpus: str | None = None
     """Where the run's own text is, if it was moved."""
-    run_dir: Path | None = None
-    """The run; by default the newest under runs/text_generator."""
-    step: int | None = None
-    """The step of the checkpoint; by default the best by validation loss, else the latest."""
     page: Path | None = None
     """Also write an HTML page with the text coloured by surprise."""
     json: Path | None = None

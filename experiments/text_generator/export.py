@@ -8,7 +8,7 @@ from typing import Any
 import rnnjax
 from experiments.text_generator.model import CharacterModel
 from experiments.text_generator.reading import AnyVocabulary
-from experiments.text_generator.trained import Trained
+from experiments.text_generator.trained import OfRun, Trained
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop import Dense, Embedding, Layer, Model, OneHotIds, Recurrent, Sequential
 from rnnjax.interop.convert import TARGETS, suffix_of, write
@@ -18,15 +18,11 @@ _NAMES = {rnnjax.LSTMCell: "lstm", rnnjax.GRUCell: "gru", rnnjax.SimpleRNNCell: 
 
 
 @dataclasses.dataclass(frozen=True)
-class Export:
+class Export(OfRun):
     """Write a trained model as a file of Keras, PyTorch or ONNX."""
 
     to: Path
     """The file to create: *.keras, *.weights.h5, *.safetensors or *.onnx."""
-    run_dir: Path | None = None
-    """The run; by default the newest under runs/text_generator."""
-    step: int | None = None
-    """The step of the checkpoint; by default the best by validation loss, else the latest."""
 
 
 def run_export(config: Export) -> int:

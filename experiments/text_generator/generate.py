@@ -25,7 +25,7 @@ from experiments.text_generator.reading import (
     require_known,
     text_bytes,
 )
-from experiments.text_generator.trained import Trained
+from experiments.text_generator.trained import OfRun, Trained
 from rnnjax.errors import InvalidInputError
 from rnnjax.text import ByteVocabulary, Sampling, Stream, read, stream
 
@@ -39,13 +39,9 @@ _PIECE = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class Generate:
+class Generate(OfRun):
     """Write text with a trained model: continue a text, or take turns with you."""
 
-    run_dir: Path | None = None
-    """The run; by default the newest under runs/text_generator."""
-    step: int | None = None
-    """The step of the checkpoint; by default the best by validation loss, else the latest."""
     length: FromOne = 500
     """The number of characters (bytes, for a byte vocabulary) to write after the prime text, or in
     each answer."""

@@ -9,20 +9,15 @@ import numpy as np
 import tyro
 
 from experiments.shared.runs import check_ranges
-from experiments.text_generator.evaluate import (
-    not_read,
-    one_text,
-    text_to_read,
-    writable,
-)
+from experiments.text_generator.evaluate import not_read, one_text, text_to_read, writable
 from experiments.text_generator.pages import About, inspection_page, write
 from experiments.text_generator.pages.properties import characters_of, properties_at, score
 from experiments.text_generator.pages.recording import record
-from experiments.text_generator.trained import Trained
+from experiments.text_generator.trained import OfRun, Trained
 
 
 @dataclasses.dataclass(frozen=True)
-class Inspect:
+class Inspect(OfRun):
     """Write an HTML page of the states and gates of a trained model while it reads."""
 
     to: Path
@@ -33,10 +28,6 @@ class Inspect:
     """The encoding of FILE (utf-8), or of the run's own text (as `train` read it)."""
     corpus: str | None = None
     """Where the run's own text is, if it was moved."""
-    run_dir: Path | None = None
-    """The run; by default the newest under runs/text_generator."""
-    step: int | None = None
-    """The step of the checkpoint; by default the best by validation loss, else the latest."""
     characters: Annotated[int, (2, math.inf)] = 20_000
     """The maximum number of characters to read."""
 

@@ -14,12 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from experiments.shared.corpora import (
-    CorpusError,
-    UndecodableError,
-    corpus_pieces,
-    file_pieces,
-)
+from experiments.shared.corpora import CorpusError, UndecodableError, corpus_pieces, file_pieces
 from experiments.text_generator.config import Text
 from rnnjax.errors import InvalidInputError
 from rnnjax.text.vocabulary import ByteVocabulary, Vocabulary, plain_lines

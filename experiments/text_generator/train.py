@@ -15,18 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.text_generator.checkpoints import (
-    check_alike,
-    described,
-    in_options,
-    open_folder,
-    sharding_of,
-)
+from experiments.text_generator.checkpoints import check_alike, described, open_folder, sharding_of
 from experiments.text_generator.config import Optimization, Train
 from experiments.text_generator.data import Data
 from experiments.text_generator.model import CharacterModel, bits, held_out, make_loss
 from experiments.text_generator.reading import AnyVocabulary, require_there
-from rnnjax.errors import NonFiniteError
+from rnnjax.errors import InvalidInputError, NonFiniteError
 from rnnjax.text import sample
 from rnnjax.training.files import read_lines, write_json, write_whole
 from rnnjax.training.fitting import Fit, fit
@@ -69,8 +63,11 @@ def run_training(config: Train) -> int:
     jax.eval_shape(loss_fn, begin.params, begin.carry, batch, begin.key)
     sharding = sharding_of(config, begin.params)
     if sharding is not None:
-        with in_options(config):
+        try:
             data = dataclasses.replace(data, rows=sharding.rows(text.batch_size))
+        except InvalidInputError as error:
+            mesh = config.mesh or "auto"
+            raise InvalidInputError(f"{error}: --mesh {mesh} divides --batch-size") from error
 
     with contextlib.ExitStack() as stack:
         folder, step, before = open_folder(config, data, stack)

@@ -19,6 +19,16 @@ from rnnjax.training import Checkpoints
 from rnnjax.training.files import read_sealed
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfRun:
+    """The options of the commands that use a trained model."""
+
+    run_dir: Path | None = None
+    """The run; by default the newest under runs/text_generator."""
+    step: int | None = None
+    """The step of the checkpoint; by default the best by validation loss, else the latest."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
     """A trained model with all that is needed to use it.

@@ -118,8 +118,6 @@ class AgentOptions(Options):
     """A T-maze (Bakker, 2002), and a task of POPGym (Morad et al., 2023)."""
     seeds: int = 3
     """The number of agents of each kind."""
-    seed: int = 0
-    """The seed of the first agent's weights, tasks and actions."""
     units: int = 64
     """The number of units of each layer of the agent."""
 
@@ -133,11 +131,7 @@ class ScannedRNN(flax.Module):
     units: int
 
     @functools.partial(
-        flax.scan,
-        variable_broadcast="params",
-        in_axes=0,
-        out_axes=0,
-        split_rngs={"params": False},
+        flax.scan, variable_broadcast="params", in_axes=0, out_axes=0, split_rngs={"params": False}
     )
     @flax.compact
     def __call__(self, carry: Any, x: Any) -> Any:

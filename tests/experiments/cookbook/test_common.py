@@ -17,15 +17,6 @@ from experiments.cookbook import __main__ as cookbook
 from experiments.shared import data
 from experiments.shared.corpora import CorpusError
 from experiments.shared.report import Report
-from rnnjax.errors import InvalidInputError
-
-
-def test_sequences_side_by_side_with_time_first():
-    array, lengths = data.padded([np.arange(3.0), np.arange(5.0)], length=4)
-    assert array.T.tolist() == [[0, 1, 2, 0], [0, 1, 2, 3]]
-    assert lengths.tolist() == [3, 4]
-    with pytest.raises(InvalidInputError, match="a sequence at least"):
-        data.padded([])
 
 
 @pytest.mark.parametrize(
