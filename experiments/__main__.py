@@ -4,6 +4,20 @@ import ast
 from pathlib import Path
 
 LOCAL = Path(__file__).parent
+PURPOSES = {
+    "to begin with": "alphabet",
+    "text": "text_generator language_models cookbook.word_model",
+    "words and sentences": """cookbook.classification cookbook.tagging cookbook.seq2seq
+        cookbook.translation""",
+    "series and signals": """forecast cookbook.recommendation cookbook.remaining_life
+        cookbook.anomalies cookbook.spoken_digits cookbook.music""",
+    "images": """cookbook.rows_of_digits cookbook.autoencoder cookbook.pixel_rnn cookbook.video
+        cookbook.captions""",
+    "agents": "cookbook.ppo cookbook.r2d2",
+    "how networks learn and remember": """tasks cookbook.gradients cookbook.online cookbook.spirals
+        cookbook.many_models cookbook.dynamics cookbook.flip_flop""",
+    "all of the cookbook, and one table": "cookbook",
+}
 
 
 def programs() -> dict[str, str]:
@@ -23,11 +37,14 @@ def _first_line(path: Path) -> str:
 
 
 def main() -> None:
-    """Print them."""
+    """Print them by what they are for."""
     print("Example: python -m experiments.alphabet\n")
-    print("Every program says what it takes with --help:\n")
-    for name, what in programs().items():
-        print(f"  python -m experiments.{name:<24} {what}")
+    print("Every program says what it takes with --help.")
+    found = programs()
+    for purpose, names in PURPOSES.items():
+        print(f"\n{purpose}:")
+        for name in names.split():
+            print(f"  python -m experiments.{name:<24} {found[name]}")
 
 
 if __name__ == "__main__":
