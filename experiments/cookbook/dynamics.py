@@ -23,7 +23,7 @@ import optax
 
 import rnnjax
 from experiments.cookbook.common import dynamics
-from experiments.shared import data, plots, runs
+from experiments.shared import plots, runs
 from experiments.shared.report import Options, Report
 from rnnjax.errors import InvalidInputError
 from rnnjax.training import Silent, constrain, fit
@@ -223,10 +223,9 @@ def run(config: Config) -> int:
         )
         memories |= {name: memory.tolist(), f"{name}, before training": before.tolist()}
         show(report.run_dir / ("dale.png" if dale else "decisions.png"), found)
-        if config.data != data.MADE:
-            report.accept(name, sure, best - 2, "least")
-            report.accept(f"{name}, stable points", told[name]["stable"], 2, "least")
-            report.accept(f"{name}, residual", points.residuals.max(initial=0), dynamics.RESIDUAL)
+        report.accept(name, sure, best - 2, "least")
+        report.accept(f"{name}, stable points", told[name]["stable"], 2, "least")
+        report.accept(f"{name}, residual", points.residuals.max(initial=0), dynamics.RESIDUAL)
         if dale:
             kernel = np.asarray(params["cell"]["recurrent_kernel"])
             wrong = int((kernel * signs(config.units) < 0).sum())

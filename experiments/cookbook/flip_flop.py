@@ -20,7 +20,7 @@ import optax
 
 import rnnjax
 from experiments.cookbook.common import dynamics
-from experiments.shared import data, plots, runs
+from experiments.shared import plots, runs
 from experiments.shared.report import Options, Report
 from rnnjax.errors import InvalidInputError
 from rnnjax.training import Silent, fit
@@ -116,12 +116,11 @@ def run(config: Config) -> int:
         axes = np.linalg.svd(states - centre)[2][:3]  # principal components of the points
         marks = {KINDS[k]: (states[ways == k] - centre) @ axes.T for k in range(config.bits + 1)}
         plots.space(report.run_dir / "fixed-points.png", marks, (paths - centre) @ axes.T)
-    if config.data != data.MADE:
-        report.accept("bits", right, 99.9, "least")
-        report.accept("stable points", counts[0], 2**config.bits, "least")
-        report.accept("fixed points", len(states), 3**config.bits, "least")
-        report.accept("fixed points", len(states), 3**config.bits)
-        report.accept("residual", max(residuals, default=math.inf), dynamics.RESIDUAL)
+    report.accept("bits", right, 99.9, "least")
+    report.accept("stable points", counts[0], 2**config.bits, "least")
+    report.accept("fixed points", len(states), 3**config.bits, "least")
+    report.accept("fixed points", len(states), 3**config.bits)
+    report.accept("residual", max(residuals, default=math.inf), dynamics.RESIDUAL)
     return report.end(residual=max(residuals, default=math.nan), points=states.tolist())
 
 

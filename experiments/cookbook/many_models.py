@@ -25,7 +25,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 import rnnjax
-from experiments.shared import data, plots, runs
+from experiments.shared import plots, runs
 from experiments.shared.report import Options, Report
 from rnnjax.training import use_cores
 
@@ -138,8 +138,7 @@ def run(config: Config) -> int:
         report.run_dir / "sweep.png", table, rows=[f"{rate:g}" for rate in config.rates],
         columns=[f"seed {config.seed + k}" for k in range(config.seeds)], y="rate", log=True,
     )  # fmt: skip
-    if config.data != data.MADE:
-        report.accept("the best error", float(scores[best]), 0.002)
+    report.accept("the best error", float(scores[best]), 0.002)
     return report.end(apart=apart, at_once=at_once, one=one)
 
 

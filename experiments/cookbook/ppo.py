@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.cookbook.common.agents import Agent, AgentOptions, Task, Train, compare, look
-from experiments.shared import data, runs
+from experiments.shared import runs
 
 DISCOUNT, TRUST = 0.95, 0.9  # gamma and lambda of advantage estimation (Schulman et al., 2016)
 ENTROPY_WEIGHT = 0.02
@@ -150,7 +150,7 @@ def learner(config: Config, task: Task, agent: Agent, remembers: bool) -> Train:
 
 def run(config: Config) -> int:
     """Train all agents, and compare."""
-    return compare("ppo", config, lambda task: (task.actions, 1), learner, config.data != data.MADE)
+    return compare("ppo", config, lambda task: (task.actions, 1), learner)
 
 
 main = runs.command(run, Config, "cookbook.ppo", "--tasks t_maze")

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.cookbook.common.agents import Agent, AgentOptions, Task, Train, compare, look
-from experiments.shared import data, runs
+from experiments.shared import runs
 
 DISCOUNT = 0.9  # of a reward per step
 PACE = 0.02  # at which the target network follows at each step of the optimiser
@@ -158,7 +158,7 @@ def _taken(replay: Piece, places: jax.Array, rows: jax.Array) -> Piece:
 
 def run(config: Config) -> int:
     """Train all agents, and compare."""
-    return compare("r2d2", config, lambda task: (task.actions,), learner, config.data != data.MADE)
+    return compare("r2d2", config, lambda task: (task.actions,), learner)
 
 
 main = runs.command(run, Config, "cookbook.r2d2", "--tasks t_maze")

@@ -241,7 +241,6 @@ def compare(
     config: Any,
     heads: Callable[[Task], tuple[int, ...]],
     learner: Callable[[Any, Task, Agent, bool], Train],
-    bounds: bool,
 ) -> int:
     """Train every memory on every task with the same seeds, and compare them.
 
@@ -251,7 +250,6 @@ def compare(
         heads: the sizes of the heads for a task.
         learner: the program's: makes of its options, a task, an agent, and whether that remembers,
             a function to be compiled.
-        bounds: whether there are some.
 
     Raises:
         InvalidInputError: there is no such task.
@@ -295,14 +293,11 @@ def compare(
             f"{name}: the layer takes {ratio:.2f} of the scan's time; every reward of both is the "
             f"same over {', '.join(f'{share:.0f} %' for share in shares[name])} of the training"
         )
-        if bounds:
-            report.accept(
-                f"{name}, rnnjax.linen.RNN", min(r for r, *_ in new), task.best - 0.1, "least"
-            )
-            report.accept(
-                f"{name}, {WITHOUT}", max(r for r, *_ in found[WITHOUT]), task.without + 0.15
-            )
-            report.accept(f"{name}, between both memories", apart, 0.05)
+        report.accept(
+            f"{name}, rnnjax.linen.RNN", min(r for r, *_ in new), task.best - 0.1, "least"
+        )
+        report.accept(f"{name}, {WITHOUT}", max(r for r, *_ in found[WITHOUT]), task.without + 0.15)
+        report.accept(f"{name}, between both memories", apart, 0.05)
     plots.curves(
         report.run_dir / "learning.png",
         curves,

@@ -1,6 +1,5 @@
 """What the programs of the cookbook share."""
 
-import dataclasses
 import functools
 import json
 import os
@@ -16,7 +15,7 @@ import pytest
 from experiments.cookbook import __main__ as cookbook
 from experiments.shared import data
 from experiments.shared.corpora import CorpusError
-from experiments.shared.report import Report
+from experiments.shared.report import Options, Report
 
 
 @pytest.mark.parametrize(
@@ -46,7 +45,7 @@ def test_digits_by_either_name_and_a_made_series_that_has_logs(tmp_path):
 @pytest.mark.smoke
 @pytest.mark.parametrize(("bound", "status"), [(2.0, 0), (0.5, 1)])
 def test_a_report_tells_what_was_missed(tmp_path, capsys, bound, status):
-    options = dataclasses.make_dataclass("Options", ["run_dir"])(tmp_path / "run")
+    options = Options(run_dir=tmp_path / "run")
     report = Report.begin("program", "error", options)
     report.add("ours", [1.0, 3.0])
     report.add("theirs", 1.5, "Somebody (2000)")
@@ -60,6 +59,13 @@ def test_a_report_tells_what_was_missed(tmp_path, capsys, bound, status):
     assert [row["shown"] for row in stored["rows"]] == ["2.00 ± 1.41", "1.50"]
     assert [one["holds"] for one in stored["accepts"]] == [status == 0, True]
     assert stored["more"] == 3
+
+
+def test_nothing_has_to_be_reached_on_made_data(tmp_path):
+    report = Report.begin("program", "error", Options(data=data.MADE, run_dir=tmp_path / "run"))
+    report.add("ours", 1.0)
+    report.accept("error of ours", 1.0, 0.5)
+    assert (report.accepts, report.end()) == ([], 0)
 
 
 @pytest.mark.usefixtures("heeded")
