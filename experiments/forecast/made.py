@@ -23,7 +23,8 @@ def single(kind: str, seed: int = 0, length: int = 360) -> Series:
     values = 200 + 0.2 * time + 20 * np.sin(time * np.pi / 6) + follows
     if kind == "regime":
         values = values + late * (60 + 0.5 * (time - change))
-    return _series(values[:, None], [kind])
+    none = np.zeros((length, 1, 0))
+    return Series([kind], values[:, None], none, none, none[0], _months(length), (12,))
 
 
 def many(seed: int = 0, count: int = 60, length: int = 168, horizon: int = 12) -> Series:
@@ -52,19 +53,9 @@ def many(seed: int = 0, count: int = 60, length: int = 168, horizon: int = 12) -
     past[length:] = np.nan
     static = (kind[:, None] - kind.mean()) / kind.std()
     names = [f"shop {k + 1}" for k in range(count)]
-    return _series(values, names, past, promotion[..., None].astype(float), static)
+    known = promotion[..., None].astype(float)
+    return Series(names, values, past, known, static, _months(len(values)), (12,))
 
 
-def _series(
-    values: np.ndarray,
-    names: list[str],
-    past: np.ndarray | None = None,
-    future: np.ndarray | None = None,
-    static: np.ndarray | None = None,
-) -> Series:
-    none = np.zeros((*values.shape, 0))
-    return Series(
-        names, values, none if past is None else past, none if future is None else future,
-        np.zeros((values.shape[1], 0)) if static is None else static,
-        np.datetime64("2000-01") + np.arange(len(values)), (12,),
-    )  # fmt: skip
+def _months(count: int) -> np.ndarray:
+    return np.datetime64("2000-01") + np.arange(count)

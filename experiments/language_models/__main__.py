@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated, Any
 
 import jax
 import tyro
@@ -13,8 +12,6 @@ from experiments.language_models.evaluate import Evaluate, run_evaluation
 from experiments.language_models.finetune import Finetune, run_finetuning
 from experiments.language_models.generate import Generate, run_generation
 from experiments.shared import runs
-
-PROGRAM = "python -m experiments.language_models"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,25 +24,14 @@ class Show:
 
 def main() -> int:
     """Do what the command line says."""
-    command = tyro.cli(
-        _command(Show, "show", "mamba-130m-hf")
-        | _command(Generate, "generate", 'mamba-130m-hf --prompt "The whale"')
-        | _command(Finetune, "finetune", "mamba-130m-hf --corpus my-text.txt")
-        | _command(Evaluate, "evaluate", "mamba-130m-hf --corpus my-text.txt"),
-        prog=PROGRAM,
-        description=f"Example: {PROGRAM} generate mamba-130m-hf --prompt 'The whale'\n\n"
+    return runs.commands(
+        "python -m experiments.language_models", "generate mamba-130m-hf --prompt 'The whale'",
         "Public recurrent language models, from their folders.",
-    )
-    runs.check_ranges(command)
-    run: dict[type, Any] = {
-        Show: show, Generate: run_generation, Finetune: run_finetuning, Evaluate: run_evaluation,
-    }  # fmt: skip
-    return run[type(command)](command)
-
-
-def _command(config: type, name: str, example: str) -> Any:
-    text = runs.described(config, f"{PROGRAM} {name} {example}")
-    return Annotated[config, tyro.conf.subcommand(name, description=text)]
+        ("show", Show, show, "mamba-130m-hf"),
+        ("generate", Generate, run_generation, 'mamba-130m-hf --prompt "The whale"'),
+        ("finetune", Finetune, run_finetuning, "mamba-130m-hf --corpus my-text.txt"),
+        ("evaluate", Evaluate, run_evaluation, "mamba-130m-hf --corpus my-text.txt"),
+    )  # fmt: skip
 
 
 def show(command: Show) -> int:

@@ -19,23 +19,16 @@ from rnnjax.interop.torch import load_state_dict
 from rnnjax.training import save_params
 
 FAMILIES = {
-    "mamba": "mamba",
-    "falcon_mamba": "mamba",
-    "mamba2": "mamba2",
-    "recurrent_gemma": "recurrent_gemma",
-    "xlstm": "xlstm",
-    "qwen3_5": "gated_delta",
-    "qwen3_5_text": "gated_delta",
+    "mamba": "mamba", "falcon_mamba": "mamba", "mamba2": "mamba2", "xlstm": "xlstm",
+    "recurrent_gemma": "recurrent_gemma", "qwen3_5": "gated_delta", "qwen3_5_text": "gated_delta",
     "olmo_hybrid": "olmo_hybrid",
-}
+}  # fmt: skip
 """The file beside this for each ``model_type`` of a config.json."""
 
 TENSORS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+    "model.safetensors", "model.safetensors.index.json",
+    "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
 """Where the tensors of a folder are; the first that is there, as in transformers."""
 
 # Fields that change nothing that a text model computes: of training, of generation, of programs.

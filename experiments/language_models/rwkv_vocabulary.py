@@ -3,7 +3,6 @@
 import ast
 import os
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +34,6 @@ class WorldVocabulary:
         >>> vocabulary.encode("néné!").tolist(), vocabulary.decode([257, 34, 0])
         ([257, 257, 34], 'né!')
     """
-
-    unit: ClassVar[str] = "token"
-    """The unit in which a text is counted."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._tokens, self._ids = {0: b""}, {b"": 0}

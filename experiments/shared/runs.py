@@ -2,8 +2,10 @@
 
 import datetime
 import errno
+import functools
 import inspect
 import math
+import operator
 import os
 import sys
 import typing
@@ -45,6 +47,33 @@ def command(
 ) -> Callable[[], int]:
     """The ``main`` of a program: it reads the options (see `options`), and runs."""
     return lambda: run(options(config, program, example))
+
+
+def commands(
+    program: str, example: str, about: str,
+    *each: tuple[str, type, Callable[[Any], int], str], **defaults: Any,
+) -> int:  # fmt: skip
+    """Run the command that the command line names.
+
+    Args:
+        program: what starts it, ``python -m experiments.`` and its name.
+        example: of a command, with which ``--help`` begins.
+        about: the program in a sentence.
+        each: the name of a command, the class of its options, what runs it, and an example.
+        defaults: by the name of a command, options in the place of those of its class.
+    """
+    kinds: list[Any] = []
+    for name, config, _, shown in each:
+        text = described(config, f"{program} {name} {shown}")
+        default = {"default": defaults[name]} if name in defaults else {}
+        kinds.append(Annotated[config, tyro.conf.subcommand(name, description=text, **default)])
+    found = tyro.cli(
+        functools.reduce(operator.or_, kinds), prog=program,
+        description=f"Example: {program} {example}\n\n{about}",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )  # fmt: skip
+    check_ranges(found)
+    return next(run for _, config, run, _ in each if isinstance(found, config))(found)
 
 
 def described(config: type, example: str) -> str:

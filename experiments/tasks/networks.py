@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.linalg
 
 import rnnjax
 from rnnjax.training import Silent, fit, minibatches
@@ -27,12 +28,7 @@ def legendre(order: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
     a, b = (2 * i[:, None] + 1) * signs / theta, (2 * i + 1) * (-1.0) ** i / theta
     both = np.zeros((order + 1, order + 1))
     both[:order] = np.concatenate([a, b[:, None]], axis=1)
-    term, total = np.eye(order + 1), np.eye(order + 1)
-    small = both / 64  # then the series of the exponential needs few terms
-    for k in range(1, 16):
-        term = term @ small / k
-        total = total + term
-    held = np.linalg.matrix_power(total, 64)
+    held = scipy.linalg.expm(both)
     return held[:order, :order].T.astype(np.float32), held[:order, order].astype(np.float32)
 
 

@@ -3,10 +3,8 @@
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
 
 import jax
-import tyro
 
 from experiments.shared import runs
 from experiments.text_generator.config import Train
@@ -24,26 +22,19 @@ from rnnjax.training.processes import from_first
 def main() -> int:
     """Do what the command line says."""
     default = defaults_of_train()
-    command = tyro.cli(
-        _command(Train, "train", "--preset fast --corpus my-text.txt", default=default)
-        | _command(Generate, "generate", '--prime "Alice " --temperature 0.5')
-        | _command(Evaluate, "evaluate", "--page surprise.html")
-        | _command(Inspect, "inspect", "--to inside.html")
-        | _command(Export, "export", "--to alice.onnx"),
-        prog=PROGRAM,
-        description=f"Example: {PROGRAM} train --corpus alice\n\n"
-        "A character-level language model in JAX.",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    if isinstance(command, Train):
+
+    def train(command: Train) -> int:
         return run_training(settled(command, default))
-    if isinstance(command, Generate):
-        return run_generation(command)
-    if isinstance(command, Inspect):
-        return run_inspection(command)
-    if isinstance(command, Export):
-        return run_export(command)
-    return run_evaluation(command)
+
+    return runs.commands(
+        PROGRAM, "train --corpus alice", "A character-level language model in JAX.",
+        ("train", Train, train, "--preset fast --corpus my-text.txt"),
+        ("generate", Generate, run_generation, '--prime "Alice " --temperature 0.5'),
+        ("evaluate", Evaluate, run_evaluation, "--page surprise.html"),
+        ("inspect", Inspect, run_inspection, "--to inside.html"),
+        ("export", Export, run_export, "--to alice.onnx"),
+        train=default,
+    )  # fmt: skip
 
 
 def settled(command: Train, default: Train) -> Train:
@@ -51,11 +42,6 @@ def settled(command: Train, default: Train) -> Train:
     if command.epochs != default.epochs and command.steps == default.steps:
         return dataclasses.replace(command, steps=None)
     return command
-
-
-def _command(config: type, name: str, example: str, **more: Any) -> Any:
-    text = runs.described(config, f"{PROGRAM} {name} {example}")
-    return Annotated[config, tyro.conf.subcommand(name, description=text, **more)]
 
 
 def defaults_of_train() -> Train:

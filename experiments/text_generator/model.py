@@ -22,20 +22,14 @@ _WARM_UP = 256
 _PIECE = 128
 
 CELLS: dict[CellName, Any] = {
-    "lstm": cells.LSTMCell,
-    "gru": cells.GRUCell,
+    "lstm": cells.LSTMCell, "gru": cells.GRUCell, "simple": cells.SimpleRNNCell,
     "gru_reset_before": lambda hidden_size: cells.GRUCell(hidden_size, reset_after=False),
-    "simple": cells.SimpleRNNCell,
-    "layernorm_lstm": cells.LayerNormLSTMCell,
-    "layernorm_gru": cells.LayerNormGRUCell,
-    "peephole_lstm": cells.PeepholeLSTMCell,
-    "mgu": cells.MGUCell,
+    "layernorm_lstm": cells.LayerNormLSTMCell, "layernorm_gru": cells.LayerNormGRUCell,
+    "peephole_lstm": cells.PeepholeLSTMCell, "mgu": cells.MGUCell,
     "mgu_reset_before": lambda hidden_size: cells.MGUCell(hidden_size, reset_after=False),
-    "mingru": cells.MinGRUCell,
-    "minlstm": cells.MinLSTMCell,
-    "mamba2": blocks.mamba2,
-    "gated_delta": blocks.gated_delta,
-}
+    "mingru": cells.MinGRUCell, "minlstm": cells.MinLSTMCell,
+    "mamba2": blocks.mamba2, "gated_delta": blocks.gated_delta,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.shared import plots
 from experiments.text_generator.checkpoints import check_alike, described, open_folder, sharding_of
 from experiments.text_generator.config import Optimization, Train
 from experiments.text_generator.data import Data
@@ -329,35 +330,25 @@ def plot_loss(run_dir: Path, unit: str = "character") -> None:
     A mean stands in the middle of its epoch, whose steps it is of; the validation at the end, where
     it was measured.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     steps, epochs = (
         [e for e in read_lines(run_dir / name) if isinstance(e.get("loss"), float)]
         for name in ("steps.jsonl", "epochs.jsonl")
     )
     ends = [0, *(entry["step"] for entry in epochs)]
     middles = [(before + end) / 2 for before, end in itertools.pairwise(ends)]
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     each = thinned(np.array([(e["step"], e["loss"]) for e in steps]).reshape(-1, 2))
-    axes.plot(*each.T, color="tab:blue", alpha=0.35, linewidth=0.8, label="each step")
-    marked = functools.partial(axes.plot, marker="o", markersize=3)
-    marked(middles, [e["loss"] for e in epochs], color="tab:blue", label="mean of the epoch")
-    if validated := [e for e in epochs if "validation_loss" in e]:
-        at, measured = zip(*[(e["step"], e["validation_loss"]) for e in validated], strict=True)
-        marked(at, measured, color="tab:orange", label="validation")
-    axes.set(xlabel="steps", ylabel=f"loss (nats per {unit})")
     scale = (lambda nats: np.asarray(nats) / np.log(2), lambda bits: np.asarray(bits) * np.log(2))
-    axes.secondary_yaxis("right", functions=scale).set_ylabel(f"bits per {unit}")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    # In one move, so that whoever watches never finds half a picture.
-    new = run_dir / "loss.new.png"
-    figure.savefig(new, dpi=120)
-    new.replace(run_dir / "loss.png")
-    plt.close(figure)
+    with plots.drawn(run_dir / "loss.png", 1, 1, (7, 4)) as ((axes,),):
+        axes.plot(*each.T, color="tab:blue", alpha=0.35, linewidth=0.8, label="each step")
+        marked = functools.partial(axes.plot, marker="o", markersize=3)
+        marked(middles, [e["loss"] for e in epochs], color="tab:blue", label="mean of the epoch")
+        if validated := [e for e in epochs if "validation_loss" in e]:
+            at, measured = zip(*[(e["step"], e["validation_loss"]) for e in validated], strict=True)
+            marked(at, measured, color="tab:orange", label="validation")
+        axes.set(xlabel="steps", ylabel=f"loss (nats per {unit})")
+        axes.secondary_yaxis("right", functions=scale).set_ylabel(f"bits per {unit}")
+        axes.grid(alpha=0.3)
+        axes.legend()
 
 
 def thinned(curve: np.ndarray, groups: int = 1000) -> np.ndarray:
