@@ -1,290 +1,403 @@
-"""Models of the kinds that people keep in files, made by Keras 3 or by tf_keras.
+"""Models of Keras 3 and of tf_keras: what their layers can do, and the kinds that people keep.
 
-Each function takes the package and gives the inputs and the outputs of a model.
+A function of the table takes what its parameters are called: the package ``of``, its ``layers`` or
+``ops``, and inputs of the shapes of `INPUTS`. It gives the outputs, or a model.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-TIME, FEATURES, WORDS = 8, 3, 9
-
-
-def sequence(of: Any, time: int | None = None, features: int = FEATURES) -> Any:
-    return of.layers.Input((time, features))
-
-
-def words(of: Any) -> Any:
-    return of.layers.Input((None,), dtype="int32")
-
-
-def cnn_lstm(of: Any) -> Any:
-    i = sequence(of, TIME)
-    x = of.layers.Conv1D(4, 3, activation="relu")(i)
-    x = of.layers.MaxPooling1D(2)(x)
-    x = of.layers.Dropout(0.3)(of.layers.LSTM(4)(x))
-    return i, of.layers.Dense(1)(x)
-
-
-def cnn_lstm_open(of: Any) -> Any:
-    i = sequence(of)
-    x = of.layers.Conv1D(4, 3, padding="same", strides=2, activation="elu")(i)
-    x = of.layers.AveragePooling1D(2, padding="same")(x)
-    x = of.layers.Bidirectional(of.layers.GRU(3, return_sequences=True))(x)
-    return i, of.layers.TimeDistributed(of.layers.Dense(2, activation="softmax"))(x)
-
-
-def text_cnn(of: Any) -> Any:
-    i = words(of)
-    x = of.layers.Embedding(WORDS, 4)(i)
-    x = of.layers.SpatialDropout1D(0.2)(x)
-    sizes = [of.layers.Conv1D(3, n, activation="relu", padding="same")(x) for n in (2, 3)]
-    x = of.layers.Concatenate()([of.layers.GlobalMaxPooling1D()(one) for one in sizes])
-    return i, of.layers.Dense(2, activation="sigmoid")(x)
-
-
-def lrcn(of: Any) -> Any:
-    i = of.layers.Input((4, 6, 6, 2))
-    each = of.layers.TimeDistributed
-    x = each(of.layers.Conv2D(3, 3, padding="same", activation="relu"))(i)
-    x = each(of.layers.MaxPooling2D(2))(x)
-    x = each(of.layers.Dropout(0.2))(each(of.layers.Flatten())(x))
-    return i, of.layers.Dense(3, activation="softmax")(of.layers.LSTM(4)(x))
-
-
-def crnn(of: Any) -> Any:
-    i = of.layers.Input((TIME, 4, 1))
-    x = of.layers.Conv2D(4, (3, 3), padding="same", activation="relu")(i)
-    x = of.layers.BatchNormalization()(x)
-    x = of.layers.MaxPooling2D((1, 2))(x)
-    x = of.layers.Reshape((TIME, 8))(x)
-    x = of.layers.Bidirectional(of.layers.LSTM(3, return_sequences=True))(x)
-    return i, of.layers.Dense(5, activation="softmax")(x)
-
-
-def autoencoder(of: Any) -> Any:
-    i = sequence(of, TIME)
-    x = of.layers.LSTM(4, activation="relu")(i)
-    x = of.layers.RepeatVector(TIME)(x)
-    x = of.layers.LSTM(4, activation="relu", return_sequences=True)(x)
-    return i, of.layers.TimeDistributed(of.layers.Dense(FEATURES))(x)
-
-
-def normalised(of: Any) -> Any:
-    i = sequence(of)
-    x = of.layers.LSTM(4, return_sequences=True)(of.layers.GaussianNoise(0.1)(i))
-    x = of.layers.BatchNormalization()(x)
-    x = of.layers.GRU(3, return_sequences=True)(x)
-    x = of.layers.LayerNormalization()(x)
-    return i, of.layers.Dense(1)(of.layers.SimpleRNN(3)(x))
-
-
-def tagger(of: Any) -> Any:
-    i = words(of)
-    x = of.layers.Embedding(WORDS, 4, mask_zero=True)(i)
-    x = of.layers.Bidirectional(of.layers.LSTM(3, return_sequences=True))(x)
-    return i, of.layers.TimeDistributed(of.layers.Dense(4, activation="softmax"))(x)
-
-
-def padded(of: Any) -> Any:
-    i = sequence(of)
-    x = of.layers.Masking(0.0)(i)
-    x = of.layers.LSTM(4, return_sequences=True)(x)
-    x = of.layers.GRU(3)(x)
-    return i, of.layers.Dense(2, activation="tanh")(x)
-
-
-def padded_mean(of: Any) -> Any:
-    i = words(of)
-    x = of.layers.Embedding(WORDS, 4, mask_zero=True)(i)
-    x = of.layers.GRU(4, return_sequences=True)(x)
-    return i, of.layers.Dense(2)(of.layers.GlobalAveragePooling1D()(x))
-
-
-def by_hand(of: Any) -> Any:
-    i = sequence(of, TIME)
-    h = of.layers.LSTM(4, return_sequences=True)(i)
-    a = of.layers.Dense(1, activation="tanh")(h)
-    a = of.layers.Activation("softmax")(of.layers.Flatten()(a))
-    a = of.layers.Permute((2, 1))(of.layers.RepeatVector(4)(a))
-    x = of.layers.Multiply()([h, a])
-    return i, of.layers.Dense(2)(of.layers.GlobalMaxPooling1D()(x))
-
-
-def attention(of: Any) -> Any:
-    i = sequence(of)
-    h = of.layers.Bidirectional(of.layers.GRU(2, return_sequences=True))(i)
-    x = of.layers.Attention(use_scale=True)([h, h])
-    x = of.layers.Concatenate()([h, x])
-    return i, of.layers.Dense(2)(of.layers.GlobalAveragePooling1D()(x))
-
-
-def attention_masked(of: Any) -> Any:
-    i = words(of)
-    h = of.layers.Embedding(WORDS, 4, mask_zero=True)(i)
-    h = of.layers.LSTM(4, return_sequences=True)(h)
-    x = of.layers.Attention()([h, h])
-    return i, of.layers.Dense(2)(of.layers.GRU(3)(x))
-
-
-def transformer(of: Any) -> Any:
-    i = sequence(of, features=4)
-    x = of.layers.MultiHeadAttention(2, 3)(i, i)
-    x = of.layers.LayerNormalization(epsilon=1e-6)(of.layers.Add()([x, i]))
-    y = of.layers.Dense(4)(of.layers.Dense(6, activation="gelu")(x))
-    x = of.layers.LayerNormalization()(of.layers.Add()([x, y]))
-    return i, of.layers.Dense(2)(of.layers.GRU(3)(x))
-
-
-def translator(of: Any) -> Any:
-    i, j = sequence(of), sequence(of, features=2)
-    _, *states = of.layers.LSTM(4, return_state=True)(i)
-    ys, _, _ = of.layers.LSTM(4, return_sequences=True, return_state=True)(j, initial_state=states)
-    return [i, j], of.layers.Dense(3, activation="softmax")(ys)
-
-
-def translator_of_words(of: Any) -> Any:
-    i, j = words(of), words(of)
-    x = of.layers.Embedding(WORDS, 4, mask_zero=True)(i)
-    _, state = of.layers.GRU(4, return_state=True)(x)
-    y = of.layers.Embedding(WORDS, 4)(j)
-    y = of.layers.GRU(4, return_sequences=True)(y, initial_state=state)
-    return [i, j], of.layers.Dense(WORDS, activation="softmax")(y)
-
-
-def translator_masked(of: Any) -> Any:
-    i, j = words(of), words(of)
-    x = of.layers.Embedding(WORDS, 4, mask_zero=True)(i)
-    _, *states = of.layers.LSTM(4, return_state=True)(x)
-    y = of.layers.Embedding(WORDS, 4, mask_zero=True)(j)
-    y = of.layers.LSTM(4, return_sequences=True)(y, initial_state=states)
-    return [i, j], of.layers.Dense(WORDS, activation="softmax")(y)
-
-
-def translator_attending(of: Any) -> Any:
-    i, j = sequence(of), sequence(of)
-    seen, *states = of.layers.LSTM(4, return_sequences=True, return_state=True)(i)
-    ys = of.layers.LSTM(4, return_sequences=True)(j, initial_state=states)
-    scores = of.layers.Activation("softmax")(of.layers.Dot(axes=[2, 2])([ys, seen]))
-    context = of.layers.Dot(axes=[2, 1])([scores, seen])
-    x = of.layers.Concatenate()([context, ys])
-    return [i, j], of.layers.TimeDistributed(of.layers.Dense(2))(x)
-
-
-def several_inputs(of: Any) -> Any:
-    i, j, k = sequence(of), words(of), of.layers.Input((5,))
-    x = of.layers.LSTM(4)(i)
-    y = of.layers.GRU(3)(of.layers.Embedding(WORDS, 4)(j))
-    z = of.layers.Dense(3, activation="relu")(k)
-    x = of.layers.Concatenate()([x, y, z])
-    return [i, j, k], of.layers.Dense(1, activation="sigmoid")(x)
-
-
-def several_outputs(of: Any) -> Any:
-    i = sequence(of)
-    x = of.layers.GRU(4, return_sequences=True)(i)
-    each = of.layers.Dense(2, activation="softmax")(x)
-    last = of.layers.Dense(1)(of.layers.LSTM(3)(x))
-    return i, [each, last]
-
-
-def states_out(of: Any) -> Any:
-    i = sequence(of)
-    x, h, c = of.layers.LSTM(4, return_sequences=True, return_state=True)(i)
-    return i, [x, h, c]
-
-
-def residual(of: Any) -> Any:
-    i = sequence(of, features=4)
-    x = of.layers.Add()([i, of.layers.LSTM(4, return_sequences=True)(i)])
-    y = of.layers.Average()([x, of.layers.GRU(4, return_sequences=True)(x)])
-    return i, of.layers.Dense(2)(of.layers.GlobalAveragePooling1D()(y))
-
-
-def twins(of: Any) -> Any:
-    i, j = sequence(of), sequence(of)
-    shared = of.layers.LSTM(4)
-    return [i, j], of.layers.Dense(1)(of.layers.Concatenate()([shared(i), shared(j)]))
-
-
-def nested(of: Any) -> Any:
-    i = sequence(of, TIME)
-    encoder = of.Sequential([of.layers.Input((TIME, FEATURES)), of.layers.GRU(4)])
-    x = of.layers.RepeatVector(3)(encoder(i))
-    return i, of.layers.Dense(2)(of.layers.LSTM(3, return_sequences=True)(x))
-
-
-def hard(of: Any) -> Any:
-    i = sequence(of)
-    x = of.layers.LSTM(4, recurrent_activation="hard_sigmoid", return_sequences=True)(i)
-    x = of.layers.GRU(3, recurrent_activation="hard_sigmoid", return_sequences=True)(x)
-    x = of.layers.GRU(3, recurrent_activation="hard_sigmoid", reset_after=False)(x)
-    return i, of.layers.Dense(2, activation="hard_sigmoid")(of.layers.BatchNormalization()(x))
-
-
-def merges(of: Any) -> Any:
-    i = sequence(of)
-    modes = ("sum", "mul", "ave", "concat")
-    x = [of.layers.Bidirectional(of.layers.GRU(3), merge_mode=mode)(i) for mode in modes]
-    return i, of.layers.Dense(2)(of.layers.Concatenate()(x))
-
-
-def backwards(of: Any) -> Any:
-    i = sequence(of)
-    x = of.layers.SimpleRNN(4, go_backwards=True, return_sequences=True)(i)
-    x = of.layers.GRU(4, go_backwards=True)(of.layers.LeakyReLU()(x))
-    return i, of.layers.Dense(2)(of.layers.ELU()(x))
-
-
-def stacked_cells(of: Any) -> Any:
-    i = sequence(of)
-    cells = [of.layers.LSTMCell(4), of.layers.GRUCell(3)]
-    x = of.layers.RNN(of.layers.StackedRNNCells(cells), return_sequences=True)(i)
-    return i, of.layers.Flatten()(of.layers.Dense(2)(of.layers.LSTM(3)(x)))
-
-
-def ends(of: Any) -> Any:
-    i = sequence(of, TIME)
-    x = of.layers.LSTM(4, return_sequences=True)(i)
-    x = of.layers.Conv1D(3, 2, padding="causal", dilation_rate=2)(x)
-    return i, of.layers.Reshape((2, -1))(of.layers.Dense(2)(x))
-
-
-def masked_branches(of: Any) -> Any:
-    i = words(of)
-    x = of.layers.Embedding(WORDS, 4, mask_zero=True)(i)
-    a, b = of.layers.LSTM(4, return_sequences=True)(x), of.layers.GRU(4, return_sequences=True)(x)
-    x = of.layers.Add()([a, b])
-    x = of.layers.Concatenate()([x, a])
-    return i, of.layers.Dense(2)(of.layers.LSTM(3)(x))
-
-
-MODELS: list[Callable[[Any], Any]] = [
-    cnn_lstm, cnn_lstm_open, text_cnn, lrcn, crnn, autoencoder, normalised, tagger, padded,
-    padded_mean, by_hand, attention, attention_masked, transformer, translator,
-    translator_of_words, translator_masked, translator_attending, several_inputs, several_outputs,
-    states_out, residual, twins, nested, hard, merges, backwards, stacked_cells, ends,
+TIME, BATCH, FEATURES, WORDS = 6, 3, 2, 7
+INPUTS: dict[str, tuple[Any, ...]] = {
+    "x": (TIME, FEATURES), "ids": (TIME,),
+    # Of any number of steps.
+    "xs": (None, FEATURES), "ys": (None, FEATURES), "wide": (None, 4),
+    "text": (None,), "other_text": (None,),
+    # Of none, and of images.
+    "vector": (3,), "film": (4, 6, 6, 2), "image": (TIME, 4, 1),
+}  # fmt: skip
+
+
+def model_of(build: Callable[..., Any], of: Any, seed: int = 0) -> Any:
+    """A model with drawn weights."""
+    known = {"of": of, "layers": of.layers, "ops": getattr(of, "ops", None)}
+    names = inspect.signature(build).parameters
+    given = {name: of.Input(INPUTS[name], dtype=dtype_of(name), name=name)
+             for name in names if name not in known}  # fmt: skip
+    made = build(**{name: known.get(name, given.get(name)) for name in names})
+    return randomized(
+        made if isinstance(made, of.Model) else of.Model([*given.values()], made), seed
+    )
+
+
+def dtype_of(name: str) -> str:
+    return "int32" if name in ("ids", "text", "other_text") else "float32"
+
+
+def randomized(model: Any, seed: int = 0) -> Any:
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        new = 0.5 * rng.standard_normal(tuple(variable.shape)).astype(np.float32)
+        name = getattr(variable, "path", variable.name)
+        variable.assign(np.abs(new) if "variance" in name else new)
+    return model
+
+
+def inputs_of(model: Any, seed: int = 1) -> list[Any]:
+    """Arrays for a model, of which some rows are padded; each of open time has a step less."""
+    rng, arrays = np.random.default_rng(seed), []
+    for n, one in enumerate(model.inputs):
+        shape = [BATCH, *(TIME - n if size is None else size for size in one.shape[1:])]
+        if "int" in str(one.dtype):
+            array = rng.integers(1, WORDS, shape).astype(np.int32)
+            array[0, 3:] = array[1, 5:] = array[2, 1] = 0
+        else:
+            array = rng.standard_normal(shape).astype(np.float32)
+            if len(shape) == 3:
+                array[1, 4:] = 0.5
+        arrays.append(array)
+    return arrays
+
+
+# --- What layers can do ---
+
+
+def merges(layers: Any, x: Any) -> Any:
+    """Each of the merging layers, of sequences and of last outputs."""
+    a, b = layers.LSTM(3, return_sequences=True)(x), layers.GRU(3, return_sequences=True)(x)
+    kinds = "Add", "Multiply", "Average", "Maximum", "Minimum"
+    merged = [getattr(layers, kind)()([a, b]) for kind in kinds]
+    wide = layers.Concatenate()([*merged, layers.Dense(3)(a)])
+    # The config of a SpatialDropout1D does not say that it is never trained.
+    b = layers.Add()([layers.SpatialDropout1D(0.5)(b), b])
+    last = layers.Add()([layers.LSTM(3)(wide), layers.GRU(3)(b)])
+    # A vector at each step of a sequence.
+    beside = [getattr(layers, kind)()([last, a]) for kind in kinds]
+    away = layers.Subtract()([last, a])
+    return [layers.Concatenate(axis=1)([a, *beside, away]), last, layers.Dot(axes=2)([a, b])]
+
+
+def windows(layers: Any, x: Any) -> Any:
+    """Convolutions and pools of several kinds in one row, which stays a row."""
+    x = layers.Concatenate(axis=1)([x, x])  # of twelve steps
+    x = layers.Conv1D(4, 3, padding="causal", dilation_rate=2, activation="relu")(x)
+    x = layers.Conv1D(4, 2, padding="same", groups=2, use_bias=False)(x)
+    x = layers.AveragePooling1D(3, strides=2, padding="same")(x)
+    x = layers.MaxPooling1D(2, strides=1, padding="same")(x)
+    x = layers.Conv1D(4, 3, strides=2)(x)
+    x = layers.Cropping1D((1, 0))(layers.UpSampling1D(2)(layers.ZeroPadding1D((2, 0))(x)))
+    x = layers.GRU(4, return_sequences=True)(x)
+    x = layers.Reshape((2, -1))(layers.Permute((2, 1))(x))
+    return layers.RepeatVector(2)(layers.Dense(3)(layers.Flatten()(x)))
+
+
+def pools(layers: Any, x: Any, ids: Any) -> Any:
+    """Over all steps, with a mask and without, and norms before."""
+    words = layers.Embedding(WORDS, 4, mask_zero=True)(ids)
+    words = layers.BatchNormalization()(layers.LayerNormalization(scale=False)(words))
+    mean = layers.GlobalAveragePooling1D()(words)
+    both = layers.LayerNormalization(axis=[1, 2])(x)
+    plain = [pool()(x) for pool in (layers.GlobalAveragePooling1D, layers.GlobalMaxPooling1D)]
+    return {"mean": mean, "both": both, "average": plain[0], "top": plain[1]}
+
+
+def attention(layers: Any, x: Any, ids: Any) -> Any:
+    """Attention with masks of queries and of values."""
+    words = layers.Embedding(WORDS, FEATURES, mask_zero=True)(ids)
+    # Keras's MultiHeadAttention takes the mask off its inputs, for all that read them later.
+    once, again = (layers.Embedding(WORDS, FEATURES, mask_zero=True)(ids) for _ in range(2))
+    made = [
+        layers.Attention(use_scale=True)([words, x]),
+        layers.Attention()([words, words, x]),
+        layers.AdditiveAttention(use_scale=False)([words, words]),
+        layers.AdditiveAttention()([x, words]),
+        layers.MultiHeadAttention(2, 3)(once, x),
+        layers.MultiHeadAttention(1, 2, use_bias=False)(x, again),
+    ]
+    return [layers.LSTM(2)(layers.Concatenate()(made)), *made]
+
+
+def translation(layers: Any, x: Any, ids: Any) -> Any:
+    """Encoder and decoder (Sutskever et al., 2014), their words from one table."""
+    words = layers.Embedding(WORDS, 4, mask_zero=True)
+    encoder = layers.LSTM(3, return_state=True, return_sequences=True)
+    seen, *states = encoder(words(ids))
+    ys = layers.LSTM(3, return_sequences=True)(layers.Dense(4)(x), initial_state=states)
+    again = layers.LSTM(3, return_sequences=True)(words(ids), initial_state=states)
+    ys = layers.Concatenate()([ys, again, layers.Attention()([ys, seen])])
+    return [layers.TimeDistributed(layers.Dense(WORDS, activation="softmax"))(ys), *states]
+
+
+def directions(layers: Any, x: Any) -> Any:
+    """Their states into others, and a layer that is used twice."""
+    gru = layers.GRU(3, return_sequences=True, return_state=True)
+    both, *states = layers.Bidirectional(gru, merge_mode="sum")(x)
+    shared = layers.SimpleRNN(3, return_sequences=True, go_backwards=True)
+    ys = layers.Bidirectional(layers.GRU(3))(both, initial_state=states)
+    again = shared(shared(both))
+    return [again, ys, states[1], again]
+
+
+def by_hand(ops: Any, layers: Any, x: Any, ids: Any) -> Any:
+    """A mask of one's own, arithmetic with tensors, and a mask through a branch."""
+    some = ops.any(ops.not_equal(x, 0.5), axis=-1)
+    mask = ops.logical_and(some, ops.not_equal(ids, 2))
+    ys = layers.LSTM(2, return_sequences=True)(x, mask=mask)
+    ys = 1.0 - ys * 2.0 + x / 3.0
+    words = layers.Embedding(WORDS, 2, mask_zero=True)(ids)
+    both = layers.Concatenate()([words, layers.Masking(0.5)(x)])
+    zeros = layers.GRU(2, return_sequences=True, zero_output_for_mask=True)
+    mean = layers.Bidirectional(layers.GRU(2, return_sequences=True), merge_mode="ave")
+    return [layers.GRU(2)(ys), layers.GRU(2)(both), zeros(words), mean(words)]
+
+
+def functions(ops: Any, layers: Any, x: Any) -> Any:
+    """Attention as people write it, and what else one computes of tensors."""
+    ys = layers.GRU(3, return_sequences=True)(x)
+    scores = layers.Softmax(axis=1)(layers.Dense(1, activation="tanh")(ys))
+    between = ops.matmul(ops.matmul(ys, layers.Permute((2, 1))(ys)), ys)
+    mean = ops.mean(between, axis=1)
+    return [ops.sum(scores * ys, axis=1), layers.LSTM(2)(between - ys), ops.divide(mean, 2.0)]
+
+
+def steps(layers: Any, x: Any) -> Any:
+    """Layers at each step of a sequence of sequences."""
+    x = layers.Reshape((3, 2, FEATURES))(x)
+    x = layers.TimeDistributed(layers.Conv1D(3, 2, padding="same", activation="tanh"))(x)
+    x = layers.TimeDistributed(layers.LayerNormalization())(x)
+    return [layers.LSTM(2)(layers.TimeDistributed(layers.Flatten())(x))]
+
+
+def frames(of: Any, layers: Any, x: Any) -> Any:
+    """Models at each step, one of them called twice and with a model inside; pools of images."""
+    each, frame = layers.TimeDistributed, (3, 2, 1)
+    pixels = of.Sequential([of.Input(frame), layers.Conv2D(3, 2, padding="same")])
+    row = [pixels, layers.BatchNormalization(), layers.AveragePooling2D((1, 2)), layers.Flatten()]
+    shared = each(of.Sequential([of.Input(frame), *row, layers.Dropout(0.5)]))
+    begin = of.Input(frame, name="begin")
+    top = layers.GlobalMaxPooling2D()(layers.Conv2D(2, 2, activation="relu")(begin))
+    graph = each(of.Model(begin, layers.Dense(2)(top)))
+    mean = each(layers.GlobalAveragePooling2D())
+    a, b = (layers.Reshape((2, *frame))(one) for one in (x, layers.ReLU()(x)))
+    seen = layers.Concatenate()([shared(a), shared(b), graph(a), mean(b)])
+    # Sequences in each step, of which each begins anew.
+    rows = of.Sequential([of.Input((6, 1)), layers.GRU(2, return_sequences=True)])
+    lines = each(rows)(layers.Reshape((3, 6, 1))(layers.Concatenate(axis=1)([x, x[:, ::2]])))
+    deep = each(each(layers.Conv1D(2, 2)))(layers.Reshape((3, 2, 3, 2))(lines))
+    both = each(layers.Bidirectional(layers.LSTM(2), merge_mode="sum"))(lines)
+    masked = layers.GRU(2)(each(layers.LayerNormalization())(layers.Masking(0.5)(x)))
+    return [layers.GRU(2)(seen), layers.LSTM(2)(both), each(each(layers.Flatten()))(deep), masked]
+
+
+def grids(layers: Any, x: Any) -> Any:
+    """Convolutional LSTMs, of which the convolution keeps the grid or makes it smaller."""
+    row = layers.ConvLSTM1D(2, 3, dilation_rate=2, use_bias=False)(layers.Reshape((2, 6, 1))(x))
+    x = layers.Reshape((2, 3, 2, 1))(x)
+    x = layers.ConvLSTM2D(2, (2, 1), padding="same", return_sequences=True, dropout=0.2)(x)
+    smaller = layers.ConvLSTM2D(2, 2, return_sequences=True, go_backwards=True)(x)
+    last = layers.ConvLSTM2D(3, (2, 1), strides=2, recurrent_activation="hard_sigmoid")(x)
+    return [x, layers.BatchNormalization()(smaller), *map(layers.Flatten(), (last, row))]
+
+
+def models(of: Any, layers: Any, x: Any, ids: Any) -> Any:
+    """Models that are layers: one called twice, one of two inputs behind masks, a row."""
+    a, b = of.Input((TIME, 3), name="a"), of.Input((TIME, 2), name="b")
+    one, row = (
+        of.Sequential([of.Input((TIME, 2)), layers.GRU(size, return_sequences=True)])
+        for size in (3, 2)
+    )
+    ys = layers.BatchNormalization()(layers.Add()([a, one(b)]))
+    two = of.Model([b, a], [layers.LSTM(2)(ys), ys], name="two")
+    words = layers.Embedding(WORDS, 3, mask_zero=True)(ids)
+    last, ys = two([layers.Masking(0.5)(x), words])
+    again, _ = two([x, ys])
+    return [last, again, layers.GRU(2)(row(row(x)))]
+
+
+def parts(layers: Any, x: Any, ids: Any) -> Any:
+    """What stands in brackets behind a tensor, and a softmax over the steps."""
+    ys = layers.LSTM(3, return_sequences=True)(x)
+    weights = layers.Softmax(axis=1)(layers.Dense(1)(ys))
+    each = layers.TimeDistributed(layers.Softmax(axis=(1, 2)))(layers.Reshape((3, 2, 3))(ys))
+    picked = [ys[:, -1], ys[:, 1:5:2, None, ..., 0], ys[..., ::-1], ys[:, :, 1]]
+    words = layers.Embedding(WORDS, 2, mask_zero=True)(ids[:, 1:])
+    return [layers.GRU(2)(ys[:, ::-1]), layers.GRU(2)(words), weights * ys, each, *picked]
+
+
+def row(of: Any, layers: Any, x: Any) -> Any:
+    """A Sequential, whose mask a file in the old layout does not spell out."""
+    row = [
+        layers.Masking(0.5),
+        layers.Bidirectional(layers.GRU(3, return_sequences=True), merge_mode="mul"),
+        layers.RNN([layers.LSTMCell(2), layers.GRUCell(3)], return_sequences=True),
+        layers.TimeDistributed(layers.Dense(2, activation="relu")),
+        layers.SimpleRNN(2),
+    ]
+    return of.Sequential([of.Input((TIME, FEATURES)), *row])
+
+
+def words(of: Any, layers: Any, ids: Any) -> Any:
+    """A mask that ends with the last output, in front of a softmax."""
+    row = [
+        layers.Embedding(WORDS, 3, mask_zero=True),
+        layers.Bidirectional(layers.GRU(2, return_sequences=True, reset_after=False)),
+        layers.LSTM(5, use_bias=False, stateful=True),
+        layers.Softmax(),
+    ]
+    return of.Sequential([of.Input((TIME,), BATCH, "int32"), *row])
+
+
+def to_several(of: Any, arrange: Callable[[Any, Any], Any]) -> Any:
+    """A Sequential, whose last layer is a model of two outputs."""
+    ys = of.Input((TIME, 2))
+    last = of.Model(ys, arrange(of.layers.Dense(2)(ys), of.layers.GRU(2)(ys)))
+    begin = of.Input((TIME, FEATURES))
+    return of.Sequential([begin, of.layers.GRU(2, return_sequences=True), last])
+
+
+def to_a_list(of: Any, x: Any) -> Any:
+    return to_several(of, lambda y, z: [y, z])
+
+
+def to_a_dict(of: Any, x: Any) -> Any:
+    return to_several(of, lambda y, z: {"b": y, "a": z})
+
+
+def options(layers: Any, x: Any) -> Any:
+    """Options of layers and of cells away from their defaults."""
+    given = {"dropout": 0.3, "recurrent_dropout": 0.4, "use_bias": False, "return_sequences": True}
+    a = layers.LSTM(3, "gelu", "softsign", **given)(layers.Masking(0.5)(x))
+    b = layers.GRU(3, "relu", "hard_sigmoid", reset_after=False, go_backwards=True, **given)(x)
+    cells = [
+        layers.GRUCell(2, "leaky_relu", reset_after=False, dropout=0.2),
+        layers.SimpleRNNCell(3, "softmax", use_bias=False),
+        layers.LSTMCell(2, recurrent_activation="tanh", unit_forget_bias=False),
+    ]
+    zeros = {"return_sequences": True, "zero_output_for_mask": True}
+    c = layers.RNN(cells, go_backwards=True, **zeros)(layers.Masking(0.5)(x))
+    own = layers.SimpleRNN(3, dropout=0.5, return_sequences=True)
+    back = layers.LSTM(3, go_backwards=True, **given)
+    both = layers.Bidirectional(back, merge_mode="mul", backward_layer=own)(x)
+    d = layers.TimeDistributed(layers.Dense(2, activation="softplus", use_bias=False))(both)
+    return [a, b, c, layers.LeakyReLU(0.15)(layers.ReLU(max_value=6)(d))]
+
+
+# --- What people keep ---
+
+
+def cnn_lstm(layers: Any, xs: Any) -> Any:
+    x = layers.Conv1D(4, 3, padding="same", strides=2, activation="elu")(xs)
+    x = layers.AveragePooling1D(2, padding="same")(x)
+    x = layers.Bidirectional(layers.GRU(3, return_sequences=True))(x)
+    return layers.TimeDistributed(layers.Dense(2, activation="softmax"))(x)
+
+
+def lrcn(layers: Any, film: Any) -> Any:
+    each = layers.TimeDistributed
+    x = each(layers.Conv2D(3, 3, padding="same", activation="relu"))(film)
+    x = each(layers.MaxPooling2D(2))(x)
+    x = each(layers.Dropout(0.2))(each(layers.Flatten())(x))
+    return layers.Dense(3, activation="softmax")(layers.LSTM(4)(x))
+
+
+def crnn(layers: Any, image: Any) -> Any:
+    x = layers.Conv2D(4, (3, 3), padding="same", activation="relu")(image)
+    x = layers.MaxPooling2D((1, 2))(layers.BatchNormalization()(x))
+    x = layers.Reshape((TIME, 8))(x)
+    x = layers.Bidirectional(layers.LSTM(3, return_sequences=True))(x)
+    return layers.Dense(5, activation="softmax")(x)
+
+
+def normalised(layers: Any, xs: Any) -> Any:
+    x = layers.LSTM(4, return_sequences=True)(layers.GaussianNoise(0.1)(xs))
+    x = layers.GRU(3, return_sequences=True)(layers.BatchNormalization()(x))
+    return layers.Dense(1)(layers.SimpleRNN(3)(layers.LayerNormalization()(x)))
+
+
+def padded(layers: Any, xs: Any) -> Any:
+    x = layers.LSTM(4, return_sequences=True)(layers.Masking(0.5)(xs))
+    return layers.Dense(2, activation="tanh")(layers.GRU(3)(x))
+
+
+def transformer(layers: Any, wide: Any) -> Any:
+    x = layers.MultiHeadAttention(2, 3)(wide, wide)
+    x = layers.LayerNormalization(epsilon=1e-6)(layers.Add()([x, wide]))
+    y = layers.Dense(4)(layers.Dense(6, activation="gelu")(x))
+    x = layers.LayerNormalization()(layers.Add()([x, y]))
+    return layers.Dense(2)(layers.GRU(3)(x))
+
+
+def translator(layers: Any, text: Any, other_text: Any) -> Any:
+    _, state = layers.GRU(4, return_state=True)(layers.Embedding(WORDS, 4, mask_zero=True)(text))
+    y = layers.Embedding(WORDS, 4)(other_text)
+    y = layers.GRU(4, return_sequences=True)(y, initial_state=state)
+    return layers.Dense(WORDS, activation="softmax")(y)
+
+
+def translator_masked(layers: Any, text: Any, other_text: Any) -> Any:
+    x, y = (layers.Embedding(WORDS, 4, mask_zero=True)(one) for one in (text, other_text))
+    _, *states = layers.LSTM(4, return_state=True)(x)
+    y = layers.LSTM(4, return_sequences=True)(y, initial_state=states)
+    return layers.Dense(WORDS, activation="softmax")(y)
+
+
+def several_inputs(layers: Any, xs: Any, text: Any, vector: Any) -> Any:
+    y = layers.GRU(3)(layers.Embedding(WORDS, 4)(text))
+    z = layers.Dense(3, activation="relu")(vector)
+    x = layers.Concatenate()([layers.LSTM(4)(xs), y, z])
+    return layers.Dense(1, activation="sigmoid")(x)
+
+
+def several_outputs(layers: Any, xs: Any) -> Any:
+    x = layers.GRU(4, return_sequences=True)(xs)
+    return [layers.Dense(2, activation="softmax")(x), layers.Dense(1)(layers.LSTM(3)(x))]
+
+
+def states_out(layers: Any, xs: Any) -> Any:
+    return [*layers.LSTM(4, return_sequences=True, return_state=True)(xs)]
+
+
+def twins(layers: Any, xs: Any, ys: Any) -> Any:
+    shared = layers.LSTM(4)
+    return layers.Dense(1)(layers.Concatenate()([shared(xs), shared(ys)]))
+
+
+def hard(layers: Any, xs: Any) -> Any:
+    given = {"recurrent_activation": "hard_sigmoid"}
+    x = layers.LSTM(4, return_sequences=True, **given)(xs)
+    x = layers.GRU(3, return_sequences=True, **given)(x)
+    x = layers.BatchNormalization()(layers.GRU(3, reset_after=False, **given)(x))
+    return layers.Dense(2, activation="hard_sigmoid")(x)
+
+
+def backwards(layers: Any, xs: Any) -> Any:
+    x = layers.SimpleRNN(4, go_backwards=True, return_sequences=True)(xs)
+    x = layers.GRU(4, go_backwards=True)(layers.LeakyReLU()(x))
+    return layers.Dense(2)(layers.ELU()(x))
+
+
+def stacked_cells(layers: Any, xs: Any) -> Any:
+    cells = layers.StackedRNNCells([layers.LSTMCell(4), layers.GRUCell(3)])
+    x = layers.RNN(cells, return_sequences=True)(xs)
+    return layers.Flatten()(layers.Dense(2)(layers.LSTM(3)(x)))
+
+
+def masked_branches(layers: Any, text: Any) -> Any:
+    x = layers.Embedding(WORDS, 4, mask_zero=True)(text)
+    a, b = layers.LSTM(4, return_sequences=True)(x), layers.GRU(4, return_sequences=True)(x)
+    x = layers.Concatenate()([layers.Add()([a, b]), a])
+    return layers.Dense(2)(layers.LSTM(3)(x))
+
+
+LAYERS = [
+    merges, windows, pools, attention, translation, directions, by_hand, functions, steps, frames,
+    options, grids, models, parts, row, words, to_a_list, to_a_dict,
+]  # fmt: skip
+MODELS = [
+    cnn_lstm, lrcn, crnn, normalised, padded, transformer, translator, translator_masked,
+    several_inputs, several_outputs, states_out, twins, hard, backwards, stacked_cells,
     masked_branches,
 ]  # fmt: skip
-
-
-def made(build: Callable[[Any], Any], of: Any, seed: int = 0) -> tuple[Any, list[np.ndarray]]:
-    """A model with drawn weights, and inputs for it of which some rows are padded."""
-    inputs, outputs = build(of)
-    model = of.Model(inputs, outputs)
-    rng = np.random.default_rng(seed)
-    model.set_weights(
-        [(a + 0.4 * rng.standard_normal(a.shape)).astype(a.dtype) ** (1 + (a.ndim == 1))
-         for a in model.get_weights()]
-    )  # fmt: skip
-    arrays: list[np.ndarray] = []
-    for n, one in enumerate(model.inputs):
-        shape = [3, *(size or TIME - n for size in one.shape[1:])]
-        whole = np.issubdtype(np.dtype(getattr(one.dtype, "name", one.dtype)), np.integer)
-        array = rng.integers(1, WORDS, shape) if whole else rng.standard_normal(shape)
-        if whole or len(shape) == 3:
-            array[0, 5:] = 0
-            array[1, 3:] = 0
-        arrays.append(array.astype("int32" if whole else "float32"))
-    return model, arrays

@@ -1,9 +1,6 @@
 """Models of Keras, live on its JAX backend and out of its files: graphs, rows, drawn ones."""
 
-import functools
-import inspect
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from interop_helpers import arrays_of, at_once, distance, drawn, same_arrays, write_old
+from interop_helpers import arrays_of, at_once, distance, same_arrays, write_old
+from made_models import (
+    BATCH,
+    FEATURES,
+    LAYERS,
+    MODELS,
+    TIME,
+    WORDS,
+    directions,
+    inputs_of,
+    model_of,
+    options,
+    randomized,
+    row,
+    translation,
+)
 
 from rnnjax import InteropError, InvalidInputError
 from rnnjax.interop import Model, convert
@@ -31,221 +41,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:the gradient of .* is taken without its dropout"),
 ]
 
-TIME, BATCH, FEATURES, WORDS = 6, 3, 2, 7
 
-
-def merges(x: Any) -> Any:
-    """Each of the merging layers, of sequences and of last outputs."""
-    a, b = layers.LSTM(3, return_sequences=True)(x), layers.GRU(3, return_sequences=True)(x)
-    kinds = "Add", "Multiply", "Average", "Maximum", "Minimum"
-    merged = [getattr(layers, kind)()([a, b]) for kind in kinds]
-    wide = layers.Concatenate()([*merged, layers.Dense(3)(a)])
-    # The config of a SpatialDropout1D does not say that it is never trained.
-    b = layers.Add()([layers.SpatialDropout1D(0.5)(b), b])
-    last = layers.Add()([layers.LSTM(3)(wide), layers.GRU(3)(b)])
-    # A vector at each step of a sequence.
-    beside = [getattr(layers, kind)()([last, a]) for kind in kinds]
-    away = layers.Subtract()([last, a])
-    return [layers.Concatenate(axis=1)([a, *beside, away]), last, layers.Dot(axes=2)([a, b])]
-
-
-def windows(x: Any) -> Any:
-    """Convolutions and pools of several kinds in one row, which stays a row."""
-    x = layers.Concatenate(axis=1)([x, x])  # of twelve steps
-    x = layers.Conv1D(4, 3, padding="causal", dilation_rate=2, activation="relu")(x)
-    x = layers.Conv1D(4, 2, padding="same", groups=2, use_bias=False)(x)
-    x = layers.AveragePooling1D(3, strides=2, padding="same")(x)
-    x = layers.MaxPooling1D(2, strides=1, padding="same")(x)
-    x = layers.Conv1D(4, 3, strides=2)(x)
-    x = layers.Cropping1D((1, 0))(layers.UpSampling1D(2)(layers.ZeroPadding1D((2, 0))(x)))
-    x = layers.GRU(4, return_sequences=True)(x)
-    x = layers.Reshape((2, -1))(layers.Permute((2, 1))(x))
-    return layers.RepeatVector(2)(layers.Dense(3)(layers.Flatten()(x)))
-
-
-def pools(x: Any, ids: Any) -> Any:
-    """Over all steps, with a mask and without, and norms before."""
-    words = layers.Embedding(WORDS, 4, mask_zero=True)(ids)
-    words = layers.BatchNormalization()(layers.LayerNormalization(scale=False)(words))
-    mean = layers.GlobalAveragePooling1D()(words)
-    both = layers.LayerNormalization(axis=[1, 2])(x)
-    plain = [pool()(x) for pool in (layers.GlobalAveragePooling1D, layers.GlobalMaxPooling1D)]
-    return {"mean": mean, "both": both, "average": plain[0], "top": plain[1]}
-
-
-def attention(x: Any, ids: Any) -> Any:
-    """Attention with masks of queries and of values."""
-    words = layers.Embedding(WORDS, FEATURES, mask_zero=True)(ids)
-    # Keras's MultiHeadAttention takes the mask off its inputs, for all that read them later.
-    once, again = (layers.Embedding(WORDS, FEATURES, mask_zero=True)(ids) for _ in range(2))
-    made = [
-        layers.Attention(use_scale=True)([words, x]),
-        layers.Attention()([words, words, x]),
-        layers.AdditiveAttention(use_scale=False)([words, words]),
-        layers.AdditiveAttention()([x, words]),
-        layers.MultiHeadAttention(2, 3)(once, x),
-        layers.MultiHeadAttention(1, 2, use_bias=False)(x, again),
-    ]
-    return [layers.LSTM(2)(layers.Concatenate()(made)), *made]
-
-
-def translation(x: Any, ids: Any) -> Any:
-    """Encoder and decoder (Sutskever et al., 2014), their words from one table."""
-    words = layers.Embedding(WORDS, 4, mask_zero=True)
-    encoder = layers.LSTM(3, return_state=True, return_sequences=True)
-    seen, *states = encoder(words(ids))
-    ys = layers.LSTM(3, return_sequences=True)(layers.Dense(4)(x), initial_state=states)
-    again = layers.LSTM(3, return_sequences=True)(words(ids), initial_state=states)
-    ys = layers.Concatenate()([ys, again, layers.Attention()([ys, seen])])
-    return [layers.TimeDistributed(layers.Dense(WORDS, activation="softmax"))(ys), *states]
-
-
-def directions(x: Any) -> Any:
-    """Their states into others, and a layer that is used twice."""
-    gru = layers.GRU(3, return_sequences=True, return_state=True)
-    both, *states = layers.Bidirectional(gru, merge_mode="sum")(x)
-    shared = layers.SimpleRNN(3, return_sequences=True, go_backwards=True)
-    ys = layers.Bidirectional(layers.GRU(3))(both, initial_state=states)
-    again = shared(shared(both))
-    return [again, ys, states[1], again]
-
-
-def by_hand(x: Any, ids: Any) -> Any:
-    """A mask of one's own, arithmetic with tensors, and a mask through a branch."""
-    some = keras.ops.any(keras.ops.not_equal(x, 0.5), axis=-1)
-    mask = keras.ops.logical_and(some, keras.ops.not_equal(ids, 2))
-    ys = layers.LSTM(2, return_sequences=True)(x, mask=mask)
-    ys = 1.0 - ys * 2.0 + x / 3.0
-    words = layers.Embedding(WORDS, 2, mask_zero=True)(ids)
-    both = layers.Concatenate()([words, layers.Masking(0.5)(x)])
-    zeros = layers.GRU(2, return_sequences=True, zero_output_for_mask=True)
-    mean = layers.Bidirectional(layers.GRU(2, return_sequences=True), merge_mode="ave")
-    return [layers.GRU(2)(ys), layers.GRU(2)(both), zeros(words), mean(words)]
-
-
-def functions(x: Any) -> Any:
-    """Attention as people write it, and what else one computes of tensors."""
-    ops, ys = keras.ops, layers.GRU(3, return_sequences=True)(x)
-    scores = layers.Softmax(axis=1)(layers.Dense(1, activation="tanh")(ys))
-    between = ops.matmul(ops.matmul(ys, layers.Permute((2, 1))(ys)), ys)
-    mean = ops.mean(between, axis=1)
-    return [ops.sum(scores * ys, axis=1), layers.LSTM(2)(between - ys), ops.divide(mean, 2.0)]
-
-
-def steps(x: Any) -> Any:
-    """Layers at each step of a sequence of sequences."""
-    x = layers.Reshape((3, 2, FEATURES))(x)
-    x = layers.TimeDistributed(layers.Conv1D(3, 2, padding="same", activation="tanh"))(x)
-    x = layers.TimeDistributed(layers.LayerNormalization())(x)
-    return [layers.LSTM(2)(layers.TimeDistributed(layers.Flatten())(x))]
-
-
-def frames(x: Any) -> Any:
-    """Models at each step, one of them called twice and with a model inside; pools of images."""
-    each, frame = layers.TimeDistributed, (3, 2, 1)
-    pixels = keras.Sequential([keras.Input(frame), layers.Conv2D(3, 2, padding="same")])
-    row = [pixels, layers.BatchNormalization(), layers.AveragePooling2D((1, 2)), layers.Flatten()]
-    shared = each(keras.Sequential([keras.Input(frame), *row, layers.Dropout(0.5)]))
-    begin = keras.Input(frame, name="begin")
-    top = layers.GlobalMaxPooling2D()(layers.Conv2D(2, 2, activation="relu")(begin))
-    graph = each(keras.Model(begin, layers.Dense(2)(top)))
-    mean = each(layers.GlobalAveragePooling2D())
-    a, b = (layers.Reshape((2, *frame))(one) for one in (x, layers.ReLU()(x)))
-    seen = layers.Concatenate()([shared(a), shared(b), graph(a), mean(b)])
-    # Sequences in each step, of which each begins anew.
-    rows = keras.Sequential([keras.Input((6, 1)), layers.GRU(2, return_sequences=True)])
-    lines = each(rows)(layers.Reshape((3, 6, 1))(layers.Concatenate(axis=1)([x, x[:, ::2]])))
-    deep = each(each(layers.Conv1D(2, 2)))(layers.Reshape((3, 2, 3, 2))(lines))
-    both = each(layers.Bidirectional(layers.LSTM(2), merge_mode="sum"))(lines)
-    masked = layers.GRU(2)(each(layers.LayerNormalization())(layers.Masking(0.5)(x)))
-    return [layers.GRU(2)(seen), layers.LSTM(2)(both), each(each(layers.Flatten()))(deep), masked]
-
-
-def grids(x: Any) -> Any:
-    """Convolutional LSTMs, of which the convolution keeps the grid or makes it smaller."""
-    row = layers.ConvLSTM1D(2, 3, dilation_rate=2, use_bias=False)(layers.Reshape((2, 6, 1))(x))
-    x = layers.Reshape((2, 3, 2, 1))(x)
-    x = layers.ConvLSTM2D(2, (2, 1), padding="same", return_sequences=True, dropout=0.2)(x)
-    smaller = layers.ConvLSTM2D(2, 2, return_sequences=True, go_backwards=True)(x)
-    last = layers.ConvLSTM2D(3, (2, 1), strides=2, recurrent_activation="hard_sigmoid")(x)
-    return [x, layers.BatchNormalization()(smaller), *map(layers.Flatten(), (last, row))]
-
-
-def models(x: Any, ids: Any) -> Any:
-    """Models that are layers: one called twice, one of two inputs behind masks, a row."""
-    a, b = keras.Input((TIME, 3), name="a"), keras.Input((TIME, 2), name="b")
-    one, row = (
-        keras.Sequential([keras.Input((TIME, 2)), layers.GRU(size, return_sequences=True)])
-        for size in (3, 2)
-    )
-    ys = layers.BatchNormalization()(layers.Add()([a, one(b)]))
-    two = keras.Model([b, a], [layers.LSTM(2)(ys), ys], name="two")
-    words = layers.Embedding(WORDS, 3, mask_zero=True)(ids)
-    last, ys = two([layers.Masking(0.5)(x), words])
-    again, _ = two([x, ys])
-    return [last, again, layers.GRU(2)(row(row(x)))]
-
-
-def parts(x: Any, ids: Any) -> Any:
-    """What stands in brackets behind a tensor, and a softmax over the steps."""
-    ys = layers.LSTM(3, return_sequences=True)(x)
-    weights = layers.Softmax(axis=1)(layers.Dense(1)(ys))
-    each = layers.TimeDistributed(layers.Softmax(axis=(1, 2)))(layers.Reshape((3, 2, 3))(ys))
-    picked = [ys[:, -1], ys[:, 1:5:2, None, ..., 0], ys[..., ::-1], ys[:, :, 1]]
-    words = layers.Embedding(WORDS, 2, mask_zero=True)(ids[:, 1:])
-    return [layers.GRU(2)(ys[:, ::-1]), layers.GRU(2)(words), weights * ys, each, *picked]
-
-
-def row(x: Any) -> Any:
-    """A Sequential, whose mask a file in the old layout does not spell out."""
-    row = [
-        layers.Masking(0.5),
-        layers.Bidirectional(layers.GRU(3, return_sequences=True), merge_mode="mul"),
-        layers.RNN([layers.LSTMCell(2), layers.GRUCell(3)], return_sequences=True),
-        layers.TimeDistributed(layers.Dense(2, activation="relu")),
-        layers.SimpleRNN(2),
-    ]
-    return keras.Sequential([keras.Input((TIME, FEATURES)), *row])
-
-
-def words(ids: Any) -> Any:
-    """A mask that ends with the last output, in front of a softmax."""
-    row = [
-        layers.Embedding(WORDS, 3, mask_zero=True),
-        layers.Bidirectional(layers.GRU(2, return_sequences=True, reset_after=False)),
-        layers.LSTM(5, use_bias=False, stateful=True),
-        layers.Softmax(),
-    ]
-    return keras.Sequential([keras.Input((TIME,), BATCH, "int32"), *row])
-
-
-def to_several(arrange: Callable[[Any, Any], Any]) -> Any:
-    """A Sequential, whose last layer is a model of two outputs."""
-    ys = keras.Input((TIME, 2))
-    last = keras.Model(ys, arrange(layers.Dense(2)(ys), layers.GRU(2)(ys)))
-    begin = keras.Input((TIME, FEATURES))
-    return keras.Sequential([begin, layers.GRU(2, return_sequences=True), last])
-
-
-def to_a_list(x: Any) -> Any:
-    return to_several(lambda y, z: [y, z])
-
-
-def to_a_dict(x: Any) -> Any:
-    return to_several(lambda y, z: {"b": y, "a": z})
-
-
-def random_graph(seed: int, of: Any = keras, more: bool = False) -> Callable[..., Any]:
+def random_graph(seed: int, more: bool = False) -> Callable[..., Any]:
     """A random graph: each layer reads what came before, some with masks, some with states.
 
-    Args:
-        seed: of the graph.
-        of: the Keras whose layers they are.
-        more: whether layers are among them that not all of what this file does can be done with.
+    With ``more`` of them there are some with which not all of what this file does can be done.
     """
-    layers = of.layers
 
-    def build(x: Any, ids: Any) -> Any:
+    def build(layers: Any, x: Any, ids: Any) -> Any:
         rng = np.random.default_rng(seed)
         table = layers.Embedding(WORDS, 3, mask_zero=bool(rng.integers(2)))
         there = [layers.Dense(3)(layers.Masking(0.5)(x)), table(ids)]
@@ -330,40 +133,10 @@ def random_graph(seed: int, of: Any = keras, more: bool = False) -> Callable[...
 
 
 GRAPHS = [
-    merges, windows, pools, attention, translation, directions, by_hand, functions, steps, frames,
-    *(pytest.param(build, marks=pytest.mark.slow, id=build.__name__)
-      for build in (grids, models, parts, row, words, to_a_list, to_a_dict)),
+    *(pytest.param(build, marks=[] if i < 11 else pytest.mark.slow, id=build.__name__)
+      for i, build in enumerate([*LAYERS, *MODELS])),
     *(pytest.param(random_graph(i), marks=pytest.mark.slow, id=f"{i}") for i in range(40)),
 ]  # fmt: skip
-
-
-def randomized(model: Any, seed: int = 0) -> Any:
-    rng = np.random.default_rng(seed)
-    for variable in model.weights:
-        new = 0.5 * rng.standard_normal(tuple(variable.shape)).astype(np.float32)
-        name = getattr(variable, "path", variable.name)
-        variable.assign(np.abs(new) if "variance" in name else new)
-    return model
-
-
-def model_of(build: Callable[..., Any], of: Any = keras, seed: int = 0) -> Any:
-    known = {
-        "x": of.Input((TIME, FEATURES), name="x"),
-        "ids": of.Input((TIME,), dtype="int32", name="ids"),
-    }
-    used = [known[name] for name in inspect.signature(build).parameters]
-    made = build(*used)
-    return randomized(made if isinstance(made, of.Model) else of.Model(used, made), seed)
-
-
-def inputs_of(model: Any, seed: int = 1) -> list[Any]:
-    rng = np.random.default_rng(seed)
-    features = [one.shape[2] for one in model.inputs if len(one.shape) > 2]
-    xs = rng.standard_normal((BATCH, TIME, *features[:1])).astype(np.float32)
-    xs[1, 4:] = 0.5
-    ids = rng.integers(1, WORDS, (BATCH, TIME)).astype(np.int32)
-    ids[0, 3:] = ids[1, 5] = ids[2, 1] = 0
-    return [xs if one.dtype == "float32" else ids for one in model.inputs]
 
 
 def with_slopes(run: Callable[..., Any], values: Any, arrays: list[Any]) -> Any:
@@ -408,13 +181,14 @@ def check(model: Any, ours: Model, arrays: Any = None, most: float = 1e-5, **mar
         return jnp.swapaxes(x, 0, 1) if sequence and ours.network.time_first else x
 
     def run(params: Any, arrays: list[Any]) -> Any:
-        given = tuple(turned(x, True) for x in arrays)
+        given = tuple(map(turned, arrays, series))
         masks = {name: mark.T for name, mark in marks.items()}
         carry, ys = ours.apply(params, given if given[1:] else given[0], **masks)
         assert jax.tree.structure(carry) == jax.tree.structure(ours.initial_carry((BATCH,)))
         return jax.tree.map(lambda y: turned(y, np.ndim(y) > 2), ys)
 
     arrays = inputs_of(model) if arrays is None else arrays
+    series = [one.sequence for one in getattr(ours.network, "inputs", ())] or [True]
     expected, expected_slopes = by_keras(model, arrays, **marks)
     ys, slopes = with_slopes(run, ours.params, arrays)
     assert spelled(ys) == spelled(expected)
@@ -455,10 +229,10 @@ def check_files(model: Any, ours: Model, folder: Path, anew: bool = False) -> No
 @pytest.mark.parametrize("build", GRAPHS, ids=lambda build: build.__name__)
 def test_a_graph_computes_what_keras_does(build: Callable[..., Any], tmp_path: Path) -> None:
     """Of all of them `frames` alone guards the mask behind a layer that is applied at each step."""
-    model = model_of(build)
+    model = model_of(build, keras)
     ours = interop.load(model)
     check(model, ours)
-    check_files(model, ours, tmp_path)
+    check_files(model, ours, tmp_path, anew=build in (directions, options, row))
 
 
 WRITERS = ["keras a.keras", "tf_keras a.keras", "tf_keras a.h5"]
@@ -474,7 +248,7 @@ def test_drawn_models_of_both_writers(writer: str, tmp_path: Path) -> None:
     reasons = {"would use or replace that": 0}
     equal, first = 0, 1000 * WRITERS.index(writer)
     for seed in range(first, first + 100):
-        model = model_of(random_graph(seed, of, more=True), of, seed)
+        model = model_of(random_graph(seed, more=True), of, seed)
         arrays = inputs_of(model, seed)
         model.save(tmp_path / name)
         expected = [np.asarray(y) for y in model(arrays, training=False)]
@@ -498,124 +272,6 @@ def test_drawn_models_of_both_writers(writer: str, tmp_path: Path) -> None:
     print(f"{writer}, seeds {first} to {seed}: {equal} are equal, refused are {reasons}")
     assert len(reasons) == 1, reasons
     assert equal >= 75
-
-
-# --- Drawn rows ---
-
-# All functions are compared in test_keras_functions.py.
-FUNCTIONS = st.sampled_from(["tanh", "tanh", "tanh", "relu", "gelu", "leaky_relu", "softmax"])
-GATES = ["sigmoid", "sigmoid", "hard_sigmoid", "softsign", "tanh"]
-Draw = Callable[[Any], Any]
-
-
-def cell_options(draw: Draw, kind: str, units: int) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "units": units,
-        "activation": draw(FUNCTIONS),
-        "use_bias": draw(st.booleans()),
-    }
-    if draw(st.booleans()):
-        options |= {"dropout": 0.3, "recurrent_dropout": draw(st.sampled_from([0.0, 0.4]))}
-    if kind != "SimpleRNN":
-        options["recurrent_activation"] = draw(st.sampled_from(GATES))
-    if kind == "LSTM":
-        options["unit_forget_bias"] = draw(st.booleans())
-    if kind == "GRU":
-        options["reset_after"] = draw(st.booleans())
-    return options
-
-
-def recurrent(draw: Draw, sequences: bool, units: int, backwards: bool) -> Any:
-    """A layer that runs in one direction."""
-    kinds = st.sampled_from(["SimpleRNN", "LSTM", "GRU"])
-    kind = draw(kinds)
-    common = {
-        "return_sequences": sequences,
-        "go_backwards": backwards,
-        "zero_output_for_mask": sequences and draw(st.booleans()),
-    }
-    form = draw(st.sampled_from(["layer", "layer", "layer", "cell", "cells"]))
-    if form == "layer":
-        return getattr(layers, kind)(**cell_options(draw, kind, units), **common)
-    rows = [(kind, units)] if form == "cell" else [(draw(kinds), 2), (kind, units)]
-    cells = [getattr(layers, f"{one}Cell")(**cell_options(draw, one, n)) for one, n in rows]
-    return layers.RNN(cells if len(cells) > 1 else cells[0], **common)
-
-
-def both_directions(draw: Draw, sequences: bool, units: int) -> Any:
-    forward = recurrent(draw, sequences, units, draw(st.booleans()))
-    other = None
-    if forward.go_backwards or draw(st.booleans()):
-        other = recurrent(draw, sequences, units, not forward.go_backwards)
-    mode = draw(st.sampled_from(["concat", "sum", "mul", "ave"]))
-    return layers.Bidirectional(forward, merge_mode=mode, backward_layer=other)
-
-
-BETWEEN = [
-    lambda: layers.Dropout(0.4),
-    lambda: layers.SpatialDropout1D(0.4),
-    lambda: layers.Activation("gelu"),
-    lambda: layers.ReLU(max_value=6),
-    lambda: layers.LeakyReLU(0.15),
-    lambda: layers.Dense(2, activation="softplus"),
-    lambda: layers.TimeDistributed(layers.Dense(2, use_bias=False)),
-    lambda: layers.TimeDistributed(layers.Dense(2, activation="tanh")),
-]
-
-
-def drawn_row(draw: Draw) -> tuple[Any, list[Any], dict[str, Any]]:
-    """A Sequential, or a functional model of the same layers, and what it is given."""
-    row, source = [], draw(st.sampled_from(["none", "given", "Masking", "Embedding", "words"]))
-    features, marked = draw(st.integers(1, 3)), draw(st.sampled_from([0.0, -1.5]))
-    ids = source in ("Embedding", "words")
-    if source == "Masking":
-        row.append(layers.Masking(marked))
-    elif ids:
-        row.append(layers.Embedding(WORDS, features, mask_zero=source == "Embedding"))
-    count = draw(st.integers(1, 3))
-    for i in range(count):
-        last = i == count - 1
-        sequences = not last or draw(st.booleans())
-        units = draw(st.integers(1, 3))
-        if draw(st.integers(0, 2)) == 0:
-            row.append(both_directions(draw, sequences, units))
-        else:
-            row.append(recurrent(draw, sequences, units, draw(st.booleans())))
-        if not last and draw(st.booleans()):
-            row.append(draw(st.sampled_from(BETWEEN))())
-    if draw(st.booleans()):
-        row.append(layers.Dense(2, activation=draw(FUNCTIONS)))
-    start = keras.Input((TIME,), dtype="int32") if ids else keras.Input((TIME, features))
-    if draw(st.booleans()):
-        model = keras.Model(start, functools.reduce(lambda end, layer: layer(end), row, start))
-    else:
-        model = keras.Sequential([start, *row])
-    seed = draw(st.integers(0, 2**16))
-    (xs,) = inputs_of(model, seed)
-    mask = np.random.default_rng(seed).random((BATCH, TIME)) < 0.6
-    xs = np.where(mask if ids else mask[..., None], xs, 0 if ids else np.float32(marked))
-    return randomized(model, seed), [xs], {"mask": mask} if source == "given" else {}
-
-
-@pytest.mark.parametrize("count", [2, pytest.param(500, marks=pytest.mark.slow)])
-def test_drawn_rows(count: int) -> None:
-    left = count
-
-    @drawn(count)
-    @given(st.data())  # drawn inside, because Keras's layers use Python's random numbers
-    def check_one(data: Any) -> None:
-        nonlocal left
-        left -= 1
-        model, arrays, marks = drawn_row(data.draw)
-        ours = interop.load(model)
-        check(model, ours, arrays, **marks)
-        with tempfile.TemporaryDirectory() as folder:
-            check_files(model, ours, Path(folder), anew=True)
-        if left % 20 == 0:
-            jax.clear_caches()
-            keras.backend.clear_session()
-
-    check_one()
 
 
 # --- States, axes, inputs and outputs ---
@@ -645,7 +301,7 @@ def test_axes_of_the_source(tmp_path: Path) -> None:
         return [layers.Add()([ys, layers.Embedding(WORDS, 2)(ids)]), *states]
 
     row = keras.Sequential([keras.Input((TIME, FEATURES)), layers.GRU(2, return_sequences=True)])
-    for model in (model_of(graph), row):
+    for model in (model_of(graph, keras), row):
         ours = interop.load(model, time_first=False)
         assert str(ours).endswith("batch first")
         convert.write(ours, tmp_path / f"{len(model.inputs)}.keras")  # which reads time first
@@ -814,11 +470,26 @@ def test_states_of_stacked_cells_are_written_as_theirs(tmp_path: Path) -> None:
 
 
 def test_a_mask_is_an_input() -> None:
-    """It has a time, as what it masks has."""
+    """It has a time, as what it masks has; layers hold what is masked, or set it to zero.
+
+    Guards a row with holes, one that is padded before, and one without any valid step.
+    """
     x, mask = keras.Input((TIME, 2)), keras.Input((TIME,), dtype="bool")
-    model = keras.Model([x, mask], layers.LSTM(2)(x, mask=mask))
+    given = {"return_sequences": True, "return_state": True}
+    zeros = given | {"zero_output_for_mask": True}
+    ends = [
+        layers.LSTM(2, go_backwards=True, **given),
+        layers.LSTM(2, **zeros),
+        layers.GRU(2, **given),
+        layers.GRU(2, reset_after=False, go_backwards=True, **zeros),
+        layers.SimpleRNN(2, **given),
+        layers.Bidirectional(layers.LSTM(2, **given), merge_mode="ave"),
+    ]
+    ys = [y for one in ends for y in one(x, mask=mask)]
+    model = randomized(keras.Model([x, mask], ys))
     (xs,) = inputs_of(keras.Model(x, x))
-    check(model, interop.load(model), [xs, np.tri(BATCH, TIME, dtype=bool)])
+    holes = np.array([[1, 0, 1, 0, 1, 0], [0, 0, 1, 1, 1, 1], [0] * 6], bool)
+    check(model, interop.load(model), [xs, holes])
 
 
 def test_a_layer_of_several_models_is_refused(tmp_path: Path) -> None:
@@ -964,8 +635,9 @@ def test_what_is_refused_as_it_runs(
 
 
 def test_what_a_graph_is_given() -> None:
-    ours = interop.load(model_of(translation))
-    xs, ids = (np.swapaxes(x, 0, 1) for x in inputs_of(model_of(translation)))
+    model = model_of(translation, keras)
+    ours = interop.load(model)
+    xs, ids = (np.swapaxes(x, 0, 1) for x in inputs_of(model))
     ys = jax.eval_shape(lambda: ours({"x": xs, "ids": ids})[1])
     assert ys[0].shape == (TIME, BATCH, WORDS)
     with pytest.raises(InvalidInputError, match="inputs x, ids, as a tuple or a dict"):
