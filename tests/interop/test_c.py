@@ -3,8 +3,6 @@
 import concurrent.futures
 import dataclasses
 import functools
-import inspect
-import itertools
 import re
 import subprocess
 from collections.abc import Callable
@@ -17,8 +15,6 @@ import numpy as np
 import pytest
 from c_helpers import STRICT, Stream, compiler, library
 from cell_table import CELLS, begun, grid
-from reference import Bidirectional
-from test_reference import GRIDS, KINDS, RAW, build, drawn_node, layers
 
 import rnnjax
 from rnnjax import LSTMCell
@@ -27,7 +23,6 @@ from rnnjax.interop import c
 
 ROOT = Path(__file__).parents[2]
 STEPS, FEATURES = 500, 2
-UNDEFINED = "-fsanitize=undefined -fno-sanitize-recover=all"
 
 
 def drawn(cell: rnnjax.Cell, features: int, random_like: Callable[..., Any]) -> Any:
@@ -73,56 +68,18 @@ def table() -> dict[str, Any]:
     return {name: (cell, FEATURES, grid(name)) for name, cell in CELLS.items()}
 
 
-def drawn_cells(count: int) -> dict[str, Any]:
-    """Each kind with drawn options, alone, in stacks, with zoneout, with a learned start."""
-    found: dict[str, Any] = {}
-    for seed in itertools.count():
-        rng = np.random.default_rng([7, seed])
-        kinds = [KINDS[seed % len(KINDS)]]
-        if kinds[0] not in RAW and rng.random() < 0.5:
-            kinds += map(str, rng.choice([kind for kind in KINDS if kind not in RAW], 1))
-        node = drawn_node(rng, kinds, 6, usual=False)
-        if any(isinstance(one, Bidirectional) for one in parts(node)):
-            continue  # C goes forward
-        axes = max(GRIDS.get(layer.kind, 0) for layer in layers(node))
-        features = int(rng.integers(1, 4)) + RAW.get(kinds[0], 0)
-        space = tuple(map(int, rng.integers(1, 4, axes)))
-        found[f"drawn_{seed}"] = build(node), features, space
-        if len(found) == count:
-            return found
-    return found
-
-
-def parts(node: Any) -> Any:
-    yield node
-    for one in (node.inner,) if hasattr(node, "inner") else getattr(node, "parts", ()):
-        yield from parts(one)
-
-
-# An ordinary run takes one of each kind: gates of a sum and of two halves, a matrix state, a
-# window, a convolution, a scan in closed form, a stack, and a state that is learned.
-FEW = [
-    "lstm",
-    "gru",
-    "mlstm",
-    "temporal-conv",
-    "convlstm-1d",
-    "lru",
-    "stack-nested",
-    "learned-carry",
-]
-
-
 def check(
-    rows: dict[str, Any], folder: Path, random_like: Any, *options: str, by: str = "gcc",
-    steps: int = STEPS,
-) -> None:  # fmt: skip
-    """Each cell over many steps beside its step in JAX, all compiled by one call."""
+    rows: dict[str, Any], folder: Path, random_like: Any, *options: str, by: str = "gcc"
+) -> None:
+    """Each cell over many steps beside its step in JAX, all compiled by one call.
+
+    By few steps, and of all states: test_leaving.py; of all options: test_options.py.
+    """
     rng, wanted = np.random.default_rng(0), {}
     for row, (cell, features, space) in rows.items():
         params, name = drawn(cell, features, random_like), row.replace("-", "_")
         c.save(cell, params, folder / f"{name}.c", input_size=(*space, features))
-        xs = rng.uniform(0.1, 1, (steps, *space, features)).astype(np.float32)
+        xs = rng.uniform(0.1, 1, (STEPS, *space, features)).astype(np.float32)
         if not cell.raw:  # gaps and marks are positive
             xs *= rng.choice([-1, 1], xs.shape)
         wanted[name] = cell, xs, expected(cell, params, xs, space)
@@ -132,22 +89,6 @@ def check(
         parts = [part for part in np.split(xs, [xs.shape[-1] - n for n in ends], -1) if part.size]
         got = np.stack([stream.step(*inputs) for inputs in zip(*parts, strict=True)])
         assert distance(got, ys) < 1e-5, name
-
-
-def test_cells_are_their_steps(tmp_path: Path, random_like: Any) -> None:
-    rows = table()
-    check({name: rows[name] for name in FEW}, tmp_path, random_like)
-
-
-@pytest.mark.slow
-def test_every_cell_of_the_table_is_its_step(tmp_path: Path, random_like: Any) -> None:
-    check(table(), tmp_path, random_like)
-
-
-@pytest.mark.slow
-def test_drawn_cells_are_their_steps(tmp_path: Path, random_like: Any) -> None:
-    """Few steps, over which a state without bounds stays a number."""
-    check(drawn_cells(200), tmp_path, random_like, *UNDEFINED.split(), steps=30)
 
 
 @pytest.mark.slow
@@ -570,41 +511,30 @@ def refused(cell: Any, message: str, folder: Path, name: str = "cell", error: An
     assert not list(folder.iterdir())
 
 
-def test_what_c_is_not_written_of_names_itself_and_its_line(tmp_path: Path) -> None:
-    line = inspect.getsourcelines(test_what_c_is_not_written_of_names_itself_and_its_line)[1] + 2
-    cell = Elementwise(6, lambda x: jnp.sort(x))
-    refused(
-        cell,
-        rf"no sort of \[6\] that makes \[6\], as in test_c.py:{line}",
-        tmp_path,
-        error=InteropError,
-    )
-    small = Elementwise(6, lambda x: (x.astype(jnp.uint8) - jnp.uint8(9)).astype(jnp.float32))
-    refused(
-        small, r"no convert_element_type of \[6\] that makes uint8", tmp_path, error=InteropError
-    )
-    back = functools.partial(jax.pure_callback, np.sin, jax.ShapeDtypeStruct((6,), np.float32))
-    refused(Elementwise(6, back), "no pure_callback of", tmp_path, error=InteropError)
-    noise = Elementwise(6, lambda x: x + jax.random.normal(jax.random.key(x[0].astype(int)), (6,)))
-    refused(noise, "no random_seed of", tmp_path, error=InteropError)
-    loop = Elementwise(6, lambda x: jax.lax.fori_loop(0, 3, lambda i, a: a * x, x))
-    refused(loop, "no scan of", tmp_path, error=InteropError)
-    rounded = Elementwise(6, lambda x: jax.lax.reduce_precision(x, 8, 7))
-    refused(rounded, "no reduce_precision of", tmp_path, error=InteropError)
-    empty = Elementwise(6, lambda x: jax.lax.conv_general_dilated(
+REFUSED: dict[str, Any] = {  # by the operation that is named
+    "convert_element_type": lambda x: (x.astype(jnp.uint8) - jnp.uint8(9)).astype(jnp.float32),
+    "pure_callback": lambda x: jax.pure_callback(np.sin, jax.ShapeDtypeStruct((6,), "f4"), x),
+    "random_seed": lambda x: x + jax.random.normal(jax.random.key(x[0].astype(int)), (6,)),
+    "scan": lambda x: jax.lax.fori_loop(0, 3, lambda i, a: a * x, x),
+    "reduce_precision": lambda x: jax.lax.reduce_precision(x, 8, 7),
+    "reduce_precision of few exponents": lambda x: jax.lax.reduce_precision(x, 5, 23),
+    "conv_general_dilated": lambda x: x + jax.lax.conv_general_dilated(
         x.reshape(1, 1, 6), np.ones((1, 1, 8), "f4"), (1,), "VALID"
-    ).sum() + x)  # fmt: skip
-    refused(empty, "no conv_general_dilated of", tmp_path, error=InteropError)
-    one = Elementwise(6, lambda x: jax.lax.select_n(x > 0, x))
-    refused(one, r"no select_n of bool\[6\], \[6\] that", tmp_path, error=InteropError)
-    few = Elementwise(6, lambda x: jax.lax.reduce_precision(x, 5, 23))
-    refused(few, "no reduce_precision of", tmp_path, error=InteropError)
-    cropped = Elementwise(6, lambda x: jax.lax.conv_general_dilated(
+    ).sum(),
+    "select_n": lambda x: jax.lax.select_n(x > 0, x),
+    "pad": lambda x: jax.lax.conv_general_dilated(
         x.reshape(1, 1, 6), np.ones((1, 1, 2), "f4"), (1,), [(-1, 2)]
-    ))  # fmt: skip
-    refused(cropped, r"no pad of .*, as in test_c\.py", tmp_path, error=InteropError)
-    reduced = Elementwise(6, lambda x: jax.lax.reduce(x, 0.0, jax.lax.atan2, (0,)) * x)
-    refused(reduced, "no reduce of", tmp_path, error=InteropError)
+    ),
+    "reduce": lambda x: jax.lax.reduce(x, 0.0, jax.lax.atan2, (0,)) * x,
+    "sort": lambda x: jnp.sort(x),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_c_is_not_written_of_names_itself_and_its_line(name: str, tmp_path: Path) -> None:
+    line = REFUSED[name].__code__.co_firstlineno if name == "sort" else r"\d+"
+    says = rf"no {name.split()[0]} of .* that makes .*, as in test_c\.py:{line}"
+    refused(Elementwise(6, REFUSED[name]), says, tmp_path, error=InteropError)
 
 
 def test_what_cannot_be_written_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -76,8 +76,14 @@ def by_c(folder: Path, steps: list[list[Any]], carry: dict[str, Any]) -> Result:
     return outputs, jax.tree.unflatten(tree, map(np.stack, zip(*(e for _, e in rows), strict=True)))
 
 
+# Peepholes, a matrix, a rotation, layers, a window, a grid, and a state that is learned.
+ORDINARY = (
+    "peephole", "mlstm", "lru", "stack-nested", "temporal-conv", "convlstm-1d", "learned-carry",
+)  # fmt: skip
+
+
 @needs_runtime
-@pytest.mark.parametrize("name", few(CELLS, "peephole", "mlstm", "lru", "stack-nested"))
+@pytest.mark.parametrize("name", few(CELLS, *ORDINARY))
 def test_cells(name: str, tmp_path: Path, random_like: Any) -> None:
     cell, space = CELLS[name], grid(name)
     params = random_like(lambda: cell.init(jax.random.key(0), FEATURES), 0)
