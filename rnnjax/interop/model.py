@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -80,50 +81,6 @@ class Network(abc.ABC):
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class Sequential(Network):
-    """Layers that run one after the other.
-
-    Args:
-        layer_list: the layers, first to last, with distinct names; stored as a tuple.
-        time_first: whether inputs and outputs have time before the batch.
-
-    Raises:
-        InvalidInputError: there is no layer, an entry is not a `Layer`, or two have one name.
-    """
-
-    layer_list: tuple[Layer, ...]
-    time_first: bool = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "layer_list", tuple(self.layer_list))
-        strange = [layer for layer in self.layer_list if not isinstance(layer, Layer)]
-        if strange or not self.layer_list:
-            raise InvalidInputError(
-                f"a Sequential is made of at least one layer, such as Recurrent('lstm', "
-                f"LSTMCell(50)), but got {strange[0] if strange else 'none'}"
-            )
-        names = [layer.name for layer in self.layer_list]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise InvalidInputError(f"layers need own names, but {twice[0]} occurs twice; rename")
-
-    def run(self, params: Params, xs: Any, carry: Carries, mask: Any, context: Context) -> Result:
-        """Run the layers one after the other."""
-        flow, carries = Flow(_turned(xs, self.time_first), mask), {}
-        for i, layer in enumerate(self.layer_list):
-            state, flow = _run(i, layer, params, flow, carry.get(layer.name), context)
-            if layer.has_state:
-                carries[layer.name] = state
-        return carries, _turned(flow.xs, self.time_first or not flow.sequence)
-
-
-def _run(i: int, layer: Layer, params: Params, flow: Any, state: Any, context: Context) -> Any:
-    key = None if context.key is None else jax.random.fold_in(context.key, i)
-    own = params.get(layer.name, {})
-    with jax.named_scope(layer.name):
-        return layer.run(own, flow, state, dataclasses.replace(context, key=key))
-
-
 def _turned(xs: Any, as_it_is: bool) -> Any:
     """Exchange the first two axes, batch and time."""
     if as_it_is:
@@ -142,7 +99,7 @@ class Input(NamedTuple):
     Attributes:
         name: the name of the input.
         shape: the shape without the batch; time is its first axis, and None is any size. For ONNX
-            the whole shape, or None if even the number of axes is unknown.
+            the whole shape. None if even the number of axes is unknown, as in a `Sequential`.
         dtype: the name of the type.
         sequence: whether it has a time axis. Ids or a mask, ``(batch, time)`` in the graph, are
             then passed and returned like the others.
@@ -195,7 +152,7 @@ class Call(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Functional(Network):
-    """A graph of layers, like Keras's functional models. A `Sequential` is the simple case.
+    """A graph of layers, like Keras's functional models; `Sequential` makes the simple one.
 
     Pass inputs as a tuple in order or as a dict by name; a single input is one array. Outputs have
     the same form.
@@ -217,6 +174,11 @@ class Functional(Network):
     time_first: bool = True
 
     @property
+    def is_row(self) -> bool:
+        """Whether it is a `Sequential`, whose input has no name and any shape."""
+        return self.inputs[0].shape is None
+
+    @property
     def uses(self) -> Mapping[str, Layer]:
         """The layers by the names of their states, one for each use."""
         layers = self.layers  # built anew each time
@@ -233,6 +195,8 @@ class Functional(Network):
 
     def wiring(self, name: str) -> str:
         """The layers that a layer takes from, for each of its uses."""
+        if self.is_row:
+            return ""
         uses = (f"({', '.join(map(str, c.reads))})" for c in self.calls if c.layer == name)
         return " of " + ", ".join(uses)
 
@@ -257,8 +221,11 @@ class Functional(Network):
             if state is None and call.states and isinstance(layer, Recurrent):
                 leaves = [made[value.source][value.output].xs for value in call.states]
                 state = jax.tree.unflatten(jax.tree.structure(layer.cell.initial_carry()), leaves)
-            flow = flows[0] if len(flows) == 1 else tuple(flows)
-            state, flow = _run(i, layer, params, flow, state, context)
+            flow: Any = flows[0] if len(flows) == 1 else tuple(flows)
+            key = None if context.key is None else jax.random.fold_in(context.key, i)
+            with jax.named_scope(layer.name):
+                here = dataclasses.replace(context, key=key)
+                state, flow = layer.run(params.get(layer.name, {}), flow, state, here)
             if not call.mask and flow.sequence:
                 flow = flow._replace(mask=came)
             made[call.name] = [flow]
@@ -274,7 +241,7 @@ class Functional(Network):
 
     def _flow(self, x: Any, one: Input, mask: Any) -> Flow:
         """Convert an input for the layers: time first, except two axes, which may be features."""
-        if one.sequence and len(one.shape) == 1 and jnp.ndim(x) == 2:
+        if one.sequence and one.shape and len(one.shape) == 1 and jnp.ndim(x) == 2:
             return Flow(_turned(x, not self.time_first), mask, False)
         return Flow(_turned(x, self.time_first or not one.sequence), mask, one.sequence)
 
@@ -282,6 +249,8 @@ class Functional(Network):
         names = [one.name for one in self.inputs]
         if isinstance(xs, Mapping) and set(xs) == set(names):
             return [xs[name] for name in names]
+        if self.is_row:
+            return [xs]
         given = xs if isinstance(xs, tuple | list) else (xs,)
         if isinstance(xs, Mapping) or len(given) != len(names):
             came = sorted(map(str, xs)) if isinstance(xs, Mapping) else len(given)
@@ -290,6 +259,30 @@ class Functional(Network):
                 f"name, but has {came}; see print(model)"
             )
         return given
+
+
+def Sequential(layer_list: Sequence[Layer], time_first: bool = True) -> Functional:
+    """Layers that run one after the other: a `Functional` whose one input has any shape.
+
+    Args:
+        layer_list: the layers, first to last, with distinct names.
+        time_first: whether inputs and outputs have time before the batch.
+
+    Raises:
+        InvalidInputError: there is no layer, an entry is not a `Layer`, or two have one name.
+    """
+    strange = [layer for layer in layer_list if not isinstance(layer, Layer)]
+    if strange or not layer_list:
+        raise InvalidInputError(
+            f"a Sequential is made of at least one layer, such as Recurrent('lstm', "
+            f"LSTMCell(50)), but got {strange[0] if strange else 'none'}"
+        )
+    names = [layer.name for layer in layer_list]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InvalidInputError(f"layers need own names, but {twice[0]} occurs twice; rename")
+    calls = (Call(name, name, (Value(at),)) for at, name in itertools.pairwise(["", *names]))
+    one = (Input("", None),)
+    return Functional(one, (*layer_list,), (*calls,), (Value(names[-1]),), None, time_first)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -450,7 +443,7 @@ def check_model(model: Any) -> None:
 def with_layers(model: Model, what: str) -> Model:
     """The model, for ``what`` holds layers; raise InvalidInputError if it is a graph of ONNX."""
     check_model(model)
-    if not isinstance(model.network, Sequential | Functional):
+    if not isinstance(model.network, Functional):
         raise InvalidInputError(
             f"{what} holds layers, but this model is a graph of ONNX; keep it as *.onnx"
         )

@@ -15,7 +15,7 @@ from rnnjax.cells.base import Params
 from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.interop.arrays import input_size
 from rnnjax.interop.layers import Context, Embedding, OneHotIds, Recurrent
-from rnnjax.interop.model import Functional, Model, Sequential, check_model
+from rnnjax.interop.model import Functional, Model, check_model
 
 _NAME = "InconclusiveDimensionOperation"
 _INCONCLUSIVE: Any = getattr(jax.errors, _NAME, None) or getattr(jax.core, _NAME)  # of JAX 0.8
@@ -55,7 +55,7 @@ def export(
     ((1, 8, 5), (1, batch, 3))
     """
     check_model(model)
-    if not isinstance(model.network, Sequential | Functional):
+    if not isinstance(model.network, Functional):
         raise InvalidInputError(
             "a graph of ONNX is a program by itself: write it by onnx.save, or give model.apply "
             "to jax.export.export"
@@ -82,10 +82,10 @@ def of_any(model: Model, make: Callable[..., Any], steps: Any) -> Any:
     the size of the batch. Layers that begin with the states of others have none. Without ``steps``
     each input has a time of its own, or all have one if they have to.
     """
-    network, calls = model.network, getattr(model.network, "calls", ())
-    given = {call.name for call in calls if call.states}
+    network: Any = model.network
+    given = {call.name for call in network.calls if call.states}
     names = [name for name in network.stateful if name not in given]
-    count = len(getattr(network, "inputs", [None]))
+    count = len(network.inputs)
     times = ["time", *(f"time_{i}" for i in range(2, 1 + count))]
     alike = [False, True] if count > 1 and not steps else [False]
 
@@ -135,8 +135,8 @@ def input_shapes(model: Model, steps: Sequence[Any], batch: Any, size: Any = 3) 
 
     ``size`` stands for all other sizes that are open.
     """
-    network = model.network
-    if isinstance(network, Functional):
+    network: Any = model.network
+    if not network.is_row:
         made = []
         for one, time in zip(network.inputs, steps, strict=True):
             shape = [batch, *(n or (size, time)[i == 0] for i, n in enumerate(one.shape))]

@@ -17,7 +17,7 @@ from rnnjax.interop import arrays
 from rnnjax.interop.c.forms import FORMS, kind_of
 from rnnjax.interop.c.lowering import Lowering
 from rnnjax.interop.layers import Context, Recurrent, describe_cell
-from rnnjax.interop.model import Functional, Model, Sequential, Value
+from rnnjax.interop.model import Functional, Model
 from rnnjax.interop.onnx.graph import Graph
 from rnnjax.interop.serving import input_shapes
 
@@ -101,10 +101,10 @@ def of_model(model: Model) -> Program:
     """The program of one step of a model, for a batch of one row."""
     network = model.network
     calls = {call.name: call for call in getattr(network, "calls", ())}
-    apart, last = set[str](), ""  # layers whose outputs, or last outputs, have no axis of time
+    apart = set[str]()  # calls whose outputs, or last outputs, have no axis of time
     for name, layer in network.uses.items():
-        takes = calls[name].takes if name in calls else [Value(last)]
-        timeless = all(value.output or value.source in apart for value in takes)
+        takes = calls[name].takes if name in calls else ()  # of a graph of ONNX
+        timeless = bool(takes) and all(one.output or one.source in apart for one in takes)
         given = name in calls and calls[name].states
         cut = dict(getattr(layer, "config", ())).get("key", ())[1:2] == (-1,)  # as in x[:, -1]
         if given or (layer.has_state if timeless else not (layer.streams or cut)):
@@ -115,25 +115,23 @@ def of_model(model: Model) -> Program:
             )
         if timeless or not getattr(layer, "return_sequences", not cut):
             apart.add(name)
-        last = name if isinstance(network, Sequential) else ""
     given, carry = _inputs(model), model.initial_carry((1,))
     begun = jax.eval_shape(model, given)[0] if isinstance(network, Graph) else carry
     if many := {leaf.shape[0] for leaf in jax.tree.leaves(begun)} - {1}:
         raise InteropError(f"C takes one row, but the graph is for {max(many)}; export it for one")
     inputs = dict[str, Any]()
     for key, one in given.items():
-        inputs[identifier(key, inputs)] = one
+        ids = jnp.issubdtype(one.dtype, jnp.integer)
+        inputs[identifier(key or ("ids" if ids else "x"), inputs)] = one
     for name, layer in network.stateful.items():  # whose start may be learned
         if isinstance(layer, Recurrent) and name in carry and layer.name in model.params:
             carry[name] = layer.cell.start(model.params[layer.name], (1,))
 
     def step(params: Params, carry: Any, xs: dict[str, Any]) -> Any:
         named = dict(zip(given, xs.values(), strict=True))
-        (first, *_) = named.values()
-        one, context = isinstance(network, Sequential), Context(method=Scan(), language="C")
-        return network.run(params, first if one else named, carry, None, context)
+        return network.run(params, named, carry, None, Context(method=Scan(), language="C"))
 
-    if not isinstance(network, Sequential) and not _streams(model, carry):
+    if not getattr(network, "is_row", False) and not _streams(model, carry):
         raise InteropError(
             "C takes one step at a time, but this model gives other outputs then: it reads later "
             "steps or all of them; export one that runs forward in time, with a free axis of time"
@@ -187,7 +185,8 @@ def _inputs(model: Model, axis: int | None = None) -> dict[str, Any]:
     network, shapes = model.network, {}
     given = getattr(network, "inputs", ())
     for one in given:
-        if one.shape is None or (isinstance(network, Functional) and None in one.shape[1:]):
+        layers = isinstance(network, Functional)
+        if None in (one.shape or ())[1:] if layers else one.shape is None:
             raise InvalidInputError(
                 f"input {one.name!r} has a shape that is not known, {one.shape}, where C needs all "
                 "sizes but that of time; save the model with them"
@@ -199,9 +198,8 @@ def _inputs(model: Model, axis: int | None = None) -> dict[str, Any]:
     if isinstance(network, Graph):
         states = {name for node in network.nodes if node.layer for name in node.inputs[4:]}
         return {name: one for name, one in shapes.items() if name not in states}
-    each = jax.tree.leaves(input_shapes(model, [(1, _TRIED)[axis == 0]] * max(1, len(given)), 1))
-    ids = jnp.issubdtype(each[0].dtype, jnp.integer)
-    return dict(zip([one.name for one in given] or ["ids" if ids else "x"], each, strict=True))
+    each = jax.tree.leaves(input_shapes(model, [(1, _TRIED)[axis == 0]] * len(given), 1))
+    return dict(zip([one.name for one in given], each, strict=True))
 
 
 def _traced(

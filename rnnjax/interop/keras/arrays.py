@@ -45,7 +45,6 @@ from rnnjax.interop.layers import (
     fits,
 )
 from rnnjax.interop.model import (
-    Functional,
     Model,
     Network,
     Sequential,
@@ -444,7 +443,7 @@ def _anew(model: Model) -> KerasFile:
     configs = configs_of(network)
     if not configs:
         raise InteropError("the model has no layer that Keras knows; there is nothing to write")
-    graph = isinstance(network, Functional)
+    graph = not network.is_row
     whole = graph_config(network, configs) if graph else {"config": {"layers": [*configs.values()]}}
     check_names([*configs])
     arrays = dict(_placed(model, dict(_groups_in("", whole["config"]))))
@@ -472,7 +471,7 @@ def _layer_by_layer(model: Model) -> Model:
     ``num_layers=2, bidirectional=True`` becomes two layers, and its dropout one between them.
     """
     network: Any = model.network
-    if not isinstance(network, Sequential):
+    if not network.is_row:
         return model
     layers, params = list[Layer](), dict(model.params)
     layer: Any
@@ -490,7 +489,7 @@ def _layer_by_layer(model: Model) -> Model:
             params[name] = own
             if cell.dropout.rate and not last:
                 layers.append(Dropout(f"{name}_dropout", cell.dropout))
-    network = dataclasses.replace(network, layer_list=tuple(layers))
+    network = Sequential(layers, network.time_first)
     return dataclasses.replace(model, network=network, params=params)
 
 

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import functools
-import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ _SAME_AXES = {
 _MOST_CALLS = 2**14
 
 
-def network_of(kind: str, config: Any, version: float) -> Sequential | Functional:
+def network_of(kind: str, config: Any, version: float) -> Functional:
     """The network of a model; models that are layers of it are the layers that they are made of."""
     graph = _Graph(version)
     return graph.network(*graph.model(kind, config, None))
@@ -203,7 +202,7 @@ class _Graph:
             made = made._replace(mask=own, masked_by=by)
         return [made, *(_Tensor(Value(called, i)) for i in range(1, 1 + begin))]
 
-    def network(self, outputs: list[_Tensor], names: Any) -> Sequential | Functional:
+    def network(self, outputs: list[_Tensor], names: Any) -> Functional:
         needed = {one.value.source for one in outputs}
         for call in reversed(self.calls.values()):
             if call.name in needed:
@@ -312,14 +311,16 @@ def _keeps_axes(layer: Layer) -> bool:
     return layer.kind in _SAME_AXES or sliced
 
 
-def _simplest(network: Functional) -> Sequential | Functional:
+def _simplest(network: Functional) -> Functional:
     """The layers in a row over time, if that is all that the graph says."""
-    layers, first = network.layer_list, network.inputs[0]
-    names = [first.name, *(layer.name for layer in layers)]
-    calls = (Call(name, name, (Value(source),)) for source, name in itertools.pairwise(names))
-    row = Functional((first,), layers, tuple(calls), (Value(names[-1]),))
-    plain = not any(isinstance(layer, Operation | OverGrids | TimeDistributed) for layer in layers)
-    return Sequential(layers) if network == row and first.sequence and plain else network
+    first, layers = network.inputs[0], network.layer_list
+    odd = any(isinstance(layer, Operation | OverGrids | TimeDistributed) for layer in layers)
+    if odd or not layers or not first.sequence:
+        return network
+    row = Sequential(layers)
+    begin = row.calls[0]._replace(takes=(Value(first.name),))
+    same = dataclasses.replace(row, inputs=(first,), calls=(begin, *row.calls[1:]))
+    return row if network == same else network
 
 
 def _input(entry: Entry, looked_up: bool, masks: bool) -> Input:

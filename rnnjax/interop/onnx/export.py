@@ -18,7 +18,7 @@ from rnnjax.engine.core.masking import Steps
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.files import check_path, write_whole
 from rnnjax.interop.layers import Context, Masking
-from rnnjax.interop.model import Functional, Model, Sequential, check_model
+from rnnjax.interop.model import Functional, Model, check_model
 from rnnjax.interop.onnx.graph import CONSTANTS
 from rnnjax.interop.onnx.primitives import Value, Writer, marked
 from rnnjax.interop.onnx.read import holders, import_onnx, read_array
@@ -92,7 +92,7 @@ def to_proto(
     ['ys', 'rnn_0_h_out', 'rnn_1_h_out', 'rnn_1_c_out']
     """
     check_model(model)
-    if isinstance(model.network, Sequential | Functional):
+    if isinstance(model.network, Functional):
         proto = _written(model, states, lengths)
     elif states and not lengths:
         proto = _written_back(model)
@@ -248,13 +248,12 @@ def _write_node(
 def _written(model: Model, states: bool, lengths: bool) -> Any:
     """The program of a model as a graph, with its states as inputs and outputs."""
     network: Any = model.network
-    calls = network.calls if isinstance(network, Functional) else ()
     if lengths and not network.recurrent:
         raise InvalidInputError(
             "lengths are for recurrent layers, but the model has none; leave them out"
         )
     own = any(isinstance(x, Masking) or getattr(x, "mask_zero", False) for x in network.layer_list)
-    method = _Nodes(lengths and not own and all(call.mask is True for call in calls))
+    method = _Nodes(lengths and not own and all(call.mask is True for call in network.calls))
 
     def program(params: Any, xs: Any, lengths: Any, begin: Any) -> Any:
         mask = None
@@ -278,8 +277,8 @@ def _written(model: Model, states: bool, lengths: bool) -> Any:
     for path, array in jax.tree_util.tree_leaves_with_path(params):
         w.called[id(array)] = jax.tree_util.keystr(path[-1:], simple=True)
     avals = traced.in_avals[len(values) :]
-    ids = not calls and avals[0].dtype != np.float32
-    names = [one.name for one in network.inputs] if calls else ["ids" if ids else "xs"]
+    ids = network.is_row and avals[0].dtype != np.float32
+    names = [one.name or ("ids" if ids else "xs") for one in network.inputs]
     names += ["lengths"] * lengths + begin
     infos = []
     for i, (name, aval) in enumerate(zip(names, avals, strict=True)):
@@ -287,7 +286,7 @@ def _written(model: Model, states: bool, lengths: bool) -> Any:
         infos.append(w.add_input(name, np.int64 if wide else aval.dtype, aval.shape))
         values.append(w.cast(name, aval.dtype) if wide else name)
     ends = ["ys"]
-    if calls:
+    if not network.is_row:
         ends = [*(network.names or (f"{a}_{b}" if b else a for a, b in network.outputs))]
         ends = [f"{n}_{i}" if n in names + ends[:i] else n for i, n in enumerate(ends)]
     ends = [w.claim(name) for name in (*ends, *(f"{name}_out" for name in begin))]
