@@ -1,11 +1,15 @@
 """What the writers of ONNX and of C read alike in programs of JAX, whose names change with it."""
 
+import abc
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.extend.core import Literal
 
 _CALLS = ("jit", "call", "closed_call", "eval_jaxpr", "remat2", "composite",
           "custom_jvp_call", "custom_vjp_call")  # fmt: skip
@@ -44,3 +48,56 @@ OTHERS: Mapping[str, Callable[..., Any]] = {
     ],
 }
 """By an operation what it is in terms of others: a function of its parameters and operands."""
+
+
+class Walker(abc.ABC):
+    """Runs equations on arrays, and on values of one type, ``unknown``, that stand for others.
+
+    Calls are inlined, and what follows from arrays alone is computed.
+    """
+
+    unknown: type[Any]
+
+    def run(self, program: Any, given: Sequence[Any]) -> list[Any]:
+        """Return what a program gives."""
+        jaxpr, consts = getattr(program, "jaxpr", program), getattr(program, "consts", ())
+        ins = [*map(self.array, consts), *given]
+        values = dict(zip([*jaxpr.constvars, *jaxpr.invars], ins, strict=True))
+
+        def read(atom: Any) -> Any:
+            literal = isinstance(atom, Literal)
+            return np.asarray(atom.val, atom.aval.dtype) if literal else values[atom]
+
+        for equation in jaxpr.eqns:
+            made = self.made(equation, [read(atom) for atom in equation.invars])
+            values.update(zip(equation.outvars, made, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def made(self, equation: Any, given: list[Any]) -> Sequence[Any]:
+        """Return what an equation gives."""
+        if equation.primitive.name in SAME:
+            return given
+        if (inside := program_of(equation)) is not None:
+            return self.run(inside, given)
+        known = self.computes(equation) and not any(isinstance(x, self.unknown) for x in given)
+        by = self.known if known else self.result
+        made = by(equation, given)
+        return made if isinstance(made, list | tuple) else [made]
+
+    def known(self, equation: Any, given: list[Any]) -> Any:
+        """Compute what follows from arrays alone."""
+        made = equation.primitive.bind(*given, **equation.params)
+        return jax.tree.map(self.array, made)
+
+    def array(self, x: Any) -> Any:
+        """An array as one of NumPy, except of random keys, which NumPy does not hold."""
+        held = isinstance(x, self.unknown) or jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return x if held else np.asarray(x)
+
+    def computes(self, equation: Any) -> bool:
+        """Whether it can be computed here."""
+        return True
+
+    @abc.abstractmethod
+    def result(self, equation: Any, given: list[Any]) -> Any:
+        """Return what follows from values that are not known."""

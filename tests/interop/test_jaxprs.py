@@ -27,7 +27,7 @@ from rnnjax.interop.jaxprs import OTHERS, SAME
 from rnnjax.interop.onnx.primitives import PRIMITIVES
 
 KNOWN = {
-    "C": {*RULES, *MOVES, "convert_element_type"}.union(*FORMS.values()),
+    "C": {*RULES, *SAME, *MOVES, "convert_element_type"}.union(*FORMS.values()),
     "ONNX": {*PRIMITIVES, *OTHERS, *SAME},
 }
 REFUSED = {

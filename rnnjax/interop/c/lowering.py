@@ -10,17 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import jaxpr_as_fun
 from numpy.lib.stride_tricks import sliding_window_view
 
+from rnnjax.interop import jaxprs
 from rnnjax.interop.c.writer import MOVES
-from rnnjax.interop.jaxprs import OTHERS, SAME, program_of, scan_sizes
+from rnnjax.interop.jaxprs import OTHERS, Walker, scan_sizes
 
 _JAX = pathlib.PurePath(jax.__file__).parent
+_RULES = {pathlib.PurePath(one) for one in (__file__, jaxprs.__file__)}
 
 
-class Lowering:
-    """Evaluates what is known, and traces the rest, with calls inlined, by the rules below.
+class Lowering(Walker):
+    """Evaluates what is known, and traces the rest, by the rules below.
 
     Args:
         params: the parameters by name; what is computed from them alone is named after them.
@@ -28,56 +30,52 @@ class Lowering:
             known weights ``w (*batch, inputs, outputs)``.
     """
 
+    unknown = jax.core.Tracer
+
     def __init__(
         self, params: Mapping[str, np.ndarray], product: Callable[..., Any] = lax.dot_general
     ) -> None:
         self.names = {array.tobytes(): name for name, array in params.items()}
-        self._product = product
+        self._product, self._done = product, ""  # the operation that stays
         self._gates = dict[int, tuple[Any, Any]]()  # by its id what is a logistic function, of what
 
-    def run(self, jaxpr: Jaxpr, given: Sequence[Any], done: str = "") -> Any:
-        """Run equations on arrays and tracers, constants first; ``done`` operations stay."""
-        values = dict(zip([*jaxpr.constvars, *jaxpr.invars], given, strict=True))
+    def made(self, equation: Any, given: list[Any]) -> Sequence[Any]:
+        """Trace an equation under the name of its line."""
+        where = _origin(equation)  # a function of JAX knows no line of ours
+        with jax.named_scope(where) if where else contextlib.nullcontext():
+            return super().made(equation, given)
 
-        def read(atom: Any) -> Any:
-            if isinstance(atom, Literal):
-                return np.asarray(atom.val, getattr(atom.aval, "dtype", None))
-            return values[atom]
+    def known(self, equation: Any, given: list[Any]) -> Any:
+        """Compute what is known, and name it after what it follows from."""
+        made = super().known(equation, given)
+        of = [self.names.get(_bytes(one), "").split(" and ") for one in given]
+        name = " and ".join(dict.fromkeys(n for names in of for n in names if n))
+        self.names = {_bytes(one): name for one in jax.tree.leaves(made) if name} | self.names
+        return made
 
-        for equation in jaxpr.eqns:
-            where = _origin(equation)  # a function of JAX knows no line of ours
-            with jax.named_scope(where) if where else contextlib.nullcontext():
-                made = self._results(equation, [read(atom) for atom in equation.invars], done)
-            values.update(zip(equation.outvars, made, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    def _results(self, equation: Any, given: list[Any], done: str) -> Sequence[Any]:
-        name, p = equation.primitive.name, equation.params
+    def result(self, equation: Any, given: list[Any]) -> Any:
+        """Trace what is not known."""
+        name, p, first = equation.primitive.name, equation.params, id(given[0])
         known = [not isinstance(one, jax.core.Tracer) for one in given]
-        if (inner := program_of(equation)) is not None:
-            return self.run(getattr(inner, "jaxpr", inner), [*getattr(inner, "consts", ()), *given])
-        if name == "log" and id(given[0]) in self._gates:  # whose errors are absolute
-            x = self._gates[id(given[0])][1]
-            return [lax.neg(lax.log1p(lax.exp(lax.neg(x))))]
-        if name in RULES and name != done and not all(known):
+        if name == "log" and first in self._gates:  # whose errors are absolute
+            x = self._gates[first][1]
+            return lax.neg(lax.log1p(lax.exp(lax.neg(x))))
+        if name in RULES and name != self._done:
             made = equation.outvars[0].aval
             more = {"by": self._product, "known": known, "equation": equation, "made": made}
             rule = jax.make_jaxpr(lambda *xs: RULES[name](p | more, *xs))
             if (traced := rule(*given)).out_avals:
-                same = name if name == "dot_general" else ""  # the one that is made of itself
-                return self.run(traced.jaxpr, [*traced.consts, *given], same)
+                outer, self._done = self._done, "dot_general" * (name == "dot_general")
+                result = self.run(traced, given)  # of itself, which then stays
+                self._done = outer
+                return result
         made = equation.primitive.bind(*given, **p)
-        made = made if equation.primitive.multiple_results else [made]
-        gate = self._gates.get(id(given[0])) if given else None
-        if name == "logistic" and not all(known):
-            self._gates[id(made[0])] = made[0], given[0]
-        elif gate and name in MOVES:
-            moved = jax.tree.leaves(equation.primitive.bind(gate[1], **p))
-            self._gates |= {id(y): (y, x) for y, x in zip(made, moved, strict=True)}
-        if all(known):
-            of = [self.names.get(_bytes(one), "").split(" and ") for one in given]
-            name = " and ".join(dict.fromkeys(n for names in of for n in names if n))
-            self.names = {_bytes(one): name for one in made if name} | self.names
+        each = jax.tree.leaves(made)
+        if name == "logistic":
+            self._gates[id(made)] = made, given[0]
+        elif first in self._gates and name in MOVES:
+            moved = jax.tree.leaves(equation.primitive.bind(self._gates[first][1], **p))
+            self._gates |= {id(y): (y, x) for y, x in zip(each, moved, strict=True)}
         return made
 
 
@@ -96,7 +94,7 @@ def _origin(equation: Any) -> str:
     for frame in trace.frames if trace is not None else []:
         path = pathlib.PurePath(frame.file_name)
         if not path.is_relative_to(_JAX):
-            if path == pathlib.PurePath(__file__):
+            if path in _RULES:
                 return ""
             return f"{path.name}:{frame.line_num}, {frame.function_name}"
     return ""
@@ -190,7 +188,6 @@ def _power(p: Any, x: Any) -> Any:
 
 RULES: Mapping[str, Callable[..., Any]] = {
     **OTHERS,
-    **dict.fromkeys(SAME, lambda p, *given: given),
     "dot_general": _product,
     "conv_general_dilated": _convolution,
     "gather": _gather,

@@ -65,8 +65,7 @@ class Program(NamedTuple):
         lowering, step = Lowering(self.params, **options), self.closed
         given = *self.state.values(), *self.inputs.values()
         with jax.ensure_compile_time_eval():
-            known = *step.consts, *self.params.values()
-            run = jax.make_jaxpr(lambda *xs: lowering.run(step.jaxpr, [*known, *xs]))
+            run = jax.make_jaxpr(lambda *xs: lowering.run(step, [*self.params.values(), *xs]))
             return run(*given), lowering.names
 
 

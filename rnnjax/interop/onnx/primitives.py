@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import Literal, Primitive
+from jax.extend.core import Primitive
 
 from rnnjax.errors import InteropError
 from rnnjax.interop.functions import operator_of
-from rnnjax.interop.jaxprs import OTHERS, SAME, program_of, scan_sizes
+from rnnjax.interop.jaxprs import OTHERS, Walker, scan_sizes
 from rnnjax.interop.onnx.read import import_onnx
 
 _TYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -42,12 +41,14 @@ def marked(write: Callable[..., Sequence[Value]], plain: Callable[..., Any], *ar
     return jax.tree.unflatten(jax.tree.structure(result), made)
 
 
-class Writer:
+class Writer(Walker):
     """The nodes and constants of a graph that is being written.
 
     Values are known by their names. Those inside of the graph are named after the layer that is
     being written and the operator, as in ``dense/MatMul``.
     """
+
+    unknown = str
 
     def __init__(self) -> None:
         self.onnx = import_onnx()
@@ -184,42 +185,27 @@ class Writer:
             self._views |= {(x, op_type, by): made, (made, back, undo): x}
         return self._views[x, op_type, by]
 
-    def run(self, program: Any, values: Sequence[Value]) -> list[Value]:
-        """Write the equations of a program, and return what it gives."""
-        consts = [np.asarray(one) for one in getattr(program, "consts", ())]
-        jaxpr = getattr(program, "jaxpr", program)
-        names = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *values], strict=True))
-
-        def read(var: Any) -> Value:
-            literal = isinstance(var, Literal)
-            return np.asarray(var.val, var.aval.dtype) if literal else names[var]
-
+    def made(self, equation: Any, given: list[Value]) -> Sequence[Value]:
+        """Write an equation in the scope of its layer; some calls of ours are one operator."""
         outer = self.scope
-        for equation in jaxpr.eqns:
-            self.scope = outer or str(equation.source_info.name_stack).partition("/")[0]
-            made = self._equation(equation, [read(var) for var in equation.invars])
-            names |= zip(equation.outvars, made, strict=True)
+        self.scope = outer or str(equation.source_info.name_stack).partition("/")[0]
+        known = operator_of(equation.params.get("name"))
+        made = [self.add(known[0], *given, **known[1])] if known else super().made(equation, given)
         self.scope = outer
-        return [read(var) for var in jaxpr.outvars]
+        return made
 
-    def _equation(self, equation: Any, values: list[Value]) -> Sequence[Value]:
+    def computes(self, equation: Any) -> bool:
+        """Whether no size is open, and JAX computes it here."""
+        sizes = (size for var in equation.outvars for size in var.aval.shape)
+        return equation.primitive.name not in _SEEN and all(isinstance(n, int) for n in sizes)
+
+    def result(self, equation: Any, given: list[Value]) -> Any:
+        """Write an operation."""
         name, params = equation.primitive.name, equation.params
         ins, outs = ([var.aval for var in some] for some in (equation.invars, equation.outvars))
-        if name in SAME:
-            return values
-        if known := operator_of(params.get("name")):
-            return [self.add(known[0], *values, **known[1])]
-        if (inside := program_of(equation)) is not None:
-            return self.run(inside, values)
-        fixed = all(isinstance(size, int) for aval in outs for size in aval.shape)
-        if fixed and name not in _SEEN and not any(isinstance(value, str) for value in values):
-            made = equation.primitive.bind(*values, **params)
-            several = made if equation.primitive.multiple_results else [made]
-            key = jax.dtypes.prng_key  # which NumPy does not hold
-            return [m if jnp.issubdtype(m.dtype, key) else np.asarray(m) for m in several]
         if name in OTHERS:
             rule = jax.make_jaxpr(functools.partial(OTHERS[name], params))
-            return self.run(rule(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in ins)), values)
+            return self.run(rule(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in ins)), given)
         strange = [aval.dtype for aval in outs if aval.dtype.name not in _TYPES]
         if strange or name not in PRIMITIVES:
             what = f"in {strange[0]}" if strange else f"the operator {name!r} of JAX"
@@ -227,12 +213,11 @@ class Writer:
                 f"layer {self.scope!r} computes {what}, which is not written to ONNX; write the "
                 "model by rnnjax.interop.export, or a layer without dtype"
             )
-        before = self.before(values)
-        whole = (v is b and a.shape for v, b, a in zip(values, before, ins, strict=True))
-        if name in ELEMENTWISE and any(whole):  # whose nodes broadcast the others
-            values = before
-        made = PRIMITIVES[name](self, equation, *values)
-        return made if isinstance(made, list) else [made]
+        before = self.before(given)
+        whole = (v is b and a.shape for v, b, a in zip(given, before, ins, strict=True))
+        # Nodes of ONNX broadcast the others.
+        wide = name in ELEMENTWISE and any(whole)
+        return PRIMITIVES[name](self, equation, *(before if wide else given))
 
     def graph(
         self, inputs: Sequence[Any], outputs: Mapping[str, Value], avals: Any, whole: bool = True
