@@ -29,7 +29,7 @@ from rnnjax.cells import (
 from rnnjax.cells.activations import named
 from rnnjax.cells.base import Inputs
 from rnnjax.cells.onehot import Beside
-from rnnjax.cells.validation import as_inputs, is_pair
+from rnnjax.cells.validation import as_inputs, check_array, is_pair
 from rnnjax.checks import as_array, brief, check_instance
 from rnnjax.engine import unroll
 from rnnjax.errors import InvalidInputError
@@ -150,11 +150,7 @@ class ForeignCell(Cell):
 
     def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
         """Run the step of the module."""
-        if isinstance(x, OneHot):
-            raise InvalidInputError(
-                "a cell of Flax's that runs step by step reads arrays, but the inputs are OneHot; "
-                "give jax.nn.one_hot(ids, size)"
-            )
+        check_array("a cell of Flax's that runs step by step", x)
         leaves = eval_jaxpr(self.program.jaxpr, params, *jax.tree.leaves((carry, x)))
         new, y = jax.tree.unflatten(self.result, leaves)
         return new, y

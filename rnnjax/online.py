@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from rnnjax.cells.base import Carry, Cell, Coupling, Inputs, Params, exportable
 from rnnjax.cells.composite import CompositeCell
 from rnnjax.cells.declarations import kernels_outside
-from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.onehot import is_array
 from rnnjax.cells.products import product
 from rnnjax.cells.step import (
     apply_readout,
@@ -425,7 +425,7 @@ def _influence(cell: Cell, params: Params, state: OnlineState, x: Any) -> dict[s
     nothing = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), carry)
     made, factors = zip(*jax.jacfwd(lambda both: new(*both))((gates, nothing)), strict=True)
 
-    multiplied = {"kernel": jax.nn.one_hot(x.ids, x.size) if isinstance(x, OneHot) else x}
+    multiplied = {"kernel": x if is_array(x) else x.dense(jnp.float32)}
     if cell.recurrent is not None:
         multiplied["recurrent_kernel"] = getattr(carry, cell.recurrent)
     after: dict[str, Any] = {}

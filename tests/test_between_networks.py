@@ -103,7 +103,7 @@ def looked(x):
         (lambda: restarted(FOUR, of=rnnjax.GRUCell(1)), r"\.hidden must .* \(4, 3\), .* \(4, 1\)"),
         (lambda: LOOKING.step(LOOKING.init(KEY, 2), None, ONES[0]), r"give cell.over\(params, mem"),
         (lambda: looking(ONES[..., :3]), "check memory_size"),
-        (lambda: looked(rnnjax.OneHot(np.array([0, 1]), 2)), "reads arrays"),
+        (lambda: looked(rnnjax.OneHot(np.array([0, 1]), 2)), "AttentionCell needs vectors"),
     ],
 )
 def test_what_does_not_fit_is_said(call, message):

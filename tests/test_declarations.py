@@ -425,8 +425,8 @@ def test_where_raw_features_are_refused():
             call()
     one_hot = rnnjax.OneHot(jnp.zeros((7, 2), int), 3)
     for given, message in [
-        (one_hot, r"but is a OneHot alone; give the pair \(xs, raw\), .* with its gap \(1\)"),
-        ((xs[..., :2], xs), r"a pair whose second part has 3; give the pair .* its gap \(1\)"),
+        (one_hot, r"but has 0; give the pair \(xs, raw\), .* with its gap \(1\)"),
+        ((xs[..., :2], xs), r"but has 3; give the pair .* its gap \(1\)"),
         ((xs[..., :2], xs[1:, :, :1]), r"same axes before the last, .* check the order of both"),
         ((xs[..., :2], one_hot), "vectors or a OneHot, and an array of raw features"),
         ((jnp.zeros((7, 2), int), xs[..., :1]), r"ids are given as rnnjax\.OneHot\(ids, size\)"),

@@ -83,7 +83,10 @@ def test_the_gradient_of_a_frequent_id_is_summed_in_float32(random_like, assert_
 
 
 def test_ids_of_a_narrow_type():
-    """-1 stands for masked ids, which uint8 does not have: it would be id 255."""
+    """-1 stands for masked ids, which uint8 does not have: it would be id 255.
+
+    Guards the ids of a learner too, whose influence needs the vectors (`OneHot.dense`).
+    """
     ids, valid = np.array([-1, 3], np.int8), np.array([True, False])
     rows = jax.jit(lambda ids: OneHot(ids, 128).rows(jnp.ones((128, 2))))(ids)
     assert rows.tolist() == [[0, 0], [1, 1]]
@@ -91,6 +94,7 @@ def test_ids_of_a_narrow_type():
     ids = np.array([[255, 3], [255, 3]], np.uint8)
     rows = jax.jit(lambda ids: zero_masked(OneHot(ids, 256), valid).rows(jnp.ones((256, 1))))(ids)
     assert rows.tolist() == [[[1], [1]], [[0], [0]]]
+    assert OneHot(ids[0], 300).dense(bool).nonzero()[1].tolist() == [255, 3]  # of 259 too, as uint8
 
 
 def test_the_flax_wrappers_take_them(assert_close):

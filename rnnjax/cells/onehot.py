@@ -1,4 +1,9 @@
-"""Inputs that are no single array: one-hot vectors as ids, and features beside others."""
+"""Inputs that are no single array: one-hot vectors as ids, and features beside others.
+
+Such a class has ``shape``, ``ndim``, indices and ``raw_size``, and no ``dtype``; what a kernel
+multiplies also ``rows`` and ``dense``. `as_inputs`, `zero_masked` and `split_raw` alone know which
+class it is. All other places ask `is_array`.
+"""
 
 import dataclasses
 from collections.abc import Iterator
@@ -8,10 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.export import register_pytree_node_serialization
+from jax.typing import DTypeLike
 
 from rnnjax.checks import check_size
 from rnnjax.errors import InvalidInputError
 from rnnjax.meshes import as_rows
+
+
+def is_array(x: Any) -> bool:
+    """Whether inputs are an array, or the shape and type of one."""
+    return hasattr(x, "dtype")
 
 
 @jax.tree_util.register_dataclass
@@ -42,6 +53,8 @@ class OneHot:
 
     ids: jax.Array
     size: int = dataclasses.field(metadata={"static": True})
+
+    raw_size = 0
 
     def __post_init__(self) -> None:
         # JAX rebuilds pytrees with placeholders for leaves, which have no dtype.
@@ -97,12 +110,20 @@ class OneHot:
 
     def rows(self, kernel: jax.Array) -> jax.Array:
         """Multiply by ``kernel``: one row per id, zeros for ids out of range."""
-        # A negative index would count from the end, and uint8 does not have every size; on one axis
-        # the gradient needs no copy.
-        wide = self.ids.astype(jnp.promote_types(self.ids.dtype, jnp.int32))
+        # A negative index would count from the end; on one axis the gradient needs no copy.
+        wide = self.wide_ids
         ids = as_rows(jnp.where(wide < 0, self.size, wide), features=0)
         rows = kernel.at[ids].get(mode="fill", fill_value=0)
         return rows.reshape(*self.ids.shape, kernel.shape[1])
+
+    def dense(self, dtype: DTypeLike) -> jax.Array:
+        """Return the vectors, for the few places that need each of their numbers."""
+        return jax.nn.one_hot(self.wide_ids, self.size, dtype=dtype)
+
+    @property
+    def wide_ids(self) -> jax.Array:
+        """The ids in a type that has every size, and -1: uint8 would take 261 for 5."""
+        return self.ids.astype(jnp.promote_types(self.ids.dtype, jnp.int32))
 
 
 @jax.tree_util.register_dataclass
@@ -119,6 +140,11 @@ class Beside:
 
     xs: Any
     raw: jax.Array
+
+    @property
+    def raw_size(self) -> int:
+        """The number of raw features."""
+        return self.raw.shape[-1]
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.onehot import is_array
 from rnnjax.meshes import as_rows
 
 
@@ -29,7 +29,7 @@ def product(x: Any, kernel: jax.Array, dtype: DTypeLike | None) -> jax.Array:
     A kernel ``(*window, features, width)`` is convolved with the axes before the last of
     ``x (..., *grid, features)``.
     """
-    if isinstance(x, OneHot):
+    if not is_array(x):
         rows = x.rows(kernel)  # rounded after the look-up, so that the gradient's sums are not
         rows = rows if dtype is None else rows.astype(dtype)
         return rows.astype(at_least_float32(rows.dtype))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.cells.activations import get_activation, get_initializer, named
-from rnnjax.cells.onehot import Beside, OneHot
+from rnnjax.cells.onehot import Beside, OneHot, is_array
 from rnnjax.cells.products import Operand
 from rnnjax.checks import (
     as_array,
@@ -72,7 +72,7 @@ def as_inputs(xs: Any, convert: Callable[[str, Any], Any] = as_array) -> Any:
         xs = xs.xs, xs.raw
     if is_pair(xs):
         first, raw = (as_inputs(part, convert) for part in xs)
-        vectors = not isinstance(raw, OneHot | Beside) and not isinstance(first, Beside)
+        vectors = is_array(raw) and not isinstance(first, Beside)
         if not vectors or first.shape[:-1] != raw.shape[:-1]:
             raise InvalidInputError(
                 f"xs as a pair must be vectors or a OneHot, and an array of raw features with the "
@@ -190,18 +190,25 @@ def check_sizes(owner: str, name: str, sizes: Any) -> None:
 
 def check_pair(cell: Any, xs: Any) -> None:
     """Raise unless inputs that are no single array have the raw features that a cell names."""
-    alone = isinstance(xs, OneHot) and cell.raw
-    if not alone and not (isinstance(xs, Beside) and xs.raw.shape[-1] != cell.raw_size):
+    came = getattr(xs, "raw_size", cell.raw_size)  # an array has them among its features
+    if came == cell.raw_size:
         return
-    came = "a OneHot alone" if alone else f"a pair whose second part has {xs.raw.shape[-1]}"
     named = ", ".join(f"{name} ({size})" for name, size in cell.raw.items())
     cure = "the first part alone, as it names none"
     if named:
         cure = f"the pair (xs, raw), raw of size {cell.raw_size} with its {named}"
     raise InvalidInputError(
-        f"xs must have the {cell.raw_size} raw features that {brief(cell)} names, but is {came}; "
+        f"xs must have the {cell.raw_size} raw features that {brief(cell)} names, but has {came}; "
         f"give {cure}"
     )
+
+
+def check_array(reader: str, x: Any, advice: str = "give jax.nn.one_hot(ids, size)") -> None:
+    """Raise unless inputs are an array, for ``reader``, which needs each of their numbers."""
+    if not is_array(x):
+        raise InvalidInputError(
+            f"{reader} needs vectors, but the inputs are {type(x).__name__}; {advice}"
+        )
 
 
 def check_features(cell: Any, params: Any, xs: Any, time: str = "") -> None:
@@ -213,11 +220,8 @@ def check_features(cell: Any, params: Any, xs: Any, time: str = "") -> None:
     """
     input_size, grid = check_params(cell, params), params["kernel"].ndim - 2
     check_pair(cell, xs)
-    if grid and isinstance(xs.xs if isinstance(xs, Beside) else xs, OneHot):
-        raise InvalidInputError(
-            f"{brief(cell)} needs vectors, but the inputs are OneHot; give "
-            "jax.nn.one_hot(ids, size)"
-        )
+    if grid:
+        check_array(brief(cell), getattr(xs, "xs", xs))
     if grid and xs.ndim - bool(time) <= grid:
         raise InvalidInputError(
             f"inputs of {brief(cell)} must be ({time}*batch, *grid, channels) with a grid of "

@@ -9,8 +9,8 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params
 from rnnjax.cells.composite import WrappedCell, beside
-from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.step import split_raw
+from rnnjax.cells.validation import check_array
 from rnnjax.checks import brief
 from rnnjax.engine.core.masking import expand, zero_masked
 from rnnjax.engine.core.validation import checked_marks
@@ -183,11 +183,7 @@ class AttentionCell(WrappedCell[CarryT]):
     def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
         """Attend to the memory, and run the cell on ``x`` and the context."""
         mixed, raw = split_raw(self, x)
-        if isinstance(mixed, OneHot):
-            raise InvalidInputError(
-                "an AttentionCell reads arrays, but the inputs are OneHot; give rows of an "
-                "embedding"
-            )
+        check_array("an AttentionCell", mixed, "give rows of an embedding")
         weights = self.weights(params, carry)
         context = jnp.einsum("s...,s...m->...m", weights, params["memory"])
         given = beside(self.cell, jnp.concatenate([mixed, context], axis=-1), raw)

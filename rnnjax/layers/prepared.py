@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params
-from rnnjax.cells.composite import WrappedCell
+from rnnjax.cells.composite import WrappedCell, beside
 from rnnjax.cells.declarations import kernels_outside
-from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.onehot import is_array
 from rnnjax.cells.step import apply_readout, apply_update, split_raw, update_input
 from rnnjax.cells.validation import array_or_shape, as_inputs, check_features, check_step
 from rnnjax.checks import brief, check_instance, usual_promotion
@@ -102,8 +102,7 @@ class Prepared(WrappedCell[CarryT]):
         cell = self.cell
         if self.inputs is None:  # one product of both, to which that of the state adds zeros
             state = getattr(carry, cell.recurrent or "")
-            if isinstance(x, OneHot):  # though it was prepared for vectors
-                x = x.rows(jnp.eye(x.shape[-1], dtype=state.dtype))
+            x = x if is_array(x) else x.dense(state.dtype)  # though it was prepared for vectors
             both = self.states.multiply(jnp.concatenate([x, state], axis=-1), params["kernel"])
             return update_input(cell, params, both, carry, lambda _: jnp.zeros_like(both))
         projected = self.inputs.multiply(x, params["kernel"])
@@ -172,13 +171,12 @@ def _prepare(cell: Cell, params: Any, x: Any, method: Fused, platform: str) -> t
     if isinstance(cell, Stack):
         cell.check_entries("params", params)
         layers: list[Any] = []
-        features = x.shape[-1] - cell.raw_size
+        x = jax.eval_shape(lambda x: beside(cell.cells[0], *split_raw(cell, x)), x)
         for layer, own in zip(cell.cells, params, strict=True):
-            if layers or not isinstance(x, OneHot):
-                shape = (*x.shape[:-1], features + layer.raw_size)
+            if layers:
+                shape = (*x.shape[:-1], layers[-1][0].output_size + layer.raw_size)
                 x = jax.ShapeDtypeStruct(shape, jnp.float32)
             layers.append(inner(layer, own, x))
-            features = layer.output_size
         cells, laid_out = zip(*layers, strict=True)
         return dataclasses.replace(cell, cells=cells), laid_out
     if isinstance(cell, LearnedCarry):
@@ -211,7 +209,7 @@ def _prepared(
     rows = math.prod(x.shape[:-1])
     # For one-hot vectors the kernel's rows are looked up.
     inputs = states = Products(dtype=dtype)
-    if not isinstance(x, OneHot):
+    if is_array(x):
         inputs = Products.choose(params["kernel"], rows, dtype, platform)
     if cell.recurrent is None:
         return Prepared(cell, inputs, states)
@@ -220,7 +218,7 @@ def _prepared(
     # faster: a step of an LSTM(700) of 1 to 16 rows takes 0.7 to 0.9 of the time.
     matrices = all(params[name].ndim == 2 for name in kernels_outside(cell))
     few = states.forward is Forward.ROWS_TRANSPOSED
-    if cell.additive and matrices and few and not isinstance(x, OneHot):
+    if cell.additive and matrices and few and is_array(x):
         together = dataclasses.replace(states, forward=Forward.FEATURES_FIRST)
         return Prepared(cell, None, together)
     return Prepared(cell, inputs, states)

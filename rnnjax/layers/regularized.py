@@ -7,9 +7,8 @@ import jax
 
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params, PickLast
 from rnnjax.cells.composite import CompositeCell, LayerRun, WrappedCell, beside
-from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.step import split_raw
-from rnnjax.cells.validation import made_carry
+from rnnjax.cells.validation import check_array, made_carry
 from rnnjax.checks import brief
 from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.errors import InvalidInputError
@@ -120,11 +119,9 @@ class Regularized(WrappedCell[CarryT], CompositeCell[CarryT]):
 
     def _drop_inputs(self, key: jax.Array, xs: Any) -> Any:
         xs, raw = split_raw(self, xs)
-        if self.input_dropout and isinstance(xs, OneHot):
-            raise InvalidInputError(
-                "input_dropout needs vectors, but the inputs are OneHot; set ids to -1 to drop "
-                "them, or give jax.nn.one_hot(ids, size)"
-            )
+        if self.input_dropout:
+            advice = "set ids to -1 to drop them, or give jax.nn.one_hot(ids, size)"
+            check_array("input_dropout", xs, advice)
         dropped = Dropout(self.input_dropout, per="sequence").apply(key, xs)
         return beside(self.cell, dropped, raw)
 

@@ -150,9 +150,8 @@ def zero_masked(xs: Any, valid: jax.Array | None) -> Any:
         return xs
     if isinstance(xs, Beside):
         return Beside(zero_masked(xs.xs, valid), zero_masked(xs.raw, valid))
-    if isinstance(xs, OneHot):  # an id out of range stands for zeros, and uint8 has no -1
-        ids = xs.ids.astype(jnp.promote_types(xs.ids.dtype, jnp.int32))
-        return OneHot(jnp.where(expand(valid, ids), ids, -1), xs.size)
+    if isinstance(xs, OneHot):  # an id out of range stands for zeros
+        return OneHot(jnp.where(expand(valid, xs.ids), xs.wide_ids, -1), xs.size)
     return jnp.where(expand(valid, xs), xs, 0)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from jax.export import is_symbolic_dim
 
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.cells.onehot import Beside
 from rnnjax.cells.products import cast
 from rnnjax.cells.step import split_raw
 from rnnjax.cells.validation import as_inputs, check_carry, check_features, check_pair, made_carry
@@ -217,8 +216,7 @@ def checked_marks(name: str, marks: Any, xs: Any, of: str = "xs") -> jax.Array:
 def entered(cell: Cell, params: Params, xs: Any) -> tuple[Any, Mapping[str, jax.Array]]:
     """Check the inputs of a layer, and split off its raw features."""
     if cell.carry is None:  # its own step does
-        if isinstance(xs, Beside):
-            check_pair(cell, xs)
+        check_pair(cell, xs)
         return xs, {}
     check_features(cell, params, xs, "time, ")
     return split_raw(cell, xs)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
-from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.onehot import is_array
 from rnnjax.cells.products import (
     at_least_float32,
     convolution_kernel_gradient,
@@ -105,7 +105,7 @@ class Products:
 
     def multiply(self, x: Any, laid_out: jax.Array) -> jax.Array:
         """Compute ``x @ kernel`` with a kernel of `lay_out`."""
-        if isinstance(x, OneHot):
+        if not is_array(x):
             features_first = self.forward is Forward.FEATURES_FIRST
             return product(x, laid_out.T if features_first else laid_out, self.dtype)
         if self.forward is Forward.FEATURES_FIRST:
@@ -149,7 +149,7 @@ class Products:
         JAX's own rule gives its transpose, which XLA then copies.
         """
         # The gradient of a lookup is a scatter, in which JAX adds up equal indices.
-        if isinstance(xs, OneHot):
+        if not is_array(xs):
             return jax.vjp(lambda kernel: product(xs, kernel, self.dtype), kernel)[1](d)[0]
         if kernel.ndim > 2:
             wide = self._wide(kernel, d)
