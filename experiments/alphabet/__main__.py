@@ -14,14 +14,13 @@ from experiments.alphabet.model import COMPILER_OPTIONS, LETTERS, Model, pairs
 from experiments.shared import runs
 from rnnjax.training.files import write_json
 
-PROGRAM = "alphabet"
 COLD_START, COLD_LENGTH = "K", 5
 
 
 def main() -> int:
     """Train, and show what was learned."""
     config = runs.options(Config, "alphabet", "--seeds 20")
-    run_dir = runs.new_folder(PROGRAM, config.run_dir)
+    run_dir = runs.new_folder("alphabet", config.run_dir)
     if config.all:
         return compare(config.seed, run_dir)
     model = Model(config)

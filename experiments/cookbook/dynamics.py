@@ -72,12 +72,8 @@ def draw(seed: Any, *shape: int, delays: tuple[int, int] = (0, DELAY)) -> dict[s
     xs = np.zeros((*shape[:-1], len(time), shape[-1], 3), np.float32)
     xs[..., 0] = time < went
     xs[..., CUE : CUE + EVIDENCE, :, 1:] = means + noise
-    answers = np.where(time < went, 0, np.where(strengths > 0, 1, 2)[..., None, :])
-    return {
-        "xs": xs,
-        "answers": answers.astype(np.int32),
-        "strengths": strengths.astype(np.float32),
-    }
+    answers = np.where(time < went, 0, np.where(strengths > 0, 1, 2)[..., None, :]).astype(np.int32)
+    return {"xs": xs, "answers": answers, "strengths": strengths.astype(np.float32)}
 
 
 # --8<-- [start:model]

@@ -148,10 +148,8 @@ def run(config: Config) -> int:
         score = 100 * float(np.mean([a == b for a, b in zip(found, wanted, strict=True)]))
         report.add(name, score)
     one = max(range(len(asked)), key=lambda i: len(asked[i]))
-    weights, picture = (
-        np.asarray(looked)[one, :, : len(asked[one])],
-        report.run_dir / "attention.png",
-    )
+    weights = np.asarray(looked)[one, :, : len(asked[one])]
+    picture = report.run_dir / "attention.png"
     plots.matrix(picture, weights, rows=[*found[one]], columns=[*asked[one]], x="read", y="written")
     print(f"{asked[one]!r} is written as {found[one]}")
     report.accept("dates by beam search", score, 97, "least")

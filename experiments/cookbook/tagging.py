@@ -56,10 +56,8 @@ def sentence(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     words: list[str] = []
     tags: list[str] = []
     for _ in range(rng.integers(1, 5)):
-        kind, side = (
-            rng.choice(KINDS),
-            rng.choice(["before", "behind", "neither"], p=[0.5, 0.4, 0.1]),
-        )
+        kind = rng.choice(KINDS)
+        side = rng.choice(["before", "behind", "neither"], p=[0.5, 0.4, 0.1])
         name = rng.choice(NAMES.split(), rng.integers(1, 4), replace=False).tolist()
         other = rng.choice(OTHER.split(), rng.integers(1, 4)).tolist()
         left, right = (BEFORE[kind],) * (side == "before"), (BEHIND[kind],) * (side == "behind")
@@ -73,12 +71,8 @@ def sentences(seed: Any, count: int) -> dict[str, np.ndarray]:
     """So many sentences, padded: ``words`` and ``tags (time, count)``, and their ``lengths``."""
     rng = np.random.default_rng(seed)
     words, tags = zip(*(sentence(rng) for _ in range(count)), strict=True)
-    padded = rnnjax.pad(words, sizes=[LONGEST])
-    return {
-        "words": padded.xs,
-        "tags": rnnjax.pad(tags, sizes=[LONGEST]).xs,
-        "lengths": padded.lengths,
-    }
+    (xs, lengths), (ys, _) = (rnnjax.pad(each, sizes=[LONGEST]) for each in (words, tags))
+    return {"words": xs, "tags": ys, "lengths": lengths}
 
 
 def init(config: Config, key: jax.Array) -> dict[str, Any]:

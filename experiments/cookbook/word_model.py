@@ -94,13 +94,10 @@ def learn(config: Config, name: str, number: int) -> np.ndarray:
     keys = jax.random.split(jax.random.key(config.seed + number), 3)
     batches = windows(streams[:-1], streams[1:], steps=STEPS)
     schedule = optax.linear_schedule(LEARNING_RATE, 0, epochs * len(batches.counted))
-    draw = jax.jit(
-        lambda keys: {
-            "words": 0.1 * jax.random.normal(keys[0], (size, UNITS)),
-            "bias": jnp.zeros(size),
-            "cell": cell.init(keys[1], UNITS),
-        }
-    )
+    draw = jax.jit(lambda keys: {
+        "words": 0.1 * jax.random.normal(keys[0], (size, UNITS)), "bias": jnp.zeros(size),
+        "cell": cell.init(keys[1], UNITS),
+    })  # fmt: skip
     # --8<-- [start:loss]
     params = fit(
         truncated_loss(logits, losses), draw(keys),

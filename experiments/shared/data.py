@@ -103,12 +103,7 @@ def read(name: str, data: str | None) -> bytes:
                 f"{Path(folder) / name} cannot be read ({error.strerror}); give a folder that has "
                 "it by --data, or none, and it is downloaded"
             ) from error
-    address, digest, _ = FILES[name]
-    return _download(address, digest)
-
-
-def _download(address: str, digest: str) -> bytes:
-    cache = pooch.os_cache("rnnjax")
+    (address, digest, _), cache = FILES[name], pooch.os_cache("rnnjax")
     try:
         path = pooch.retrieve(address, f"sha256:{digest}", path=cache, progressbar=False)
         return Path(path).read_bytes()

@@ -78,12 +78,8 @@ class Data:
         mine = slice(None) if self.rows is None else self.rows
         # A view of all windows there are, of which these alone are copied.
         view = np.lib.stride_tricks.sliding_window_view(self.train, self.options.seq_length + 1)
-        windows = view[starts[:, mine]]
-        return {
-            "inputs": windows[..., :-1],
-            "targets": windows[..., 1:],
-            "weights": weights[:, mine],
-        }
+        windows, weights = view[starts[:, mine]], weights[:, mine]
+        return {"inputs": windows[..., :-1], "targets": windows[..., 1:], "weights": weights}
 
     @functools.cached_property
     def _starts(self) -> np.ndarray:

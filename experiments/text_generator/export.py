@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import rnnjax
+from experiments.text_generator import pages
 from experiments.text_generator.model import CharacterModel
 from experiments.text_generator.reading import AnyVocabulary
 from experiments.text_generator.trained import OfRun, Trained
@@ -113,9 +114,7 @@ def export(model: CharacterModel, vocabulary: AnyVocabulary, params: Any, path: 
     stacked = suffix == ".safetensors"
     written = to_interop(model, params, stacked=stacked)
     write(written, path, **options)
-    new = beside.with_name(beside.name + ".new")
-    new.write_text(characters + "\n", encoding="utf-8")
-    new.replace(beside)
+    pages.write(beside, characters + "\n")
     return written
 
 
