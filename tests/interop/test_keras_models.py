@@ -1,13 +1,11 @@
 """Models of ours as files of Keras, and what `rnnjax.interop.keras` says of others."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from interop_helpers import arrays_of, at_once, random_model, same_arrays
 
@@ -16,7 +14,6 @@ from rnnjax import InteropError, InvalidInputError
 from rnnjax.interop import Activation, Dense, Dropout, Embedding, Masking, OneHotIds, Recurrent
 from rnnjax.interop import keras as interop
 from rnnjax.interop.functions import Nonlinearity
-from rnnjax.training import keras_adam
 
 keras = pytest.importorskip("keras", reason="keras is in the group `test`")
 layers = keras.layers
@@ -161,45 +158,6 @@ class Deep(Recurrent):
 def test_what_is_derived_from_a_layer_is_not_written_as_that(layer: Any, tmp_path: Path) -> None:
     with pytest.raises(InteropError, match=f"is a {type(layer).__name__}, which Keras has not"):
         interop.save(random_model(layer, inputs=FEATURES), tmp_path / "own.keras")
-
-
-# --- training ---
-
-
-def test_ten_steps_of_adam() -> None:
-    """In Keras and here, from the same weights, they end at the same weights."""
-    model = built(layers.LSTM(5, return_sequences=True), layers.LSTM(4), layers.Dense(2))
-    rng = np.random.default_rng(0)
-    for variable in model.weights:
-        variable.assign(0.6 * rng.standard_normal(variable.shape).astype(np.float32))
-    xs, targets = (
-        rng.standard_normal(shape).astype(np.float32)
-        for shape in ((10, BATCH, TIME, FEATURES), (10, BATCH, 2))
-    )
-    ours = interop.load(model)
-    model.compile(keras.optimizers.Adam(0.01), loss="mse")
-    theirs = [float(model.train_on_batch(x, y)) for x, y in zip(xs, targets, strict=True)]
-
-    optimizer = keras_adam(0.01)
-
-    def step(state: Any, batch: Any) -> Any:
-        (params, inner), (x, y) = state, batch
-
-        def loss(params: Any) -> jax.Array:
-            return jnp.mean((ours.apply(params, jnp.swapaxes(x, 0, 1))[1] - y) ** 2)
-
-        value, gradient = jax.value_and_grad(loss)(params)
-        updates, inner = optimizer.update(gradient, inner)
-        return (optax.apply_updates(params, updates), inner), value
-
-    begin = ours.params, optimizer.init(ours.params)
-    (params, _), losses = jax.jit(functools.partial(jax.lax.scan, step))(begin, (xs, targets))
-    np.testing.assert_allclose(losses, theirs, rtol=1e-4)
-    for start, end, expected in zip(
-        arrays_of(ours), jax.tree.leaves(params), arrays_of(interop.load(model)), strict=True
-    ):
-        np.testing.assert_allclose(end, expected, rtol=0, atol=1e-4)
-        assert np.abs(np.asarray(end) - start).max() > 0.02
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

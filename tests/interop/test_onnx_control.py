@@ -1,9 +1,6 @@
 """Branches and loops of ONNX: what is known is chosen when the graph is read, the rest runs."""
 
 import functools
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -334,25 +331,3 @@ def test_what_is_refused_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InteropError, match=r"at most [\d,]+ elements may still be made; check"):
         rnnjax_onnx.load(doublings(known=True))(np.zeros(10**6, np.int32))
     assert max(one.size for one in made if isinstance(one, np.ndarray)) < 2**23
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="where the peak of a process is a file")
-@pytest.mark.parametrize("known", [False, True])
-def test_the_memory_of_a_refusal(known: bool, tmp_path: Path) -> None:
-    (tmp_path / "a.onnx").write_bytes(doublings(known).SerializeToString())
-    program = """
-import re, sys, numpy
-from rnnjax.errors import InteropError
-from rnnjax.interop import onnx
-model = onnx.load(sys.argv[1])
-try:
-    model(numpy.zeros(200, int) if sys.argv[2] == "True" else numpy.ones((100, 2), "float32"))
-except InteropError as error:
-    peak = re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]
-    print(int(peak) // 1024, "MB:", error)
-"""
-    command = [sys.executable, "-c", program, str(tmp_path / "a.onnx"), str(known)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    print(said)
-    assert int(said.split()[0]) <= 300
