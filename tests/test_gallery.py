@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import reference
 from cell_table import alike
@@ -568,99 +567,6 @@ def test_all_decays_of_gru_d_can_learn_from_where_they_begin() -> None:
     impute, decay = gradient(jax.random.key(0))
     assert np.all(impute["fade"] != 0)
     assert np.all(decay["gap"] != 0)
-
-
-# What the cells of a page are for: `(rng) -> inputs (time, rows, features), raw inputs, classes`.
-LONG, MANY, CLASSES = 40, 256, 4
-
-
-def frequencies(rng: Any) -> Any:
-    """Which of two frequencies a wave has, of any phase, seen at irregular times."""
-    gap = rng.exponential(1, (LONG, MANY, 1))
-    classes, time = rng.integers(2, size=MANY), np.cumsum(gap, 0)
-    period = np.where(classes, 5.0, 9.0)[:, None]
-    return np.sin(2 * np.pi * (time / period + rng.random((MANY, 1)))), (gap, time), classes
-
-
-def recall(rng: Any, steps: int = LONG, noise: float = 1.0) -> Any:
-    """Which symbol came first, before noise or blanks."""
-    classes = rng.integers(CLASSES, size=MANY)
-    xs = noise * rng.normal(size=(steps, MANY, CLASSES + 1))
-    xs[..., -1] = 0
-    xs[0] = np.concatenate([np.eye(CLASSES)[classes], np.ones((MANY, 1))], -1)
-    return xs, None, classes
-
-
-def pairs(rng: Any) -> Any:
-    """Which symbol stood beside another one, of as many pairs as there are symbols."""
-    order = np.argsort(rng.random((2, MANY, CLASSES)), -1)
-    keys, values = np.eye(CLASSES)[order].transpose(0, 2, 1, 3)
-    asked = rng.integers(CLASSES, size=MANY)
-    query = np.concatenate([keys[asked, np.arange(MANY)], np.zeros((MANY, CLASSES))], -1)
-    xs = np.concatenate([np.concatenate([keys, values], -1), query[None]])
-    return xs, None, order[1][np.arange(MANY), asked]
-
-
-TASKS = {
-    "time": frequencies,
-    "gated": recall,
-    # Gates that see inputs alone begin at a half: 40 blanks would leave nothing to learn from.
-    "linear": functools.partial(recall, steps=12, noise=0.0),
-    "dynamics": functools.partial(recall, steps=12, noise=0.0),
-    "matrix": pairs,
-}
-
-
-def taught(cell: Any, xs: Any, classes: Any, seed: int) -> tuple[float, float]:
-    """The loss after 300 steps of Adam with a linear layer behind, and that of a constant."""
-    count = classes.max() + 1
-    optimizer = optax.adam(1e-2)
-
-    def loss(params: Any) -> jax.Array:
-        own, head = params
-        y = rnnjax.unroll(cell, own, xs, outputs="last")[1]
-        logits = y @ head["kernel"] + head["bias"]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, classes).mean()
-
-    @jax.jit
-    def train(key: jax.Array) -> jax.Array:
-        one, other = jax.random.split(key)
-        kernel = jax.random.normal(other, (cell.output_size, count)) / cell.output_size**0.5
-        params = cell.init(one, xs.shape[-1]), {"kernel": kernel, "bias": jnp.zeros(count)}
-
-        def step(state: Any, _: Any) -> Any:
-            params, means = state
-            updates, means = optimizer.update(jax.grad(loss)(params), means)
-            return (optax.apply_updates(params, updates), means), None
-
-        (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), length=300)
-        return loss(params)
-
-    share = np.bincount(classes) / len(classes)
-    return float(train(jax.random.key(seed))), float(-(share * np.log(share)).sum())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*CASES, "gru_d"])
-def test_a_cell_learns_from_where_it_begins(name: str) -> None:
-    seed, units = 1, 32
-    page = CASES[name][0] if name in CASES else "time"
-    kinds, rng = names(page), np.random.default_rng(seed)
-    xs, raw, classes = TASKS[page](rng)
-    if name == "gru_d":  # values that are seen at half of the steps, with the time since then
-        cell = rnnjax.Stack([kinds["ImputeCell"](1), kinds["DecayGRUCell"](units, features=1)])
-        seen, since = rng.random(xs.shape) < 0.5, np.zeros_like(xs)
-        for t in range(1, LONG):
-            since[t] = raw[0][t] + np.where(seen[t - 1], 0, since[t - 1])
-        xs = np.concatenate([np.where(seen, xs, 0), seen, since], -1)
-    else:
-        cell = kinds[name](units)
-        if raw is not None:
-            xs = np.concatenate([xs, raw[name == "PhasedLSTMCell"]], -1)
-    with jax.enable_x64(False):
-        found, constant = taught(cell, xs.astype("float32"), classes, seed)
-    print(f"{page} {name}, seed {seed}: {found:.4f}, a constant {constant:.4f}")
-    assert found < constant / (2 if page == "gated" else 4)
 
 
 def test_a_reservoir_has_its_radius_and_holes() -> None:
