@@ -31,6 +31,12 @@ def library(folder: Path, *options: str, by: str = "gcc") -> ctypes.CDLL:
     return ctypes.CDLL(str(folder / "all.so"))
 
 
+def parts_of(cell: Any, xs: np.ndarray) -> list[np.ndarray]:
+    """What a step is given: the inputs of the product, and raw features by their names."""
+    ends = np.cumsum([xs.shape[-1] - cell.raw_size, *cell.raw.values()])[:-1]
+    return [part for part in np.split(xs, ends, -1) if part.size]
+
+
 class Stream:
     """A state of a compiled step."""
 

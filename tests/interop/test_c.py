@@ -13,15 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from c_helpers import STRICT, Stream, compiler, library
+from c_helpers import STRICT, Stream, compiler, library, parts_of
 from cell_table import CELLS, begun, grid
+from interop_helpers import distance
+from test_gallery import names
 
 import rnnjax
 from rnnjax import LSTMCell
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop import c
 
-ROOT = Path(__file__).parents[2]
 STEPS, FEATURES = 500, 2
 
 
@@ -41,22 +42,12 @@ def expected(cell: rnnjax.Cell, params: Any, xs: np.ndarray, space: tuple[int, .
     return np.asarray(run(xs)).reshape(len(xs), -1)
 
 
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    assert np.isfinite(b).all()
-    return float(np.abs(a - b).max() / np.abs(b).max())
-
-
 def gallery() -> dict[str, Any]:
     """The cells of the gallery, with the number of features of their inputs."""
     sizes = {"BlockGRUCell": (8, 3), "ImputeCell": (4, 16)}
     found: dict[str, Any] = {}
     for page in ("gated", "linear", "matrix", "dynamics", "time"):
-        names: dict[str, Any] = {"__name__": page}
-        text = (ROOT / f"docs/gallery/{page}.md").read_text(encoding="utf-8")
-        for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[:-1]:
-            block = re.sub(r"^left\(.*$", "", block, flags=re.MULTILINE)  # which only prints
-            exec(compile(block, page, "exec"), names)
-        for name, value in names.items():
+        for name, value in names(page).items():
             own = isinstance(value, type) and value.__module__ == page
             if own and issubclass(value, rnnjax.Cell) and name not in ("VectorCell", "MatrixCell"):
                 units, features = sizes.get(name, (4, 5))
@@ -85,9 +76,8 @@ def check(
         wanted[name] = cell, xs, expected(cell, params, xs, space)
     lib = library(folder, *options, by=by)
     for name, (cell, xs, ys) in wanted.items():
-        stream, ends = Stream(lib, folder, name), np.cumsum([*cell.raw.values()][::-1])[::-1]
-        parts = [part for part in np.split(xs, [xs.shape[-1] - n for n in ends], -1) if part.size]
-        got = np.stack([stream.step(*inputs) for inputs in zip(*parts, strict=True)])
+        stream = Stream(lib, folder, name)
+        got = np.stack([stream.step(*parts_of(cell, x)) for x in xs])
         assert distance(got, ys) < 1e-5, name
 
 

@@ -10,6 +10,7 @@ import pytest
 from c_helpers import Stream, library
 from cell_table import begun
 from interop_helpers import at_once, distance, random_model
+from made_models import randomized
 from onnx_helpers import needs_runtime, node, normal, proto_of, session, value
 
 import rnnjax
@@ -32,14 +33,6 @@ from rnnjax.interop import torch as from_torch
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 layers, TIME, FEATURES, SIZE = keras.layers, 12, 3, 7
-
-
-def randomized(model: Any) -> Any:
-    rng = np.random.default_rng(0)
-    for v in model.weights:
-        drawn = 0.4 * rng.normal(size=v.shape)
-        v.assign(np.abs(drawn) + 0.1 if "variance" in v.name else drawn)
-    return model
 
 
 def keras_model(*given: Any, ids: bool = False) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from c_helpers import Stream, library
+from c_helpers import Stream, library, parts_of
 from cell_table import CELLS, grid
 from interop_helpers import distance
 from made_models import MODELS, inputs_of, model_of
@@ -108,9 +108,7 @@ def test_cells(name: str, tmp_path: Path, random_like: Any) -> None:
     assert distance(by_export(model, [xs], carry), result) < MOST
     if shutil.which("gcc"):
         c.save(cell, params, tmp_path / "leaves.c", input_size=(*space, FEATURES))
-        ends = np.cumsum([FEATURES - cell.raw_size, *cell.raw.values()])[:-1]
-        steps = [[x for x in np.split(x, ends, -1) if x.size] for x in xs]
-        flat, after = by_c(tmp_path, steps, carry)
+        flat, after = by_c(tmp_path, [parts_of(cell, x) for x in xs], carry)
         assert distance(([flat[0].reshape(expected.shape)], after), result) < MOST
 
 

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from c_helpers import Stream, library
+from c_helpers import Stream, library, parts_of
 from cell_table import CELLS, bent, grid
 from flax import nnx
 from interop_helpers import distance, random_model
@@ -251,9 +251,7 @@ def by_c(model: Model, xs: np.ndarray, folder: Path) -> list[Any]:
     lib, made = library(folder), []
     for name, layer in model.layers.items():
         stream, cell = Stream(lib, folder, name), layer.cell
-        ends = np.cumsum([FEATURES - cell.raw_size, *cell.raw.values()])[:-1]
-        steps = [[x for x in np.split(x, ends, -1) if x.size] for x in xs[:, 0]]
-        made.append(np.stack([stream.step(*step) for step in steps]))
+        made.append(np.stack([stream.step(*parts_of(cell, x)) for x in xs[:, 0]]))
     return made
 
 
