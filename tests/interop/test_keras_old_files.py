@@ -36,19 +36,18 @@ def sequential(*entries: tuple[str, dict[str, Any]]) -> dict[str, Any]:
     return {"class_name": "Sequential", "config": layers}
 
 
-def functional(*row: tuple[str, str, dict[str, Any]], ends: int = 1) -> dict[str, Any]:
-    """A functional model of layers in a row, whose last output may be given more than once."""
-    layers = [
-        {
-            "class_name": kind,
-            "name": name,
-            "config": {"name": name, **config},
-            "inbound_nodes": [[[row[k - 1][1], 0, 0, {}]]] if k else [],
-        }
-        for k, (kind, name, config) in enumerate(row)
-    ]
-    begin, end = [[row[0][1], 0, 0]], [[row[-1][1], 0, 0]]
-    inner = {"name": "m", "layers": layers, "input_layers": begin, "output_layers": end * ends}
+def node(kind: str, name: str, *takes: str, **config: Any) -> dict[str, Any]:
+    """A layer of a graph, which takes the first outputs of others."""
+    to = [[[one, 0, 0, {}] for one in takes]] if takes else []
+    return {
+        "class_name": kind, "name": name, "config": {"name": name, **config}, "inbound_nodes": to,
+    }  # fmt: skip
+
+
+def graph_of(nodes: list[Any], inputs: Any, outputs: Any) -> dict[str, Any]:
+    """A functional model, with the names of its inputs and of its outputs."""
+    begin, end = ([[name, 0, 0] for name in names] for names in (inputs, outputs))
+    inner = {"name": "m", "layers": nodes, "input_layers": begin, "output_layers": end}
     return {"class_name": "Model", "config": inner}
 
 
@@ -107,10 +106,10 @@ def test_cudnn_in_both_directions(tmp_path: Path) -> None:
 
 
 def test_a_graph_in_the_old_layout_is_written_anew(tmp_path: Path) -> None:
-    start = "InputLayer", "x", {"batch_input_shape": [None, None, IN]}
-    layer = "CuDNNLSTM", "a", {"units": SIZE, "return_sequences": True}
+    start = node("InputLayer", "x", batch_input_shape=[None, None, IN])
+    layer = node("CuDNNLSTM", "a", "x", units=SIZE, return_sequences=True)
     arrays: Named = {"x": [], "a": cudnn(gates_of("LSTM")[2])}
-    config = functional(start, layer, ends=2)
+    config = graph_of([start, layer], "x", "aa")
     model = interop.load(write_old(tmp_path / "old.h5", arrays, config, "2.2.4"))
     interop.save(model, tmp_path / "again.keras")
     again = interop.load(tmp_path / "again.keras")
@@ -167,14 +166,15 @@ def test_keras_1_model_of_several_layers(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     table, w, b = (rng.standard_normal(s).astype(np.float32) for s in ((7, IN), (SIZE, 2), (2,)))
     dense = {"class_name": "Dense", "config": {"output_dim": 2}}
-    config = functional(
-        ("InputLayer", "input_1", {"batch_input_shape": [None, None]}),
-        ("Embedding", "emb", {"input_dim": 7, "output_dim": IN, "mask_zero": True}),
-        ("LSTM", "rnn", {"output_dim": SIZE, "return_sequences": True, "dropout_U": 0.25}),
-        ("Dropout", "drop", {"p": 0.5}),
-        ("TimeDistributed", "head", {"layer": dense}),
-        ("Activation", "soft", {"activation": "softmax"}),
-    )
+    nodes = [
+        node("InputLayer", "input_1", batch_input_shape=[None, None]),
+        node("Embedding", "emb", "input_1", input_dim=7, output_dim=IN, mask_zero=True),
+        node("LSTM", "rnn", "emb", output_dim=SIZE, return_sequences=True, dropout_U=0.25),
+        node("Dropout", "drop", "rnn", p=0.5),
+        node("TimeDistributed", "head", "drop", layer=dense),
+        node("Activation", "soft", "head", activation="softmax"),
+    ]
+    config = graph_of(nodes, ["input_1"], ["soft"])
     arrays: Named = {
         "input_1": [],
         "emb": [("emb_W", table)],
@@ -257,27 +257,16 @@ def test_defaults_are_those_of_the_version(
     assert layer.cell == GRUCell(SIZE, reset_after=reset_after, recurrent_activation=old)
 
 
-def written(path: Path, version: str, graph: dict[str, Any], **arrays: np.ndarray) -> Model:
-    """A functional model of two inputs of words, masked where they are 0."""
-    embedding = {"input_dim": 5, "output_dim": 2, "mask_zero": True}
+def written(path: Path, version: str, graph: list[Any], **arrays: np.ndarray) -> Model:
+    """A model of two inputs of words, masked where they are 0; each of its nodes is an output."""
+    words = {"input_dim": 5, "output_dim": 2, "mask_zero": True}
     begin = {"batch_input_shape": [None, 4], "dtype": "int32"}
-    layers = {
-        name: ("InputLayer", name, begin, []) for name in ("i", "j")
-    } | {
-        name: ("Embedding", name, embedding, [[[which, 0, 0, {}]]])
-        for name, which in (("a", "i"), ("b", "j"))
-    } | graph  # fmt: skip
-    listed = [
-        {"class_name": kind, "name": name, "config": {"name": name, **config}, "inbound_nodes": to}
-        for kind, name, config, to in layers.values()
-    ]
-    ends = [[name, 0, 0] for name in graph]
-    inputs = [[name, 0, 0] for name in ("i", "j")]
-    inner = {"name": "m", "layers": listed, "input_layers": inputs, "output_layers": ends}
-    held: Named = {name: [] for name in layers}
+    nodes = [*(node("InputLayer", name, **begin) for name in "ij"),
+             *(node("Embedding", *names, **words) for names in ("ai", "bj")), *graph]  # fmt: skip
+    held: Named = {one["name"]: [] for one in nodes}
     held |= {name: [(f"{name}/embeddings:0", arrays[name])] for name in ("a", "b")}
     held |= {"rnn": [(f"rnn/{i}:0", arrays[f"w{i}"]) for i in range(6)]} if "w0" in arrays else {}
-    config = {"class_name": "Model", "config": inner}
+    config = graph_of(nodes, "ij", [one["name"] for one in graph])
     return interop.load(write_old(path, held, config, version), time_first=False)
 
 
@@ -291,20 +280,17 @@ def test_masks_are_merged_as_that_version_does(version: str, tmp_path: Path) -> 
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((5, 2)).astype(np.float32) for _ in range(2))
     new = version in ("3.4.0", "3.15.1")
-    both = [[["a", 0, 0, {}], ["b", 0, 0, {}]]]
     graph = {"Multiply": {}, "Maximum": {}, "Add": {}, "Concatenate": {"axis": -1}}
-    built = {kind: (kind, kind, config, both) for kind, config in graph.items()}
-    built |= {
-        f"of {kind}": ("GlobalAveragePooling1D", f"of {kind}", {}, [[[kind, 0, 0, {}]]])
-        for kind in graph
-    }
-    one = [[["a", 0, 0, {}], ["free", 0, 0, {}]]]
-    built["free"] = ("RepeatVector", "free", {"n": 4}, [[["of Add", 0, 0, {}]]])
-    built["Average"] = ("Average", "Average", {}, one)
-    built["mean"] = ("GlobalAveragePooling1D", "mean", {}, [[["Average", 0, 0, {}]]])
+    built = [node(kind, kind, "a", "b", **config) for kind, config in graph.items()]
+    built += [node("GlobalAveragePooling1D", f"of {kind}", kind) for kind in graph]
+    built += [
+        node("RepeatVector", "free", "of Add", n=4),
+        node("Average", "Average", "a", "free"),
+        node("GlobalAveragePooling1D", "mean", "Average"),
+    ]
     model = written(tmp_path / "a.h5", version, built, a=a, b=b)
     made = at_once(model, (WORDS, OTHERS))[1]
-    ys = dict(zip(built, map(np.asarray, made), strict=True))
+    ys = {one["name"]: np.asarray(y) for one, y in zip(built, made, strict=True)}
 
     x, y, m, n = a[WORDS], b[OTHERS], (WORDS != 0)[..., None], (OTHERS != 0)[..., None]
     product = np.where(m | n, np.where(m, x, 1) * np.where(n, y, 1), 0) if new else x * y
@@ -333,9 +319,6 @@ def test_masks_of_keras_2_go_to_keras_3(tmp_path: Path) -> None:
     tables = {name: rng.standard_normal((5, 2)).astype(np.float32) for name in "ab"}
     inner = {"class_name": "SimpleRNN", "config": {"units": 3, "return_sequences": True}}
 
-    def node(kind: str, name: str, *takes: str, **config: Any) -> Any:
-        return kind, name, config, [[[one, 0, 0, {}] for one in takes]]
-
     built = [
         node("GlobalAveragePooling1D", "mean", "a"),
         node("RepeatVector", "free", "mean", n=4),
@@ -349,8 +332,7 @@ def test_masks_of_keras_2_go_to_keras_3(tmp_path: Path) -> None:
     ]
     ends = "rnn", "sum", "product", "a_mask_notequal", "behind", "longer"
     built += [node("GlobalAveragePooling1D", f"of {one}", one) for one in ends]
-    graph = {one[1]: one for one in built}
-    model = written(tmp_path / "a.h5", "2.15.0", graph, **tables, **weights)
+    model = written(tmp_path / "a.h5", "2.15.0", built, **tables, **weights)
     expected = [np.asarray(y) for y in at_once(model, (WORDS, OTHERS))[1]]
     interop.save(model, tmp_path / "a.keras")
     again = at_once(interop.load(tmp_path / "a.keras", time_first=False), (WORDS, OTHERS))[1]
@@ -368,12 +350,11 @@ def test_masked_outputs_of_both_directions(version: str, tmp_path: Path) -> None
     weights = {f"w{i}": rng.standard_normal(s).astype(np.float32) for i, s in enumerate(shapes)}
     table = rng.standard_normal((5, 2)).astype(np.float32)
     inner = {"class_name": "SimpleRNN", "config": {"units": 3, "return_sequences": True}}
-    to = [[["a", 0, 0, {}]]]
-    built = {"rnn": ("Bidirectional", "rnn", {"layer": inner, "merge_mode": "concat"}, to)}
-    built["flat"] = ("Flatten", "flat", {}, [[["b", 0, 0, {}]]])
+    both = node("Bidirectional", "rnn", "a", layer=inner, merge_mode="concat")
     if version == "1.2.2":
         inner["config"]["output_dim"] = inner["config"].pop("units")
-    model = written(tmp_path / "a.h5", version, built, a=table, b=table, **weights)
+    graph = [both, node("Flatten", "flat", "b")]
+    model = written(tmp_path / "a.h5", version, graph, a=table, b=table, **weights)
     ys, _ = model((WORDS, OTHERS))[1]
     expected = np.zeros((3, 4, 6), np.float32)
     for way, steps in enumerate((range(4), range(3, -1, -1))):
@@ -412,22 +393,15 @@ def test_masks_of_heads_are_those_of_the_version(version: str) -> None:
 def test_inputs_of_an_inner_model_in_a_dict() -> None:
     """As Keras 2 lists them at its call, in the order of their names."""
 
-    def model(name: str, layers: list[Any], inputs: Any, outputs: Any) -> dict[str, Any]:
-        inner = {"name": name, "layers": layers, "input_layers": inputs, "output_layers": outputs}
-        return {"class_name": "Functional", "name": name, "config": inner}
-
     def inputs(names: str) -> list[Any]:
-        config = {"batch_input_shape": [None, None, IN]}
-        return [
-            {"class_name": "InputLayer", "name": n, "config": {"name": n, **config}} for n in names
-        ]
+        return [node("InputLayer", name, batch_input_shape=[None, None, IN]) for name in names]
 
-    added = {"class_name": "Subtract", "name": "s", "config": {"name": "s"}}
-    added["inbound_nodes"] = [[["b", 0, 0, {}], ["a", 0, 0, {}]]]
-    ends = {name: [name, 0, 0] for name in "ba"}
-    inner = model("inner", [*inputs("ab"), added], ends, [["s", 0, 0]])
+    inner = graph_of([*inputs("ab"), node("Subtract", "s", "b", "a")], (), "s")
+    inner["config"]["input_layers"] = {name: [name, 0, 0] for name in "ba"}
+    inner |= {"class_name": "Functional", "name": "inner"}
     inner["inbound_nodes"] = [{"b": ["q", 0, 0, {}], "a": ["p", 0, 0, {}]}]
-    whole = model("m", [*inputs("pq"), inner], [["p", 0, 0], ["q", 0, 0]], [["inner", 1, 0]])
+    whole = graph_of([*inputs("pq"), inner], "pq", ())
+    whole["config"]["output_layers"] = [["inner", 1, 0]]
     (call,) = network_of("Functional", whole["config"], 2.15).calls
     assert [value.source for value in call.takes] == ["q", "p"]
 
