@@ -18,7 +18,7 @@ from rnnjax.interop.layers import (
     Recurrent,
 )
 from rnnjax.interop.model import Functional, Model, Network, Sequential
-from rnnjax.interop.serving import export
+from rnnjax.interop.program import export
 
 __all__ = [
     "Activation", "Dense", "Dropout", "Embedding", "Flow", "Functional", "Layer", "Masking",

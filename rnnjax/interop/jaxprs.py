@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import Literal
+from numpy.lib.stride_tricks import sliding_window_view
 
 _CALLS = ("jit", "call", "closed_call", "eval_jaxpr", "remat2", "composite",
           "custom_jvp_call", "custom_vjp_call")  # fmt: skip
@@ -49,6 +50,51 @@ OTHERS: Mapping[str, Callable[..., Any]] = {
 }
 """By an operation what it is in terms of others: a function of its parameters and operands."""
 
+MOVES: Mapping[str, Callable[..., Any]] = {
+    "squeeze": lambda x, p, shape: x.reshape(shape),
+    "reshape": lambda x, p, shape: x.transpose(p["dimensions"] or range(x.ndim)).reshape(shape),
+    "broadcast_in_dim": lambda x, p, shape: np.broadcast_to(
+        np.expand_dims(x, (*{*range(len(shape))} - {*p["broadcast_dimensions"]},)), shape
+    ),
+    "slice": lambda x, p, shape: x[
+        (*map(slice, p["start_indices"], p["limit_indices"], p["strides"] or [1] * x.ndim),)
+    ],
+    "transpose": lambda x, p, shape: x.transpose(p["permutation"]),
+    "rev": lambda x, p, shape: np.flip(x, p["dimensions"]),
+    "split": lambda x, p, shape: np.split(x, np.cumsum(p["sizes"])[:-1], p["axis"]),
+    "tile": lambda x, p, shape: np.tile(x, p["reps"]),
+}
+"""By an operation that only moves entries what it makes of their numbers, and of a shape."""
+
+ENTRYWISE = {
+    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh",
+    "cbrt", "ceil", "cos", "cosh", "div", "eq", "erf", "erfc", "exp", "exp2", "expm1", "floor",
+    "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "log2", "logistic", "lt", "max",
+    "min", "mul", "ne", "neg", "not", "or", "pow", "reduce_precision", "rem", "round", "select_n",
+    "sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh", "xor",
+}  # fmt: skip
+"""Operations of which each entry follows from those at its place, or from a number."""
+
+
+def convolution(p: Any, x: Any, w: Any) -> Any:
+    """One product: what the kernel sees at each place is a row."""
+    spec = p["dimension_numbers"]
+    alone = p["feature_group_count"] == p["batch_group_count"] == 1
+    if not alone or {*p["lhs_dilation"]} - {1} or not p["made"].size:
+        return None
+    x = x.transpose(spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1])
+    w = w.transpose(*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0])
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(*way, 0) for way in ((0, 0), *p["padding"], (0, 0))])
+    space, every = range(1, x.ndim - 1), (slice(None),)
+    sizes = [step * (n - 1) + 1 for n, step in zip(w.shape, p["rhs_dilation"], strict=False)]
+    seen = sliding_window_view(np.arange(x.size).reshape(x.shape), sizes, axis=(*space,))
+    seen = np.moveaxis(seen, x.ndim - 1, -1)  # (batch, *places, *kernel, channels)
+    steps = (slice(None, None, step) for step in (*p["window_strides"], *p["rhs_dilation"]))
+    seen = seen[(*every, *steps)]
+    rows = jnp.take(x, seen, mode="clip").reshape(*seen.shape[: x.ndim - 1], -1)
+    y = rows @ w.reshape(-1, w.shape[-1])
+    return y.transpose(np.argsort([spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1]]))
+
 
 class Walker(abc.ABC):
     """Runs equations on arrays, and on values of one type, ``unknown``, that stand for others.
@@ -80,9 +126,8 @@ class Walker(abc.ABC):
         if (inside := program_of(equation)) is not None:
             return self.run(inside, given)
         known = self.computes(equation) and not any(isinstance(x, self.unknown) for x in given)
-        by = self.known if known else self.result
-        made = by(equation, given)
-        return made if isinstance(made, list | tuple) else [made]
+        made = self.known(equation, given) if known else self.result(equation, given)
+        return made if type(made) in (list, tuple) else [made]  # a Span is a tuple of its own
 
     def known(self, equation: Any, given: list[Any]) -> Any:
         """Compute what follows from arrays alone."""

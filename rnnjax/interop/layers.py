@@ -46,6 +46,8 @@ class Context:
 
     ``language`` is that in which the program of the call will be written: ``"C"``, where a sequence
     is fed step by step, padding as well, or ``"ONNX"``, whose runtimes raise errors of their own.
+    It is ``"steps"`` where nothing runs, but each step's outputs are followed to where they come
+    from: at a step that a mask leaves out they are what they were, and come from the mask alone.
     """
 
     resets: Any = None
@@ -86,11 +88,6 @@ class Layer(abc.ABC):
     def has_state(self) -> bool:
         """Whether a step of the layer depends on the steps before."""
         return False
-
-    @property
-    def streams(self) -> bool:
-        """Whether each step's outputs follow from its inputs and the state alone."""
-        return True
 
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...], dtype: Any) -> Carry:
         """The state at the start of a sequence, or None for a layer that has none."""
@@ -145,11 +142,6 @@ class Recurrent(Layer):
     def has_state(self) -> bool:
         """True: that of the cell."""
         return True
-
-    @property
-    def streams(self) -> bool:
-        """Whether it runs forward in time, and in that direction alone."""
-        return not self.reverse and _runs_forward(self.cell)
 
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...], dtype: Any) -> Carry:
         """The initial carry of the cell."""

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from rnnjax.cells.base import Cell, Params
 from rnnjax.checks import check_flag, check_instance
 from rnnjax.engine import Auto, Method
+from rnnjax.engine.core.masking import expand
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Carries, Context, Dense, Embedding, Flow, Layer, Recurrent
 from rnnjax.interop.options import KNOWN, check_options
@@ -91,6 +92,15 @@ def _turned(xs: Any, as_it_is: bool) -> Any:
                 f"xs should have a batch and a time, but is {np.shape(x)}; give a batch of one row"
             )
     return jax.tree.map(lambda x: jnp.swapaxes(jnp.asarray(x), 0, 1), xs)
+
+
+def _marked(flow: Flow) -> Flow:
+    """Arrays that follow from their mask, in the place of that."""
+    mask = flow.mask
+    if mask is None:
+        return flow
+    xs = jax.tree.map(lambda x: jnp.where(expand(mask, x), x, jnp.zeros_like(x)), flow.xs)
+    return Flow(xs, None, flow.sequence)
 
 
 class Input(NamedTuple):
@@ -221,6 +231,8 @@ class Functional(Network):
             if state is None and call.states and isinstance(layer, Recurrent):
                 leaves = [made[value.source][value.output].xs for value in call.states]
                 state = jax.tree.unflatten(jax.tree.structure(layer.cell.initial_carry()), leaves)
+            if context.language == "steps":
+                flows = [_marked(flow) for flow in flows]
             flow: Any = flows[0] if len(flows) == 1 else tuple(flows)
             key = None if context.key is None else jax.random.fold_in(context.key, i)
             with jax.named_scope(layer.name):

@@ -22,8 +22,7 @@ from rnnjax import InteropError
 from rnnjax.interop import Activation, Dense, Model, Sequential, c, onnx
 from rnnjax.interop.c.forms import FORMS
 from rnnjax.interop.c.lowering import RULES
-from rnnjax.interop.c.writer import MOVES
-from rnnjax.interop.jaxprs import OTHERS, SAME
+from rnnjax.interop.jaxprs import MOVES, OTHERS, SAME
 from rnnjax.interop.onnx.primitives import PRIMITIVES
 
 KNOWN = {

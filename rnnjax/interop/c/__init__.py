@@ -61,8 +61,9 @@ def save(*what: Any, input_size: Any = None, weights: str = "float32", data: Any
     Of a model every layer must run forward in time: recurrent layers, dense ones, embeddings,
     normalisations, activations, and causal convolutions, whose state is the steps before. Behind
     the last output of a recurrent layer, or ``x[:, -1]``, any layer without a state may be.
-    The first that does not fit is refused by its name; a graph, of ONNX or functional, may not say
-    which axis is time, and is run over 100 steps, at once and one by one. Ids are ``int32_t``. At a
+    The first that does not fit is refused by its name: each entry of what a model computes is
+    followed to the steps that it comes from, however far back these are. An operation that is not
+    known to keep steps apart counts as one that reads them all. Ids are ``int32_t``. At a
     step that a mask leaves out recurrent layers keep their state, and what comes out is that of the
     last valid step again, as in Keras, so padding may be fed to the end. A cell whose state does
     not hold its output is refused there.

@@ -11,11 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import jaxpr_as_fun
-from numpy.lib.stride_tricks import sliding_window_view
 
 from rnnjax.interop import jaxprs
-from rnnjax.interop.c.writer import MOVES
-from rnnjax.interop.jaxprs import OTHERS, Walker, scan_sizes
+from rnnjax.interop.jaxprs import MOVES, OTHERS, Walker, convolution, scan_sizes
 
 _JAX = pathlib.PurePath(jax.__file__).parent
 _RULES = {pathlib.PurePath(one) for one in (__file__, jaxprs.__file__)}
@@ -132,26 +130,6 @@ def _matrices(x: Any, batch: Sequence[int], of: Sequence[int]) -> Any:
     return x.transpose([*batch, *rows, *of]).reshape(*shape, math.prod(x.shape[i] for i in of))
 
 
-def _convolution(p: Any, x: Any, w: Any) -> Any:
-    """One product: what the kernel sees at each place is a row."""
-    spec = p["dimension_numbers"]
-    alone = p["feature_group_count"] == p["batch_group_count"] == 1
-    if not alone or {*p["lhs_dilation"]} - {1} or not p["made"].size:
-        return None
-    x = x.transpose(spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1])
-    w = w.transpose(*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0])
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(*way, 0) for way in ((0, 0), *p["padding"], (0, 0))])
-    space, every = range(1, x.ndim - 1), (slice(None),)
-    sizes = [step * (n - 1) + 1 for n, step in zip(w.shape, p["rhs_dilation"], strict=False)]
-    seen = sliding_window_view(np.arange(x.size).reshape(x.shape), sizes, axis=(*space,))
-    seen = np.moveaxis(seen, x.ndim - 1, -1)  # (batch, *places, *kernel, channels)
-    steps = (slice(None, None, step) for step in (*p["window_strides"], *p["rhs_dilation"]))
-    seen = seen[(*every, *steps)]
-    rows = jnp.take(x, seen, mode="clip").reshape(*seen.shape[: x.ndim - 1], -1)
-    y = rows @ w.reshape(-1, w.shape[-1])
-    return y.transpose(np.argsort([spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1]]))
-
-
 def _gather(p: Any, table: Any, ids: Any) -> Any:
     """A row of a table by one id, or another block by the indices of its corner."""
     numbers, sizes = p["dimension_numbers"], p["slice_sizes"]
@@ -189,7 +167,7 @@ def _power(p: Any, x: Any) -> Any:
 RULES: Mapping[str, Callable[..., Any]] = {
     **OTHERS,
     "dot_general": _product,
-    "conv_general_dilated": _convolution,
+    "conv_general_dilated": convolution,
     "gather": _gather,
     "scan": _scan,
     "integer_pow": _power,

@@ -1,5 +1,6 @@
 """A step of a cell, or of a model, as a program with a state that C can hold."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
@@ -17,9 +18,9 @@ from rnnjax.interop import arrays
 from rnnjax.interop.c.forms import FORMS, kind_of
 from rnnjax.interop.c.lowering import Lowering
 from rnnjax.interop.layers import Context, Recurrent, describe_cell
-from rnnjax.interop.model import Functional, Model
+from rnnjax.interop.model import Model, Value
 from rnnjax.interop.onnx.graph import Graph
-from rnnjax.interop.serving import input_shapes
+from rnnjax.interop.program import inputs_of, streams
 
 KEYWORDS = frozenset(re.findall(r"\w+", """
 and asm auto bool break case catch char class const constexpr continue default delete do double else
@@ -32,7 +33,6 @@ wchar_t char16_t char32_t const_cast dynamic_cast reinterpret_cast static_cast""
 """Words that C or C++ has for itself, macros, and ``step``, which GNU's C library has."""
 # Of the functions that are written, and the functions of C that these call.
 _LOCALS = {*"ijklmnopqrs", *re.findall(r"(?<![@\w])\w+(?=\()", str(FORMS))}
-_TRIED = 100  # steps
 
 
 def identifier(name: str, taken: Collection[str] = ()) -> str:
@@ -98,26 +98,19 @@ def of_cell(cell: Cell, params: Params, input_size: Any) -> Program:
 
 def of_model(model: Model) -> Program:
     """The program of one step of a model, for a batch of one row."""
-    network = model.network
-    calls = {call.name: call for call in getattr(network, "calls", ())}
-    apart = set[str]()  # calls whose outputs, or last outputs, have no axis of time
-    for name, layer in network.uses.items():
-        takes = calls[name].takes if name in calls else ()  # of a graph of ONNX
-        timeless = bool(takes) and all(one.output or one.source in apart for one in takes)
-        given = name in calls and calls[name].states
-        cut = dict(getattr(layer, "config", ())).get("key", ())[1:2] == (-1,)  # as in x[:, -1]
-        if given or (layer.has_state if timeless else not (layer.streams or cut)):
-            raise InteropError(
-                f"C takes one step at a time, but layer {layer.name!r}, {layer}, does not: it "
-                "reads later steps or all of them, or makes fewer; write what is before it, or "
-                "train a model whose layers run forward in time"
-            )
-        if timeless or not getattr(layer, "return_sequences", not cut):
-            apart.add(name)
-    given, carry = _inputs(model), model.initial_carry((1,))
-    begun = jax.eval_shape(model, given)[0] if isinstance(network, Graph) else carry
-    if many := {leaf.shape[0] for leaf in jax.tree.leaves(begun)} - {1}:
+    network: Any = model.network
+    begun = {call.name for call in getattr(network, "calls", ()) if call.states}
+    carry = {n: one for n, one in model.initial_carry((1,)).items() if n not in begun}
+    given = inputs_of(model)
+    states = jax.eval_shape(model, given)[0] if isinstance(network, Graph) else carry
+    if many := {leaf.shape[0] for leaf in jax.tree.leaves(states)} - {1}:
         raise InteropError(f"C takes one row, but the graph is for {max(many)}; export it for one")
+    if not streams(model, carry):
+        raise InteropError(
+            f"C takes one step at a time, but {_first_not_to_fit(model, carry)}: it reads later "
+            "steps or all of them, or makes fewer; write what is before it, or train or export a "
+            "model that runs forward in time"
+        )
     inputs = dict[str, Any]()
     for key, one in given.items():
         ids = jnp.issubdtype(one.dtype, jnp.integer)
@@ -130,75 +123,20 @@ def of_model(model: Model) -> Program:
         named = dict(zip(given, xs.values(), strict=True))
         return network.run(params, named, carry, None, Context(method=Scan(), language="C"))
 
-    if not getattr(network, "is_row", False) and not _streams(model, carry):
-        raise InteropError(
-            "C takes one step at a time, but this model gives other outputs then: it reads later "
-            "steps or all of them; export one that runs forward in time, with a free axis of time"
-        )
     title = ", ".join(map(str, model.layers.values())) or "a graph of ONNX"
     return _traced(title, step, model.params, carry, inputs)
 
 
-def _streams(model: Model, start: Any) -> bool:
-    """Try whether steps one by one give what all give: an operation may not say which axis is time.
-
-    Without a free axis all that a graph takes is one step. Without a state a free axis may be time
-    or the batch, and neither may mix.
-    """
-    one, verdicts = _inputs(model), list[bool]()
-    for axis in range(2):
-        several = _inputs(model, axis)
-        # The axis of time, which is the second where a batch is first.
-        time = {n: int(np.not_equal(x.shape, one[n].shape).argmax())
-                for n, x in several.items() if x != one[n]}  # fmt: skip
-        if time:
-            verdicts.append(_goes_along(model, start, several, time))
-    return not verdicts or (any if jax.tree.leaves(start) else all)(verdicts)
-
-
-def _goes_along(model: Model, start: Any, several: dict[str, Any], time: dict[str, int]) -> bool:
-    """Whether steps along an axis give what all give, of positive numbers and of any."""
-    run, rng = jax.jit(lambda xs, carry: model(xs, carry)), np.random.default_rng(0)
-    for low in (1, -3):
-        xs = {n: rng.uniform(low if kind_of(x.dtype) == "f" else 0, 3, x.shape).astype(x.dtype)
-              for n, x in several.items()}  # fmt: skip
-        carry, each = start, []
-        try:
-            whole = jax.tree.leaves(run(xs, start)[1])
-            for t in range(_TRIED):
-                now = {n: x.take([t], time[n]) if n in time else x for n, x in xs.items()}
-                carry, ys = run(now, carry)
-                each.append(jax.tree.leaves(ys))
-        except (InvalidInputError, InteropError, TypeError, ValueError):  # too few for a node
-            return False
-        for together, *ys in zip(whole, *each, strict=True):
-            along = [a != b for a, b in zip(together.shape, ys[-1].shape, strict=False)]
-            y = np.concatenate(ys, along.index(True)) if any(along) else ys[-1]
-            if y.shape != together.shape or not np.allclose(y, together, 1e-4, 1e-4, True):
-                return False
-    return True
-
-
-def _inputs(model: Model, axis: int | None = None) -> dict[str, Any]:
-    """The shapes and types of the inputs of one step by name; of several along an axis of time."""
-    network, shapes = model.network, {}
-    given = getattr(network, "inputs", ())
-    for one in given:
-        layers = isinstance(network, Functional)
-        if None in (one.shape or ())[1:] if layers else one.shape is None:
-            raise InvalidInputError(
-                f"input {one.name!r} has a shape that is not known, {one.shape}, where C needs all "
-                "sizes but that of time; save the model with them"
-            )
-        if isinstance(network, Graph):
-            shape = [n or (1, _TRIED)[i == axis] for i, n in enumerate(one.shape)]
-            dtype = jax.dtypes.canonicalize_dtype(one.dtype)
-            shapes[one.name] = jax.ShapeDtypeStruct(shape, dtype)
-    if isinstance(network, Graph):
-        states = {name for node in network.nodes if node.layer for name in node.inputs[4:]}
-        return {name: one for name, one in shapes.items() if name not in states}
-    each = jax.tree.leaves(input_shapes(model, [(1, _TRIED)[axis == 0]] * len(given), 1))
-    return dict(zip([one.name for one in given], each, strict=True))
+def _first_not_to_fit(model: Model, start: Any) -> str:
+    """The first layer whose steps do not follow one by one, in words."""
+    network: Any = model.network
+    for i, call in enumerate(getattr(network, "calls", ()), 1):
+        ends = (Value(call.name),)
+        part = dataclasses.replace(network, calls=network.calls[:i], outputs=ends, names=None)
+        begin = {name: one for name, one in start.items() if name in part.stateful}
+        if not streams(dataclasses.replace(model, network=part), begin):
+            return f"layer {call.layer!r}, {network.layers[call.layer]}, does not"
+    return "this model gives other outputs then"
 
 
 def _traced(

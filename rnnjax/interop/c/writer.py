@@ -4,7 +4,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,22 +12,8 @@ from jax.extend.core import Literal
 
 from rnnjax.errors import InteropError
 from rnnjax.interop.c.forms import FORMS, REDUCTIONS, TYPES, kind_of, literals
+from rnnjax.interop.jaxprs import MOVES
 
-MOVES: Mapping[str, Callable[..., Any]] = {
-    "squeeze": lambda x, p, shape: x.reshape(shape),
-    "reshape": lambda x, p, shape: x.transpose(p["dimensions"] or range(x.ndim)).reshape(shape),
-    "broadcast_in_dim": lambda x, p, shape: np.broadcast_to(
-        np.expand_dims(x, (*{*range(len(shape))} - {*p["broadcast_dimensions"]},)), shape
-    ),
-    "slice": lambda x, p, shape: x[
-        (*map(slice, p["start_indices"], p["limit_indices"], p["strides"] or [1] * x.ndim),)
-    ],
-    "transpose": lambda x, p, shape: x.transpose(p["permutation"]),
-    "rev": lambda x, p, shape: np.flip(x, p["dimensions"]),
-    "split": lambda x, p, shape: np.split(x, np.cumsum(p["sizes"])[:-1], p["axis"]),
-    "tile": lambda x, p, shape: np.tile(x, p["reps"]),
-}
-"""By an operation that only moves entries what it makes of their numbers, and of a shape."""
 _INDICES = "ijklmnopqr"  # of loops
 _NEUTRAL = re.compile(r"(?<=\()(1\.0f \*|0\.0f \+) | ([*/] 1\.0f|[+-] 0\.0f)(?=\))")
 """What leaves an operand as it is; each operation is in parentheses of its own."""

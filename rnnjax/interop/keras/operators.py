@@ -86,14 +86,6 @@ class Operation(Layer):
         """Whether it is a causal convolution, whose state is the steps before."""
         return self._lags > 0
 
-    @property
-    def streams(self) -> bool:
-        """Whether it sees no axis of time, or is a convolution with the steps before as state."""
-        config = dict(self.config)
-        axes = config.get("axis", -1)
-        along = isinstance(axes, int | tuple) and set(_many(axes, 1)) <= {-1, 2}
-        return self.has_state or (self.kind in _AT_EACH_STEP and along)
-
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...], dtype: Any) -> Carry:
         """A window of zeros ``(*batch, steps, channels)``, oldest first, for a convolution."""
         if not self.has_state:
@@ -153,15 +145,6 @@ class Operation(Layer):
     def __str__(self) -> str:
         shown = [f"{k}={v}" for k, v in self.config if v is not None and k in _SHOWN]
         return f"{self.kind}({', '.join(shown)})"
-
-
-_AT_EACH_STEP = {
-    "Add", "Average", "BatchNormalization", "Concatenate", "LayerNormalization", "Maximum",
-    "Minimum", "Multiply", "Softmax", "Subtract", "ops.Add", "ops.Any", "ops.Concatenate",
-    "ops.ConvertToTensor", "ops.Divide", "ops.ExpandDims", "ops.LogicalAnd", "ops.LogicalOr",
-    "ops.Mean", "ops.Multiply", "ops.NotEqual", "ops.OnesLike", "ops.Subtract", "ops.Sum",
-    "ops.TrueDivide", "ops.ZerosLike",
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

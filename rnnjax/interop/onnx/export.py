@@ -27,7 +27,7 @@ from rnnjax.interop.onnx.recurrent import (
     params_from_onnx,
     params_to_onnx,
 )
-from rnnjax.interop.serving import of_any
+from rnnjax.interop.program import of_any
 
 OPSET = 20
 """The version of ONNX's operators that is written: the oldest that has every function of ours."""

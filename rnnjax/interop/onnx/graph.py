@@ -114,6 +114,18 @@ class Graph(Network):
         ys = {n: jnp.asarray(fitting(made(values, n), n)) for n in self.outputs}
         return carries, ys if len(ys) > 1 else ys[self.outputs[0]]
 
+    def shapes(self, steps: int, axis: int) -> Iterator[tuple[str, Any]]:
+        """The shapes and types of the inputs that are no states, with as many steps along an axis.
+
+        Other sizes that are open are 1.
+        """
+        states = {name for node in self.nodes if node.layer for name in node.inputs[4:]}
+        for one in self.inputs:
+            if one.name not in states:
+                shape = [n or (1, steps)[i == axis] for i, n in enumerate(one.shape)]
+                dtype = jax.dtypes.canonicalize_dtype(one.dtype)
+                yield one.name, jax.ShapeDtypeStruct(shape, dtype)
+
     def values(self, params: Params, xs: Any, carry: Carries, context: Context) -> Result:
         """The carries, and all values of the graph by their names."""
         known = {one.name: one for one in self.inputs}

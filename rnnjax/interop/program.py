@@ -1,5 +1,6 @@
 """A model as one program that needs no Python: the state goes in and comes out."""
 
+import functools
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -12,8 +13,10 @@ from jax import export as jax_export
 from jax.export import Exported
 
 from rnnjax.cells.base import Params
-from rnnjax.errors import InvalidInputError, RnnjaxError
+from rnnjax.engine import Scan
+from rnnjax.errors import InteropError, InvalidInputError, RnnjaxError
 from rnnjax.interop.arrays import input_size
+from rnnjax.interop.causal import follows
 from rnnjax.interop.layers import Context, Embedding, OneHotIds, Recurrent
 from rnnjax.interop.model import Functional, Model, check_model
 
@@ -157,3 +160,45 @@ def input_shapes(model: Model, steps: Sequence[Any], batch: Any, size: Any = 3) 
             features = input_size(model.params[layer.name]) + raw
             break
     return jax.ShapeDtypeStruct((*axes, features), np.dtype(np.float32))
+
+
+def inputs_of(model: Model, steps: int = 1, axis: int = 0) -> dict[str, Any]:
+    """The shapes and types of the inputs by name, for one row, and as many steps along an axis."""
+    network: Any = model.network
+    layers = isinstance(network, Functional)
+    for one in network.inputs:
+        if None in (one.shape or ())[1:] if layers else one.shape is None:
+            raise InvalidInputError(
+                f"input {one.name!r} has a shape that is not known, {one.shape}, where C needs all "
+                "sizes but that of time; save the model with them"
+            )
+    if not layers:
+        return dict(network.shapes(steps, axis))
+    each = jax.tree.leaves(input_shapes(model, [(1, steps)[axis == 0]] * len(network.inputs), 1))
+    return dict(zip([one.name for one in network.inputs], each, strict=True))
+
+
+def streams(model: Model, start: Any) -> bool:
+    """Whether steps one by one give what all give, from a carry for one row on.
+
+    Without a free axis all that a graph takes is one step. Without a state a free axis may be time
+    or the batch, and neither may mix.
+    """
+    network, verdicts, windows = model.network, list[bool](), list[int]()
+    context = Context(method=Scan(), language="steps")
+    for name in sorted(start):  # the steps before are the second axis of a window, behind the batch
+        own = -1 if isinstance(network.uses[name], Recurrent) else 1
+        windows += [own] * len(jax.tree.leaves(start[name]))
+
+    def run(carry: Any, xs: Any) -> Any:
+        after, ys = network.run(model.params, xs, carry, None, context)
+        return {name: after[name] for name in carry}, ys
+
+    for axis in range(2):
+        shapes = functools.partial(inputs_of, model, axis=axis)
+        if shapes(2) != shapes(1):
+            try:
+                verdicts.append(follows(run, start, shapes, windows))
+            except (InvalidInputError, InteropError, TypeError, ValueError):  # too few for a node
+                verdicts.append(False)
+    return not verdicts or (any if jax.tree.leaves(start) else all)(verdicts)

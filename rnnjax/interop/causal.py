@@ -1,0 +1,348 @@
+"""Time followed through a program: from which steps each entry of each array follows, and how.
+
+A program of many steps can be taken step by step if the outputs of each follow by one expression
+from steps that lie equally far before it, and if the state holds what lies before the first. So the
+equations run on a `Span` for each array. In place of a number an entry has the first and the last
+step that it follows from, and a hash of its expression, in which steps have no numbers. The state
+that came is of step -1. An operation without a rule makes each entry of all entries.
+"""
+
+import functools
+import math
+import operator
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from rnnjax.interop.jaxprs import ENTRYWISE, MOVES, OTHERS, Walker, convolution, scan_sizes
+
+_NEVER, _ANY = 2**40, 2**50
+"""The first step of what follows from none, and of what may follow from any."""
+_TURNS = 2**10  # of a loop that is followed turn by turn
+
+
+class Span(NamedTuple):
+    """From what entries follow: the first and the last step, and the expression."""
+
+    first: np.ndarray
+    last: np.ndarray
+    what: np.ndarray
+
+    @classmethod
+    def of(cls, what: np.ndarray, first: Any = _NEVER, last: Any = -_NEVER) -> "Span":
+        """Entries of some expressions, which follow from the same steps, by itself from none."""
+        first, last = (np.broadcast_to(np.int64(n), what.shape) for n in (first, last))
+        return cls(first, last, what)
+
+    @classmethod
+    def numbers(cls, shape: Sequence[int], key: Any = 0) -> "Span":
+        """Entries that are each other than all others."""
+        return cls.of(_mixed(_hash(key), np.arange(math.prod(shape)).reshape(shape)))
+
+    def each(self, function: Callable[[Any], Any]) -> "Span":
+        """What a function gives that only moves entries."""
+        return Span(*map(function, self))
+
+    def wide(self, shape: Sequence[int]) -> "Span":
+        """The same in a wider shape."""
+        return self.each(lambda x: np.broadcast_to(x, shape))
+
+    def later(self, steps: Any) -> "Span":
+        """The same of later steps."""
+        first, last = (np.where(abs(n) < _NEVER, n + steps, n) for n in self[:2])
+        return Span(first, last, self.what)
+
+    def over(self, axes: Any, key: Any) -> "Span":
+        """What follows from all entries along axes, which stay as axes of one."""
+        axes = tuple(range(self.what.ndim)) if axes is None else tuple(axes)
+        shape = [n if axis in axes else 1 for axis, n in enumerate(self.what.shape)]
+        place = np.arange(math.prod(shape)).reshape(shape)
+        each = {"axis": axes, "keepdims": True}
+        what = _mixed(key, _mixed(self.what, place).sum(dtype=np.uint64, **each))
+        first = self.first.min(initial=_NEVER, **each)
+        return Span(first, self.last.max(initial=-_NEVER, **each), what)
+
+    def same(self, other: "Span") -> bool:
+        """Whether entries follow from the same steps by the same expressions."""
+        return all(map(np.array_equal, self, other))
+
+    @property
+    def code(self) -> int:
+        """The first expression, by which a state is known."""
+        return int(self.what.flat[0]) if self.what.size else 0
+
+    @property
+    def none(self) -> Any:
+        """Whether each entry follows from no step."""
+        return self.last == -_NEVER
+
+
+def either(key: Any, *spans: Span) -> Span:
+    """What an operation of that hash makes of entries at the same place."""
+    first, last, what = zip(*spans, strict=True)
+    ends = functools.reduce(np.minimum, first), functools.reduce(np.maximum, last)
+    return Span(*ends, _mixed(key, *what))
+
+
+class Spans(Walker):
+    """Runs the equations of a program of some steps on spans.
+
+    Args:
+        steps: how many; a loop of as many turns is one over time.
+        states: those that came, each with the axis along which it holds the steps before, or -1.
+    """
+
+    unknown = Span
+
+    def __init__(self, steps: int, states: Sequence[tuple[Span, int]]) -> None:
+        self.steps, self.windows = steps, {x.code: axis for x, axis in states}
+        self._codes = np.concatenate([np.zeros(0, np.uint64), *(x.what.ravel() for x, _ in states)])
+        self.after = dict[int, Span]()  # what they must be in the end
+        self._turned = dict[int, Span]()  # what they become in a turn of a loop over time
+        self.torn = False  # whether one becomes two things
+
+    def span(self, x: Any) -> Span:
+        """The span of a value; numbers are expressions of their own."""
+        if isinstance(x, Span):
+            return x
+        wide = np.float64 if jnp.issubdtype(x.dtype, jnp.floating) else np.int64
+        return Span.of(_hash(np.asarray(x, wide).view(np.uint64)))
+
+    def array(self, x: Any) -> Any:
+        """Numbers, of which nothing has to be computed if they are floating."""
+        floats = not isinstance(x, Span) and jnp.issubdtype(x.dtype, jnp.floating)
+        return self.span(x) if floats else super().array(x)
+
+    def computes(self, equation: Any) -> bool:
+        """Whether it does not count steps, by which they may be told apart."""
+        counts = equation.primitive.name == "iota"
+        return not (counts and self.steps in equation.outvars[0].aval.shape)
+
+    def result(self, equation: Any, given: list[Any]) -> Any:
+        """Follow an operation by a rule, or from everything."""
+        name, p, key = equation.primitive.name, equation.params, _key(equation)
+        spans, avals = [self.span(x) for x in given], [var.aval for var in equation.outvars]
+        shape = avals[0].shape
+        if name in MOVES:
+            moved = [MOVES[name](x, p, shape) for x in spans[0]]
+            several = isinstance(moved[0], list)
+            return [Span(*each) for each in zip(*moved, strict=True)] if several else Span(*moved)
+        if name == "convert_element_type" and spans[0].what.size:
+            types = (one.aval.dtype for one in (*equation.invars, *equation.outvars))
+            floats = all(jnp.issubdtype(dtype, jnp.floating) for dtype in types)
+            return spans[0] if floats else either(key, *spans)
+        if name in ENTRYWISE:
+            return either(key, *spans).wide(shape)
+        if rule := {**OTHERS, "conv_general_dilated": _convolution}.get(name):
+            ins = (jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in equation.invars)
+            traced = jax.make_jaxpr(functools.partial(rule, p | {"made": avals[0]}))(*ins)
+            if traced.out_avals:
+                return self.run(traced, given)
+        if name.startswith("reduce_window"):
+            return _windows(key, self.span(np.float32(0)), spans[0], p)
+        if name == "concatenate":
+            return self._joined(spans, p["dimension"])
+        if name == "pad" and min(map(min, p["padding_config"])) >= 0:
+            return _padded(spans[0], spans[1], p["padding_config"])
+        if re.fullmatch("reduce_(sum|prod|max|min|and|or)|argm(ax|in)", name):
+            return spans[0].over(p["axes"], key).each(lambda x: x.reshape(shape))
+        if name.startswith("cum"):
+            return either(key, spans[0].over([p["axis"]], key), Span.numbers(shape))
+        if name == "dot_general":
+            return _product(key, spans, p["dimension_numbers"], shape)
+        if name in ("gather", "dynamic_slice") and not any(isinstance(x, Span) for x in given[1:]):
+            lost = {key: -1 for key in p if key == "fill_value"}
+            at = np.arange(spans[0].what.size).reshape(spans[0].what.shape)
+            places = np.asarray(equation.primitive.bind(at, *given[1:], **p | lost))
+            if places.min(initial=0) >= 0:
+                return spans[0].each(lambda x: x.ravel()[places])
+        if name == "gather" and spans[0].none.all():  # rows of a table
+            offsets = p["dimension_numbers"].offset_dims
+            row = Span.numbers([n if axis in offsets else 1 for axis, n in enumerate(shape)])
+            ids = spans[1].over([spans[1].what.ndim - 1], key)
+            ids = ids.each(lambda x: np.expand_dims(x[..., 0], offsets))
+            return either(key, ids, row, _whole(key, spans[:1], len(shape))).wide(shape)
+        if name == "scan" and p["length"] <= _TURNS:
+            return self._scan(equation, spans)
+        # Of what has no operands, such as a count of the steps, nothing is known.
+        spans = spans or [Span.of(key, -_ANY, _ANY)]
+        return [either(key, Span.numbers(one.shape, i), _whole(key, spans, len(one.shape)))
+                for i, one in enumerate(avals)]  # fmt: skip
+
+    def _joined(self, spans: list[Span], axis: int) -> Span:
+        """Join arrays; the steps before, which a state holds, continue those that come."""
+        first, rest = spans[0], spans[1:]
+        if rest and self.windows.get(first.code) == axis and _goes(rest[0], axis):
+            back = _along(first.what.shape, axis) - first.what.shape[axis]
+            begin = rest[0].each(lambda x: x.take([0], axis))
+            spans = [begin.wide(first.what.shape).later(back), *rest]
+            self.torn |= not self._turned.setdefault(first.code, spans[0]).same(spans[0])
+            self.after[first.code] = spans[0].later(self.steps)
+        if any(_differs(x, axis) for x in spans):  # what else is there is no step
+            spans = [Span.of(x.what, -_ANY, _ANY) if x.none.all() else x for x in spans]
+        return Span(*(np.concatenate(each, axis) for each in zip(*spans, strict=True)))
+
+    def _scan(self, equation: Any, spans: list[Span]) -> list[Span]:
+        """Take turns. In a loop over time a state that came is that of the step before."""
+        (consts, carried), p = scan_sizes(equation), equation.params
+        fixed, begin, xs = spans[:consts], spans[consts:][:carried], spans[consts + carried :]
+        over = p["length"] == self.steps and not p["reverse"]
+        held = [over and bool(np.isin(x.what, self._codes).all()) for x in begin]
+        turns, carry, each = range(p["length"]), begin, list[list[Span]]()
+        for t in reversed(turns) if p["reverse"] else turns:
+            now = [x.each(operator.itemgetter(t)) for x in xs]
+            made = [self.span(y) for y in self.run(p["jaxpr"], [*fixed, *carry, *now])]
+            pairs = zip(held, begin, made, strict=False)
+            carry = [self._kept(came, x, t) if h else x for h, came, x in pairs]
+            each.append(made[carried:])
+        each = each[::-1] if p["reverse"] else each
+        ys = (Span(*map(np.stack, zip(*y, strict=True))) for y in zip(*each, strict=True))
+        return [*carry, *ys]
+
+    def _kept(self, came: Span, made: Span, step: int) -> Span:
+        """The state after a step, which each makes of the one before in the same way."""
+        first = self._turned.setdefault(came.code, made)
+        self.torn |= not first.later(step).same(made) or bool((made.last >= _ANY).any())
+        self.after[came.code] = made
+        return came.later(step + 1) if step + 1 < self.steps else made
+
+
+def _hash(x: Any) -> np.ndarray:
+    """Numbers as others that share nothing with their neighbours' (Steele et al., 2014)."""
+    x = np.asarray(x).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(x ^ (x >> np.uint64(31)))
+
+
+def _mixed(key: Any, *parts: Any) -> np.ndarray:
+    return functools.reduce(lambda a, b: _hash(a * np.uint64(31) + b.astype(np.uint64)), parts, key)
+
+
+def _key(equation: Any) -> np.ndarray:
+    """The hash of an operation and its parameters."""
+    told = f"{equation.primitive.name} {sorted(equation.params.items(), key=str)}"
+    return _hash(zlib.crc32(re.sub("0x[0-9a-f]+", "", told).encode()))
+
+
+def _along(shape: Sequence[int], axis: int) -> np.ndarray:
+    """The places along an axis."""
+    return np.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+
+
+def _differs(x: Span, axis: int) -> bool:
+    """Whether entries along an axis follow from unlike steps."""
+    return x.last.size > 0 and bool((x.last != x.last.take([0], axis)).any())
+
+
+def _goes(x: Span, axis: int) -> bool:
+    """Whether entries along an axis follow from one step after the other, from the first on."""
+    begin, shape = x.each(lambda one: one.take([0], axis)), x.last.shape
+    first = bool((begin.none | (begin.last == 0)).all())
+    return first and begin.wide(shape).later(_along(shape, axis)).same(x)
+
+
+def _padded(x: Span, value: Span, config: Any) -> Span:
+    ways = [*zip(config, x.what.shape, strict=True)]
+    shape = [i + (k + 1) * n - k * (n > 0) + j for (i, j, k), n in ways]
+    inside = (*(slice(i, i + (k + 1) * n, k + 1) for (i, _, k), n in ways),)
+    odd = any(_differs(x, axis) for axis, way in enumerate(config) if any(way))
+    around = Span.of(value.what, -_ANY, _ANY) if odd else value
+    made = Span(*map(np.copy, around.wide(shape)))
+    for into, each in zip(made, x, strict=True):
+        into[inside] = each
+    return made
+
+
+def _convolution(p: Any, x: Any, w: Any) -> Any:
+    """One of groups as if each saw all channels."""
+    groups, features = p["feature_group_count"], p["dimension_numbers"].rhs_spec[1]
+    wide = jnp.concatenate([w] * groups, axis=features)
+    return convolution(p | {"feature_group_count": 1}, x, wide)
+
+
+def _windows(key: Any, zero: Span, x: Span, p: Any) -> Span:
+    x, rank = _padded(x, zero, [(*way, 0) for way in p["padding"]]), x.what.ndim
+    ways = zip(p["window_dimensions"], p["window_dilation"], strict=True)
+    sizes = [step * (n - 1) + 1 for n, step in ways]
+    steps = (*(slice(None, None, n) for n in (*p["window_strides"], *p["window_dilation"])),)
+    seen = x.each(lambda one: sliding_window_view(one, sizes)[steps])
+    return seen.over(range(rank, 2 * rank), key).each(lambda one: one.reshape(one.shape[:rank]))
+
+
+def _product(key: Any, spans: Sequence[Span], numbers: Any, shape: Sequence[int]) -> Span:
+    """Each entry follows from a row and a column."""
+    made = []
+    for i, (x, of, batch) in enumerate(zip(spans, *numbers, strict=True)):
+        rows = [axis for axis in range(x.what.ndim) if axis not in (*of, *batch)]
+        order, sizes = (*batch, *rows, *of), [x.what.shape[axis] for axis in rows]
+        ones = [1] * (len(shape) - len(batch) - len(rows))
+        to = [*shape[: len(batch)], *([*ones, *sizes] if i else [*sizes, *ones])]
+        made.append(x.over(of, key).each(lambda a, o=order, s=to: a.transpose(o).reshape(s)))
+    return either(key, *made)
+
+
+def _whole(key: Any, spans: Sequence[Span], rank: int) -> Span:
+    """What follows from all entries of all, with axes of one."""
+    each = (x.over(None, key).each(lambda one: one.reshape([1] * rank)) for x in spans)
+    return either(key, *each)
+
+
+def follows(
+    run: Callable[..., Any], start: Any, inputs: Callable[[int], Any], windows: Any
+) -> bool:
+    """Whether ``run(carry, inputs) -> (carry, ys)`` of many steps can be taken step by step.
+
+    Args:
+        run: the program.
+        start: a carry, or the shapes and types of one.
+        inputs: gives the shapes and types of as many steps.
+        windows: of each leaf of the carry the axis along which it holds the steps before, or -1.
+    """
+    sizes = {n for leaf in jax.tree.leaves((start, inputs(1))) for n in leaf.shape}
+    steps = next(n for n in (11, 13, 17, 19, 23, 29, 31, 37) if n not in sizes)
+    with np.errstate(over="ignore"):  # in which hashes wrap
+        one, many = (
+            _followed(run, start, inputs(n), inputs(n + 1), n, windows) for n in (1, steps)
+        )
+    return bool(many) and all(_alike(*each, steps) for each in zip(one, many, strict=True))
+
+
+def _followed(
+    run: Any, start: Any, inputs: Any, more: Any, steps: int, windows: Sequence[int]
+) -> list[Span]:
+    """The spans of state and outputs; none if the state after the steps is not like that before."""
+    leaves = jax.tree.leaves(start)
+    begin = [Span.of(Span.numbers(x.shape, i).what, -1, -1) for i, x in enumerate(leaves)]
+    given = []
+    for i, (x, other) in enumerate(zip(*map(jax.tree.leaves, (inputs, more)), strict=True)):
+        along = [axis for axis, n in enumerate(x.shape) if n != other.shape[axis]]
+        sizes = [1 if axis in along else n for axis, n in enumerate(x.shape)]
+        one = Span.numbers(sizes, len(leaves) + i).wide(x.shape)
+        ends = [np.broadcast_to(_along(x.shape, along[0]), x.shape)] * 2 if along else []
+        given.append(Span.of(one.what, *ends))
+    closed, spans = (
+        jax.make_jaxpr(run)(start, inputs),
+        Spans(steps, [*zip(begin, windows, strict=True)]),
+    )
+    made = [spans.span(y) for y in spans.run(closed, [*begin, *given])]
+    # A program of one step has no loop, which would say what its state becomes.
+    kept = (not x.what.size or (x.code in spans.after and spans.after[x.code].same(y))
+            for x, y in zip(begin, made, strict=False))  # fmt: skip
+    return made if steps == 1 or (all(kept) and not spans.torn) else []
+
+
+def _alike(one: Span, many: Span, steps: int) -> bool:
+    """Whether entries follow from what those of the one step do, as many steps later."""
+    shape, single = many.what.shape, one.what.shape
+    along = [axis for axis, n in enumerate(shape[: len(single)]) if n != single[axis]]
+    if len(single) != len(shape) or len(along) > 1 or any(single[axis] != 1 for axis in along):
+        return False
+    later = _along(shape, along[0]) if along else steps - 1
+    return one.wide(shape).later(later).same(many)
