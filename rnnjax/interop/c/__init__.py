@@ -3,29 +3,20 @@
 It needs no package, and no compiler.
 """
 
-import hashlib
-import itertools
-import math
 import os
 import pathlib
 import re
-import textwrap
-from collections.abc import Sequence
 from typing import Any, overload
 
-import numpy as np
-
 from rnnjax.cells.base import Cell, Params
-from rnnjax.checks import check_instance
 from rnnjax.errors import InvalidInputError
-from rnnjax.interop.c import int8
-from rnnjax.interop.c.forms import BYTES, FUNCTIONS, TYPES, kind_of, literals
-from rnnjax.interop.c.program import KEYWORDS, Program, of_cell, of_model
-from rnnjax.interop.c.writer import Value, Writer, numbers, placed
+from rnnjax.interop.c.compiled import Stream, stream
+from rnnjax.interop.c.program import KEYWORDS, program_of
+from rnnjax.interop.c.source import written
 from rnnjax.interop.files import check_path, write_whole
-from rnnjax.interop.model import Model, check_model
+from rnnjax.interop.model import Model
 
-__all__ = ["save"]
+__all__ = ["Stream", "save", "stream"]
 Path = str | os.PathLike[str]
 
 
@@ -113,138 +104,7 @@ def save(*what: Any, input_size: Any = None, weights: str = "float32", data: Any
             f"the name of the file should be one that C can give a function, but is {name!r}; "
             "begin it with a letter, and go on with letters, digits and _, but take no word of C"
         )
-    if len(what) == 2:
-        check_model(what[0])
-        program = of_model(what[0])
-    else:
-        check_instance("cell", what[0], Cell, "a Cell such as rnnjax.LSTMCell(50), before params")
-        program = of_cell(what[0], what[1], input_size)
-    if weights not in ("float32", "int8") or (weights == "int8") != (data is not None):
-        raise InvalidInputError(
-            f"weights should be 'float32', or 'int8' with data= on which the error is measured, "
-            f"but are {weights!r} with{'out' if data is None else ''} data; give both or none"
-        )
-    source, header = written(program, name, data)
+    program = program_of(what[:-1], input_size, weights, data)
+    source, header, _ = written(program, name, data)
     write_whole(path.with_suffix(".h"), header.encode())
     write_whole(path, source.encode())
-
-
-def written(program: Program, name: str, data: Any = None) -> tuple[str, str]:
-    """The text of ``name.c`` and of ``name.h``; with ``data``, weights of 8 bits."""
-    closed, names = program.lowered()
-    notes = ["Parameters were rounded to float32."] * program.rounded
-    if data is not None:
-        exact, (closed, names) = closed, program.lowered(product=int8.product)
-        given = list(program.state.values()), list(program.inputs.values())
-        notes.append(int8.error(exact, closed, *given, data))
-    writer = Writer(names)
-    state = [_array(f"s->{key}", start) for key, start in program.state.items()]
-    for into, (key, start) in zip(state, program.state.items(), strict=True):
-        writer.assign(into, writer.constant(start, name=f"start of {key}"), label=key)
-    reset, writer.loops = writer.loops, []
-    results = writer.run(closed, [*state, *itertools.starmap(_array, program.inputs.items())])
-    for (key, shape), y in zip(program.outputs.items(), results[len(state) :], strict=True):
-        writer.assign(_array(key, shape), y)
-    # Every new array is there before the first old one is overwritten.
-    new = [(into, y) for into, y in zip(state, results, strict=False) if y is not into]
-    new = [(into, writer.stored(y, lambda leaf: leaf.name[0] in "$@")) for into, y in new]
-    memory, scratch = placed(writer.loops, writer.buffers, new)
-    for into, y in new:
-        if memory.get(y.name) != into.name:
-            writer.assign(into, y, label="the new state")
-    steps = [re.sub(r"\$\d+", lambda one: memory[one[0]], str(loop)) for loop in writer.loops]
-    leaves = [leaf for loop in (*reset, *writer.loops) for leaf in loop.leaves]
-    used = {name for leaf in leaves for name in (leaf.name, leaf.table)}
-    constants = {key: one for key, one in writer.constants.items() if key in used}
-    arrays = [f"const {_type(x)} *{key}" for key, x in program.inputs.items()]
-    arrays += [f"{_type(x)} *{key}" for key, x in program.outputs.items()]
-    signature = f"void @step(struct @state *s, {', '.join(arrays)})"
-    source = _source(program, name, constants, [*map(str, reset)], steps, signature)
-    own = {f"{name}_{one}" for one in re.findall(r"@(\w+)", source)}
-    if taken := own & {*program.inputs, *program.outputs}:
-        raise InvalidInputError(
-            f"the file would call an array or a function {min(taken)!r:.80}, as the model calls an "
-            "input or an output; give the file another name"
-        )
-    weights = sum(array.size * BYTES[_type(array)] for array, _ in constants.values())
-    header = _header(program, name, weights, scratch, signature, notes)
-    # The header of another save, or of one that was cut off, has a state of other sizes.
-    both = "0x" + hashlib.sha256(f"{source}{header}".encode()).hexdigest()[:8]
-    source, header = (one.replace("@@", both) for one in (source, header))
-    return re.sub(r"@(\w)", rf"{name}_\1", source), re.sub(r"@(\w)", rf"{name}_\1", header)
-
-
-def _source(
-    program: Program, name: str, constants: dict[str, tuple[np.ndarray, str]], reset: list[str],
-    steps: list[str], signature: str,
-) -> str:  # fmt: skip
-    called = "\n".join(steps)
-    unused = [f"  (void){key};" for key in ("s", *program.inputs)
-              if not re.search(rf"\b{key}(\[|->)", called)]  # fmt: skip
-    functions: list[str] = []
-    for key, text in reversed([*FUNCTIONS.items()]):  # each before those that call it
-        if f"@{key}(" in called:
-            functions, called = [text, *functions], called + text
-    listed = [
-        f"/* {what}, {list(array.shape)} */\n"
-        f"static const {_type(array)} {key}[{array.size}] = {_numbers(array)};"
-        for key, (array, what) in constants.items()
-    ]
-    return "\n".join([
-        f"/* {program.title}, written by rnnjax; {name}.h says how to call it. */",
-        "#include <math.h>", f'#include "{name}.h"', f"#if {name.upper()}_FILES != @@",
-        f'#error "{name}.h is of another {name}.c; copy both, or save both again"', "#endif",
-        "#ifdef __cplusplus",
-        "#define restrict __restrict", "#endif", "", *listed, "", *functions, "",
-        "void @reset(struct @state *s) {", *(reset or ["  (void)s;"]), "}", "",
-        f"{signature} {{", *unused, *steps, "}", "",
-    ])  # fmt: skip
-
-
-def _array(name: str, one: Any) -> Value:
-    return Value.of(name, numbers(one.shape), kind_of(one.dtype))
-
-
-def _type(array: Any) -> str:
-    return TYPES[kind_of(array.dtype)]
-
-
-def _numbers(array: np.ndarray) -> str:
-    texts = literals(array)
-    rows = [", ".join(texts[i : i + 8]) for i in range(0, len(texts), 8)]
-    return "{\n  " + ",\n  ".join(rows) + "\n}" if len(rows) > 1 else f"{{{rows[0]}}}"
-
-
-def _header(
-    program: Program, name: str, weights: int, scratch: dict[str, tuple[int, str]], signature: str,
-    notes: Sequence[str],
-) -> str:  # fmt: skip
-    def told(arrays: dict[str, Any]) -> str:
-        each = ((key, [n for n in one.shape if n != 1] or [1]) for key, one in arrays.items())
-        return ", ".join(f"{key} {shape}" for key, shape in each) or "none"
-
-    members = {key: (one.size, "float") for key, one in program.state.items() if one.size}
-    state = sum(4 * size for size, _ in members.values())
-    between = sum(BYTES[kind] * size for size, kind in scratch.values())
-    sizes = {
-        **{f"SIZE_OF_{key}": math.prod(one.shape)
-           for key, one in (program.inputs | program.outputs).items()},
-        "WEIGHT_BYTES": weights, "STATE_BYTES": state, "SCRATCH_BYTES": between,
-        "FILES": "@@",
-    }  # fmt: skip
-    macros = [f"#define {name.upper()}_{key.upper()} {size}" for key, size in sizes.items()]
-    fields = members | scratch or {"unused": (1, "float")}
-    return "\n".join([
-        f"/* {program.title}, one step a call; written by rnnjax.", "",
-        f"   Inputs: {told(program.inputs)}", f"   Outputs: {told(program.outputs)}",
-        f"   State: {told(program.state)}", "",
-        f"   {weights:,} bytes of constants, {state:,} of state, and {between:,} of scratch, which"
-        " only a step", "   uses. Nothing else is written to: each state is a stream of its own.",
-        *textwrap.wrap(" ".join(notes), 97, initial_indent="   ", subsequent_indent="   "), "*/",
-        f"#ifndef {name.upper()}_H", f"#define {name.upper()}_H", "#include <stdint.h>", "",
-        *macros, "", "#ifdef __cplusplus", 'extern "C" {', "#endif", "", "struct @state {",
-        *(f"  {kind} {key}[{size}];" for key, (size, kind) in fields.items()), "};", "",
-        "/* Begin a sequence. */", "void @reset(struct @state *s);", "",
-        "/* Take one step; the outputs must be no memory of the inputs. */", f"{signature};", "",
-        "#ifdef __cplusplus", "}", "#endif", "#endif", "",
-    ])  # fmt: skip

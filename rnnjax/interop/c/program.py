@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,16 +11,16 @@ import numpy as np
 
 from rnnjax.cells.base import Cell, Params
 from rnnjax.cells.onehot import Beside
-from rnnjax.checks import check_size
+from rnnjax.checks import check_instance, check_size
 from rnnjax.engine import Scan
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop import arrays
 from rnnjax.interop.c.forms import FORMS, kind_of
 from rnnjax.interop.c.lowering import Lowering
 from rnnjax.interop.layers import Context, Recurrent, describe_cell
-from rnnjax.interop.model import Model, Value
+from rnnjax.interop.model import Model, Value, check_model
 from rnnjax.interop.onnx.graph import Graph
-from rnnjax.interop.program import inputs_of, streams
+from rnnjax.interop.program import input_shapes, inputs_of, streams
 
 KEYWORDS = frozenset(re.findall(r"\w+", """
 and asm auto bool break case catch char class const constexpr continue default delete do double else
@@ -59,6 +59,9 @@ class Program(NamedTuple):
     inputs: dict[str, Any]  # shapes and types
     outputs: dict[str, Any]
     rounded: bool  # whether parameters were rounded to float32
+    carry: Any  # the structure of the state
+    shapes: dict[str, tuple[int, ...]]  # of inputs and outputs, for one row at one step
+    has_batch: bool  # whether each array of the state has an axis of one row first
 
     def lowered(self, **options: Any) -> tuple[Any, dict[bytes, str]]:
         """The equations of state and inputs, what is known computed, and names of constants."""
@@ -67,6 +70,20 @@ class Program(NamedTuple):
         with jax.ensure_compile_time_eval():
             run = jax.make_jaxpr(lambda *xs: lowering.run(step, [*self.params.values(), *xs]))
             return run(*given), lowering.names
+
+
+def program_of(what: Sequence[Any], input_size: Any, weights: Any, data: Any) -> Program:
+    """The program of ``(cell, params)`` or ``(model,)``, once what the caller gave is checked."""
+    if weights not in ("float32", "int8") or (weights == "int8") != (data is not None):
+        raise InvalidInputError(
+            f"weights should be 'float32', or 'int8' with data= on which the error is measured, "
+            f"but are {weights!r} with{'out' if data is None else ''} data; give both or none"
+        )
+    if len(what) == 1:
+        check_model(what[0])
+        return of_model(what[0])
+    check_instance("cell", what[0], Cell, "a Cell such as rnnjax.LSTMCell(50), before params")
+    return of_cell(what[0], what[1], input_size)
 
 
 def of_cell(cell: Cell, params: Params, input_size: Any) -> Program:
@@ -124,7 +141,11 @@ def of_model(model: Model) -> Program:
         return network.run(params, named, carry, None, Context(method=Scan(), language="C"))
 
     title = ", ".join(map(str, model.layers.values())) or "a graph of ONNX"
-    return _traced(title, step, model.params, carry, inputs)
+    wide = list[Any]()
+    if not isinstance(network, Graph):  # the axes of time and of the batch are those that grow
+        xs = input_shapes(model, [3] * len(given), 2)
+        wide = jax.tree.leaves((xs, jax.eval_shape(lambda xs: model(xs)[1], xs)))
+    return _traced(title, step, model.params, carry, inputs, wide)
 
 
 def _first_not_to_fit(model: Model, start: Any) -> str:
@@ -140,9 +161,14 @@ def _first_not_to_fit(model: Model, start: Any) -> str:
 
 
 def _traced(
-    title: str, step: Callable[..., Any], params: Params, start: Any, inputs: dict[str, Any]
-) -> Program:
-    """The equations of ``step(params, carry, inputs by name) -> (carry, outputs)``."""
+    title: str, step: Callable[..., Any], params: Params, start: Any, inputs: dict[str, Any],
+    wide: list[Any] | None = None,
+) -> Program:  # fmt: skip
+    """The equations of ``step(params, carry, inputs by name) -> (carry, outputs)``.
+
+    ``wide`` has the inputs and outputs of several rows and steps, or is empty if nobody knows, and
+    None where there is no axis of either.
+    """
     title = re.sub(r"\s+|\*/", " ", title)  # for a comment
     for path, leaf in jax.tree_util.tree_leaves_with_path({"params": params, "the state": start}):
         where = f"{path[0].key}{jax.tree_util.keystr(path[1:])} of {title}"
@@ -176,7 +202,16 @@ def _traced(
                 f"{name} of {title} is {leaf.dtype}, for which C is not written; make it float32, "
                 "int32 or bool"
             )
-    return Program(title, closed, _by_name(params, "layer"), state, inputs, outputs, bool(rounded))
+    shapes = {key: leaf.shape for key, leaf in (inputs | outputs).items()}
+    if wide:
+        shapes = {key: tuple(n for n, m in zip(one, more.shape, strict=True) if n == m)
+                  for (key, one), more in zip(shapes.items(), wide, strict=True)}  # fmt: skip
+    elif wide is not None:
+        alone = {key: (1,) * (leaf.dtype.kind == "f") for key, leaf in (inputs | outputs).items()}
+        shapes = {key: tuple(n for n in one if n != 1) or alone[key] for key, one in shapes.items()}
+    names = _by_name(params, "layer")
+    return Program(title, closed, names, state, inputs, outputs, bool(rounded),
+                   jax.tree.structure(start), shapes, wide is not None)  # fmt: skip
 
 
 def _by_name(tree: Any, alone: str, taken: Collection[str] = ()) -> dict[str, Any]:

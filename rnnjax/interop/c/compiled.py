@@ -1,0 +1,292 @@
+"""The C of a step, compiled by the compiler of this machine and called from Python."""
+
+import ctypes
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
+
+import jax
+import numpy as np
+
+from rnnjax.cells.base import Carry
+from rnnjax.checks import check_size
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.c.forms import kind_of
+from rnnjax.interop.c.program import Program, program_of
+from rnnjax.interop.c.source import written
+
+_OPTIONS = ["-O3", "-march=native", "-shared", "-fPIC", "-o", "net.so", "net.c", "-lm"]
+_TYPES = {"f": np.float32, "i": np.int32, "b": np.int32, "q": np.int8}  # of arrays of C, by kinds
+
+
+class _Compiled(NamedTuple):
+    """What all copies of a stream share."""
+
+    program: Program
+    library: ctypes.CDLL
+    constants: list[np.ndarray]  # to which the library points
+
+
+class Stream:
+    """A step of a cell or model as machine code, with a state that goes on from call to call.
+
+    `stream` makes one. ``y = stream(x)`` takes one step, ``ys = stream(xs)`` as many as there are,
+    and both continue where the last call ended. Inputs become float32, and ids int32; outputs are
+    new arrays of NumPy:
+
+    ==============================  ======================  ============================
+    inputs                          a step                  several
+    ==============================  ======================  ============================
+    of a stream                     ``(features,)``         ``(time, features)``
+    with ``rows=R``                 ``(R, features)``       ``(time, R, features)``
+    ids, of a model that embeds     ``()`` or ``(R,)``      ``(time,)`` or ``(time, R)``
+    ==============================  ======================  ============================
+
+    A cell over a grid has its axes before the features. Several inputs or outputs of a model are a
+    dict by their names in C. What a cell takes as it is (``raw``) are the last features, as in
+    `rnnjax.unroll`.
+
+    `copy` makes a stream of its own that continues from the same state: keep one to roll back, or
+    make several to branch. While a step runs other threads do too; a stream belongs to one thread,
+    and copies may run in others.
+
+    Attributes:
+        rows: how many sequences are stepped together, or None for one without an axis of rows.
+    """
+
+    def __init__(self, compiled: _Compiled, rows: int | None) -> None:
+        self.rows, self._compiled, self._count = rows, compiled, rows or 1
+        program = compiled.program
+        words = compiled.library.net_words()  # as floats: those of the state, then scratch
+        self._memory = np.zeros((self._count, words), np.float32)
+        self._sizes = [int(np.prod(leaf.shape)) for leaf in program.state.values()]
+        batch = () if rows is None else (rows,)
+        self._takes = {key: (*batch, *program.shapes[key]) for key in program.inputs}
+        self._gives = {key: (*batch, *program.shapes[key]) for key in program.outputs}
+        # The buffers of a single step, whose addresses are bound once: that saves 3 us a call.
+        self._x, self._y = (
+            [np.zeros(shape, _TYPES[kind_of(one.dtype)])
+             for shape, one in zip(shapes.values(), arrays.values(), strict=True)]
+            for shapes, arrays in ((self._takes, program.inputs), (self._gives, program.outputs))
+        )  # fmt: skip
+        (first, *more), several = self._x, len(self._y) > 1
+        self._alone = None if more or several or first.dtype != np.float32 else first.shape
+        self._state = ctypes.c_void_p(self._memory.ctypes.data)
+        self._bound = _addresses(self._x), _addresses(self._y)
+        self._one, self._rows = ctypes.c_long(1), ctypes.c_long(self._count)
+        self._run = compiled.library.net_run
+        self.reset()
+
+    def __call__(self, xs: Any) -> Any:
+        """Take one step or several, and return the outputs.
+
+        Raises:
+            InvalidInputError: an input has another shape, or is not of numbers that fit.
+        """
+        if type(xs) is np.ndarray and xs.shape == self._alone and xs.dtype == np.float32:
+            self._x[0][...] = xs  # the way of what is called most
+            self._run(self._state, *self._bound, self._one, self._rows)
+            return self._y[0].copy()
+        arrays, steps = self._checked(xs if isinstance(xs, Mapping) else self._named(xs))
+        if steps is None:
+            for into, array in zip(self._x, arrays, strict=True):
+                into[...] = array
+            self._run(self._state, *self._bound, self._one, self._rows)
+            made = [y.copy() for y in self._y]
+        else:
+            made = [np.empty((steps, *y.shape), y.dtype) for y in self._y]
+            every = _addresses(arrays), _addresses(made)
+            self._run(self._state, *every, ctypes.c_long(steps), self._rows)
+        return made[0] if len(made) == 1 else dict(zip(self._gives, made, strict=True))
+
+    def reset(self) -> None:
+        """Begin new sequences, as `rnnjax.Cell.start` does."""
+        self._compiled.library.net_resets(self._state, self._rows)
+
+    @property
+    def carry(self) -> Carry:
+        """The state as the cell's or the model's own carry, with which `rnnjax.unroll` goes on.
+
+        It has the axis of ``rows``, and a model's has an axis of one row at least. Set it to
+        continue from another carry; what is read is a copy.
+        """
+        leaves, at = list[np.ndarray](), 0
+        for size, leaf in zip(self._sizes, self._compiled.program.state.values(), strict=True):
+            part = self._memory[:, at : at + size].copy()
+            leaves.append(part.reshape(self._leaf_shape(leaf)))
+            at += size
+        return jax.tree.unflatten(self._compiled.program.carry, leaves)
+
+    @carry.setter
+    def carry(self, carry: Carry) -> None:
+        leaves, structure = jax.tree.flatten(carry)
+        program, at = self._compiled.program, 0
+        shapes = [self._leaf_shape(leaf) for leaf in program.state.values()]
+        if structure != program.carry or [np.shape(leaf) for leaf in leaves] != shapes:
+            came = jax.tree.unflatten(structure, [np.shape(leaf) for leaf in leaves])
+            wanted = jax.tree.unflatten(program.carry, shapes)
+            raise InvalidInputError(
+                f"the carry should have the shapes {wanted}, but has {came}; set one that `carry` "
+                "or the cell's unroll gave for as many rows"
+            )
+        for size, leaf in zip(self._sizes, leaves, strict=True):
+            self._memory[:, at : at + size] = np.asarray(leaf, np.float32).reshape(-1, size)
+            at += size
+
+    def copy(self) -> Self:
+        """Return a stream of its own that continues from this state."""
+        other = type(self)(self._compiled, self.rows)
+        other._memory[...] = self._memory
+        return other
+
+    def __copy__(self) -> Self:
+        return self.copy()
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self.copy()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Stream is code of this process; save its `carry`, and stream again")
+
+    def __repr__(self) -> str:
+        return f"Stream of {self._compiled.program.title}, rows={self.rows}"
+
+    def _leaf_shape(self, leaf: Any) -> tuple[int, ...]:
+        shape = tuple(leaf.shape)
+        if self._compiled.program.has_batch:
+            return self._count, *shape[1:]
+        return shape if self.rows is None else (self._count, *shape)
+
+    def _named(self, xs: Any) -> dict[str, Any]:
+        """The inputs by name of one array, whose last features a cell may take as they are."""
+        names, program = [*self._takes], self._compiled.program
+        if len(names) == 1 or program.has_batch:
+            return dict.fromkeys(names[:1], xs)
+        xs, sizes = np.asarray(xs), [shape[-1] for shape in self._takes.values()]
+        if xs.shape[-1:] != (sum(sizes),):
+            raise InvalidInputError(
+                f"inputs should have {sum(sizes)} features ({', '.join(names)}: {sizes}), but have "
+                f"shape {xs.shape}"
+            )
+        return dict(zip(names, np.split(xs, np.cumsum(sizes)[:-1], -1), strict=True))
+
+    def _checked(self, given: Mapping[str, Any]) -> tuple[list[np.ndarray], int | None]:
+        """The arrays in C's order and types, and the number of steps; None for one alone."""
+        if given.keys() != self._takes.keys():
+            raise InvalidInputError(
+                f"the inputs should be a dict of {', '.join(self._takes)}, but "
+                f"{', '.join(map(str, given)) or 'nothing'} came; give each by its name"
+            )
+        found, steps = list[np.ndarray](), dict[str, int | None]()
+        for (key, shape), into in zip(self._takes.items(), self._x, strict=True):
+            array = np.asarray(given[key])
+            time = array.ndim - len(shape)
+            if time not in (0, 1) or array.shape[time:] != shape:
+                several = f"({', '.join(map(str, ('time', *shape)))})"
+                raise InvalidInputError(
+                    f"{key} should have shape {shape} for one step, or {several} for more, but has "
+                    f"{array.shape}; make the stream with rows= for rows side by side"
+                )
+            kinds = "biu" if into.dtype.kind == "i" else "fiu"
+            if array.dtype.kind not in kinds and array.dtype.name != "bfloat16":
+                raise InvalidInputError(
+                    f"{key} should be numbers for {into.dtype}, but is {array.dtype}; convert it"
+                )
+            found.append(np.ascontiguousarray(array, into.dtype))
+            steps[key] = array.shape[0] if time else None
+        if len({*steps.values()}) > 1:
+            raise InvalidInputError(f"inputs should have as many steps each, but have {steps}")
+        return found, next(iter(steps.values()))
+
+
+def stream(  # noqa: D417  # `save` tells of the others
+    *what: Any, rows: int | None = None, input_size: Any = None, weights: str = "float32",
+    data: Any = None,
+) -> Stream:  # fmt: skip  # of the others `save` tells
+    """Compile one step of a cell or model for this machine, to be called from Python.
+
+    Call it as ``stream(cell, params)`` or ``stream(model)``. It writes the C that
+    `rnnjax.interop.c.save` writes, but for the constants, which stay arrays, and compiles it by
+    ``$CC``, or ``cc``. It is for streams: one row in float32, on one core. There a call takes a
+    microsecond or two beside the step itself, where a jitted one takes 15 to 30; from 16 rows on
+    `rnnjax.unroll` is faster, because it multiplies all rows by the weights at once. Numbers,
+    bounds and refusals are those of `save`.
+
+    Args:
+        rows: the number of sequences that are stepped together; then all inputs and outputs have
+            an axis of as many. By default there is one sequence, without such an axis.
+        input_size, weights, data: as `rnnjax.interop.c.save` has them.
+
+    Raises:
+        InteropError: there is no compiler, or it makes nothing that this process can load; and
+            where `save` raises it.
+        InvalidInputError: as `save`, or ``rows`` is not a positive integer.
+
+    >>> import rnnjax
+    >>> from rnnjax.interop.c import stream
+    >>> cell = rnnjax.LSTMCell(16)
+    >>> params = cell.init(jax.random.key(0), 3)
+    >>> step = stream(cell, params)
+    >>> xs = np.ones((20, 3), np.float32)
+    >>> step(xs[0]).shape
+    (16,)
+    >>> before = step.copy()  # to come back to
+    >>> ys = step(xs[1:])
+    >>> carry, expected = rnnjax.unroll(cell, params, xs)
+    >>> bool(np.allclose(ys, expected[1:], atol=1e-6))
+    True
+    >>> np.array_equal(before(xs[1:]), ys)
+    True
+    >>> bool(np.allclose(step.carry[0], carry[0], atol=1e-6))  # goes on in `unroll`, and back
+    True
+    """
+    if rows is not None:
+        check_size("rows", rows)
+    if len(what) not in (1, 2):
+        raise InvalidInputError(
+            f"stream takes (cell, params) or (model), but {len(what)} arguments came"
+        )
+    program = program_of(what, input_size, weights, data)
+    source, header, constants = written(program, "net", data, apart=True)
+    arrays = [np.ascontiguousarray(one, _TYPES[kind_of(one.dtype)]) for one in constants]
+    library = _built(source, header)
+    library.net_bind(_addresses(arrays))
+    return Stream(_Compiled(program, library, arrays), rows)
+
+
+def _built(source: str, header: str) -> ctypes.CDLL:
+    """Compile and load, and leave no file behind."""
+    compilers = [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]
+    command = next((shlex.split(one) for one in compilers if shutil.which(shlex.split(one)[0])), [])
+    if not command:
+        raise InteropError(
+            f"a stream needs a compiler of C, but {' or '.join(compilers)} is not installed; "
+            "install one, such as gcc, or name one in the environment variable CC"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        pathlib.Path(folder, "net.c").write_text(source)
+        pathlib.Path(folder, "net.h").write_text(header)
+        done = subprocess.run([*command, *_OPTIONS], cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            said = next((line for line in done.stderr.splitlines() if "error" in line), "no reason")
+            raise InteropError(
+                f"{shlex.join(command)} should compile the step for this machine, but says "
+                f"{said.strip()!r}; name another compiler in the environment variable CC"
+            )
+        try:
+            return ctypes.CDLL(str(pathlib.Path(folder, "net.so")))
+        except OSError as error:
+            raise InteropError(
+                f"this process should load what {shlex.join(command)} made, but cannot ({error}); "
+                "take a compiler for this machine in CC, and a folder whose files may be executed "
+                "in TMPDIR"
+            ) from error
+
+
+def _addresses(arrays: list[np.ndarray]) -> Any:
+    return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
