@@ -1,15 +1,12 @@
 """What do 8 bits cost a keyword spotter? ``python -m benchmarks.keyword_bits --data FOLDER``.
 
 The forward GRU of ``experiments.cookbook.spoken_digits`` is trained as there, written as C in
-float32 and in 8 bits, compiled by ``cc``, and run over the recordings of the test part, a step a
-call. A table shows the right answers, and the bytes of constants and of RAM. ``--data made`` takes
+float32 and in 8 bits, and streamed over the recordings of the test part. A table shows the right answers, and the bytes of constants and of RAM. ``--data made`` takes
 tones in place of recordings.
 """
 
 import argparse
-import ctypes
 import re
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -65,30 +62,15 @@ def heard(model: Any, test: Any, weights: str) -> tuple[float, dict[str, int]]:
     """The right answers in percent, and the sizes that the header names."""
     from rnnjax.interop import c
 
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        data = test["xs"] if weights == "int8" else None
-        c.save(model, folder / "spotter.c", weights=weights, data=data)
-        built = folder / "spotter.so"
-        command = ["cc", "-O3", "-shared", "-fPIC", f"{folder}/spotter.c", "-lm", "-o", str(built)]
-        subprocess.run(command, check=True)
-        library = ctypes.CDLL(str(built))
-        macros = re.findall(r"#define SPOTTER_(\w+) (\d+)", (folder / "spotter.h").read_text())
-    sizes = {key: int(size) for key, size in macros}
-    state = np.zeros(sizes["STATE_BYTES"] + sizes["SCRATCH_BYTES"], np.int8)
-    scores = np.zeros(sizes["SIZE_OF_Y"], np.float32)
-
-    def call(function: str, *arrays: np.ndarray) -> None:
-        getattr(library, function)(*(a.ctypes.data_as(ctypes.c_void_p) for a in arrays))
-
-    right = []
+    data = test["xs"] if weights == "int8" else None
+    with tempfile.TemporaryDirectory() as folder:
+        c.save(model, f"{folder}/spotter.c", weights=weights, data=data)
+        header = Path(folder, "spotter.h").read_text()
+    sizes = {key: int(size) for key, size in re.findall(r"#define SPOTTER_(\w+) (\d+)", header)}
+    stream, right = c.stream(model, weights=weights, data=data), []
     for row, (steps, digit) in enumerate(zip(test["lengths"][0], test["digits"][0], strict=True)):
-        total = np.zeros(scores.size)
-        call("spotter_reset", state)
-        for x in np.ascontiguousarray(test["xs"][:steps, row], np.float32):
-            call("spotter_step", state, x, scores)
-            total += scores
-        right.append(total.argmax() == digit)
+        stream.reset()
+        right.append(stream(test["xs"][:steps, row]).sum(0).argmax() == digit)
     return 100 * float(np.mean(right)), sizes
 
 

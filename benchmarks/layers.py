@@ -1,6 +1,6 @@
 """A single layer against the other libraries': who takes how long, at which shapes and lengths?
 
-``python -m benchmarks.layers [shapes|lengths|steps|keyword|firmware] [--cells rnn lstm gru]
+``python -m benchmarks.layers [shapes|lengths|steps|keyword] [--cells rnn lstm gru]
 [--passes forward backward] [--shapes 128,16] [--contenders onnxruntime]``
 """
 
@@ -9,11 +9,9 @@ import dataclasses
 from typing import Any
 
 from benchmarks import command
-from benchmarks.questions import firmware, keyword, layers, lengths, steps
+from benchmarks.questions import keyword, layers, lengths, steps
 
-QUESTIONS = {
-    "shapes": layers, "lengths": lengths, "steps": steps, "keyword": keyword, "firmware": firmware,
-}  # fmt: skip
+QUESTIONS = {"shapes": layers, "lengths": lengths, "steps": steps, "keyword": keyword}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

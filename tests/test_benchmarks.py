@@ -191,7 +191,7 @@ QUESTIONS: dict[str, Any] = {
     **dict.fromkeys(
         ("steps", "features", "loops", "products", "packing", "online", "keyword", "parallel",
          "recurrences", "resets", "time_cells", "lengths", "alphabet", "generation",
-         "language_models", "firmware")
+         "language_models", "streaming")
     ),
 }  # fmt: skip
 # Contenders by name, with and without gradients; and a model that writes, from a file of weights.
@@ -200,7 +200,7 @@ SLOW = [pytest.param(x, marks=pytest.mark.slow) for x in sorted({*QUESTIONS} - O
 # Keras 3.15 converts its variables in a way that NumPy 2 warns of.
 KERAS_CONVERTS = "ignore:__array__ implementation doesn't accept:DeprecationWarning"
 # Without gradients; without a CPU that multiplies in bfloat16; and without a compiler.
-MAY_FAIL = {"onnxruntime", "PyTorch nn.LSTM, bfloat16 autocast", "rnnjax, C"}
+MAY_FAIL = {"onnxruntime", "PyTorch nn.LSTM, bfloat16 autocast", "stream"}
 
 
 @pytest.mark.filterwarnings(KERAS_CONVERTS)

@@ -21,17 +21,19 @@ Gradient = Callable[[Any, Any], tuple[Any, tuple[Any, Any]]]
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What runs over which inputs; the inputs have as many features as there are hidden units."""
+    """What runs over which inputs; by default these have as many features as there are units."""
 
     cell: str = "lstm"
     layers: int = 1
     hidden_size: int = 128
     batch_size: int = 16
     time: int = 100
+    features: int = 0
 
     def __post_init__(self) -> None:
         if self.cell not in GATES:
             raise ValueError(f"cell must be one of {', '.join(GATES)}, but is {self.cell!r}")
+        object.__setattr__(self, "features", self.features or self.hidden_size)
 
     def __str__(self) -> str:
         layers = f"{self.layers} x " if self.layers > 1 else ""
@@ -54,14 +56,14 @@ def weights(shape: Shape) -> list[dict[str, np.ndarray]]:
         return rng.uniform(-(size**-0.5), size**-0.5, dimensions).astype(np.float32)
 
     return [
-        {"kernel": draw(size, width), "recurrent_kernel": draw(size, width), "bias": draw(width)}
-        for _ in range(shape.layers)
+        {"kernel": draw(rows, width), "recurrent_kernel": draw(size, width), "bias": draw(width)}
+        for rows in (shape.features, *[size] * (shape.layers - 1))
     ]
 
 
 def inputs(shape: Shape) -> np.ndarray:
     """Return the inputs of all contenders, ``(time, batch, features)``."""
-    dimensions = (shape.time, shape.batch_size, shape.hidden_size)
+    dimensions = (shape.time, shape.batch_size, shape.features)
     return np.random.default_rng(1).standard_normal(dimensions, np.float32)
 
 

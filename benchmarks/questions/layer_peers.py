@@ -178,22 +178,25 @@ def onnx_session(shape: Shape) -> tuple[Any, dict[str, Any]]:
     """A session of onnxruntime, and the inputs and first states by their names."""
     import onnxruntime
 
+    proto, given = onnx_file(shape)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
+    providers = ["CPUExecutionProvider"]
+    return onnxruntime.InferenceSession(proto, options, providers=providers), given
+
+
+def onnx_file(shape: Shape) -> tuple[bytes, dict[str, Any]]:
+    """Our layers as ONNX, and the inputs and first states by their names."""
     from rnnjax.interop import Model, Recurrent, Sequential, onnx
 
     stack, params, xs = jax_layers.rnnjax_stack(shape)
     layers = tuple(Recurrent(f"layer_{i}", cell) for i, cell in enumerate(stack.cells))
     named = {layer.name: arrays for layer, arrays in zip(layers, params, strict=True)}
     model = Model(Sequential(layers), named)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = usable_cores()
-    session = onnxruntime.InferenceSession(
-        onnx.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    data, *states = session.get_inputs()
-    given = {data.name: np.asarray(xs)}
-    for state in states:  # (1, batch, hidden_size)
-        given[state.name] = np.zeros((1, shape.batch_size, state.shape[2]), np.float32)
-    return session, given
+    proto = onnx.to_proto(model)
+    data, *states = proto.graph.input
+    zeros = np.zeros((1, shape.batch_size, shape.hidden_size), np.float32)
+    return proto.SerializeToString(), {data.name: np.asarray(xs)} | {s.name: zeros for s in states}
 
 
 def rnnjax_scan(shape: Shape) -> tuple[Outputs, Any, Any]:
@@ -223,7 +226,7 @@ def torch_module(shape: Shape) -> tuple[Any, Any]:
     import torch
 
     kinds = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
-    module = kinds[shape.cell](shape.hidden_size, shape.hidden_size, shape.layers)
+    module = kinds[shape.cell](shape.features, shape.hidden_size, shape.layers)
     arrays = {}
     for number, layer in enumerate(jax_layers.weights(shape)):
         given = {name: torch.from_numpy(array) for name, array in layer.items()}
