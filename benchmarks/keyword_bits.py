@@ -1,8 +1,8 @@
 """What do 8 bits cost a keyword spotter? ``python -m benchmarks.keyword_bits --data FOLDER``.
 
 The forward GRU of ``experiments.cookbook.spoken_digits`` is trained as there, written as C in
-float32 and in 8 bits, and streamed over the recordings of the test part. A table shows the right answers, and the bytes of constants and of RAM. ``--data made`` takes
-tones in place of recordings.
+float32 and in 8 bits, and streamed over the recordings of the test part. A table shows the right
+answers, and the bytes of constants and of RAM. ``--data made`` takes tones in place of recordings.
 """
 
 import argparse
