@@ -34,7 +34,8 @@ KERAS = """interop/test_keras_models interop/test_keras_graphs interop/test_kera
 ONNX = """interop/test_onnx_export interop/test_onnx_import interop/test_onnx_nodes
     interop/test_onnx_control interop/test_onnx_fuzz interop/test_onnx_silero interop/test_leaving
     interop/test_models_out interop/test_jaxprs"""
-C = "interop/test_c interop/test_c_models interop/test_c_stream test_microcontrollers interop/test_jaxprs"
+C = """interop/test_c interop/test_c_models interop/test_c_stream test_microcontrollers
+    interop/test_jaxprs"""
 TORCH = "interop/test_torch interop/test_torch_files"
 MODELS = f"{KERAS} {TORCH} interop/test_flax interop/test_model interop/test_formats"
 GENERATOR = """experiments/test_text_generator experiments/test_text_generator_export
