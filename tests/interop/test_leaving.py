@@ -1,6 +1,7 @@
 """A law of leaving: what a program computes elsewhere is what the model computes, state and all.
 
-``step`` = ``unroll`` = C = ONNX = ``jax.export``, from drawn states, with the states that return.
+``step`` = ``unroll`` = C = ONNX = ``jax.export``, from drawn states, with the states that return. C
+is that of a stream; what is written as text is compared in test_c.py.
 """
 
 import shutil
@@ -11,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from c_helpers import Stream, library, parts_of
 from cell_table import CELLS, grid
 from interop_helpers import distance
 from made_models import MODELS, inputs_of, model_of
@@ -59,23 +59,6 @@ def by_export(model: Model, xs: list[Any], carry: dict[str, Any]) -> Result:
     return listed(ys), jax.tree.unflatten(tree, after)
 
 
-def by_c(folder: Path, steps: list[list[Any]], carry: dict[str, Any]) -> Result:
-    """What a compiled step makes of each step's inputs, a row at a time; outputs are flat."""
-    lib, (states, tree), rows = library(folder), jax.tree.flatten(carry), []
-    for row in range(len(steps[0][0])):
-        stream = Stream(lib, folder, "leaves")
-        begin = np.concatenate([np.ravel(state[row]) for state in states])
-        assert begin.size == stream.sizes["STATE_BYTES"] // 4
-        stream.state[: begin.size] = begin
-        names = [key[8:] for key in stream.sizes if key.startswith("SIZE_OF_")][len(steps[0]) :]
-        each = [listed(stream.step(*(x[row] for x in xs), outputs=names)) for xs in steps]
-        ends = np.split(stream.state[: begin.size], np.cumsum([s[row].size for s in states])[:-1])
-        rows.append((each, [e.reshape(s[row].shape) for e, s in zip(ends, states, strict=True)]))
-    outputs = [np.stack([[step[i] for step in each] for each, _ in rows], 1)
-               for i in range(len(names))]  # fmt: skip
-    return outputs, jax.tree.unflatten(tree, map(np.stack, zip(*(e for _, e in rows), strict=True)))
-
-
 # Peepholes, a matrix, a rotation, layers, a window, a grid, and a state that is learned.
 ORDINARY = (
     "peephole", "mlstm", "lru", "stack-nested", "temporal-conv", "convlstm-1d", "learned-carry",
@@ -106,10 +89,10 @@ def test_cells(name: str, tmp_path: Path, random_like: Any) -> None:
     assert distance(([ys], after), result) < MOST
     assert distance(by_onnx(model, [xs], carry), result) < MOST
     assert distance(by_export(model, [xs], carry), result) < MOST
-    if shutil.which("gcc"):
-        c.save(cell, params, tmp_path / "leaves.c", input_size=(*space, FEATURES))
-        flat, after = by_c(tmp_path, [parts_of(cell, x) for x in xs], carry)
-        assert distance(([flat[0].reshape(expected.shape)], after), result) < MOST
+    if shutil.which("cc"):
+        stream = c.stream(cell, params, rows=ROWS, input_size=(*space, FEATURES))
+        stream.carry = carry["rnn"]
+        assert distance(([stream(xs)], {"rnn": stream.carry}), result) < MOST
 
 
 # Whose steps follow from the steps before alone: C has these, and refuses the others.
@@ -161,11 +144,13 @@ def test_models(name: str, tmp_path: Path, random_like: Any) -> None:
 
     ys = [together([step[i] for step in each], i) for i in range(len(expected))]
     assert distance((ys, state), (expected, end)) < MOST
-    if shutil.which("gcc"):
-        c.save(model, tmp_path / "leaves.c")
-        steps = [[x[:, t] if s else x for x, s in zip(xs, series, strict=True)]
-                 for t in range(count)]  # fmt: skip
-        flat, after = by_c(tmp_path, steps, carry)
-        ys = [together(np.moveaxis(y, 0, 1)[None], i) for i, y in enumerate(flat)]
-        ys = [y if y.shape == e.shape else y[:, -1] for y, e in zip(ys, expected, strict=True)]
-        assert distance((ys, after), (expected, end)) < MOST
+    if shutil.which("cc"):
+        stream, made = c.stream(model, rows=len(xs[0])), list[list[Any]]()
+        stream.carry = carry
+        for t in range(count):
+            now = [x[:, t] if s else x for x, s in zip(xs, series, strict=True)]
+            made.append(listed(stream(tuple(now) if len(now) > 1 else now[0])))
+        sequences = [e.shape[1:2] == (count,) for e in expected]
+        every = zip(sequences, zip(*made, strict=True), strict=True)
+        ys = [np.stack(y, 1) if s else y[-1] for s, y in every]
+        assert distance((ys, stream.carry), (expected, end)) < MOST

@@ -47,9 +47,9 @@ class Stream:
     ids, of a model that embeds     ``()`` or ``(R,)``      ``(time,)`` or ``(time, R)``
     ==============================  ======================  ============================
 
-    A cell over a grid has its axes before the features. Several inputs or outputs of a model are a
-    dict by their names in C. What a cell takes as it is (``raw``) are the last features, as in
-    `rnnjax.unroll`.
+    A cell over a grid has its axes before the features. Several inputs of a model are a tuple, or a
+    dict by their names in C; outputs come as the model gives them. What a cell takes as it is
+    (``raw``) are the last features, as in `rnnjax.unroll`.
 
     `copy` makes a stream of its own that continues from the same state: keep one to roll back, or
     make several to branch. While a step runs other threads do too; a stream belongs to one thread,
@@ -102,7 +102,7 @@ class Stream:
             made = [np.empty((steps, *y.shape), y.dtype) for y in self._y]
             every = _addresses(arrays), _addresses(made)
             self._run(self._state, *every, ctypes.c_long(steps), self._rows)
-        return made[0] if len(made) == 1 else dict(zip(self._gives, made, strict=True))
+        return jax.tree.unflatten(self._compiled.program.ys, made)
 
     def reset(self) -> None:
         """Begin new sequences, as `rnnjax.Cell.start` does."""
@@ -166,7 +166,9 @@ class Stream:
         """The inputs by name of one array, whose last features a cell may take as they are."""
         names, program = [*self._takes], self._compiled.program
         if len(names) == 1 or program.has_batch:
-            return dict.fromkeys(names[:1], xs)
+            return dict(
+                zip(names, xs if len(names) > 1 and isinstance(xs, tuple) else [xs], strict=False)
+            )
         xs, sizes = np.asarray(xs), [shape[-1] for shape in self._takes.values()]
         if xs.shape[-1:] != (sum(sizes),):
             raise InvalidInputError(

@@ -60,6 +60,7 @@ class Program(NamedTuple):
     outputs: dict[str, Any]
     rounded: bool  # whether parameters were rounded to float32
     carry: Any  # the structure of the state
+    ys: Any  # that of the outputs
     shapes: dict[str, tuple[int, ...]]  # of inputs and outputs, for one row at one step
     has_batch: bool  # whether each array of the state has an axis of one row first
 
@@ -209,9 +210,11 @@ def _traced(
     elif wide is not None:
         alone = {key: (1,) * (leaf.dtype.kind == "f") for key, leaf in (inputs | outputs).items()}
         shapes = {key: tuple(n for n in one if n != 1) or alone[key] for key, one in shapes.items()}
-    names = _by_name(params, "layer")
-    return Program(title, closed, names, state, inputs, outputs, bool(rounded),
-                   jax.tree.structure(start), shapes, wide is not None)  # fmt: skip
+    names, trees = _by_name(params, "layer"), map(jax.tree.structure, (start, ys))
+    return Program(
+        title, closed, names, state, inputs, outputs, bool(rounded), *trees, shapes,
+        wide is not None,
+    )  # fmt: skip
 
 
 def _by_name(tree: Any, alone: str, taken: Collection[str] = ()) -> dict[str, Any]:
