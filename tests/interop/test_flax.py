@@ -327,25 +327,6 @@ def test_the_wrappers_are_read_as_flax() -> None:
     assert_same_outputs(from_params(module), INPUTS, called(module, INPUTS))
 
 
-@pytest.mark.parametrize("form", ["linen", "nnx"])
-@pytest.mark.parametrize(
-    "cell",
-    [
-        LSTMCell(4, activation="relu"),
-        GRUCell(4, recurrent_activation=jax.nn.hard_sigmoid),
-        SimpleRNNCell(4, activation="relu"),
-        Bidirectional(LSTMCell(4), LSTMCell(4, activation="relu")),
-    ],
-    ids=str,
-)
-def test_activations_do_not_get_lost(cell: rnnjax.Cell, form: Any) -> None:
-    """Parameters do not hold them: Flax's module would compute with its own."""
-    with pytest.raises(
-        InteropError, match=r"should be 'sigmoid' and 'tanh', but are .*from_params"
-    ):
-        to_params(Model.of(cell, params_of(cell)), form=form)
-
-
 def test_activations_that_a_module_was_read_with_stay_its_own() -> None:
     """The way that the error names: of parameters trained here into a module of Flax."""
     module = nn.RNN(nn.LSTMCell(4, activation_fn=nn.relu))
