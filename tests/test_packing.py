@@ -113,10 +113,7 @@ PACKED = pack(vectors([2, 3]), 4)
         (lambda: PACKED.lay(vectors([2])), "the 2 lengths that were packed.*have 1"),
         (lambda: PACKED.lay(vectors([3, 2])), "give them in the same order"),
         (lambda: PACKED.lay([]), "at least one sequence"),
-        (
-            lambda: unpack(PACKED, np.zeros((2, 4, 5))),
-            r"\(4, 2\), but is float64 \(2, 4, 5\); time",
-        ),
+        (lambda: unpack(PACKED, np.zeros((2, 4, 5))), r"\(4, 2\), but is float64 \(2, 4, 5\); t"),
         (lambda: PACKED.last(np.zeros((2, 4, 5))), r"\(4, 2\), but is float64 \(2, 4, 5\); time"),
         (lambda: unpack(PACKED, [[1.0]]), "is a list of 1; time comes first"),
         (lambda: unpack((1, 2), TWO[0]), "packed must be what pack returned, but is a tuple of 2"),

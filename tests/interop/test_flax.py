@@ -280,10 +280,7 @@ def changed(gate: str, name: str, array: Any) -> Any:
         (changed("hi", "kernel", np.ones(2)), "a kernel of two axes"),
         (changed("hi", "bias", None), "units, should have {'hi.bias': \\(2,\\)}, but has not;"),
         (changed("ii", "bias", np.ones(2, np.float32)), "should have no more, but has {'ii.bias'"),
-        (
-            changed("if", "kernel", np.ones((4, 2), "f")),
-            "should have {'if.kernel': \\(3, 2\\)}, but",
-        ),
+        (changed("if", "kernel", np.ones((4, 2), "f")), "should have {'if.kernel': \\(3, 2\\)}"),
         (changed("ii", "kernel", np.ones((3, 2), int)), "int64"),
         (changed("ii", "kernel", np.ones((3, 2))), "float64"),
         (changed("hi", "bias", np.ones(2, np.float16)), "of one type"),
@@ -292,10 +289,7 @@ def changed(gate: str, name: str, array: Any) -> Any:
         ({"params": {f"layers_{i}": {"cell": CELL} for i in range(2)}}, "'layers_0', 'layers_1"),
         ({"forward_rnn": {"cell": CELL}, "backward_rnn": {}}, "but backward_rnn has"),
         ({**dict.fromkeys(("forward_rnn", "backward_rnn"), CELL), "head": CELL}, "has '.*'head'"),
-        (
-            {"forward_rnn": {"cell": CELL}, "backward_rnn": {"cell": cell_of(2)}},
-            "inputs of one size",
-        ),
+        ({"forward_rnn": {"cell": CELL}, "backward_rnn": {"cell": cell_of(2)}}, "of one size"),
         ({}, "one recurrent module"),
         ({"cell": 1.0}, "but the tree has 'cell'"),
     ],

@@ -76,11 +76,7 @@ CANNOT: list[tuple[str, Any, str]] = [
     ("keras", Stack([rnnjax.ConvLSTMCell(4)]), "which Keras has not at this place"),
     ("keras", [Masking("m"), IDS], "'ids' is a OneHotIds"),
     ("onnx", [Activation("a", jnp.cbrt)], "'a' computes the operator 'cbrt' of JAX"),
-    (
-        "onnx",
-        [Recurrent("a", Stack([GRUCell(2)])), Recurrent("a_0", GRUCell(2))],
-        "would be named 'a_0_h'",
-    ),
+    ("onnx", [Recurrent("a", Stack([GRUCell(2)])), Recurrent("a_0", GRUCell(2))], "named 'a_0_h'"),
     ("onnx", [LAST, GRU], "layer 'gru' needs a sequence"),
     # Parameters that are not those of the layers.
     ("torch flax", model_of({}, RNN), "params have no entry for 'rnn'; make them"),

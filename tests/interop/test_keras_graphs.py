@@ -1,5 +1,6 @@
 """Models of Keras, live on its JAX backend and out of its files: graphs, rows, drawn ones."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -322,6 +323,10 @@ def twice(x: Any) -> Any:
     return 2 * x
 
 
+EACH, HEADS = layers.TimeDistributed, layers.MultiHeadAttention(1, 2)
+BOTH = functools.partial(layers.Bidirectional, layers.GRU(2))
+
+
 def row_of(*row: Any) -> Any:
     return keras.Sequential([keras.Input((TIME, FEATURES)), *row])
 
@@ -333,33 +338,21 @@ def row_of(*row: Any) -> Any:
         (lambda x, i: layers.Lambda(lambda x: x)(x), "Lambda, which holds code"),
         (lambda x, i: layers.SeparableConv1D(2, 2)(x), "'separable_conv1d.*Conv1D'"),
         (lambda x, i: row_of(layers.Masking(1.0), layers.Masking())(x), "comes after layer .*mask"),
-        (
-            lambda x, i: row_of(layers.Masking(), layers.TimeDistributed(layers.Softmax()))(x),
-            "'.*time_distributed.*comes after layer '.*masking",
-        ),
+        (lambda x, i: row_of(layers.Masking(), EACH(layers.Softmax()))(x), "after .*masking"),
         (lambda x, i: layers.LSTM(2, dropout=1.0)(x), "dropout of layer 'lstm.*below 1"),
         (lambda x, i: layers.Dense(2, lora_rank=1)(x), "adapters of low rank"),
         (lambda x, i: layers.LSTM(2, activation=twice)(x), "the activation of layer 'lstm"),
-        (
-            lambda x, i: layers.TimeDistributed(layers.GroupNormalization(1))(x),
-            "is of class 'GroupNormalization', which is not known here",
-        ),
+        (lambda x, i: EACH(layers.GroupNormalization(1))(x), "'GroupNormalization', which is no"),
         (lambda x, i: layers.Conv1D(2, 2, data_format="channels_first")(x), "data_format of layer"),
         (lambda x, i: layers.Add()([x, keras.ops.sin(x)]), "of class 'ops.Sin'"),
         (lambda x, i: x + np.ones(FEATURES, np.float32), "arguments of .*be a number, a te"),
-        (
-            lambda x, i: layers.MultiHeadAttention(1, 2)(x, x, attention_mask=x[:, :, :1] > 0),
-            "of class 'ops.Greater'|attention_mask",
-        ),
+        (lambda x, i: HEADS(x, x, attention_mask=x[:, :, :1] > 0), "'ops.Greater'|attention_mask"),
         (lambda x, i: layers.Attention()([x, x], mask=[None, some(x)]), "given several masks"),
         (lambda x, i: layers.Dropout(0.5)(x, training=True), "called with training=True"),
         (lambda x, i: layers.GlobalMaxPooling1D(keepdims=True)(x), "keepdims of layer 'global_max"),
         (lambda x, i: layers.Attention(score_mode="concat")([x, x]), "score_mode .* 'dot' or left"),
         (lambda x, i: layers.Dot(2, normalize=True)([x, x]), "normalize of layer 'dot"),
-        (
-            lambda x, i: layers.Bidirectional(layers.GRU(2), merge_mode=None)(x),
-            "merge_mode of layer .*or ave, and what follows split them, but is None",
-        ),
+        (lambda x, i: BOTH(merge_mode=None)(x), "merge_mode .*or ave.* is None"),
         (lambda x, i: layers.PReLU()(x), "of class 'PReLU', which is not known here"),
         (
             lambda x, i: layers.Attention()([x, x], use_causal_mask=True),
@@ -369,10 +362,7 @@ def row_of(*row: Any) -> Any:
         (lambda x, i: x[0], "key of layer 'get_item.*begins with :, which is the batch"),
         (lambda x, i: x[:, : 2**40], "key of layer 'get_item.*be a number, a text"),
         (lambda x, i: {"a": [x], "b": x}, "outputs of a model should be tensors, one, in a list"),
-        (
-            lambda x, i: row_of(layers.GRU(2))(x, mask=keras.ops.any(x > 0, axis=-1)),
-            "ops.Greater|is given a mask in its call",
-        ),
+        (lambda x, i: row_of(layers.GRU(2))(x, mask=some(x)), "states or a mask; call it"),
         (lambda x, i: row_of(layers.GRU(2))(x, training=True), "call it with arrays alone"),
         (
             lambda x, i: layers.TimeDistributed(layers.Embedding(WORDS, 2, mask_zero=True))(x),

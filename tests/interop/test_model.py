@@ -199,10 +199,7 @@ def test_a_network_built_twice_compiles_once(xs: jax.Array) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (
-            lambda: Model.of({}, GRUCell(2)),
-            "cell must be a Cell such as rnnjax.LSTMCell(50), before",
-        ),
+        (lambda: Model.of({}, GRUCell(2)), "cell must be a Cell such as rnnjax.LSTMCell(50)"),
         (lambda: Sequential(()), "at least one layer"),
         (lambda: Sequential((LSTMCell(3),)), "but got LSTMCell("),
         (lambda: Sequential((Activation("a", "tanh"),) * 2), "a occurs twice"),

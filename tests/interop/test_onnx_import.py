@@ -555,10 +555,7 @@ def test_bad_arguments() -> None:
         (lambda: rnnjax_onnx.to_proto(wrong), "do not belong to this model"),
         (lambda: model(xs, lengths=np.array([2, 5, 4])), its_own),
         (lambda: model(xs, resets=marks), its_own),
-        (
-            lambda: model(normal(BATCH, TIME, 4)),
-            r"has shape \(any, any, 2\), but got \(3, 5, 4\)",
-        ),
+        (lambda: model(normal(BATCH, TIME, 4)), r"has shape \(any, any, 2\), but got \(3, 5, 4\)"),
         (lambda: model(np.ones(xs.shape, np.int32)), "is float32, but got int32"),
         (lambda: model("text"), "'x' must be an array of numbers, but str came"),
         (lambda: model({"y": xs}), r"the graph takes .'x'., but xs has .'y'."),

@@ -454,10 +454,7 @@ LSTM = nn.LSTM(3, 4, 2, bidirectional=True)
             changed(LSTM, weight_ih_l0=None),
             "LSTM with hidden_size=4, num_layers=2 and .*=True, should have .*ih_l0'",
         ),
-        (
-            changed(LSTM, weight_hh_l1_reverse=None),
-            "should have {'weight_hh_l1_reverse': .*has not;",
-        ),
+        (changed(LSTM, weight_hh_l1_reverse=None), "have {'weight_hh_l1_reverse': .*has not;"),
         (changed(LSTM, bias_hh_l0=None), "should have {'bias_hh_l0': \\(16,\\)}, but has not;"),
         (changed(LSTM, bias_hh_l0=None, bias_ih_l0=None), "have {'bias_hh_l0': .*, but has not;"),
         (changed(LSTM, bias_hh_l0=(15,)), "but has {'bias_hh_l0': \\(15,\\)}"),
@@ -477,14 +474,8 @@ LSTM = nn.LSTM(3, 4, 2, bidirectional=True)
         (changed(LSTM, weight_ih_l3=(16, 8)), "bias_hh_l2.*, but has {'weight_ih_l3': \\(16"),
         (changed(LSTM, weight_ih=(16, 8)), "bias_hh_l2.*, but has {'weight_ih': \\(16, 8"),
         (changed(nn.LSTM(3, 4), weight_hh_l0_reverse=(16, 4)), "'weight_ih_l0_reverse': .*has not"),
-        (
-            changed(nn.LSTM(3, 4, bias=False), bias_ih_l0=(16,)),
-            "'bias_hh_l0': \\(16,\\)}, but has not",
-        ),
-        (
-            changed(nn.ModuleDict({"a": LSTM}), **{"a.weight_ih_l00": (16, 8)}),
-            "has {'weight_ih_l00': ",
-        ),
+        (changed(nn.LSTM(3, 4, bias=False), bias_ih_l0=(16,)), "'bias_hh_l0': \\(16,\\)}"),
+        (changed(nn.ModuleDict({"a": LSTM}), **{"a.weight_ih_l00": (16, 8)}), "{'weight_ih_l00': "),
         (changed(LSTM, **{"rnn.weight_ih_l0": (16, 3)}), "has its name; rename"),
         (
             changed(LSTM, weight_hh_l0=None, weight_hh_l0_g=(16, 1)),
@@ -503,10 +494,7 @@ LSTM = nn.LSTM(3, 4, 2, bidirectional=True)
         ({0: np.ones(3)}, "has text for keys"),
         ({"a.weight": torch.ones(3, 3).to_sparse()}, "plain tensor"),
         ({}, "no module"),
-        (
-            changed(nn.GRU(3, 4)) | {"bias_hh_l0": np.ones(12, np.float16)},
-            "float16 and float32",
-        ),
+        (changed(nn.GRU(3, 4)) | {"bias_hh_l0": np.ones(12, np.float16)}, "float16 and float32"),
     ],
 )
 def test_state_dicts_that_do_not_fit_are_refused(state: dict[str, Any], match: str) -> None:
