@@ -18,7 +18,7 @@ import numpy as np
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
-from rnnjax.errors import InteropError, InvalidInputError, RnnjaxError
+from rnnjax.errors import InteropError, InvalidInputError, RnnjaxError, called
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 HABITS = {  # words of Keras, PyTorch and Flax: arguments, attributes, names of the package
@@ -243,8 +243,8 @@ def check_lengths(lengths: Any, num_steps: Any, of: str, advice: str) -> None:
     least, most = int(known.min()), int(known.max())
     if least < 0 or (not is_symbolic_dim(num_steps) and most > num_steps):
         raise InvalidInputError(
-            f"lengths must lie between 0 and the {num_steps} steps of {of}, but go from {least} to "
-            f"{most}; {advice}"
+            f"{called('lengths')} must lie between 0 and the {num_steps} steps of {of}, but go "
+            f"from {least} to {most}; {advice}"
         )
 
 

@@ -1,5 +1,27 @@
 """The errors of rnnjax. Each message says what was expected, what came and what to do."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator, Mapping
+
+_WORDS = contextvars.ContextVar[Mapping[str, str]]("_WORDS")
+
+
+def called(word: str) -> str:
+    """Return an argument, axes or advice of `rnnjax.unroll` in the words of its caller."""
+    return _WORDS.get({}).get(word, word)
+
+
+@contextlib.contextmanager
+def calling(words: Mapping[str, str]) -> Iterator[None]:
+    """Let the errors of `rnnjax.unroll` say these words for its own."""
+    # No argument of `unroll`: a static one would compile each layer anew for each wording.
+    token = _WORDS.set(words)
+    try:
+        yield
+    finally:
+        _WORDS.reset(token)
+
 
 class RnnjaxError(Exception):
     """Base of every error that rnnjax raises on purpose."""

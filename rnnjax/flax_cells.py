@@ -1,10 +1,8 @@
 """Shared code of the two Flax wrappers: a table of Flax's cells, and a call over a sequence."""
 
-import contextlib
 import dataclasses
 import functools
-import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
@@ -32,7 +30,7 @@ from rnnjax.cells.onehot import Beside
 from rnnjax.cells.validation import as_inputs, check_array, is_pair
 from rnnjax.checks import as_array, brief, check_instance
 from rnnjax.engine import unroll
-from rnnjax.errors import InvalidInputError
+from rnnjax.errors import InvalidInputError, calling
 
 Form = Literal["linen", "nnx"]
 Tree = Mapping[Any, Any]
@@ -331,7 +329,7 @@ def run(
     time_major = bool(rnn.time_major if time_major is None else time_major)
     keep_order = rnn.keep_order if keep_order is None else keep_order
     backwards: bool = rnn.reverse if reverse is None else reverse
-    with _in_words_of_the_caller(time_major):
+    with calling(_WORDS if time_major else _ROWS_FIRST):
         grid = _grid_axes(rnn.cell)
         xs = _checked(inputs, time_major, grid)
         steps, time = xs.shape[: -1 - grid], 0 if time_major else xs.ndim - 2 - grid
@@ -412,19 +410,16 @@ def both_directions(module: Any, inputs: Inputs, **call: Any) -> Any:
     return ((forward_carry, backward_carry), outputs) if return_carry else outputs
 
 
-@contextlib.contextmanager
-def _in_words_of_the_caller(time_major: bool) -> Iterator[None]:
-    """Rewrite errors of `rnnjax.unroll` with the names and axes of Flax's call."""
-    try:
-        yield
-    except InvalidInputError as error:
-        said = re.sub(r"\bxs\b", "inputs", str(error))
-        said = re.sub(r"^carry\b", "initial_carry", said)
-        if said.startswith("lengths"):
-            said = re.sub(r"check (that time|which axis).*", "check time_major", f"seq_{said}")
-        if not time_major:
-            said = said.replace("(time, batch, features)", "(batch, time, features)")
-        raise InvalidInputError(said) from error
+_WORDS = {
+    "xs": "inputs",
+    "carry": "initial_carry",
+    "lengths": "seq_lengths",
+    "check which axis is time": "check time_major",
+}
+_ROWS_FIRST = _WORDS | {
+    "(time, batch, features)": "(batch, time, features)",
+    "(time, *batch, features)": "(*batch, time, features)",
+}
 
 
 def _grid_axes(cell: Any) -> int:

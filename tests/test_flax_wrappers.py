@@ -691,7 +691,11 @@ WRONG: list[tuple[Any, str]] = [
         for t, axes in ((False, "batch, time"), (True, "time, batch"))
     ),
     # what comes with them
-    (lambda: linen(GRU, initial_carry=GRUCarry(ZEROS[:2])), r"hidden.*\(3, 4\)"),
+    (
+        lambda: linen(GRU, initial_carry=GRUCarry(ZEROS[:2])),
+        r"^initial_carry\.hidden.*\(3, 4\).*axes of inputs are \(\*batch, time, features\)",
+    ),
+    (lambda: rnnjax.unroll(GRU, {}, INTEGERS), r"^xs .*floating-point"),  # which keeps its words
     (lambda: linen(GRU, reset_carry=ZEROS[0]), "reset_carry must be shaped like"),
     (lambda: linen(LSTM, initial_carry=rnnjax.LSTMCarry(ZEROS, ZEROS)), r"be the pair \(c, h\)"),
     (lambda: linen(LSTM, initial_carry=(ZEROS,) * 3), r"must be the pair \(c, h\)"),

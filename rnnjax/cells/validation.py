@@ -29,7 +29,7 @@ from rnnjax.checks import (
     is_floating,
     is_integer,
 )
-from rnnjax.errors import InvalidInputError, RnnjaxError
+from rnnjax.errors import InvalidInputError, RnnjaxError, called
 
 
 def check_fields(cell: Any) -> None:
@@ -75,14 +75,15 @@ def as_inputs(xs: Any, convert: Callable[[str, Any], Any] = as_array) -> Any:
         vectors = is_array(raw) and not isinstance(first, Beside)
         if not vectors or first.shape[:-1] != raw.shape[:-1]:
             raise InvalidInputError(
-                f"xs as a pair must be vectors or a OneHot, and an array of raw features with the "
-                f"same axes before the last, but are {type(first).__name__} {first.shape} and "
-                f"{type(raw).__name__} {raw.shape}; check the order of both"
+                f"{called('xs')} as a pair must be vectors or a OneHot, and an array of raw "
+                f"features with the same axes before the last, but are {type(first).__name__} "
+                f"{first.shape} and {type(raw).__name__} {raw.shape}; check the order of both"
             )
         return Beside(first, raw)
-    xs = convert("xs", xs)
-    advice = "ids are given as rnnjax.OneHot(ids, size), numbers as xs.astype(jnp.float32)"
-    check_floats("xs", xs.dtype, advice)
+    name = called("xs")
+    xs = convert(name, xs)
+    advice = f"ids are given as rnnjax.OneHot(ids, size), numbers as {name}.astype(jnp.float32)"
+    check_floats(name, xs.dtype, advice)
     return xs
 
 
@@ -198,8 +199,8 @@ def check_pair(cell: Any, xs: Any) -> None:
     if named:
         cure = f"the pair (xs, raw), raw of size {cell.raw_size} with its {named}"
     raise InvalidInputError(
-        f"xs must have the {cell.raw_size} raw features that {brief(cell)} names, but has {came}; "
-        f"give {cure}"
+        f"{called('xs')} must have the {cell.raw_size} raw features that {brief(cell)} names, but "
+        f"has {came}; give {cure}"
     )
 
 
@@ -230,8 +231,8 @@ def check_features(cell: Any, params: Any, xs: Any, time: str = "") -> None:
     if xs.ndim == 0 or xs.shape[-1] != input_size:
         came = f"{xs.shape[-1]} features" if xs.ndim else "no axes"
         raise InvalidInputError(
-            f"xs has {came}, but params were initialised for {input_size}; "
-            "check the last axis of xs (time, batch, features)"
+            f"{called('xs')} has {came}, but params were initialised for {input_size}; check the "
+            f"last axis of {called('(time, batch, features)')}"
         )
 
 
@@ -298,9 +299,9 @@ def check_carry(
         where = f"{name}{jax.tree_util.keystr(path)}"
         if want.shape != np.shape(leaf):
             raise InvalidInputError(
-                f"{where} must have shape {want.shape}, for the batch {batch} of xs, but has "
-                f"{np.shape(leaf)}; start from cell.initial_carry({batch}), and check that the "
-                f"axes of xs are {axes}"
+                f"{where} must have shape {want.shape}, for the batch {batch} of {called('xs')}, "
+                f"but has {np.shape(leaf)}; start from cell.initial_carry({batch}), and check that "
+                f"the axes of {called('xs')} are {called(axes)}"
             )
         came = jnp.result_type(leaf)
         # An integer would be truncated at each step.

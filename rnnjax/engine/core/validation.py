@@ -17,7 +17,7 @@ from rnnjax.cells.validation import as_inputs, check_carry, check_features, chec
 from rnnjax.checks import as_array, brief, check_flag, check_instance, check_lengths, state_type
 from rnnjax.engine.core.masking import Steps
 from rnnjax.engine.core.method import Method
-from rnnjax.errors import InvalidInputError
+from rnnjax.errors import InvalidInputError, called
 from rnnjax.meshes import MeshAxis
 
 
@@ -55,7 +55,7 @@ def checked(
             carry = start_of(cell, params, xs, reset_carry, carry)
     else:
         carry = jax.tree.map(functools.partial(as_array, "carry"), carry)
-        check_carry("carry", cell, carry, xs.shape[1:-1])
+        check_carry(called("carry"), cell, carry, xs.shape[1:-1])
     return xs, carry
 
 
@@ -167,22 +167,22 @@ def _valid_steps(xs: Any, lengths: Any, mask: Any, along: MeshAxis) -> jax.Array
         return mask
     # By NumPy if known, because inside jit JAX would trace even constants.
     known: Any = None if isinstance(lengths, jax.core.Tracer) else lengths
-    lengths, batch = as_array("lengths", lengths), xs.shape[1:-1]
+    name, advice = called("lengths"), called("check which axis is time")
+    lengths, batch = as_array(name, lengths), xs.shape[1:-1]
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise InvalidInputError(
-            f"lengths must be integers, the number of valid steps of each row, but are "
+            f"{name} must be integers, the number of valid steps of each row, but are "
             f"{lengths.dtype}; booleans for each step are given as mask"
         )
     if lengths.shape != batch[: lengths.ndim]:
         raise InvalidInputError(
-            f"lengths must have shape {batch}, for the batch {batch} of xs, but has "
-            f"{lengths.shape}; give one for each row, and check which axis is time"
+            f"{name} must have shape {batch}, for the batch {batch} of {called('xs')}, but has "
+            f"{lengths.shape}; give one for each row, and {advice}"
         )
     # Check values only if that does not wait for a computation.
     first, num_steps = along.steps(xs.shape[0])
     if known is not None:
-        advice = f"check that time is the first axis of xs {xs.shape}"
-        check_lengths(known, num_steps, "xs", advice)
+        check_lengths(known, num_steps, called("xs"), advice)
     # By NumPy outside jit, where JAX would compile three programs for each new shape. Not inside,
     # where the marks of all steps would become a constant of the program.
     inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(xs))
