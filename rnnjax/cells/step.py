@@ -58,6 +58,11 @@ def update_input(
 ) -> Any:
     """Make the argument ``x`` of `update`: the first half of a step, however it is run.
 
+    Its derivative is written by hand in two places, which a term that is new here changes too:
+    `Recurrence.backward` and its loop (``engine/fused/recurrence.py``), and the learners' products
+    and their influence (``online.py``). Where they differ from it, law 1 and law 5 fail for
+    `Fused` (``tests/test_laws.py``), and ``test_snap1_is_a_masked_dense_rtrl`` for the learners.
+
     Args:
         cell: a cell that declares its equation.
         params: the parameters.
