@@ -14,12 +14,20 @@ from jax.ad_checkpoint import checkpoint_name
 
 import rnnjax
 from rnnjax.cells.activations import RESIDUAL
-from rnnjax.cells.step import loop_params
+from rnnjax.cells.step import apply_update, loop_params, update_params
 from rnnjax.engine.core.custom_primitive import equations
 from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.fused import matmul
 from rnnjax.engine.fused.matmul import Backward, Forward, Products
+from rnnjax.engine.fused.plan import LayerPlan
 from rnnjax.engine.fused.recurrence import Recurrence
+from rnnjax.engine.fused.residuals import (
+    Layer,
+    given_of,
+    residual_map_of,
+    saving_step_of,
+    update_input_of,
+)
 
 FEATURES, TIME = 6, 5
 KINDS = [rnnjax.SimpleRNNCell, rnnjax.GRUCell]  # one sum or two halves; an LSTM's is a sum too
@@ -245,3 +253,35 @@ def test_a_loop_carries_the_inputs_of_a_step_where_it_prefetches(kind):
     given_back = [out.aval.shape for out in longest.outvars]
     carried = [shape for shape in given_back if shape[:1] != (longest.params["length"],)]
     assert carried.count((3, width)) == 1  # of a single gate it is the state
+
+
+def test_what_is_taken_from_the_function_that_jax_vjp_returns(random_like, assert_close):
+    """Guards the two habits of `jax.vjp` that ``engine/fused/residuals.py`` stands on.
+
+    JAX promises neither: a residual that is an argument is that object, and so is not saved; and
+    the tree of the function is the program of any other step. Look here first where a new JAX
+    breaks `Fused`, or lets it store parameters at each step.
+    """
+    cell = rnnjax.PeepholeLSTMCell(4)  # which multiplies its state by parameters in the update
+    params = random_like(lambda: cell.init(jax.random.key(0), 3), 0)
+    plan = LayerPlan.of(cell, params, (TIME, 2, 3), None, "cpu")
+    layer = Layer(cell, plan, False, params, Steps())
+    here, there = (random_like(lambda: cell.initial_carry((2,)), seed) for seed in (1, 2))
+
+    def derivatives(projected):
+        used = update_params(cell, params)
+        one = residual_map_of(layer, here, projected, {})
+        saved = saving_step_of(layer)(there, projected, StepMarks())[2]
+        of_another = one.vjp_fn(saved, given_of(used, there, {}))
+        x = update_input_of(layer)(there, projected)
+        plain = jax.vjp(functools.partial(apply_update, cell, raw={}), used, x, there)[1]
+        d = there, there.hidden  # any numbers
+        found.append((one, saved))
+        return of_another(d)[:3], plain(d)
+
+    found = []
+    of_another, plain = jax.jit(derivatives)(random_like(jax.ShapeDtypeStruct((2, 16), "f"), 3))
+    assert_close(of_another, plain, 1e-5)
+    [(one, (entry, rest))] = found
+    assert {"params", "carry"} <= {kind for kind, _ in one.places}
+    assert (entry.shape, rest) == ((2, 16), [])  # the gates, in the place of the projected inputs
