@@ -105,6 +105,36 @@ def test_what_calls_make_names_its_targets():
     assert needed <= called <= targets
 
 
+KINDS = (  # of change, which the map in CONTRIBUTING.md leads through; and words of the row
+    ("a cell", ""), ("an option of a cell", "Write a class instead where"), ("a method", ""),
+    ("an option of `unroll`", ""), ("an option of `unroll` that returns more", "typing.overload"),
+    ("a hook of `fit`", ""), ("a program", ""), ("a family of language models", "make durations"),
+)  # fmt: skip
+
+
+def test_the_map_names_files_that_exist_and_has_each_kind_of_change():
+    """Guards names too: where it says "`NAME` in `FILE`", that file has the name."""
+    table = (
+        (ROOT / "CONTRIBUTING.md").read_text().partition("## Where to begin")[2].split("\n\n")[1]
+    )
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()[2:]]
+    for kind, words in KINDS:
+        (row,) = (read + touch for name, read, touch in rows if name == kind)
+        assert words in row, kind
+    for kind, *told in rows:
+        text = " | ".join(told)
+        # Paths from the root, in commands too; a bare name stands in a folder that the row names.
+        paths = re.findall(
+            r"(?<![\w/.])((?:[\w-]+/)+[\w-]+(?:\.\w+)?|[\w-]+\.(?:py|yml|md|txt))", text
+        )
+        folders = {(ROOT / path).parent for path in paths if "/" in path} | {ROOT}
+        lost = [path for path in paths if not any((f / path).exists() for f in folders)]
+        assert not lost, (kind, lost)
+        for name, path in re.findall(r"`(\w+)(?:\(\))?` (?:in|of) `([\w/-]+\.py)`", text):
+            file = next(f / path for f in folders if (f / path).exists())
+            assert re.search(rf"\b{name}\b", file.read_text()), (kind, name, path)
+
+
 @pytest.mark.parametrize(
     ("tag", "addresses", "ready"),
     [("v0.1.0", "own.dev", True), ("v0.1.1", "own.dev", False), ("v0.1.0", "example.org", False)],

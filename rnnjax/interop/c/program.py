@@ -210,7 +210,7 @@ def _traced(
     elif wide is not None:
         alone = {key: (1,) * (leaf.dtype.kind == "f") for key, leaf in (inputs | outputs).items()}
         shapes = {key: tuple(n for n in one if n != 1) or alone[key] for key, one in shapes.items()}
-    names, trees = _by_name(params, "layer"), map(jax.tree.structure, (start, ys))
+    names, trees = _by_name(params, "layer"), (jax.tree.structure(start), jax.tree.structure(ys))
     return Program(
         title, closed, names, state, inputs, outputs, bool(rounded), *trees, shapes,
         wide is not None,
