@@ -4,6 +4,10 @@ import contextlib
 import contextvars
 from collections.abc import Iterator, Mapping
 
+__all__ = [
+    "CheckpointError", "DamagedCheckpointError", "InteropError", "InvalidInputError",
+    "NonFiniteError", "PeerEndedError", "RnnjaxError",
+]  # fmt: skip
 _WORDS = contextvars.ContextVar[Mapping[str, str]]("_WORDS")
 
 
