@@ -27,23 +27,29 @@ def begun(cell: Any, features: Any, seed: int = 0) -> Any:
     return jax.jit(cell.init, static_argnums=1)(jax.random.key(seed), features)
 
 
+@dataclasses.dataclass(frozen=True)
+class UserCell(rnnjax.Cell):
+    """What the cells of users have here unless they say something else: one gate, of one leaf."""
+
+    hidden_size: int
+    dtype: Any = None
+    carry = rnnjax.SimpleRNNCarry
+    gates = ("h",)
+
+
 class PeepholeCarry(NamedTuple):
     hidden: jax.Array
     memory: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class PeepholeCell(rnnjax.Cell):
+class PeepholeCell(UserCell):
     """A user's cell: an LSTM with peepholes (Gers & Schmidhuber, 2000), and a gain on the output.
 
     Its update reads parameters, whose gradients the engine has to sum over time. ``bias`` is read
     there too, and by `project`.
     """
 
-    hidden_size: int
-    dtype: Any = None
-
-    carry: ClassVar[type[PeepholeCarry]] = PeepholeCarry
+    carry = PeepholeCarry
     gates = "i", "f", "g", "o"
     coupling = rnnjax.Coupling.ELEMENTWISE
     output = None
@@ -67,14 +73,9 @@ class PeepholeCell(rnnjax.Cell):
         return PeepholeCarry(hidden, memory), y
 
 
-@dataclasses.dataclass(frozen=True)
-class GainCell(rnnjax.Cell):
+class GainCell(UserCell):
     """A user's cell with gates: its update reads a parameter, and the carry before the step."""
 
-    hidden_size: int
-    dtype: Any = None
-
-    carry: ClassVar[type[rnnjax.SimpleRNNCarry]] = rnnjax.SimpleRNNCarry
     gates = "candidate", "z"
     coupling = rnnjax.Coupling.ELEMENTWISE
     output = None
@@ -91,16 +92,10 @@ class GainCell(rnnjax.Cell):
         return rnnjax.SimpleRNNCarry(hidden), hidden * z
 
 
-@dataclasses.dataclass(frozen=True)
-class GapCell(rnnjax.Cell):
+class GapCell(UserCell):
     """A user's cell with a raw feature: its units forget with the time since the last step."""
 
-    hidden_size: int
-    dtype: Any = None
-
-    carry: ClassVar[type[rnnjax.SimpleRNNCarry]] = rnnjax.SimpleRNNCarry
-    gates = ("h",)
-    raw: ClassVar[dict[str, int]] = {"gap": 1}
+    raw = {"gap": 1}
     coupling = rnnjax.Coupling.ELEMENTWISE
 
     def parameters(self, input_size: int) -> dict[str, rnnjax.Param]:
@@ -114,14 +109,10 @@ class GapCell(rnnjax.Cell):
         return rnnjax.SimpleRNNCarry(keeps * carry.hidden + (1 - keeps) * jnp.tanh(x))
 
 
-@dataclasses.dataclass(frozen=True)
-class SubLSTMCell(rnnjax.Cell):
+class SubLSTMCell(UserCell):
     """A user's cell whose gates subtract (Costa et al., 2017)."""
 
-    hidden_size: int
-    dtype: Any = None
-
-    carry: ClassVar[type[rnnjax.LSTMCarry]] = rnnjax.LSTMCarry
+    carry = rnnjax.LSTMCarry
     gates = "i", "f", "z", "o"
     coupling = rnnjax.Coupling.ELEMENTWISE
 
@@ -164,15 +155,10 @@ class SCRNCell(rnnjax.Cell):
 
 
 @dataclasses.dataclass(frozen=True)
-class OwnPastCell(rnnjax.Cell):
+class OwnPastCell(UserCell):
     """A user's cell of one gate, whose units see their own past alone (Li et al., 2018)."""
 
-    hidden_size: int
     linear: bool = False
-    dtype: Any = None
-
-    carry: ClassVar[type[rnnjax.SimpleRNNCarry]] = rnnjax.SimpleRNNCarry
-    gates = ("h",)
     recurrent = None
 
     @property

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import OwnStepCell
+from cell_table import OwnStepCell, UserCell
 from flax import nnx
 from jax import export
 from jax.sharding import AxisType, PartitionSpec
@@ -181,11 +181,9 @@ class Voltage(NamedTuple):
     s: Any
 
 
-@dataclasses.dataclass(frozen=True)
-class Spiking(rnnjax.Cell):
+class Spiking(UserCell):
     """A user's cell whose carry has other names, and which does not say their meaning."""
 
-    hidden_size: int
     carry = Voltage
     gates = ("x",)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import CELLS, OwnPastCell, OwnStepCell, begun
+from cell_table import CELLS, OwnPastCell, OwnStepCell, UserCell, begun
 from jax.extend.core import jaxprs_in_params
 
 import rnnjax
@@ -142,12 +142,9 @@ def test_an_update_is_given_one_step(cell, other, steps, equal_to_scan):
     equal_to_scan(cell, [Fused(), other], (2,), steps=steps, scale=0.3, lengths=lengths)
 
 
-@dataclasses.dataclass(frozen=True)
-class Units(rnnjax.Cell):
+class Units(UserCell):
     """What all drawn cells are: so many units, and a parameter that their update reads."""
 
-    hidden_size: int
-    carry = rnnjax.SimpleRNNCarry
     gates = ("x",)
 
     def parameters(self, input_size):
@@ -329,13 +326,9 @@ def test_a_cell_keeps_its_own_options(options, random_like, assert_close):
 # ---- features that an update reads as they are
 
 
-@dataclasses.dataclass(frozen=True)
-class DecayingCell(rnnjax.Cell):
+class DecayingCell(UserCell):
     """A state that decays over the time since the last step, which is the last feature."""
 
-    hidden_size: int
-    dtype: Any = None
-    carry = rnnjax.SimpleRNNCarry
     gates = "h", "d"
     raw = {"gap": 1}
 
@@ -455,12 +448,9 @@ class Forgetful(DecayingCell):
         return carry
 
 
-@dataclasses.dataclass(frozen=True)
-class SumCell(rnnjax.Cell):
+class SumCell(UserCell):
     """A sum of what comes, all of which the update reads as it is."""
 
-    hidden_size: int
-    carry = rnnjax.SimpleRNNCarry
     gates = ()
     recurrent, use_bias = None, False
     coupling = Coupling.CONTRACTING
@@ -678,11 +668,9 @@ class CountedCarry(NamedTuple):
     hidden: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class CountedCell(rnnjax.Cell):
+class CountedCell(UserCell):
     """A mean over all steps: its state begins with a counter."""
 
-    hidden_size: int
     carry = CountedCarry
     gates = ("i",)
     recurrent = None

@@ -1,7 +1,6 @@
 """`Parallel`: the numbers of the plain scan, from the factors of all steps at once."""
 
 import collections
-import dataclasses
 import functools
 import re
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cell_table import CELLS as TABLE
-from cell_table import OwnPastCell, OwnStepCell
+from cell_table import OwnPastCell, OwnStepCell, UserCell
 from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
@@ -52,11 +51,9 @@ class Turn(NamedTuple):
     imag: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class TurningCell(rnnjax.Cell):
+class TurningCell(UserCell):
     """A user's cell whose two leaves rotate by an angle that is a parameter."""
 
-    hidden_size: int
     carry = Turn
     coupling = rnnjax.Coupling.AFFINE
     gates = "re", "im"

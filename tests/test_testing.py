@@ -1,15 +1,14 @@
 """`check_cell` on cells that break what they promise, each in one way, and on all that do not."""
 
 import contextlib
-import dataclasses
 import itertools
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import CELLS
+from cell_table import CELLS, UserCell
 
 import rnnjax
 from rnnjax import Coupling, Param, Role, SimpleRNNCarry
@@ -27,13 +26,9 @@ AFFINE, ELEMENTWISE = {"coupling": Coupling.AFFINE}, {"coupling": Coupling.ELEME
 GAPS = {"raw": {"gap": 1}}
 
 
-@dataclasses.dataclass(frozen=True)
-class Honest(rnnjax.Cell):
+class Honest(UserCell):
     """A leaky sum, of which each lie changes one line."""
 
-    hidden_size: int
-    carry: ClassVar[Any] = SimpleRNNCarry
-    gates = ("h",)
     recurrent = None
     coupling = Coupling.CONTRACTING
 

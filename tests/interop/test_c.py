@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from c_helpers import STRICT, Stream, compiler, library, parts_of
-from cell_table import CELLS, begun, grid
+from cell_table import CELLS, UserCell, begun, grid
 from interop_helpers import distance
 from test_gallery import names
 
@@ -158,12 +158,10 @@ def saved(folder: Path, cell: rnnjax.Cell, features: int = 3, name: str = "cell"
     return params, (folder / f"{name}.c").read_text(), (folder / f"{name}.h").read_text()
 
 
-@dataclasses.dataclass(frozen=True)
-class GapCell(rnnjax.Cell):
+class GapCell(UserCell):
     """A cell with raw features whose names C has for itself, or the functions for a loop."""
 
-    hidden_size: int
-    carry, gates, raw = rnnjax.SimpleRNNCarry, ("h",), {"i": 1, "float": 2}
+    raw = {"i": 1, "float": 2}
 
     def update(self, params: Any, x: jax.Array, carry: Any, i: jax.Array, **raw: jax.Array) -> Any:
         new = jnp.tanh(x) * i + raw["float"].sum(-1, keepdims=True)
@@ -650,23 +648,18 @@ def test_an_input_that_is_called_as_an_array_of_the_file_is_refused(tmp_path: Pa
         c.save(cell, params, tmp_path / "file.c")
 
 
-@dataclasses.dataclass(frozen=True)
-class HidingCell(rnnjax.Cell):
+class HidingCell(UserCell):
     """A cell with a raw feature that is called as the kernel may be in C."""
 
-    hidden_size: int
-    carry, gates, raw = rnnjax.SimpleRNNCarry, ("h",), {"file_kernel_0": 1}
+    raw = {"file_kernel_0": 1}
 
     def update(self, params: Any, x: Any, carry: Any, file_kernel_0: Any) -> Any:
         return rnnjax.SimpleRNNCarry(jnp.tanh(x) * file_kernel_0)
 
 
-@dataclasses.dataclass(frozen=True)
-class CasesCell(rnnjax.Cell):
+class CasesCell(UserCell):
     """A cell with raw features whose names differ in case, or are those of functions of C."""
 
-    hidden_size: int
-    carry, gates = rnnjax.SimpleRNNCarry, ("h",)
     raw = {"X": 2, "fabsf": 1, "uint32_t": 1, "tanh": 1}
 
     def update(self, params: Any, x: Any, carry: Any, X: Any, fabsf: Any, **raw: Any) -> Any:
@@ -674,12 +667,10 @@ class CasesCell(rnnjax.Cell):
         return rnnjax.SimpleRNNCarry(jnp.tanh(x) * fabsf + X.sum(-1, keepdims=True) + counted)
 
 
-@dataclasses.dataclass(frozen=True)
-class TwiceCell(rnnjax.Cell):
+class TwiceCell(UserCell):
     """A cell with two raw features that would have one name in C."""
 
-    hidden_size: int
-    carry, gates, raw = rnnjax.SimpleRNNCarry, ("h",), {"i": 1, "i_": 1}
+    raw = {"i": 1, "i_": 1}
 
     def update(self, params: Any, x: Any, carry: Any, i: Any, i_: Any) -> Any:
         return rnnjax.SimpleRNNCarry(jnp.tanh(x) * i + i_)
