@@ -29,10 +29,12 @@ def resets() -> np.ndarray:
     return np.random.default_rng(9).random((TIME, ROWS)) < 0.15
 
 
-def loop(step, state, arrays, reverse):
-    """The last state and the outputs of steps with the resets and lengths."""
+def loop(step, state, arrays, reverse, valid=None, again=None):
+    """The last state and the outputs of steps, by default with the resets and lengths."""
+    valid = np.arange(TIME)[:, None] < LENGTHS if valid is None else valid
     # A reset stands between two steps, before the later one.
-    borders = np.roll(resets(), -1, axis=0) if reverse else resets()
+    borders = np.array(resets() if again is None else again)
+    borders = np.roll(borders, -1, axis=0) if reverse else borders
     borders[-1] &= not reverse
 
     def marked(state, at):
@@ -42,7 +44,6 @@ def loop(step, state, arrays, reverse):
         state = jnp.where(valid.reshape(-1, *[1] * (new.ndim - 1)), new, state)
         return state, jnp.where(valid.reshape(-1, *[1] * (y.ndim - 1)), y, 0)
 
-    valid = np.arange(TIME)[:, None] < LENGTHS
     return jax.lax.scan(marked, state, (arrays, borders, valid), reverse=reverse)
 
 
@@ -404,20 +405,15 @@ def test_a_causal_convolution(taps, marked, reverse, assert_close):
         marks["lengths"], valid = LENGTHS, np.arange(TIME)[:, None] < LENGTHS
     if marked == "mask":
         marks["mask"] = valid = np.random.default_rng(7).random((TIME, ROWS)) < 0.6
-    borders = np.roll(again, -1, axis=0) if reverse else again
-    borders[-1] &= not reverse
 
     def plain(given):
         xs, taps, bias, window = given
 
-        def step(window, at):
-            x, valid, border = at
-            window = jnp.where(border[:, None, None], 0, window)
+        def step(window, x):
             seen = jnp.concatenate([window, x[:, None]], axis=1)
-            window = jnp.where(valid[:, None, None], seen[:, 1:], window)
-            return window, jnp.where(valid[:, None], (taps * seen).sum(1) + bias, 0)
+            return seen[:, 1:], (taps * seen).sum(1) + bias
 
-        return jax.lax.scan(step, window, (xs, valid, borders), reverse=reverse)
+        return loop(step, window, xs, reverse, valid, again)
 
     def ours(given):
         return rnnjax.causal_convolution(*given, **marks)

@@ -203,40 +203,31 @@ def by_torch(model: Model, xs: np.ndarray, folder: Path) -> list[Any]:
     return made
 
 
-def by_linen(model: Model, xs: np.ndarray, folder: Path) -> list[Any]:
+def by_flax(form: str) -> Any:
+    of: Any = {"linen": nn, "nnx": nnx}[form]
+
     def module(cell: Any) -> Any:
         if isinstance(cell, Bidirectional):
-            return nn.Bidirectional(*map(module, cell.cells))
-        kind = type(bare(cell)).__name__.replace("RNN", "")
-        return nn.RNN(getattr(nn, kind)(bare(cell).hidden_size))
+            return of.Bidirectional(*map(module, cell.cells))
+        kind = getattr(of, type(bare(cell)).__name__.replace("RNN", ""))
+        given = () if form == "linen" else (FEATURES,)
+        more = {} if form == "linen" else {"rngs": nnx.Rngs(0)}
+        return of.RNN(kind(*given, bare(cell).hidden_size, **more))
 
-    @jax.jit
-    def run(trees: Any, xs: Any) -> Any:
-        layers = zip(model.layers.values(), trees, strict=True)
-        return [module(layer.cell).apply({"params": tree}, xs) for layer, tree in layers]
+    def one(cell: Any, tree: Any, xs: Any) -> Any:
+        layer = module(cell)
+        if form == "linen":
+            return layer.apply({"params": tree}, xs)
+        nnx.update(layer, tree)
+        return layer(xs)
 
-    trees = [flax.to_params(alone(model, name)) for name in model.layers]
-    return [np.swapaxes(y, 0, 1) for y in run(trees, np.swapaxes(xs, 0, 1))]
+    def by(model: Model, xs: np.ndarray, folder: Path) -> list[Any]:
+        trees = [flax.to_params(alone(model, name), form=form) for name in model.layers]
+        cells = [layer.cell for layer in model.layers.values()]
+        run = jax.jit(lambda trees, xs: [one(*two, xs) for two in zip(cells, trees, strict=True)])
+        return [np.swapaxes(y, 0, 1) for y in run(trees, np.swapaxes(xs, 0, 1))]
 
-
-def by_nnx(model: Model, xs: np.ndarray, folder: Path) -> list[Any]:
-    def module(cell: Any) -> Any:
-        if isinstance(cell, Bidirectional):
-            return nnx.Bidirectional(*map(module, cell.cells))
-        kind = type(bare(cell)).__name__.replace("RNN", "")
-        return nnx.RNN(getattr(nnx, kind)(FEATURES, bare(cell).hidden_size, rngs=nnx.Rngs(0)))
-
-    @jax.jit
-    def run(trees: Any, xs: Any) -> Any:
-        made = []
-        for layer, tree in zip(model.layers.values(), trees, strict=True):
-            one = module(layer.cell)
-            nnx.update(one, tree)
-            made.append(one(xs))
-        return made
-
-    trees = [flax.to_params(alone(model, name), form="nnx") for name in model.layers]
-    return [np.swapaxes(y, 0, 1) for y in run(trees, np.swapaxes(xs, 0, 1))]
+    return by
 
 
 def to_c(model: Model, xs: np.ndarray, folder: Path, name: str = "cell0") -> None:
@@ -259,8 +250,11 @@ FORMATS: dict[str, tuple[Any, Any]] = {
     "keras": (lambda model, xs, folder: keras.save(model, folder / "one.keras"), by_keras),
     "onnx": (lambda model, xs, folder: onnx.to_proto(model), by_onnx),
     "torch": (lambda model, xs, folder: torch.to_state_dict(model), by_torch),
-    "linen": (lambda model, xs, folder: flax.to_params(alone(model), form="linen"), by_linen),
-    "nnx": (lambda model, xs, folder: flax.to_params(alone(model), form="nnx"), by_nnx),
+    "linen": (
+        lambda model, xs, folder: flax.to_params(alone(model), form="linen"),
+        by_flax("linen"),
+    ),
+    "nnx": (lambda model, xs, folder: flax.to_params(alone(model), form="nnx"), by_flax("nnx")),
     "c": (to_c, by_c),
 }
 OF_EQUATIONS = "onnx", "c"
