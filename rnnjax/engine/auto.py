@@ -13,7 +13,9 @@ from rnnjax.engine.core.scan import Scan
 from rnnjax.engine.fused.method import Fused
 from rnnjax.engine.parallel.method import Parallel
 
-# The most projected inputs of all steps; `python -m benchmarks.sequences parallel` times both.
+# The most projected inputs of all steps; `python -m benchmarks.sequences parallel` times both. That
+# ran on a CPU alone. A GPU runs the steps of a prefix sum at once, for which the bound may be too
+# low: the same command there would decide.
 _FEW_NUMBERS = 2**21
 
 

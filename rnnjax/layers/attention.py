@@ -52,6 +52,9 @@ def attend(
         valid = _marks(valid, keys)
         # A weight of 0 would not do: 0 * NaN is NaN.
         keys, values = zero_masked(keys, valid), zero_masked(values, valid)
+    # Not divided by sqrt(n) as in a transformer: Luong's product is not, and queries can be. All
+    # time x source weights are held, for they are returned. Contexts alone could be summed over
+    # blocks of the source: not tried; a source whose weights do not fit the memory would decide.
     weights = _softmax(jnp.einsum("t...n,s...n->ts...", queries, keys), valid, axis=1)
     return jnp.einsum("ts...,s...m->t...m", weights, values), weights
 
@@ -137,6 +140,7 @@ class AttentionCell(WrappedCell[CarryT]):
             "cell": self.cell.init(cell_key, input_size + self.memory_size),
             "query_kernel": draw(keys[0], (self._state_size(), size)),
             "memory_kernel": draw(keys[1], (self.memory_size, size)),
+            # A kernel of one column, for a vector has no fan by which Glorot would scale it.
             "score_kernel": draw(keys[2], (size, 1))[:, 0],
         }
 
@@ -186,6 +190,7 @@ class AttentionCell(WrappedCell[CarryT]):
         check_array("an AttentionCell", mixed, "give rows of an embedding")
         weights = self.weights(params, carry)
         context = jnp.einsum("s...,s...m->...m", weights, params["memory"])
+        # The context's rows of the kernel come after those of the inputs, as in the equation.
         given = beside(self.cell, jnp.concatenate([mixed, context], axis=-1), raw)
         carry, y = self.cell.step(params["cell"], carry, given)
         return carry, jnp.concatenate([y, context], axis=-1)

@@ -106,6 +106,8 @@ class Bidirectional(CellGroup[Directions]):
         keys = (None, None) if key is None else jax.random.split(key)
         xs, raw = split_raw(self, xs)
         inputs = [beside(cell, xs, raw) for cell in self.cells]
+        # Two loops one after the other. Two equal cells could share one, with both kernels as a
+        # batch: not tried. Small layers on a GPU, whose steps wait for launches, would decide.
         forward, ys = run(self.cells.forward, params[0], inputs[0], carry[0], key=keys[0])
         backward, back = run(
             self.cells.backward, params[1], inputs[1], carry[1], key=keys[1], reverse=True
@@ -115,6 +117,7 @@ class Bidirectional(CellGroup[Directions]):
     def last_output(self, carry: Any, ys: jax.Array, pick: PickLast) -> jax.Array:
         """Merge the last outputs of both directions, each at its own end of the sequence."""
         carries = (None, None) if carry is None else carry
+        # Read only where a carry does not hold the output: `pick_own` refuses what is merged.
         parts = [ys, ys]
         if self.merge == "concat":
             parts = jnp.split(ys, [self.cells.forward.output_size], axis=-1)

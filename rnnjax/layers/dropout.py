@@ -39,7 +39,9 @@ class Dropout:
         """Drop features of ``xs (time, *batch, features)``; without a key, return ``xs``."""
         if key is None or self.rate == 0:
             return xs
+        # With an axis of size 1 along time: a row drops the same features at all steps.
         shape = xs.shape if self.per == "step" else (1, *xs.shape[1:])
+        # Factors are float32, and would widen bfloat16; in it they are rounded by up to 2^-8.
         return xs * factors(key, self.rate, shape).astype(xs.dtype)
 
 

@@ -55,8 +55,11 @@ def state_gradients(
     xs = as_inputs(xs)
     if carry is None:
         carry = cell.start(params, xs.shape[1:-1])
+    # Before the step, not after it: the last output may be no leaf of the state, as of an LRU, and
+    # its derivative by the state after it is 0.
     # Zeros added to the state before each step: the derivative by them is that by the state.
     zeros = jax.tree.map(
+        # A counter has zeros too, which nothing reads, or the trees would differ.
         lambda leaf: jnp.zeros((xs.shape[0], *leaf.shape), (*number_types(leaf), jnp.float32)[0]),
         carry,
     )

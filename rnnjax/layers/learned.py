@@ -46,6 +46,8 @@ class LearnedCarry(WrappedCell[CarryT], CompositeCell[CarryT]):
                 f"LearnedCarry needs a cell such as rnnjax.LSTMCell(50), but got {brief(self.cell)}"
             )
         carry = jax.eval_shape(self.cell.initial_carry)
+        # Leaves that depend on each other, as a sum and its stabilizer, would be moved alone by
+        # an optimiser, to a state that no sequence reaches.
         for part in jax.tree.leaves(carry, is_leaf=lambda node: hasattr(node, "free")):
             if hasattr(part, "free") or not number_types(part):
                 raise InvalidInputError(
@@ -71,6 +73,7 @@ class LearnedCarry(WrappedCell[CarryT], CompositeCell[CarryT]):
     ) -> CarryT:
         """Return the learned carry, the same for every row."""
         check_learned(params)
+        # One array for all rows: the transpose of a broadcast sums the gradient over them.
         return jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape)).astype(
                 leaf.dtype if dtype is None else dtype

@@ -112,6 +112,8 @@ class Regularized(WrappedCell[CarryT], CompositeCell[CarryT]):
         """Sample the noise, and run the cell with it."""
         if key is None:
             return run(self.cell, params, xs, carry, noise=Steps(leaks=self.zoneout))
+        # Five, whatever is on: with one kind more or less the others are drawn as before. Only a
+        # zoneout of the cell has another key without that of the hidden state.
         keys = iter(jax.random.split(key, 5))
         xs = self._drop_inputs(next(keys), xs)
         params = self._drop_weights(next(keys), params)
@@ -133,6 +135,7 @@ class Regularized(WrappedCell[CarryT], CompositeCell[CarryT]):
                 f"weight_drop needs a recurrent_kernel, but the parameters of "
                 f"{brief(self.cell)} are {sorted(params)}; leave it out"
             )
+        # Dropped before the loop: every method, and its gradient, sees a kernel like any other.
         kernel = params["recurrent_kernel"]
         scaled = kernel * factors(key, self.weight_drop, kernel.shape).astype(kernel.dtype)
         return {**params, "recurrent_kernel": scaled}
@@ -145,6 +148,8 @@ class Regularized(WrappedCell[CarryT], CompositeCell[CarryT]):
         if self.recurrent_dropout:
             leaf = None if self.cell.carry is None else self.cell.recurrent
             units = () if leaf is None else self.cell.carry_shapes[leaf]  # none: unroll refuses
+            # No axis of time: with units dropped anew at each step, (1 - rate)^n of a state would
+            # pass n products.
             recurrent = factors(key, self.recurrent_dropout, (*steps[1:], *units))
         zoneout = {
             name: jax.random.bernoulli(key, rate, (steps[0], *getattr(carry, name).shape))

@@ -48,6 +48,7 @@ def valid_steps(lengths: jax.Array, num_steps: int) -> jax.Array:
     if not isinstance(lengths, jax.core.Tracer):
         advice = "cut the longer ones, or pad to more steps"
         check_lengths(lengths, num_steps, "the padded sequences", advice)
+    # A traced length is not checked. Above num_steps it counts as all of them.
     return jnp.arange(num_steps).reshape(-1, *[1] * lengths.ndim) < lengths
 
 
@@ -80,8 +81,10 @@ def pool(ys: jax.Array, how: Pooling, valid: jax.Array | None = None) -> jax.Arr
     if how == "max":
         whole = jnp.issubdtype(ys.dtype, jnp.integer)
         least = jnp.iinfo(ys.dtype).min if whole else -jnp.inf
+        # Integers have no -inf. A row without a valid step has the least number, replaced by 0.
         return jnp.where(any_valid, jnp.where(marks, ys, least).max(axis=0), 0)
     if how == "mean":
+        # Selected, not multiplied: padding may be NaN. Of no step the mean is 0 / 1.
         return jnp.where(marks, ys, 0).sum(axis=0) / jnp.maximum(marks.sum(axis=0), 1)
     return last_valid(ys, valid)
 
@@ -127,6 +130,7 @@ def restart(cell: Cell[CarryT], params: Params, carry: CarryT, where: jax.Array)
     check_carry("carry", cell, carry, where.shape)
 
     def select(new: jax.Array, old: jax.Array) -> jax.Array:
+        # Or a state in bfloat16 would become float32, and the next step compile again.
         return jnp.where(expand(where, old), cast(new, old.dtype), old)
 
     return jax.tree.map(select, cell.start(params, where.shape), carry)

@@ -71,6 +71,7 @@ class Stack(CellGroup[tuple[Any, ...]]):
     def init(self, key: jax.Array, input_size: int) -> tuple[Any, ...]:
         """Initialise the parameters: a tuple with one entry per layer."""
         check_init(key, input_size)
+        # Raw features are added layer by layer, where they are named: no layer outputs them.
         sizes = [self.size_without_raw(input_size), *(cell.output_size for cell in self.cells)]
         keys = jax.random.split(key, len(self.cells))
         return tuple(
@@ -97,12 +98,14 @@ class Stack(CellGroup[tuple[Any, ...]]):
         carries = []
         xs, raw = split_raw(self, xs)
         for i, cell in enumerate(self.cells):
+            # By the layer's number: noise of a layer does not depend on how many follow it.
             inner, between = (
                 (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
             )
             xs = beside(cell, xs, raw)
             layer_carry, xs = run(cell, params[i], xs, carry[i], key=inner)
             carries.append(layer_carry)
+            # Not of the last outputs: what follows a stack drops its own inputs, or does not.
             if i < len(self.cells) - 1:
                 xs = self.dropout.apply(between, xs)
         return tuple(carries), xs

@@ -62,6 +62,8 @@ def window_starts(length: int, seq_length: int, stride: int | None = None) -> Id
             f"a window of seq_length {seq_length} needs at least {seq_length + 1} ids (its targets "
             f"lie one on), but {length} came; take a longer text or a smaller seq_length"
         )
+    # int32, the type of JAX's indices. From 2^31 ids on NumPy would count on below 0, and not say
+    # so. No text of that size was tried; the first one needs int64 here and in `stream_starts`.
     return np.arange(0, length - seq_length, stride, dtype=np.int32)
 
 
@@ -99,6 +101,7 @@ def shuffled_batches(
     check_size("epoch", epoch, 0)
     steps = -(-num_windows // batch_size)
     indices = np.zeros(steps * batch_size, np.int32)
+    # Of both numbers, not one stream of draws: a run that resumes needs no epoch before its own.
     indices[:num_windows] = np.random.default_rng([seed, epoch]).permutation(num_windows)
     weights = (np.arange(steps * batch_size) < num_windows).astype(np.float32)
     return indices.reshape(steps, batch_size), weights.reshape(steps, batch_size)
@@ -158,6 +161,7 @@ def stream_starts(length: int, batch_size: int, seq_length: int) -> Ids:
             "take a longer text, fewer streams or a smaller seq_length"
         )
     starts = np.arange(batch_size * steps, dtype=np.int32) * seq_length
+    # By rows, then transposed: the windows of a row follow each other in the text.
     return starts.reshape(batch_size, steps).T
 
 

@@ -87,6 +87,7 @@ def stream(
             f"tokens of a stream must be (batch,), one character of each text, but their shape is "
             f"{np.shape(tokens)}; of one text pass tokens[None]"
         )
+    # `_spelled` adds 1 to an id, and the result must be a character of Python.
     ends = [as_ids(stop, sys.maxunicode) for stop in stops]
     if any(len(stop) == 0 for stop in ends):
         raise InvalidInputError(
@@ -222,6 +223,7 @@ def read(
         )
     if not lengths.any():
         return carry
+    # At least 16, so that the common short rests share one program.
     padded = np.zeros((max(16, 1 << (time - 1).bit_length()), batch), np.int32)
     padded[:time] = ids
     return _read(step, params, carry, padded, lengths.astype(np.int32))

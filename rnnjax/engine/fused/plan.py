@@ -12,6 +12,8 @@ from rnnjax.cells.base import Cell, Params, Role
 from rnnjax.cells.declarations import kernels_outside, roles_of
 from rnnjax.engine.fused.matmul import Products
 
+# All of these are of two cores of a CPU. With more cores a product of a few steps is a smaller part
+# of what they could do at once, so the blocks may be too short there: not tried.
 # The system allocates larger projections page by page, which is slow.
 _MANY_BYTES = 16 * 10**6
 # Up to this many features, a product in the loop is faster than one before it.

@@ -366,7 +366,8 @@ def _unit_lower_inverse(below: jax.Array) -> jax.Array:
 
 # With one decay per head, a chunk has as many decays as products of keys. With one per key entry it
 # has those times the key size: never more than the states of all steps, if a chunk has fewer steps
-# than a value has entries.
+# than a value has entries. Whether a GPU wants longer chunks is not known, as nothing here ran on
+# one: the rows of matrix memories in ``benchmarks.sequences parallel`` there would decide.
 _LENGTH, _LENGTH_BY_KEY = 64, 16
 
 
