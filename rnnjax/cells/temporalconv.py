@@ -143,8 +143,8 @@ class TemporalConvCell(Cell[WindowCarry]):
         self, params: Params, x: jax.Array, carry: WindowCarry
     ) -> tuple[WindowCarry, jax.Array]:
         """Compute the new state by the second equation of the class."""
-        # Along the window's own axis: `windowed`, which moves it to the front and back, would let XLA
-        # copy each saved window from one layout into the other.
+        # Along the window's own axis: `windowed` moves it to the front and back, and XLA would copy
+        # each saved window from one layout into the other.
         taps, window = params["taps"].astype(x.dtype), carry.window
         y = taps[-1] * x + (window * taps[:-1]).sum(-2)
         window = jnp.concatenate([window[..., 1:, :], x[..., None, :]], -2)

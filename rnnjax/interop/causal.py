@@ -8,6 +8,7 @@ that came is of step -1. An operation without a rule makes each entry of all ent
 """
 
 import functools
+import itertools
 import math
 import operator
 import re
@@ -18,9 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
-from rnnjax.interop.jaxprs import ENTRYWISE, MOVES, OTHERS, Walker, convolution, scan_sizes
+from rnnjax.interop.jaxprs import ENTRYWISE, MOVES, OTHERS, SLIDING, Walker, scan_sizes
 
 _NEVER, _ANY = 2**40, 2**50
 """The first step of what follows from none, and of what may follow from any."""
@@ -133,19 +133,15 @@ class Spans(Walker):
             moved = [MOVES[name](x, p, shape) for x in spans[0]]
             several = isinstance(moved[0], list)
             return [Span(*each) for each in zip(*moved, strict=True)] if several else Span(*moved)
-        if name == "convert_element_type" and spans[0].what.size:
-            types = (one.aval.dtype for one in (*equation.invars, *equation.outvars))
-            floats = all(jnp.issubdtype(dtype, jnp.floating) for dtype in types)
-            return spans[0] if floats else either(key, *spans)
+        if name == "convert_element_type" and _widens(equation.invars[0].aval, avals[0]):
+            return spans
         if name in ENTRYWISE:
             return either(key, *spans).wide(shape)
-        if rule := {**OTHERS, "conv_general_dilated": _convolution}.get(name):
+        if rule := {**OTHERS, **SLIDING}.get(name):
             ins = (jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in equation.invars)
             traced = jax.make_jaxpr(functools.partial(rule, p | {"made": avals[0]}))(*ins)
             if traced.out_avals:
                 return self.run(traced, given)
-        if name.startswith("reduce_window"):
-            return _windows(key, self.span(np.float32(0)), spans[0], p)
         if name == "concatenate":
             return self._joined(spans, p["dimension"])
         if name == "pad" and min(map(min, p["padding_config"])) >= 0:
@@ -178,7 +174,7 @@ class Spans(Walker):
     def _joined(self, spans: list[Span], axis: int) -> Span:
         """Join arrays; the steps before, which a state holds, continue those that come."""
         first, rest = spans[0], spans[1:]
-        if rest and self.windows.get(first.code) == axis and _goes(rest[0], axis):
+        if rest and self.windows.get(first.code) == axis and self._goes(rest[0], axis):
             back = _along(first.what.shape, axis) - first.what.shape[axis]
             begin = rest[0].each(lambda x: x.take([0], axis))
             spans = [begin.wide(first.what.shape).later(back), *rest]
@@ -188,12 +184,18 @@ class Spans(Walker):
             spans = [Span.of(x.what, -_ANY, _ANY) if x.none.all() else x for x in spans]
         return Span(*(np.concatenate(each, axis) for each in zip(*spans, strict=True)))
 
+    def _goes(self, x: Span, axis: int) -> bool:
+        """Whether entries along an axis are the same of one step after the other."""
+        begin, shape = x.each(lambda one: one.take([0], axis)), x.last.shape
+        later = begin.wide(shape).later(_along(shape, axis))
+        return shape[axis] == self.steps and later.same(x)
+
     def _scan(self, equation: Any, spans: list[Span]) -> list[Span]:
         """Take turns. In a loop over time a state that came is that of the step before."""
         (consts, carried), p = scan_sizes(equation), equation.params
         fixed, begin, xs = spans[:consts], spans[consts:][:carried], spans[consts + carried :]
         over = p["length"] == self.steps and not p["reverse"]
-        held = [over and bool(np.isin(x.what, self._codes).all()) for x in begin]
+        held = [over and x.code != 0 and bool(np.isin(x.what, self._codes).all()) for x in begin]
         turns, carry, each = range(p["length"]), begin, list[list[Span]]()
         for t in reversed(turns) if p["reverse"] else turns:
             now = [x.each(operator.itemgetter(t)) for x in xs]
@@ -231,6 +233,12 @@ def _key(equation: Any) -> np.ndarray:
     return _hash(zlib.crc32(re.sub("0x[0-9a-f]+", "", told).encode()))
 
 
+def _widens(x: Any, y: Any) -> bool:
+    """Whether a type has all numbers of another one, both floating."""
+    floats = jnp.issubdtype(x.dtype, jnp.floating) and jnp.issubdtype(y.dtype, jnp.floating)
+    return floats and jnp.promote_types(x.dtype, y.dtype) == y.dtype
+
+
 def _along(shape: Sequence[int], axis: int) -> np.ndarray:
     """The places along an axis."""
     return np.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(len(shape))])
@@ -239,13 +247,6 @@ def _along(shape: Sequence[int], axis: int) -> np.ndarray:
 def _differs(x: Span, axis: int) -> bool:
     """Whether entries along an axis follow from unlike steps."""
     return x.last.size > 0 and bool((x.last != x.last.take([0], axis)).any())
-
-
-def _goes(x: Span, axis: int) -> bool:
-    """Whether entries along an axis follow from one step after the other, from the first on."""
-    begin, shape = x.each(lambda one: one.take([0], axis)), x.last.shape
-    first = bool((begin.none | (begin.last == 0)).all())
-    return first and begin.wide(shape).later(_along(shape, axis)).same(x)
 
 
 def _padded(x: Span, value: Span, config: Any) -> Span:
@@ -258,22 +259,6 @@ def _padded(x: Span, value: Span, config: Any) -> Span:
     for into, each in zip(made, x, strict=True):
         into[inside] = each
     return made
-
-
-def _convolution(p: Any, x: Any, w: Any) -> Any:
-    """One of groups as if each saw all channels."""
-    groups, features = p["feature_group_count"], p["dimension_numbers"].rhs_spec[1]
-    wide = jnp.concatenate([w] * groups, axis=features)
-    return convolution(p | {"feature_group_count": 1}, x, wide)
-
-
-def _windows(key: Any, zero: Span, x: Span, p: Any) -> Span:
-    x, rank = _padded(x, zero, [(*way, 0) for way in p["padding"]]), x.what.ndim
-    ways = zip(p["window_dimensions"], p["window_dilation"], strict=True)
-    sizes = [step * (n - 1) + 1 for n, step in ways]
-    steps = (*(slice(None, None, n) for n in (*p["window_strides"], *p["window_dilation"])),)
-    seen = x.each(lambda one: sliding_window_view(one, sizes)[steps])
-    return seen.over(range(rank, 2 * rank), key).each(lambda one: one.reshape(one.shape[:rank]))
 
 
 def _product(key: Any, spans: Sequence[Span], numbers: Any, shape: Sequence[int]) -> Span:
@@ -295,7 +280,11 @@ def _whole(key: Any, spans: Sequence[Span], rank: int) -> Span:
 
 
 def follows(
-    run: Callable[..., Any], start: Any, inputs: Callable[[int], Any], windows: Any
+    run: Callable[..., Any],
+    start: Any,
+    inputs: Callable[[int], Any],
+    windows: Sequence[int],
+    counted: int = 0,
 ) -> bool:
     """Whether ``run(carry, inputs) -> (carry, ys)`` of many steps can be taken step by step.
 
@@ -304,13 +293,13 @@ def follows(
         start: a carry, or the shapes and types of one.
         inputs: gives the shapes and types of as many steps.
         windows: of each leaf of the carry the axis along which it holds the steps before, or -1.
+        counted: to which number it might count steps; more are followed.
     """
     sizes = {n for leaf in jax.tree.leaves((start, inputs(1))) for n in leaf.shape}
-    steps = next(n for n in (11, 13, 17, 19, 23, 29, 31, 37) if n not in sizes)
+    steps = next(n for n in itertools.count(max(11, counted + 2)) if n not in sizes)
     with np.errstate(over="ignore"):  # in which hashes wrap
-        one, many = (
-            _followed(run, start, inputs(n), inputs(n + 1), n, windows) for n in (1, steps)
-        )
+        each = ((run, start, inputs(n), inputs(n + 1), n, windows) for n in (1, steps))
+        one, many = itertools.starmap(_followed, each)
     return bool(many) and all(_alike(*each, steps) for each in zip(one, many, strict=True))
 
 
@@ -327,11 +316,9 @@ def _followed(
         one = Span.numbers(sizes, len(leaves) + i).wide(x.shape)
         ends = [np.broadcast_to(_along(x.shape, along[0]), x.shape)] * 2 if along else []
         given.append(Span.of(one.what, *ends))
-    closed, spans = (
-        jax.make_jaxpr(run)(start, inputs),
-        Spans(steps, [*zip(begin, windows, strict=True)]),
-    )
-    made = [spans.span(y) for y in spans.run(closed, [*begin, *given])]
+    spans = Spans(steps, [*zip(begin, windows, strict=True)])
+    ys = spans.run(jax.make_jaxpr(run)(start, inputs), [*begin, *given])
+    made = [*map(spans.span, ys)]
     # A program of one step has no loop, which would say what its state becomes.
     kept = (not x.what.size or (x.code in spans.after and spans.after[x.code].same(y))
             for x, y in zip(begin, made, strict=False))  # fmt: skip

@@ -68,32 +68,56 @@ MOVES: Mapping[str, Callable[..., Any]] = {
 
 ENTRYWISE = {
     "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh",
-    "cbrt", "ceil", "cos", "cosh", "div", "eq", "erf", "erfc", "exp", "exp2", "expm1", "floor",
-    "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "log2", "logistic", "lt", "max",
-    "min", "mul", "ne", "neg", "not", "or", "pow", "reduce_precision", "rem", "round", "select_n",
-    "sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh", "xor",
+    "cbrt", "ceil", "convert_element_type", "cos", "cosh", "div", "eq", "erf", "erfc", "exp",
+    "exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "log2",
+    "logistic", "lt", "max", "min", "mul", "ne", "neg", "not", "or", "pow", "reduce_precision",
+    "rem", "round", "select_n", "sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh",
+    "xor",
 }  # fmt: skip
 """Operations of which each entry follows from those at its place, or from a number."""
 
 
-def convolution(p: Any, x: Any, w: Any) -> Any:
-    """One product: what the kernel sees at each place is a row."""
-    spec = p["dimension_numbers"]
-    alone = p["feature_group_count"] == p["batch_group_count"] == 1
-    if not alone or {*p["lhs_dilation"]} - {1} or not p["made"].size:
+def _windows(x: Any, value: Any, padding: Any, *ways: Any) -> Any:
+    """Windows ``(*places, *sizes)`` of given sizes, dilations and steps."""
+    x = lax.pad(x, jnp.asarray(value, x.dtype), [(*way, 0) for way in padding])
+    sizes = [step * (n - 1) + 1 for n, step, _ in zip(*ways, strict=True)]
+    seen = sliding_window_view(np.arange(x.size).reshape(x.shape), sizes)
+    steps = (slice(None, None, step) for step in (*ways[2], *ways[1]))
+    return jnp.take(x, seen[(*steps,)], mode="clip")
+
+
+def _convolution(p: Any, x: Any, w: Any) -> Any:
+    """One product for each group: what the kernel sees at each place is a row."""
+    spec, groups = p["dimension_numbers"], p["feature_group_count"]
+    if p["batch_group_count"] > 1 or {*p["lhs_dilation"]} - {1} or not p["made"].size:
         return None
     x = x.transpose(spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1])
     w = w.transpose(*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0])
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(*way, 0) for way in ((0, 0), *p["padding"], (0, 0))])
-    space, every = range(1, x.ndim - 1), (slice(None),)
-    sizes = [step * (n - 1) + 1 for n, step in zip(w.shape, p["rhs_dilation"], strict=False)]
-    seen = sliding_window_view(np.arange(x.size).reshape(x.shape), sizes, axis=(*space,))
-    seen = np.moveaxis(seen, x.ndim - 1, -1)  # (batch, *places, *kernel, channels)
-    steps = (slice(None, None, step) for step in (*p["window_strides"], *p["rhs_dilation"]))
-    seen = seen[(*every, *steps)]
-    rows = jnp.take(x, seen, mode="clip").reshape(*seen.shape[: x.ndim - 1], -1)
-    y = rows @ w.reshape(-1, w.shape[-1])
+    sizes, steps = (
+        (1, *w.shape[:-2], 1),
+        ((1, *p[key], 1) for key in ("rhs_dilation", "window_strides")),
+    )
+    seen = _windows(x, 0, ((0, 0), *p["padding"], (0, 0)), sizes, *steps)
+    seen = jnp.moveaxis(seen, x.ndim - 1, -1)  # (batch, *places, *kernel, channels)
+    parts = zip(jnp.split(seen, groups, -1), jnp.split(w, groups, -1), strict=True)
+    ys = [a.reshape(*seen.shape[: x.ndim - 1], -1) @ b.reshape(-1, b.shape[-1]) for a, b in parts]
+    y = ys[0] if groups == 1 else jnp.concatenate(ys, -1)
     return y.transpose(np.argsort([spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1]]))
+
+
+def _pool(value: float, reduce: Callable[..., Any], p: Any, x: Any) -> Any:
+    keys = "padding", "window_dimensions", "window_dilation", "window_strides"
+    if {*p["base_dilation"]} - {1} or not p["made"].size:
+        return None
+    return reduce(_windows(x, value, *(p[key] for key in keys)), axis=range(x.ndim, 2 * x.ndim))
+
+
+SLIDING: Mapping[str, Callable[..., Any]] = {
+    "conv_general_dilated": _convolution,
+    "reduce_window_max": functools.partial(_pool, -np.inf, jnp.max),
+    "reduce_window_sum": functools.partial(_pool, 0, jnp.sum),
+}
+"""Operations on windows in terms of others; None where that is not so."""
 
 
 class Walker(abc.ABC):

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -198,7 +199,16 @@ def streams(model: Model, start: Any) -> bool:
         shapes = functools.partial(inputs_of, model, axis=axis)
         if shapes(2) != shapes(1):
             try:
-                verdicts.append(follows(run, start, shapes, windows))
+                verdicts.append(follows(run, start, shapes, windows, _counted(network)))
             except (InvalidInputError, InteropError, TypeError, ValueError):  # too few for a node
                 verdicts.append(False)
     return not verdicts or (any if jax.tree.leaves(start) else all)(verdicts)
+
+
+def _counted(network: Any) -> int:
+    """The largest number, below 1,000, by which slices may count; they end where the steps do."""
+    told = [dict(getattr(layer, "config", ())).get("key") for layer in network.layer_list]
+    for _, dtype, _, data in getattr(network, "constants", ()):
+        told += np.frombuffer(data, dtype).tolist() if "int" in dtype else []
+    each = re.findall(r"\d+", f"{told} {getattr(network, 'nodes', '')}")
+    return max((n for n in map(int, each) if n < 1000), default=0)

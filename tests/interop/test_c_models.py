@@ -71,6 +71,7 @@ KERAS = {
         layers.Conv1D(4, 3, padding="causal", dilation_rate=2, activation="relu"),
         layers.Conv1D(4, 2, padding="causal"), layers.GRU(4, return_sequences=True),
     ),
+    "groups": lambda: keras_model(layers.Conv1D(6, 3, padding="causal", groups=3)),
     "each": lambda: keras_model(
         layers.TimeDistributed(layers.Dense(4, "elu")), layers.LSTM(4, return_sequences=True)
     ),
@@ -175,7 +176,7 @@ def test_models_are_what_their_framework_computes(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_all_models_are_what_their_framework_computes(tmp_path: Path) -> None:
     models = of_keras(*KERAS) | of_torch(*TORCH) | of_onnx(*ONNX)
-    assert len(models) == 20
+    assert len(models) == 21
     check(models, tmp_path)
 
 

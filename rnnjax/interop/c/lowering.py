@@ -13,7 +13,7 @@ from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
 from rnnjax.interop import jaxprs
-from rnnjax.interop.jaxprs import MOVES, OTHERS, Walker, convolution, scan_sizes
+from rnnjax.interop.jaxprs import MOVES, OTHERS, SLIDING, Walker, scan_sizes
 
 _JAX = pathlib.PurePath(jax.__file__).parent
 _RULES = {pathlib.PurePath(one) for one in (__file__, jaxprs.__file__)}
@@ -166,8 +166,8 @@ def _power(p: Any, x: Any) -> Any:
 
 RULES: Mapping[str, Callable[..., Any]] = {
     **OTHERS,
+    **SLIDING,
     "dot_general": _product,
-    "conv_general_dilated": convolution,
     "gather": _gather,
     "scan": _scan,
     "integer_pow": _power,
