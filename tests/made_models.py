@@ -193,13 +193,17 @@ def frames(of: Any, layers: Any, x: Any) -> Any:
 
 
 def grids(layers: Any, x: Any) -> Any:
-    """Convolutional LSTMs, of which the convolution keeps the grid or makes it smaller."""
-    row = layers.ConvLSTM1D(2, 3, dilation_rate=2, use_bias=False)(layers.Reshape((2, 6, 1))(x))
+    """Convolutional LSTMs, which keep their grids."""
+
+    def over(axes: int, *sizes: Any, **options: Any) -> Any:
+        return getattr(layers, f"ConvLSTM{axes}D")(*sizes, padding="same", **options)
+
+    row = over(1, 2, 3, use_bias=False)(layers.Reshape((2, 6, 1))(x))
     x = layers.Reshape((2, 3, 2, 1))(x)
-    x = layers.ConvLSTM2D(2, (2, 1), padding="same", return_sequences=True, dropout=0.2)(x)
-    smaller = layers.ConvLSTM2D(2, 2, return_sequences=True, go_backwards=True)(x)
-    last = layers.ConvLSTM2D(3, (2, 1), strides=2, recurrent_activation="hard_sigmoid")(x)
-    return [x, layers.BatchNormalization()(smaller), *map(layers.Flatten(), (last, row))]
+    x = over(2, 2, (2, 1), return_sequences=True, dropout=0.2)(x)
+    back = over(2, 2, 2, return_sequences=True, go_backwards=True)(x)
+    last = over(2, 3, (2, 1), recurrent_activation="hard_sigmoid")(x)
+    return [x, layers.BatchNormalization()(back), *map(layers.Flatten(), (last, row))]
 
 
 def models(of: Any, layers: Any, x: Any, ids: Any) -> Any:

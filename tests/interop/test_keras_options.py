@@ -18,6 +18,7 @@ DROPOUTS = ("", ""), ("Spatial", "1D"), ("Gaussian", ""), ("Alpha", "")
 MADE: dict[str, dict[str, Any]] = {
     **{kind: {"units": 2} for kind in ("SimpleRNN", "LSTM", "GRU", "Dense", *OF_KERAS_2)},
     **{kind: {"filters": 2, "kernel_size": 2} for kind in CONVOLUTIONS},
+    **{f"ConvLSTM{n}D": {"filters": 2, "kernel_size": (2,) * n, "padding": "same"} for n in (1, 2)},
     **{f"{kind}Pooling{n}D": {"pool_size": 2} for kind in ("Max", "Average") for n in (1, 2)},
     **{f"{kind}Dropout{end}": {"rate": 0.1} for kind, end in DROPOUTS},
     "GaussianNoise": {"stddev": 0.1},
@@ -171,6 +172,9 @@ def test_options_of_old_versions(version: float, kind: str, config: dict[str, An
         (3, "Dot", {"normalize": True}),
         (3, "GlobalAveragePooling1D", {"keepdims": True}),
         (3, "LSTM", {"peepholes": True}),
+        (3, "ConvLSTM1D", {"padding": "valid"}),
+        (3, "ConvLSTM2D", {"strides": [2, 2]}),
+        (3, "ConvLSTM2D", {"dilation_rate": [1, 2]}),
         (3, "Dense", {"activation": {"class_name": "ReLU", "config": {"max": 6}}}),
     ],
 )

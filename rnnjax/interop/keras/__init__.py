@@ -4,14 +4,14 @@ To set the weights of a live model, `save` them, and use its own ``load_weights(
 Files need the package h5py: ``pip install 'rnnjax[keras-files]'``.
 
 Supported layers: SimpleRNN, LSTM and GRU with all options, the CuDNN layers of Keras 2,
-Bidirectional, RNN around their cells and StackedRNNCells, ConvLSTM1D and 2D, Dense,
-TimeDistributed, Embedding, Masking, Dropout, GaussianNoise (of which there is none here) and
-activations; Add, Subtract, Multiply, Average, Maximum, Minimum, Concatenate and Dot, convolutions,
-pools, ZeroPadding1D, Cropping1D and UpSampling1D, Flatten, Reshape, Permute and RepeatVector, norms
-(a BatchNormalization computes as in prediction, with fixed moments), attention, and Keras 3's
-arithmetic and ``[:, -1]``. The table is `rnnjax.interop.keras.operators`. A TimeDistributed applies
-any of them that takes one array and makes no mask, or a model of them; a recurrent one begins anew
-at each step.
+Bidirectional, RNN around their cells and StackedRNNCells, ConvLSTM1D and 2D (with
+``padding="same"``, without strides), Dense, TimeDistributed, Embedding, Masking, Dropout,
+GaussianNoise (of which there is none here) and activations; Add, Subtract, Multiply, Average,
+Maximum, Minimum, Concatenate and Dot, convolutions, pools, ZeroPadding1D, Cropping1D and
+UpSampling1D, Flatten, Reshape, Permute and RepeatVector, norms (a BatchNormalization computes as in
+prediction, with fixed moments), attention, and Keras 3's arithmetic and ``[:, -1]``. The table is
+`rnnjax.interop.keras.operators`. A TimeDistributed applies any of them that takes one array and
+makes no mask, or a model of them; a recurrent one begins anew at each step.
 
 A model is Sequential or functional, with any number of inputs and outputs. Layers may be used more
 than once, and states may go from one layer to another. Models that are layers, or that a

@@ -10,14 +10,7 @@ import jax
 
 from rnnjax.errors import InteropError
 from rnnjax.interop.keras.layers import LARGEST, MODELS, RECURRENT, Entry, layer_of, layers_in
-from rnnjax.interop.keras.operators import (
-    MERGES,
-    OPERATORS,
-    Operation,
-    OverGrids,
-    TimeDistributed,
-    keeps_mask,
-)
+from rnnjax.interop.keras.operators import MERGES, OPERATORS, Operation, TimeDistributed, keeps_mask
 from rnnjax.interop.layers import Activation, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.interop.model import Call, Functional, Input, Sequential, Value
 
@@ -314,8 +307,9 @@ def _keeps_axes(layer: Layer) -> bool:
 def _simplest(network: Functional) -> Functional:
     """The layers in a row over time, if that is all that the graph says."""
     first, layers = network.inputs[0], network.layer_list
-    odd = any(isinstance(layer, Operation | OverGrids | TimeDistributed) for layer in layers)
-    if odd or not layers or not first.sequence:
+    odd = any(isinstance(layer, Operation | TimeDistributed) for layer in layers)
+    # Keras has to know the sizes of a grid, which only the input of a graph says.
+    if odd or not layers or not first.sequence or len(first.shape) > 2:
         return network
     row = Sequential(layers)
     begin = row.calls[0]._replace(takes=(Value(first.name),))

@@ -13,7 +13,7 @@ from rnnjax.cells.activations import ACTIVATIONS
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.functions import FUNCTIONS, Function, Nonlinearity
-from rnnjax.interop.keras.operators import OPERATORS, Operation, OverGrids, TimeDistributed
+from rnnjax.interop.keras.operators import OPERATORS, Operation, TimeDistributed
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.interop.options import KNOWN, check_options
 from rnnjax.layers import Bidirectional, Regularized, Stack
@@ -303,7 +303,6 @@ RECURRENT = (*_KINDS, "ConvLSTM1D", "ConvLSTM2D", "RNN", "Bidirectional")
 
 _SAME = ("activation", "recurrent_activation", "use_bias", "unit_forget_bias", "reset_after")
 _CELL = {"hidden_size": "units", **{name: name for name in _SAME}}
-_OVER_TIME = {"reverse": "go_backwards", "return_sequences": "return_sequences"}
 _FIELDS: Mapping[type, Mapping[str, str]] = {
     **dict.fromkeys(_KINDS.values(), _CELL),
     ConvLSTMCell: {**_CELL, "hidden_size": "filters", "kernel_shape": "kernel_size"},
@@ -311,8 +310,7 @@ _FIELDS: Mapping[type, Mapping[str, str]] = {
     Dense: {"size": "units", "activation": "activation", "use_bias": "use_bias"},
     Embedding: {"vocabulary_size": "input_dim", "size": "output_dim", "mask_zero": "mask_zero"},
     Masking: {"value": "mask_value"},
-    Recurrent: _OVER_TIME,
-    OverGrids: {**_OVER_TIME, **{name: name for name in ("padding", "strides", "dilation_rate")}},
+    Recurrent: {"reverse": "go_backwards", "return_sequences": "return_sequences"},
     Activation: {"function": "activation"},
     Operation: {"kind": "class_name", "config": "config"},
     TimeDistributed: {"layer": "layer"},
@@ -417,14 +415,15 @@ def _any_cell(value: Any, entry: Entry, stack: bool = True) -> Cell:
 
 def _recurrent(entry: Entry) -> Recurrent:
     cell = _any_cell(entry.get("cell"), entry) if entry.kind == "RNN" else _cell(entry)
-    kind: Any = OverGrids if "Conv" in entry.kind else Recurrent
-    told = _read(kind, entry, return_sequences=False, padding="valid")
+    if "Conv" in entry.kind and entry.get("padding") != "same":  # the usual one there is "valid"
+        entry.refuse("padding", "'same'", entry.get("padding", default="valid"))
+    told = _read(Recurrent, entry, return_sequences=False)
     zero = entry.read("zero_output_for_mask", False)
     if zero and not told["return_sequences"]:
         entry.refuse("zero_output_for_mask", "False for a last output", True)
     last = told["return_sequences"] and not zero
     told |= {"keep_order": not told["reverse"], "masked_outputs": "last" if last else "zero"}
-    return kind(entry.name, cell, **told)
+    return Recurrent(entry.name, cell, **told)
 
 
 def _bidirectional(entry: Entry) -> Recurrent:
@@ -511,6 +510,7 @@ _UNUSED: Mapping[str, tuple[Any, ...]] = {
     "mode": (None, 0),  # of a BatchNormalization, as the line above of Keras 1
     "score_mode": (None, "dot"),
     "dropout": (None, 0),  # of an Embedding of Keras 1, which drops words
+    **dict.fromkeys(("strides", "dilation_rate"), ([1], [1, 1], 1)),  # of a ConvLSTM
 }  # fmt: skip
 """Options that change what is computed, and the values with which they do not."""
 

@@ -17,8 +17,6 @@ import numpy as np
 from jax import lax
 
 from rnnjax.cells.base import Carry, Params
-from rnnjax.cells.validation import check_features
-from rnnjax.checks import check_choice
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop import functions
 from rnnjax.interop.functions import get_function
@@ -187,41 +185,6 @@ def _with_batch(layer: Layer, flow: Any) -> jax.Array:
             f"{list(x.shape)}; give a batch of one row"
         )
     return x
-
-
-@dataclasses.dataclass(frozen=True)
-class OverGrids(Recurrent):
-    """A `rnnjax.ConvLSTMCell` whose inputs go through a convolution of other options than its own.
-
-    ``xs`` is ``(time, batch, *grid, channels)``, and its carry ``(batch, *grid, filters)``, where
-    the grid is what the convolution of the inputs leaves of it. `initial_carry` takes batch and
-    grid as the batch shape.
-    """
-
-    padding: str = "same"
-    strides: int | tuple[int, ...] = 1
-    dilation_rate: int | tuple[int, ...] = 1
-
-    def __post_init__(self) -> None:
-        check_choice("padding", self.padding, ("valid", "same"))
-
-    def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
-        """Convolve all steps, then run the cell with a kernel that hands its inputs on."""
-        cell: Any = getattr(self.cell, "cell", self.cell)
-        window, axes = cell.kernel_shape, len(cell.kernel_shape) + 1
-        by = [_many(value, axes - 1) for value in (self.strides, self.dilation_rate)]
-        if self.padding == "same" and {*by[0], *by[1]} == {1}:
-            return super().run(params, flow, carry, context)
-        x, own = single(self, flow), dict(params)
-        check_features(cell, params, x)
-        each, bias = x.reshape(-1, *x.shape[-axes:]), own.get("bias")
-        xs = functions.conv(each, own["kernel"], bias, by[0], self.padding.upper(), by[1])
-        middle, one = tuple((size - 1) // 2 for size in window), jnp.eye(xs.shape[-1])
-        own["kernel"] = jnp.zeros((*window, *one.shape), xs.dtype).at[middle].set(one)
-        if bias is not None:
-            own["bias"] = jnp.zeros_like(bias)
-        xs = xs.reshape(*x.shape[:-axes], *xs.shape[1:])
-        return super().run(own, flow._replace(xs=xs), carry, context)
 
 
 _SHOWN = ("filters", "kernel_size", "pool_size", "axis", "axes", "num_heads", "key_dim", "n")
