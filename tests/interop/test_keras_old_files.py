@@ -265,7 +265,8 @@ def written(path: Path, version: str, graph: list[Any], **arrays: np.ndarray) ->
              *(node("Embedding", *names, **words) for names in ("ai", "bj")), *graph]  # fmt: skip
     held: Named = {one["name"]: [] for one in nodes}
     held |= {name: [(f"{name}/embeddings:0", arrays[name])] for name in ("a", "b")}
-    held |= {"rnn": [(f"rnn/{i}:0", arrays[f"w{i}"]) for i in range(6)]} if "w0" in arrays else {}
+    own = [(f"rnn/{i}:0", arrays[f"w{i}"]) for i in range(len(arrays) - 2)]
+    held |= {one["name"]: own for one in graph if own and "RNN" in str(one)}
     config = graph_of(nodes, "ij", [one["name"] for one in graph])
     return interop.load(write_old(path, held, config, version), time_first=False)
 
@@ -310,29 +311,26 @@ def test_masks_are_merged_as_that_version_does(version: str, tmp_path: Path) -> 
     np.testing.assert_allclose(ys["mean"], mean(ys["Average"], whole), rtol=1e-5)
 
 
-def test_masks_of_keras_2_go_to_keras_3(tmp_path: Path) -> None:
-    """Which would merge most of them otherwise, so that each layer that uses one is given it."""
-    keras = pytest.importorskip("keras", reason="keras is in the group `test`")
+@pytest.fixture
+def tables() -> dict[str, np.ndarray]:
+    """Of two embeddings."""
     rng = np.random.default_rng(2)
-    shapes = ((4, 3), (3, 3), (3,)) * 2
-    weights = {f"w{i}": rng.standard_normal(s).astype(np.float32) for i, s in enumerate(shapes)}
-    tables = {name: rng.standard_normal((5, 2)).astype(np.float32) for name in "ab"}
-    inner = {"class_name": "SimpleRNN", "config": {"units": 3, "return_sequences": True}}
+    return {name: rng.standard_normal((5, 2)).astype(np.float32) for name in "ab"}
 
+
+def test_masks_of_keras_2_go_to_keras_3(tables: Any, tmp_path: Path) -> None:
+    """Where both make the same of them, also behind several layers."""
+    keras = pytest.importorskip("keras", reason="keras is in the group `test`")
     built = [
-        node("GlobalAveragePooling1D", "mean", "a"),
-        node("RepeatVector", "free", "mean", n=4),
-        node("Concatenate", "beside", "a", "free", axis=-1),
-        node("Bidirectional", "rnn", "beside", layer=inner),
-        node("Add", "sum", "a", "b", "free"),
-        node("Multiply", "product", "sum", "a"),
-        node("Minimum", "a_mask_notequal", "b", "product"),
+        node("Dropout", "c", "a", rate=0.1),
+        node("Add", "sum", "a", "c"),
+        node("Concatenate", "beside", "sum", "a", axis=-1),
         node("Concatenate", "behind", "a", "b", axis=1),
-        node("Concatenate", "longer", "a_mask_notequal", "behind", axis=-2),
+        node("Concatenate", "longer", "behind", "sum", axis=-2),
+        node("Average", "odd", "a", "b"),  # whose mask no layer uses
+        *(node("GlobalAveragePooling1D", f"of {one}", one) for one in ("beside", "longer")),
     ]
-    ends = "rnn", "sum", "product", "a_mask_notequal", "behind", "longer"
-    built += [node("GlobalAveragePooling1D", f"of {one}", one) for one in ends]
-    model = written(tmp_path / "a.h5", "2.15.0", built, **tables, **weights)
+    model = written(tmp_path / "a.h5", "2.15.0", built, **tables)
     expected = [np.asarray(y) for y in at_once(model, (WORDS, OTHERS))[1]]
     interop.save(model, tmp_path / "a.keras")
     again = at_once(interop.load(tmp_path / "a.keras", time_first=False), (WORDS, OTHERS))[1]
@@ -340,6 +338,35 @@ def test_masks_of_keras_2_go_to_keras_3(tmp_path: Path) -> None:
     for ys in (again, theirs):
         for y, e in zip(ys, expected, strict=True):
             np.testing.assert_allclose(np.asarray(y), e, atol=1e-5)
+
+
+ODD, BOTH = node("Add", "odd", "a", "b"), node("Concatenate", "both", "a", "b", axis=1)
+MEAN, FREE = node("GlobalAveragePooling1D", "mean", "a"), node("RepeatVector", "free", "mean", n=4)
+BEGUN = node("SimpleRNN", "it", units=2)
+BEGUN["inbound_nodes"] = [[["both", 0, 0, {"initial_state": [["mean", 0, 0]]}]]]
+
+
+@pytest.mark.parametrize(
+    "built",
+    [
+        [node("Multiply", "it", "a", "a")],
+        [node("Maximum", "it", "a", "b")],
+        [ODD, node("GlobalAveragePooling1D", "it", "odd")],
+        [ODD, node("Concatenate", "c", "odd", "a", axis=1), node("Attention", "it", "a", "c")],
+        [MEAN, FREE, node("Add", "c", "a", "free"), node("GlobalAveragePooling1D", "it", "c")],
+        [MEAN, BOTH, BEGUN],
+    ],
+)
+def test_masks_that_keras_3_would_merge_otherwise(
+    built: list[Any], tables: Any, tmp_path: Path
+) -> None:
+    if BEGUN in built:
+        tables |= {f"w{i}": np.ones((2, 2)[: 2 - i // 2], "f") for i in range(3)}
+    built = [*built, node("Flatten", "flat", "b")]
+    model = written(tmp_path / "a.h5", "2.15.0", built, **tables)
+    at_once(model, (WORDS, OTHERS))
+    with pytest.raises(InteropError, match=r"'it', .* masks that Keras 3 .* otherwise; .*onnx"):
+        interop.save(model, tmp_path / "a.keras")
 
 
 @pytest.mark.parametrize("version", ["1.2.2", "2.2.4", "2.3.1", "2.4.0", "2.2.4-tf", "3.0.0"])

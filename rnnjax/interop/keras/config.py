@@ -74,9 +74,10 @@ def _key(parts: Sequence[Any]) -> list[Any]:
     ]  # fmt: skip
 
 
-_Mark = Call | Value | list[Call | Value] | None
-"""Where the mask of a value is from: the call that makes it, or the value that it is. Of a list all
-have to hold: as in Keras 2, where the mask that Keras 3 would have is another one."""
+_JOINED, _MERGED = "joined", "merged"
+_Mark = Call | Value | str | None
+"""Where the mask of a value is from: the call that makes it, or the value that it is. It may be
+joined of those of several sequences, or merged before Keras 3.4, where it is another one since."""
 
 
 class _Graph:
@@ -125,24 +126,22 @@ class _Graph:
         masks = [self.marks.get(value) for value in call.takes]
         marked, version = any(masks), told.get("version", 3)
         uses = isinstance(layer, Recurrent) or kind in (*_ATTENTION, "GlobalAveragePooling1D")
-        apart = kind in _ATTENTION and any(isinstance(one, list) for one in masks)
+        merges = marked and kind in MERGES and version < 3.04
+        own = call.mask if isinstance(call.mask, Value) else masks[0]
+        hidden: Any = call.states and call.mask  # Keras 3 hands on none to a layer with states
+        apart = (merges and kind in _LEAVE_OUT) or (uses and _MERGED in masks)
+        apart = apart or (hidden and own == _JOINED)
         if marked and kind == "MultiHeadAttention" and version < 3:
             # That of Keras 3 takes the masks off its inputs, for all that read them.
             read_again = any(self.readers.count(value) > 1 for value in call.takes)
             apart = apart or version < 2.10 or read_again
         if apart:  # Keras 3 would do otherwise than the version that wrote it
             raise InteropError(
-                f"layer {layer.name!r}, {layer}, treats masks otherwise in Keras 3; {_KEEP}"
+                f"layer {layer.name!r}, {layer}, has masks that Keras 3 merges or uses otherwise; "
+                f"{_KEEP}"
             )
-        if isinstance(call.mask, Value) and uses:
-            options["mask"] = self.tensor(call.mask)
-        elif uses and masks[0] and (isinstance(masks[0], list) or (call.states and call.mask)):
-            options["mask"] = self.mask(masks[0])  # Keras 3 hands on none to a layer with states
-        if marked and kind in _LEAVE_OUT and version < 3.04:
-            takes = [  # without their masks, which no operation hands on
-                self.operation(f"{one.source}_bare", "Multiply", take, 1) if mask else take
-                for one, take, mask in zip(call.takes, takes, masks, strict=True)
-            ]
+        if uses and own and (isinstance(call.mask, Value) or hidden):
+            options["mask"] = self.mask(own)
         several = len(takes) > 1 and kind != "MultiHeadAttention"
         args: list[Any] = [takes] if several else takes
         if "arguments" in told:  # of an operation: None is a tensor
@@ -154,9 +153,11 @@ class _Graph:
         if isinstance(layer, Masking) or getattr(layer, "mask_zero", False):
             self.marks[Value(call.name)] = call
         elif keeps_mask(layer):
-            own = call.mask if isinstance(call.mask, Value) else masks[0]
-            old = marked and kind in MERGES and version < 3.04
-            self.marks[Value(call.name)] = self.merged(call, masks) if old else own
+            if merges:  # sequences one after the other are in Keras 3 as they were
+                joined = told.get("axis") in (1, -2)
+                odd = _MERGED in masks or (not joined and len({*masks}) > 1)
+                own = _MERGED if odd else _JOINED if joined else own
+            self.marks[Value(call.name)] = own
 
     def states(self, layer: Any, values: Sequence[Value]) -> list[Any]:
         """The states that a layer begins with, those of each of several cells in a list."""
@@ -165,17 +166,6 @@ class _Graph:
             return [*tensors]
         carry = jax.eval_shape(layer.cell.initial_carry)
         return [[next(tensors) for _ in jax.tree.leaves(own)] for own in carry]
-
-    def merged(self, call: Call, masks: Sequence[_Mark]) -> _Mark:
-        """The mask of a layer of Keras 2 that merges several."""
-        layer: Any = self.layers[call.layer]
-        given = any(isinstance(one, list) for one in masks)
-        if dict(layer.config).get("axis") in (1, -2):  # one after the other, as in Keras 3
-            return [call] if given else call
-        if all(one == masks[0] for one in masks) and layer.kind not in _LEAVE_OUT:
-            return masks[0]
-        listed = (one if isinstance(one, list) else [one] for one in masks if one)
-        return [*dict.fromkeys(one for each in listed for one in each)]
 
     def operation(self, above: str, kind: str, *args: Any, **config: Any) -> dict[str, Any]:
         """What an operation of Keras 3 gives, which is there once by its name."""
@@ -188,19 +178,10 @@ class _Graph:
         return self.tensor(Value(name))
 
     def mask(self, made: Any) -> dict[str, Any]:
-        """A mask of `marks`, as operations of Keras 3."""
+        """The mask that a value is, or that a call makes, as operations of Keras 3."""
         if isinstance(made, Value):
             return self.tensor(made)
-        if isinstance(made, list):
-            *rest, last = made
-            if not rest:
-                return self.mask(last)
-            name = "_".join(str(getattr(one, "name", one)) for one in made)
-            return self.operation(name, "LogicalAnd", self.mask(rest), self.mask(last))
         layer, name = self.layers[made.layer], f"{made.name}_mask"
-        if isinstance(layer, Operation):  # it concatenates sequences
-            masks = [self.mask(self.marks[value]) for value in made.takes]
-            return self.operation(name, "Concatenate", masks, axis=1)
         number = getattr(layer, "value", 0)
         differs = self.operation(name, "NotEqual", self.tensor(made.takes[0]), number)
         if isinstance(layer, Masking):
