@@ -1,7 +1,7 @@
 """Inputs that are no single array: one-hot vectors as ids, and features beside others.
 
-Such a class has ``shape``, ``ndim``, indices and ``raw_size``, and no ``dtype``; what a kernel
-multiplies also ``rows`` and ``dense``. `as_inputs`, `zero_masked` and `split_raw` alone know which
+Such a class is a pytree with ``shape``, ``ndim`` and indices, and without ``dtype``. What a kernel
+multiplies has ``rows`` and ``dense``. `as_inputs`, `zero_masked` and `split_raw` alone know which
 class it is. All other places ask `is_array`.
 """
 
@@ -53,8 +53,6 @@ class OneHot:
 
     ids: jax.Array
     size: int = dataclasses.field(metadata={"static": True})
-
-    raw_size = 0
 
     def __post_init__(self) -> None:
         # JAX rebuilds pytrees with placeholders for leaves, which have no dtype.
@@ -140,11 +138,6 @@ class Beside:
 
     xs: Any
     raw: jax.Array
-
-    @property
-    def raw_size(self) -> int:
-        """The number of raw features."""
-        return self.raw.shape[-1]
 
     @property
     def shape(self) -> tuple[int, ...]:

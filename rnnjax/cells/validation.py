@@ -191,7 +191,8 @@ def check_sizes(owner: str, name: str, sizes: Any) -> None:
 
 def check_pair(cell: Any, xs: Any) -> None:
     """Raise unless inputs that are no single array have the raw features that a cell names."""
-    came = getattr(xs, "raw_size", cell.raw_size)  # an array has them among its features
+    # An array has them among its features, ids have none.
+    came = cell.raw_size if is_array(xs) else getattr(xs, "raw", np.empty(0)).shape[-1]
     if came == cell.raw_size:
         return
     named = ", ".join(f"{name} ({size})" for name, size in cell.raw.items())

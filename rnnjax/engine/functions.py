@@ -238,7 +238,7 @@ def _memory(
 ) -> tuple[MatrixCarry, jax.Array]:
     """Run the memory over all steps, under ``jit`` as `unroll` does."""
     masked, num_steps, method = valid, memory.key.shape[0], order.method
-    memory = jax.tree.map(lambda x: zero_masked(x, masked), memory)
+    memory = zero_masked(memory, masked)
     steps = Steps(StepMarks(*order.running((valid, resets))), MatrixCarry(jnp.zeros_like(state)))
     memory, steps, first = match_devices((order.running(memory), steps, MatrixCarry(state)))
     with method.precisely():

@@ -51,7 +51,7 @@ def attend(
     if valid is not None:
         valid = _marks(valid, keys)
         # A weight of 0 would not do: 0 * NaN is NaN.
-        keys, values = zero_masked(keys, valid), zero_masked(values, valid)
+        keys, values = zero_masked((keys, values), valid)
     # Not divided by sqrt(n) as in a transformer: Luong's product is not, and queries can be. All
     # time x source weights are held, for they are returned. Contexts alone could be summed over
     # blocks of the source: not tried; a source whose weights do not fit the memory would decide.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.cells.onehot import Beside, OneHot
+from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.step import apply_readout, plain_step
 from rnnjax.cells.validation import check_stepped
 from rnnjax.meshes import match_devices
@@ -144,20 +144,22 @@ def without_row(xs: Any, steps: Steps, carry: Carry) -> tuple[Any, Steps, Carry]
     return xs, steps._replace(per_step=per_step, start=start, recurrent=recurrent), carry
 
 
-def zero_masked(xs: Any, valid: jax.Array | None) -> Any:
-    """Set ``xs``, an array, `OneHot` or `Beside`, to zero where ``valid (*leading)`` is False."""
+def zero_masked(tree: Any, valid: jax.Array | None) -> Any:
+    """Set a tree of arrays and `OneHot` to zero where ``valid (*leading)`` is False."""
     if valid is None:
-        return xs
-    if isinstance(xs, Beside):
-        return Beside(zero_masked(xs.xs, valid), zero_masked(xs.raw, valid))
-    if isinstance(xs, OneHot):  # an id out of range stands for zeros
-        return OneHot(jnp.where(expand(valid, xs.ids), xs.wide_ids, -1), xs.size)
-    return jnp.where(expand(valid, xs), xs, 0)
+        return tree
+
+    def zero(leaf: Any) -> Any:
+        if isinstance(leaf, OneHot):  # an id out of range stands for zeros
+            return OneHot(jnp.where(expand(valid, leaf.ids), leaf.wide_ids, -1), leaf.size)
+        return jnp.where(expand(valid, leaf), leaf, 0)
+
+    return jax.tree.map(zero, tree, is_leaf=lambda node: isinstance(node, OneHot))
 
 
 def without(resets: jax.Array | None, state: Any) -> Any:
     """Set the state before a step to zero where a reset drops it."""
-    return jax.tree.map(lambda leaf: zero_masked(leaf, None if resets is None else ~resets), state)
+    return zero_masked(state, None if resets is None else ~resets)
 
 
 def expand(marks: jax.Array, leaf: jax.Array) -> jax.Array:
