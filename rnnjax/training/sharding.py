@@ -17,6 +17,8 @@ from rnnjax.training.state import TrainState, as_bits, as_keys
 # Every device reads every kernel at every step, however few its rows are. Forward and backward over
 # 100 steps on two cores, time on one device over that on two: LSTM(512) with 16 rows, 4 MiB for 8
 # rows each, 1.08; LSTM(700) with 12, 7.5 MiB for 6 rows each, 0.84.
+# More than two cores were not tried. They share the memory that each reads the kernel from, so the
+# bound may be too high there: "rnnjax, cores" of ``benchmarks.layers shapes`` would decide.
 _BYTES_PER_ROW = 2**19
 # Less work than this is done before it is dispatched: LSTM(64) with 16 rows, 64 KiB for each, gains
 # a quarter.
