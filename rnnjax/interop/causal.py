@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.jaxprs import ENTRYWISE, MOVES, OTHERS, SLIDING, Walker, scan_sizes
 
 _NEVER, _ANY = 2**40, 2**50
@@ -295,12 +296,49 @@ def follows(
         windows: of each leaf of the carry the axis along which it holds the steps before, or -1.
         counted: to which number it might count steps; more are followed.
     """
-    sizes = {n for leaf in jax.tree.leaves((start, inputs(1))) for n in leaf.shape}
-    steps = next(n for n in itertools.count(max(11, counted + 2)) if n not in sizes)
+    steps = _more_than(max(11, counted + 2), (start, inputs(1)))
     with np.errstate(over="ignore"):  # in which hashes wrap
         each = ((run, start, inputs(n), inputs(n + 1), n, windows) for n in (1, steps))
         one, many = itertools.starmap(_followed, each)
     return bool(many) and all(_alike(*each, steps) for each in zip(one, many, strict=True))
+
+
+def keeps_apart(run: Callable[[Any], Any], inputs: Callable[[int], Any]) -> bool:
+    """Whether each step of what ``run(inputs)`` gives follows from the same step of its inputs.
+
+    What has no axis of time follows from none. ``inputs`` are as in `follows`.
+    """
+    steps = _more_than(11, inputs(1))
+    try:
+        with np.errstate(over="ignore"), jax.ensure_compile_time_eval():
+            program = jax.make_jaxpr(run)(inputs(steps))
+            spans, given = Spans(steps, []), _given(0, inputs(steps), inputs(steps + 1))
+            made = [*map(spans.span, spans.run(program, given))]
+    except (InvalidInputError, InteropError, TypeError, ValueError):
+        return False
+    for y in made:
+        ways = [_along(y.what.shape, axis) for axis, n in enumerate(y.what.shape) if n == steps]
+        if not any((y.none | ((y.first == at) & (y.last == at))).all() for at in [*ways, _ANY]):
+            return False
+    return True
+
+
+def _more_than(least: int, trees: Any) -> int:
+    """A number of steps that no axis has."""
+    sizes = {n for leaf in jax.tree.leaves(trees) for n in leaf.shape}
+    return next(n for n in itertools.count(least) if n not in sizes)
+
+
+def _given(first: int, inputs: Any, more: Any) -> list[Span]:
+    """The spans of inputs; those of one step more say which axes are time."""
+    given = []
+    pairs = zip(*map(jax.tree.leaves, (inputs, more)), strict=True)
+    for i, (x, other) in enumerate(pairs, first):
+        along = [axis for axis, n in enumerate(x.shape) if n != other.shape[axis]]
+        one = Span.numbers([1 if axis in along else n for axis, n in enumerate(x.shape)], i)
+        ends = [np.broadcast_to(_along(x.shape, along[0]), x.shape)] * 2 if along else []
+        given.append(Span.of(one.wide(x.shape).what, *ends))
+    return given
 
 
 def _followed(
@@ -309,16 +347,9 @@ def _followed(
     """The spans of state and outputs; none if the state after the steps is not like that before."""
     leaves = jax.tree.leaves(start)
     begin = [Span.of(Span.numbers(x.shape, i).what, -1, -1) for i, x in enumerate(leaves)]
-    given = []
-    for i, (x, other) in enumerate(zip(*map(jax.tree.leaves, (inputs, more)), strict=True)):
-        along = [axis for axis, n in enumerate(x.shape) if n != other.shape[axis]]
-        sizes = [1 if axis in along else n for axis, n in enumerate(x.shape)]
-        one = Span.numbers(sizes, len(leaves) + i).wide(x.shape)
-        ends = [np.broadcast_to(_along(x.shape, along[0]), x.shape)] * 2 if along else []
-        given.append(Span.of(one.what, *ends))
+    given = [*begin, *_given(len(begin), inputs, more)]
     spans = Spans(steps, [*zip(begin, windows, strict=True)])
-    ys = spans.run(jax.make_jaxpr(run)(start, inputs), [*begin, *given])
-    made = [*map(spans.span, ys)]
+    made = [*map(spans.span, spans.run(jax.make_jaxpr(run)(start, inputs), given))]
     # A program of one step has no loop, which would say what its state becomes.
     kept = (not x.what.size or (x.code in spans.after and spans.after[x.code].same(y))
             for x, y in zip(begin, made, strict=False))  # fmt: skip

@@ -412,6 +412,43 @@ def test_constant_lengths(assert_close: Any) -> None:
         assert_close(carry["lstm"].cell[row], expected["Yc"][0, 0], TOLERANCE)
 
 
+def test_lengths_of_a_graph_go_to_its_nodes(assert_close: Any) -> None:
+    """Batch first, or time first in both directions; the axis of time is that of the nodes."""
+    lengths = np.array([2, 5, 1])
+    for proto, first in ((tagger(), False), (one_lstm(direction="reverse"), True)):
+        model = rnnjax_onnx.load(proto)
+        xs = normal(BATCH, TIME, FEATURES)
+        _, ys = jax.jit(lambda xs, n, model=model: model(xs, lengths=n))(
+            xs.swapaxes(0, 1) if first else xs, lengths
+        )
+        ys = ys[:, 0].swapaxes(0, 1) if first else ys
+        for row, length in enumerate(lengths):
+            x = xs[row : row + 1, :length]
+            alone = by_reference(proto, {"x": x.swapaxes(0, 1) if first else x})
+            expected = alone["Y"][:, 0, 0] if first else alone["y"][0]
+            assert_close(ys[row, :length], expected, TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("LSTM", ["x", "W", "R", "B"], ["Y"], hidden_size=HIDDEN),
+         node("ReduceMean", ["Y"], ["y"], axes=[0])],
+        [node("LSTM", ["x", "W", "R", "B"], ["Y"], hidden_size=HIDDEN),
+         node("Gather", ["Y", "last"], ["y"], axis=0)],
+        [node("Softmax", ["x"], ["s"], axis=0),
+         node("LSTM", ["s", "W", "R", "B"], ["y"], hidden_size=HIDDEN)],
+        [node("Relu", ["x"], ["y"])],
+    ],
+    ids=["mean", "last", "before", "no state"],
+)  # fmt: skip
+def test_lengths_are_for_graphs_whose_other_nodes_keep_steps_apart(nodes: Any) -> None:
+    given = [value("x", ["a", "b", FEATURES])], ["y"]
+    model = rnnjax_onnx.load(proto_of(nodes, *given, **weights(4), last=np.int64(-1)))
+    with pytest.raises(InvalidInputError, match="or use its own sequence_lens"):
+        model(normal(TIME, BATCH, FEATURES), lengths=np.array([2, 5, 4]))
+
+
 def test_a_clip_that_nothing_reaches_is_none(assert_close: Any) -> None:
     proto, xs = one_lstm(clip=50000.0), normal(TIME, BATCH, FEATURES)
     model = rnnjax_onnx.load(proto)
@@ -547,14 +584,12 @@ def test_bad_arguments() -> None:
     bare = Model(model.network, model.params)
     wrong = Model(model.network, {**model.params, "model/gru/scan": {}}, model.origin)
     bad: Any = 3
-    # Which axis is time, and whether a node turns it round, is known to the graph alone.
-    its_own, marks = "or use its own sequence_lens", np.zeros((TIME, BATCH), bool)
+    marks = np.zeros((TIME, BATCH), bool)
     for call, says in (
         (lambda: rnnjax_onnx.load(bad), r"must be a path, bytes, or an onnx.ModelProto"),
         (lambda: rnnjax_onnx.to_proto(bare), r"read from, but this model has none; keep"),
         (lambda: rnnjax_onnx.to_proto(wrong), "do not belong to this model"),
-        (lambda: model(xs, lengths=np.array([2, 5, 4])), its_own),
-        (lambda: model(xs, resets=marks), its_own),
+        (lambda: model(xs, resets=marks), "no place for resets; leave them out"),
         (lambda: model(normal(BATCH, TIME, 4)), r"has shape \(any, any, 2\), but got \(3, 5, 4\)"),
         (lambda: model(np.ones(xs.shape, np.int32)), "is float32, but got int32"),
         (lambda: model("text"), "'x' must be an array of numbers, but str came"),

@@ -35,9 +35,10 @@ def load(source: Any) -> Model:
     A given carry replaces states in ``xs``, and those that the graph computes or has as constants.
 
     A row of length 0 keeps its initial state; ONNX does not specify it (onnxruntime returns zeros).
-    ``lengths``, ``mask`` and ``resets`` of `Model.apply` are refused: only the graph knows which
-    axis is time. 64-bit integers are computed in 32 bits unless JAX has 64. An id out of range
-    gives NaN.
+    ``lengths`` and ``mask`` of `Model.apply` go to the recurrent nodes, whose first axis says which
+    of the graph's is time. They are refused where another node mixes its steps, as a mean over them
+    does, and ``resets`` always. 64-bit integers are computed in 32 bits unless JAX has 64. An id
+    out of range gives NaN.
 
     A branch (If) is chosen at tracing if its condition is known, and else at run time. Known are
     values that follow from constants, from shapes, and from single Python or NumPy integers and

@@ -1,6 +1,7 @@
 """The network of an imported ONNX model: its nodes as data, and how they run."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.base import Params
 from rnnjax.errors import InvalidInputError
+from rnnjax.interop.causal import keeps_apart
 from rnnjax.interop.layers import Carries, Context, Layer, Shape, fits
 from rnnjax.interop.model import Input, Network, Result
 from rnnjax.interop.onnx.control import At, fitting, is_fixed, made, naming, traced_dtype
@@ -94,17 +96,34 @@ class Graph(Network):
     axes = "the graph's own"
 
     def num_steps(self, params: Params, xs: Any) -> int:
-        """Raise InvalidInputError: only the graph knows which of its axes is time."""
+        """The number of steps along the axis of time.
+
+        Raises:
+            InvalidInputError: there is no open axis along which all recurrent nodes go, and whose
+                steps all others keep apart.
+        """
+        known = {one.name: one.shape or () for one in self.inputs}
+        given = xs if isinstance(xs, Mapping) else {next(iter(known), "xs"): xs}
+        leaves, tree = jax.tree.flatten(params)
+        axis = _time_axis(self, tree, tuple((np.shape(x), jnp.result_type(x)) for x in leaves))
+        for name, x in given.items():
+            if axis is not None and known.get(name, ())[axis : axis + 1] == (None,):
+                return int(np.shape(x)[axis])
         raise InvalidInputError(
-            "lengths, mask and resets mark steps of time, but which axis that is is known to the "
-            "graph alone; leave them out, or use its own sequence_lens"
+            "lengths and mask mark steps of time, but the graph has no open axis along which its "
+            "recurrent nodes go, and whose steps all others keep apart; leave them out, or use its "
+            "own sequence_lens"
         )
 
     def run(self, params: Params, xs: Any, carry: Carries, mask: Any, context: Context) -> Result:
         """Run the nodes; ``xs`` and the outputs are dicts by name where there are several."""
-        if mask is not None or context.resets is not None:
+        if context.resets is not None:
+            raise InvalidInputError(
+                "a graph of ONNX has no place for resets; leave them out, or begin with a new carry"
+            )
+        if mask is not None and context.language != "steps":
             self.num_steps(params, xs)
-        carries, values = self.values(params, xs, carry, context)
+        carries, values = self.values(params, xs, carry, context, mask)
         absent = [one.name for one in self.inputs if one.name not in values]
         if absent and not values.keys() >= set(self.outputs):
             raise InvalidInputError(
@@ -126,7 +145,9 @@ class Graph(Network):
                 dtype = jax.dtypes.canonicalize_dtype(one.dtype)
                 yield one.name, jax.ShapeDtypeStruct(shape, dtype)
 
-    def values(self, params: Params, xs: Any, carry: Carries, context: Context) -> Result:
+    def values(
+        self, params: Params, xs: Any, carry: Carries, context: Context, mask: Any = None
+    ) -> Result:
         """The carries, and all values of the graph by their names."""
         known = {one.name: one for one in self.inputs}
         if not isinstance(xs, Mapping):
@@ -146,7 +167,7 @@ class Graph(Network):
 
         def run() -> Result:
             left = {"known": _KNOWN + each, "elements": elements, "nodes": _NODES}
-            one, made = _Run(self, params, carry, context, left), {**values}
+            one, made = _Run(self, params, carry, context, left, mask), {**values}
             one.nodes(self.nodes, made)
             return one.carries, made
 
@@ -160,6 +181,25 @@ class Graph(Network):
         """The state with which a sequence begins; layers inside of branches and loops have none."""
         states = super().initial_carry(params, batch_shape, dtype)
         return {node.layer: states[node.layer] for node in self.nodes if node.layer}
+
+
+@functools.lru_cache(256)
+def _time_axis(graph: Graph, tree: Any, leaves: Any) -> int | None:
+    """The axis of time, which recurrent nodes go along: for them it comes before the batch."""
+    params = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+
+    def run(given: Any) -> Any:
+        params, xs, mask = given
+        return graph.run(params, xs, {}, mask, Context(language="steps"))[1]
+
+    def inputs(axis: int, steps: int) -> Any:
+        mask = jax.ShapeDtypeStruct((steps, 1), np.bool_)
+        return params, dict(graph.shapes(steps, axis)), mask
+
+    for axis in range(2 * bool(graph.recurrent)):
+        if keeps_apart(run, functools.partial(inputs, axis)):
+            return axis
+    return None
 
 
 def _size(arrays: Any) -> int:
@@ -198,6 +238,7 @@ class _Run:
     carry: Carries  # that was given
     context: Context  # that was given
     left: dict[str, int]  # what may still be done: elements to make, and nodes to count steps by
+    mask: Any = None  # which steps are valid, (time, batch)
     trips: int = 0  # how often what runs here runs, at most; 0 for once, with states in and out
     carries: Carries = dataclasses.field(default_factory=dict)  # the states after it
 

@@ -260,10 +260,10 @@ def recurrent(
     """Run the cell of a node, and keep its carry; what is returned is Y, Y_h and Y_c."""
     name, run, batch_first = at.node.layer, at.run, at.get("layout", 0)
     cell, carry = run.graph.recurrent[name].cell, run.carry.get(name)
-    if carry is not None and run.trips:
+    if run.trips and (carry is not None or run.mask is not None):
         raise InvalidInputError(
             f"node {at.node.label} runs in a loop, or in a branch that is chosen at run time, so "
-            f"that {name!r} has no state of its own; leave it out of carry"
+            f"that {name!r} has no state of its own; leave it out of carry, and lengths too"
         )
     xs, *states = jax.tree.map(jnp.asarray, (x, h, c))
     if xs.ndim != 3:
@@ -277,7 +277,15 @@ def recurrent(
     if carry is None:
         carry = _carry_of(cell, states, xs)
     method, reverse = run.context.method, run.graph.recurrent[name].reverse
-    carry, ys = unroll(cell, params, xs, carry, lengths=lengths, reverse=reverse, method=method)
+    each = carry if isinstance(carry, Directions) else (carry,)
+    if run.mask is not None and run.mask.shape != xs.shape[:2]:
+        raise InvalidInputError(f"node {at.node.label} does not go along {run.mask.shape[0]} steps")
+    if run.mask is not None and run.context.language == "steps":  # each step by itself
+        kept = jnp.where(run.mask[..., None], xs, 0).sum(-1, keepdims=True)
+        ys = jnp.broadcast_to(kept, (*xs.shape[:2], len(each) * each[0][0].shape[-1]))
+    else:
+        options = {"lengths": lengths, "mask": run.mask, "reverse": reverse, "method": method}
+        carry, ys = unroll(cell, params, xs, carry, **options)
     run.carries[name] = carry
     each = carry if isinstance(carry, Directions) else (carry,)
     ys = jnp.stack(jnp.split(ys, len(each), axis=-1), axis=1)
