@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_functions import memory_step
+from test_functions import loop, memory_step
 
 import rnnjax
 from rnnjax import linear_recurrence, matrix_memory
@@ -74,27 +74,21 @@ def by_loop(arrays: Any, marks: Any, rows: tuple[int, ...]) -> Any:
     def spread(marks: Any, leaf: Any) -> Any:
         return marks.reshape(*marks.shape, *[1] * (leaf.ndim - marks.ndim))
 
-    valid, borders = jnp.ones(rows, bool), jnp.zeros(rows, bool)
+    valid, again = np.ones(rows, bool), np.zeros(rows, bool)
     if "lengths" in marks:
-        times = jnp.arange(rows[0]).reshape(-1, *[1] * marks["lengths"].ndim)
+        times = np.arange(rows[0]).reshape(-1, *[1] * marks["lengths"].ndim)
         valid &= spread(times < marks["lengths"], valid)
     valid &= spread(marks["mask"], valid) if "mask" in marks else True
-    borders |= spread(marks["resets"], valid) if "resets" in marks else False
-    if marks["reverse"]:  # the border before a step is crossed after it
-        borders = jnp.concatenate([borders[1:], jnp.zeros_like(borders[:1])])[: rows[0]]
+    again |= spread(marks["resets"], valid) if "resets" in marks else False
     # A masked step has no influence, whatever it holds.
     wide = {n: jnp.broadcast_to(x, np.broadcast_shapes(x.shape, rows + (1,) * (x.ndim - len(rows))))
             for n, x in arrays.items()}  # fmt: skip
     arrays = {name: jnp.where(spread(valid, x), x, 0) for name, x in wide.items()}
 
     def step(state: Any, at: Any) -> Any:
-        arrays, valid, border = at
-        state = jnp.where(spread(border, state), 0, state)
-        equation = memory_step if "key" in arrays else linear_step
-        new, y = equation(state, Memory(**arrays) if "key" in arrays else arrays)
-        return jnp.where(spread(valid, new), new, state), jnp.where(spread(valid, y), y, 0)
+        return memory_step(state, Memory(**at)) if "key" in at else linear_step(state, at)
 
-    return jax.lax.scan(step, state, (arrays, valid, borders), reverse=marks["reverse"])
+    return loop(step, state, arrays, marks["reverse"], valid, again)
 
 
 def ours(arrays: Any, marks: Any, method: Any) -> Any:

@@ -16,6 +16,7 @@ from rnnjax.cells import MatrixCarry, Memory
 
 TIME, ROWS, HEADS, KEYS, VALUES = 23, 3, 2, 4, 5
 LENGTHS = np.array([23, 1, 16])
+MASK = np.random.default_rng(7).random((TIME, ROWS)) < 0.8
 
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -30,19 +31,21 @@ def resets() -> np.ndarray:
 
 
 def loop(step, state, arrays, reverse, valid=None, again=None):
-    """The last state and the outputs of steps, by default with the resets and lengths."""
-    valid = np.arange(TIME)[:, None] < LENGTHS if valid is None else valid
+    """The last state and the outputs of steps, by default with all the marks."""
+    valid = (np.arange(TIME)[:, None] < LENGTHS) & MASK if valid is None else valid
     # A reset stands between two steps, before the later one.
     borders = np.array(resets() if again is None else again)
     borders = np.roll(borders, -1, axis=0) if reverse else borders
-    borders[-1] &= not reverse
+    borders[-1:] &= not reverse
+
+    def rows(marks, leaf):
+        return marks.reshape(*marks.shape, *[1] * (leaf.ndim - marks.ndim))
 
     def marked(state, at):
         arrays, again, valid = at
-        state = jnp.where(again.reshape(-1, *[1] * (state.ndim - 1)), 0, state)
+        state = jnp.where(rows(again, state), 0, state)
         new, y = step(state, arrays)
-        state = jnp.where(valid.reshape(-1, *[1] * (new.ndim - 1)), new, state)
-        return state, jnp.where(valid.reshape(-1, *[1] * (y.ndim - 1)), y, 0)
+        return jnp.where(rows(valid, new), new, state), jnp.where(rows(valid, y), y, 0)
 
     return jax.lax.scan(marked, state, (arrays, borders, valid), reverse=reverse)
 
@@ -95,7 +98,7 @@ def test_a_linear_recurrence(form, methods, reverse, assert_close):
     given = tuple(x for x in FORMS[form] if x is not None)
 
     def ours(method, given):
-        marks = {"resets": resets(), "lengths": LENGTHS, "reverse": reverse}
+        marks = {"resets": resets(), "lengths": LENGTHS, "mask": MASK, "reverse": reverse}
         return linear_recurrence(*given, **marks, method=method)
 
     def step(h, at):
@@ -251,7 +254,7 @@ def test_a_matrix_memory(name, reverse, assert_close):
         methods.append(rnnjax.Scan())
 
     def ours(method, given):
-        marks = {"resets": resets(), "lengths": LENGTHS, "reverse": reverse}
+        marks = {"resets": resets(), "lengths": LENGTHS, "mask": MASK, "reverse": reverse}
         carry, ys = matrix_memory(given[0], MatrixCarry(given[1]), **marks, method=method)
         return carry.memory, ys
 
