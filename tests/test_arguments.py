@@ -39,11 +39,8 @@ TIME, BATCH, FEATURES, HIDDEN = 4, 3, 2, 5
 CELLS = {
     "lstm": LSTMCell(HIDDEN),
     "gru": GRUCell(HIDDEN),
-    "gru-reset-before": GRUCell(HIDDEN, reset_after=False),
-    "mgu-reset-before": rnnjax.MGUCell(HIDDEN, reset_after=False),
     "layernorm": rnnjax.LayerNormGRUCell(HIDDEN),
     "projection": rnnjax.ProjectionLSTMCell(HIDDEN, proj_size=3),
-    "diagonal": rnnjax.DiagonalLSTMCell(HIDDEN),
     "convlstm": rnnjax.ConvLSTMCell(HIDDEN, kernel_shape=(3,)),
 }
 GRID = 6
@@ -96,13 +93,8 @@ def others(name: str, value: Any) -> Iterator[Any]:
         yield from other_trees(value)
 
 
-# In an ordinary run one state, two of which one is narrower, and one on a grid.
-USUAL = {"gru", "projection", "convlstm"}
-
-
-@pytest.mark.parametrize(
-    "name", [n if n in USUAL else pytest.param(n, marks=pytest.mark.slow) for n in CELLS]
-)
+# One state, two of which one is narrower, and one on a grid.
+@pytest.mark.parametrize("name", ["gru", "projection", "convlstm"])
 def test_a_wrong_argument_is_named(name: str) -> None:
     """By `unroll` and by `step`."""
     cell, given = CELLS[name], arguments(name)

@@ -1,18 +1,12 @@
 """Rows in batches: shuffled, split, and by the axis of each leaf."""
 
-import os
-
-os.environ["KERAS_BACKEND"] = "jax"
-
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import rnnjax
 from rnnjax import InvalidInputError
-from rnnjax.training import Silent, fit, minibatches
+from rnnjax.training import minibatches
 
 
 def test_batches_of_rows_are_new_each_epoch_and_hold_each_row_once():
@@ -86,32 +80,3 @@ def test_a_split_is_that_of_keras(fraction, first):
 def test_a_split_leaves_a_batch_on_both_sides(fraction):
     with pytest.raises(InvalidInputError, match="fraction must leave a batch of 2 of the 10 rows"):
         minibatches(np.ones(10), 2, axis=0).split(fraction)
-
-
-# Keras 3.15 converts its variables in a way that NumPy 2 warns of.
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
-def test_validation_has_the_numbers_of_keras():
-    """300 rows by 32, of which a fifth is no whole number of batches; nothing is learned."""
-    keras = pytest.importorskip("keras", reason="Keras is in the group `test`")
-    rng = np.random.default_rng(0)
-    xs, ys = rng.normal(size=(300, 3)), np.exp(rng.normal(size=(300, 1)))
-    xs, ys = xs.astype(np.float32), ys.astype(np.float32)
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    model.compile(keras.optimizers.SGD(0.0), "mse", metrics=["mae"])
-    options = {"batch_size": 32, "validation_split": 0.2, "verbose": 0}
-    theirs = model.fit(xs, ys, **options).history
-    kernel, bias = (np.asarray(variable.value) for variable in model.weights)
-
-    def loss(params, batch, key):
-        errors = batch["xs"] @ params["kernel"] + params["bias"] - batch["ys"]
-        return jnp.mean(errors**2), {"mae": jnp.mean(jnp.abs(errors))}
-
-    train, valid = minibatches({"xs": xs, "ys": ys}, 32, axis=0).split(0.2)
-    params = {"kernel": kernel, "bias": bias}
-    (ours,) = fit(
-        loss, params, optax.sgd(0.0), train, 1, key=jax.random.key(0), evaluate=valid,
-        hooks=[Silent()],
-    ).history  # fmt: skip
-    for name in ("loss", "mae"):
-        (expected,) = theirs[f"val_{name}"]
-        assert ours[f"validation_{name}"] == pytest.approx(expected, rel=1e-6)
