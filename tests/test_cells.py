@@ -1,7 +1,6 @@
 """Parameters as they begin, types, and cells as values."""
 
 import dataclasses
-import itertools
 from typing import Any
 
 import jax
@@ -188,12 +187,3 @@ def test_gate_slopes_are_the_derivatives() -> None:
     expected = np.where(is_tanh, 1 - expected**2, expected * (1 - expected))
     np.testing.assert_allclose(slopes, expected, atol=1e-14)
     np.testing.assert_allclose(gate_slopes(values, activations), slopes, atol=1e-14)
-
-
-def test_the_recurrent_kernel_of_each_head_is_drawn_by_itself() -> None:
-    params = rnnjax.SLSTMCell(8, heads=4).init(jax.random.key(0), input_size=3)
-    heads = np.split(np.asarray(params["recurrent_kernel"]), 4, axis=1)
-    for one, other in itertools.combinations(heads, 2):
-        assert not np.allclose(one, other)
-    for kernel in heads:  # orthogonal, as the default initialiser draws one of its shape
-        np.testing.assert_allclose(kernel @ kernel.T, np.eye(2), atol=1e-5)

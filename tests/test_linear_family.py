@@ -162,7 +162,9 @@ def test_what_stands_outside_of_the_loop_is_given_the_axes_of_a_step(cell, marks
 def test_each_head_of_an_slstm_is_by_itself(random_like):
     cell = rnnjax.SLSTMCell(4, heads=2)
     draw = jax.jit(lambda: (cell.init(KEY, 2), cell.initial_carry(), jnp.zeros(2)))
-    for block in np.split(np.asarray(draw()[0]["recurrent_kernel"]), 2, axis=1):
+    blocks = np.split(np.asarray(draw()[0]["recurrent_kernel"]), 2, axis=1)
+    assert not np.allclose(*blocks)  # each is drawn, as an orthogonal one of its own
+    for block in blocks:
         np.testing.assert_allclose(block @ block.T, np.eye(2), atol=1e-5)
     params, carry, x = random_like(draw, 1)
     slope = jax.jacfwd(lambda h: cell.step(params, carry._replace(hidden=h), x)[1])

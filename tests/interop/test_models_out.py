@@ -113,25 +113,6 @@ def test_names_of_layers_in_a_file(tmp_path: Path) -> None:
             keras.save(model, tmp_path / "b.keras")
 
 
-@needs_runtime
-@pytest.mark.parametrize(
-    "build",
-    [
-        pytest.param(b, id=b.__name__, marks=[] if b.__name__ == "crnn" else pytest.mark.slow)
-        for b in MODELS
-    ],
-)
-def test_three_times_around(build: Callable[..., Any], tmp_path: Path) -> None:
-    """From an .h5 to a .keras, to an .onnx, and back, and again with what came."""
-    model, arrays, expected = read("tf_keras", build, tmp_path)
-    for i in range(3):
-        keras.save(model, tmp_path / f"{i}.keras")
-        model = keras.load(tmp_path / f"{i}.keras", time_first=False)
-        onnx.save(model, tmp_path / f"{i}.onnx", states=False)
-        back = onnx.load(tmp_path / f"{i}.onnx")
-        assert distance(run(onnx.to_proto(back), arrays), expected) < MOST
-
-
 @dataclasses.dataclass(frozen=True)
 class Own(Layer):
     """A layer of the user's own."""
