@@ -23,7 +23,6 @@ COMPILATION = "/jax/core/compile/backend_compile_duration"  # or a program that 
 MOST_PROGRAMS = 60
 MORE_PROGRAMS = {
     # The writer of C computes what depends on parameters alone, and weights of 8 bits.
-    "tests/interop/test_c.py::test_cells_are_their_steps": 200,
     "tests/interop/test_c.py::test_operations": 80,
     "tests/interop/test_c.py::test_weights_of_8_bits_are_as_near_as_the_header_says": 80,
     "tests/interop/test_c_models.py::test_models_are_what_their_framework_computes": 150,

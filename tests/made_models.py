@@ -334,13 +334,6 @@ def transformer(layers: Any, wide: Any) -> Any:
     return layers.Dense(2)(layers.GRU(3)(x))
 
 
-def translator(layers: Any, text: Any, other_text: Any) -> Any:
-    _, state = layers.GRU(4, return_state=True)(layers.Embedding(WORDS, 4, mask_zero=True)(text))
-    y = layers.Embedding(WORDS, 4)(other_text)
-    y = layers.GRU(4, return_sequences=True)(y, initial_state=state)
-    return layers.Dense(WORDS, activation="softmax")(y)
-
-
 def translator_masked(layers: Any, text: Any, other_text: Any) -> Any:
     x, y = (layers.Embedding(WORDS, 4, mask_zero=True)(one) for one in (text, other_text))
     _, *states = layers.LSTM(4, return_state=True)(x)
@@ -377,12 +370,6 @@ def hard(layers: Any, xs: Any) -> Any:
     return layers.Dense(2, activation="hard_sigmoid")(x)
 
 
-def backwards(layers: Any, xs: Any) -> Any:
-    x = layers.SimpleRNN(4, go_backwards=True, return_sequences=True)(xs)
-    x = layers.GRU(4, go_backwards=True)(layers.LeakyReLU()(x))
-    return layers.Dense(2)(layers.ELU()(x))
-
-
 def stacked_cells(layers: Any, xs: Any) -> Any:
     cells = layers.StackedRNNCells([layers.LSTMCell(4), layers.GRUCell(3)])
     x = layers.RNN(cells, return_sequences=True)(xs)
@@ -401,7 +388,6 @@ LAYERS = [
     options, grids, models, parts, row, words, to_a_list, to_a_dict,
 ]  # fmt: skip
 MODELS = [
-    cnn_lstm, lrcn, crnn, normalised, padded, transformer, translator, translator_masked,
-    several_inputs, several_outputs, states_out, twins, hard, backwards, stacked_cells,
-    masked_branches,
+    cnn_lstm, lrcn, crnn, normalised, padded, transformer, translator_masked, several_inputs,
+    several_outputs, states_out, twins, hard, stacked_cells, masked_branches,
 ]  # fmt: skip
