@@ -62,8 +62,7 @@ def window_starts(length: int, seq_length: int, stride: int | None = None) -> Id
             f"a window of seq_length {seq_length} needs at least {seq_length + 1} ids (its targets "
             f"lie one on), but {length} came; take a longer text or a smaller seq_length"
         )
-    # int32, the type of JAX's indices. From 2^31 ids on NumPy would count on below 0, and not say
-    # so. No text of that size was tried; the first one needs int64 here and in `stream_starts`.
+    _check_length(length)
     return np.arange(0, length - seq_length, stride, dtype=np.int32)
 
 
@@ -160,9 +159,19 @@ def stream_starts(length: int, batch_size: int, seq_length: int) -> Ids:
             f"(targets lie one on), but {length} came; "
             "take a longer text, fewer streams or a smaller seq_length"
         )
+    _check_length(length)
     starts = np.arange(batch_size * steps, dtype=np.int32) * seq_length
     # By rows, then transposed: the windows of a row follow each other in the text.
     return starts.reshape(batch_size, steps).T
+
+
+def _check_length(length: int) -> None:
+    # int32, the type of JAX's indices: from 2^31 on NumPy would count on below 0, and not say so.
+    # No text of that size was tried; the first one needs int64 in both functions that count starts.
+    if length >= 2**31:
+        raise InvalidInputError(
+            f"a text must have fewer than 2^31 ids, but has {length}; cut it into several"
+        )
 
 
 def _cut(ids: npt.NDArray[np.integer], starts: Ids, seq_length: int) -> tuple[Ids, Ids]:

@@ -56,6 +56,7 @@ def test_batches_share_no_memory(cut):
     [
         (lambda: windows(range(100), 100), "seq_length 100 needs at least 101 .* but 100 came"),
         (lambda: windows([], 1), "needs at least 2 .* but 0 came"),
+        (lambda: window_starts(2**31, 1), r"must have fewer than 2\^31 ids, but has 2147483648"),
         (lambda: windows(range(9), 0), "seq_length must be a positive integer, but is 0"),
         (lambda: windows([[1, 2, 3]], 1), "one dimension"),
         (lambda: windows([1.0, 2.0, 3.0], 1), "integers"),

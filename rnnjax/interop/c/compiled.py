@@ -63,7 +63,7 @@ class Stream:
         self.rows, self._compiled, self._count = rows, compiled, rows or 1
         program = compiled.program
         words = compiled.library.net_words()  # as floats: those of the state, then scratch
-        self._memory = np.zeros((self._count, words), np.float32)
+        self._memory = _aligned(np.zeros((self._count, words), np.float32))
         self._sizes = [int(np.prod(leaf.shape)) for leaf in program.state.values()]
         batch = () if rows is None else (rows,)
         self._takes = {key: (*batch, *program.shapes[key]) for key in program.inputs}
@@ -255,7 +255,7 @@ def stream(  # noqa: D417  # `save` tells of the others
         )
     program = program_of(what, input_size, weights, data)
     source, header, constants = written(program, "net", data, apart=True)
-    arrays = [np.ascontiguousarray(one, _TYPES[kind_of(one.dtype)]) for one in constants]
+    arrays = [_aligned(one.astype(_TYPES[kind_of(one.dtype)])) for one in constants]
     library = _built(source, header)
     library.net_bind(_addresses(arrays))
     return Stream(_Compiled(program, library, arrays), rows)
@@ -288,6 +288,18 @@ def _built(source: str, header: str) -> ctypes.CDLL:
                 "take a compiler for this machine in CC, and a folder whose files may be executed "
                 "in TMPDIR"
             ) from error
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    """A copy that begins at a line of the cache, as a compiler lays out the arrays of a file.
+
+    NumPy's begin anywhere, and then each load of a whole vector of weights reads two lines.
+    """
+    room = np.empty(array.nbytes + 64, np.uint8)
+    begin = -room.ctypes.data % 64
+    into = room[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+    into[...] = array
+    return into
 
 
 def _addresses(arrays: list[np.ndarray]) -> Any:
