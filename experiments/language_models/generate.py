@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.language_models import folders, texts
+from experiments.language_models import folders, states, texts
 from experiments.language_models.folders import Model
-from experiments.shared.runs import Natural, Positive, PositiveOrNone, Seed
+from experiments.language_models.states import State
+from experiments.shared.runs import Natural, PositiveOrNone, Seed
 from rnnjax import InvalidInputError
-from rnnjax.text import Sampling, stream
+from rnnjax.text import Sampling
+from rnnjax.text.sampling import check_drawn
 
 PIECE = 512  # tokens that are read at once
+CHUNK = 8  # tokens that are written in one call, which costs as much as a step of a small model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +31,14 @@ class Generate:
 
     folder: tyro.conf.Positional[Path]
     """The folder of a model, or a .pth of RWKV-7."""
-    prompt: str
-    """The beginning of the text."""
-    tokens: Positive = 200
+    prompt: str = ""
+    """The beginning of the text, or what comes behind --state."""
+    tokens: Natural = 200
     """The largest number of tokens to write; a token that ends a document ends it before."""
+    state: Path | None = None
+    """A file of --save-state, or of finetune --train state, where this begins."""
+    save_state: Path | None = None
+    """A .safetensors for the state behind the last token, from which --state goes on."""
     temperature: float = 0.0
     """Divides the logits; 0 takes the most probable token, 1 samples as predicted."""
     top_k: Natural = 0
@@ -49,6 +57,8 @@ def run_generation(command: Generate) -> int:
     model = folders.read(command.folder)
     tokenizer = texts.read_tokenizer(model, command.tokenizer)
     ids = tokenizer.encode(command.prompt)
+    state = states.read(command.state, model, command.context or len(ids) + command.tokens)
+    ids = states.after(state, ids, tokenizer)
     if not ids.size:
         raise InvalidInputError("--prompt must have at least one token, but is empty; begin a text")
     needed = len(ids) + command.tokens
@@ -58,21 +68,21 @@ def run_generation(command: Generate) -> int:
             f"{command.tokens}, because the model has full attention; make it {needed}"
         )
     began = time.perf_counter()
-    carry = model.family.begin(model.config, 1, command.context or needed, model.dtype)
-    carry = read_prompt(model, carry, ids[:-1])
-    written = stream(
-        one_step(model), model.params, carry, jnp.array(ids[-1:]), key=jax.random.key(command.seed),
-        length=command.tokens, sampling=sampling, stops=[[end] for end in model.ends], chunk=1,
-    )  # fmt: skip
+    state = State(read_prompt(model, state.carry, ids[:-1]), ids[-1:], state.count)
+    if command.save_state is not None:  # what cannot be written is refused before it is made
+        states.save(command.save_state, model, state)
     text = Decoder(tokenizer, ids.tolist())
     print(command.prompt, end="", flush=True)
     count, first = 0, began
-    for (piece,) in written:
+    for piece, after in write(model, state, command.tokens, sampling, command.seed):
+        state = after
         first = first if count else time.perf_counter()
         count += len(piece)
         print(text.of(piece), end="", flush=True)
     print(text.end())
     seconds = time.perf_counter() - first
+    if command.save_state is not None:
+        states.save(command.save_state, model, state)
     speed = f", then {(count - 1) / seconds:,.1f} tokens per second" if count > 1 else ""
     print(f"{count} tokens; the first after {first - began:.1f} s with compilation{speed}",
           file=sys.stderr)  # fmt: skip
@@ -115,15 +125,41 @@ class Decoder:
         return str(self.tokenizer.decode(self.ids)[len(known) :])
 
 
-@functools.lru_cache(8)
-def one_step(model: Model) -> Any:
-    """Return ``(params, carry, tokens (batch,)) -> (carry, logits)``."""
+def write(
+    model: Model, state: State, length: int, sampling: Sampling, seed: int
+) -> Iterator[tuple[np.ndarray, State]]:
+    """Yield the tokens of `rnnjax.text.stream`, each time with the state after them.
 
-    def step(params: Any, carry: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
-        carry, logits = model.family.apply(model.config, params, tokens[None], carry)
-        return carry, logits[0]
+    The first one comes alone, so that it comes at once, and the others by `CHUNK`.
+    """
+    key, made = jax.random.fold_in(jax.random.key(seed), 0), 0
+    while made < length:
+        size = min(CHUNK, length - made) if made else 1
+        after, drawn = draw(model, sampling, model.params, state, key, size)
+        ids = np.asarray(drawn)[:size]
+        count = int(np.append(np.isin(ids, model.ends), True).argmax())  # before one that ends
+        check_drawn(ids[:count], made)
+        if count < size:
+            after, length = draw(model, sampling, model.params, state, key, count)[0], 0
+        state, made = after, made + count
+        yield ids[:count], state
 
-    return step
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def draw(
+    model: Model, sampling: Sampling, params: Any, state: State, key: jax.Array, size: Any
+) -> tuple[State, jax.Array]:
+    """Write ``size`` tokens, no constant of the program: one serves the first one, and `CHUNK`."""
+
+    def one(n: Any, at: Any) -> Any:
+        state, drawn = at
+        carry, logits = model.family.apply(model.config, params, state.last[None], state.carry)
+        scores = sampling.filter(logits[0])
+        scores += jax.random.gumbel(jax.random.fold_in(key, state.count), scores.shape[1:])
+        best = jnp.where(jnp.isfinite(logits.max()), jnp.argmax(scores, -1), -1).astype(jnp.int32)
+        return State(carry, best, state.count + 1), drawn.at[n].set(best[0])
+
+    return jax.lax.fori_loop(0, size, one, (state, jnp.zeros(CHUNK, jnp.int32)))
 
 
 def read_prompt(model: Model, carry: Any, ids: np.ndarray) -> Any:

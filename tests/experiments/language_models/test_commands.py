@@ -16,6 +16,7 @@ from experiments.language_models import evaluate, finetune, folders, generate, t
 from experiments.language_models.folders import Model
 from experiments.language_models.rwkv_vocabulary import WorldVocabulary
 from rnnjax.interop.torch import load_state_dict
+from rnnjax.text import Sampling, stream
 
 pytest.importorskip("tokenizers")
 TEXT = "".join(f"the whale number {i} swam in the sea. " for i in range(60)) + "é"
@@ -82,6 +83,63 @@ def test_generate_writes_the_most_probable_text(
     assert command(*words).stdout == result.stdout
     assert command(*words, "--temperature", 1, "--top-k", 1).stdout == result.stdout
     assert command(*words, "--temperature", 9).stdout != result.stdout
+
+
+@pytest.mark.parametrize("sampling", [(), ("--temperature", 1.5, "--seed", 3)])
+def test_a_saved_state_goes_on_as_if_nothing_had_ended(
+    command: Any, model: Model, monkeypatch: pytest.MonkeyPatch, sampling: Any
+) -> None:
+    """Ids and not text, of which a cut may lie within a character."""
+    monkeypatch.setattr(texts.Tokenizer, "decode", lambda _, ids: "".join(f" {i}" for i in ids))
+    whole = command("generate", "model", "--prompt", "the sea", "--tokens", 24, *sampling).stdout
+    # They are those of the library's stream by one token a call.
+    tokenizer = texts.read_tokenizer(model)
+    ids = tokenizer.encode("the sea")
+
+    def step(_: Any, carry: Any, tokens: Any) -> Any:
+        carry, logits = model.family.apply(model.config, model.params, tokens[None], carry)
+        return carry, logits[0]
+
+    carry = generate.read_prompt(model, model.family.begin(model.config, 1), ids[:-1])
+    chosen = Sampling(*([1.5] if sampling else [0.0]))
+    made = stream(
+        step, (), carry, jnp.array(ids[-1:]), key=jax.random.key(3 if sampling else 0), length=24,
+        sampling=chosen, stops=[[0]], chunk=1,
+    )  # fmt: skip
+    written = np.concatenate([piece for (piece,) in made])
+    assert whole == f"the sea{tokenizer.decode(written)}\n"
+    # A prompt that is read once goes on as often as one likes, and so does what is written.
+    command("generate", "model", "--prompt", "the sea", "--tokens", 0, "--save-state",
+            "read.safetensors")  # fmt: skip
+    for _ in range(2):
+        said = command(
+            "generate", "model", "--state", "read.safetensors", "--tokens", 24, *sampling
+        )
+        assert f"the sea{said.stdout}" == whole
+    parts = "the sea"
+    for tokens, state in ((0, "read"), (1, "read"), (14, "on"), (9, "on")):
+        words = ("--state", f"{state}.safetensors", "--save-state", "on.safetensors")
+        said = command("generate", "model", *words, "--tokens", tokens, *sampling)
+        parts += said.stdout.removesuffix("\n")
+    assert f"{parts}\n" == whole
+
+
+def test_a_state_goes_to_the_model_it_is_of_alone(
+    command: Any, refused: Any, model: Model, tmp_path: Path
+) -> None:
+    command("generate", "model", "--prompt", "the", "--tokens", 3, "--save-state", "a.safetensors")
+    other = {name: x + 1 for name, x in model.params.items()}
+    folders.write(tmp_path / "other", model, other)
+    said = refused("generate", "other", "--state", "a.safetensors")
+    assert "a.safetensors must be a state of other, but is one of model with other weights" in said
+    words = ("--state", "model/model.safetensors")
+    assert "but holds other arrays" in refused("generate", "model", *words)
+    said = refused("generate", "model", "--prompt", "the", "--save-state", "a.npz")
+    assert "the" not in said.partition("error: ")[0]  # before anything is written
+    # A second prompt goes on where the first one ended, without a token that begins a text.
+    words = ("--prompt", " sea", "--tokens", 0, "--save-state", "b.safetensors")
+    shared = command("generate", "model", "--state", "a.safetensors", *words)
+    assert shared.stdout == " sea\n"
 
 
 def test_text_is_written_when_it_is_known(model: Model) -> None:
@@ -330,6 +388,10 @@ def test_full_attention_has_room_for_a_text_or_reads_it_in_windows(
     for _ in range(9):
         ids.append(int(logits_of(model, ids)[-1].argmax()))
     assert written == f"the sea{tokenizer.decode(ids[-9:])}\n"
+    # A saved state has the slots that were read, and more are added.
+    command(*words[:5], 4, "--save-state", "state.safetensors")
+    parts = command("generate", "model", "--state", "state.safetensors", "--tokens", 5).stdout
+    assert f"the sea{tokenizer.decode(ids[-9:-5])}{parts}" == written
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     said = command("evaluate", "model", "--corpus", "text.txt", "--context", 100).stdout
