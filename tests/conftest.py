@@ -44,6 +44,8 @@ MORE_PROGRAMS = {
     "tests/experiments/language_models/test_commands.py"
     "::test_finetuning_resumes_exactly_and_what_it_writes_is_read": 120,
     "tests/experiments/language_models/test_commands.py"
+    "::test_a_first_state_alone_learns_a_style_and_the_model_stays": 120,
+    "tests/experiments/language_models/test_commands.py"
     "::test_what_is_frozen_stays_and_types_are_those_of_the_folder": 120,
 }
 _compiled = []

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.language_models import folders, texts
+from experiments.language_models import folders, states, texts
 from experiments.language_models.folders import Model
 from experiments.language_models.generate import PIECE
 from experiments.shared.runs import Positive
@@ -28,6 +28,8 @@ class Evaluate:
     """A text file (UTF-8), or a folder of .txt files."""
     context: Positive = 1024
     """The number of tokens of a window, in which a model with full attention reads the text."""
+    state: Path | None = None
+    """A file of generate --save-state or finetune --train state, from which the text goes on."""
     tokenizer: Path | None = None
     """A tokenizer.json; by default the one in the folder."""
 
@@ -49,7 +51,10 @@ def run_evaluation(command: Evaluate) -> int:
     if not tokenizer.restore(ids).strip().endswith(text.strip()):
         print("the tokens do not give the whole text back, as the tokenizer drops or replaces a "
               "part of it: they are easier to predict than the text", file=sys.stderr)  # fmt: skip
-    bits = bits_of(model, ids, command.context if model.attends else None)
+    state = states.read(command.state, model, command.context)
+    if len(state.last):  # by which the first id is predicted
+        ids, counted = states.after(state, ids, tokenizer), len(text.encode())
+    bits = bits_of(model, ids, command.context if model.attends else None, state.carry)
     if not math.isfinite(bits):
         raise NonFiniteError(
             f"{command.folder} must give finite probabilities, but gives NaN; check its tensors"
@@ -62,10 +67,9 @@ def run_evaluation(command: Evaluate) -> int:
     return 0
 
 
-def bits_of(model: Model, ids: np.ndarray, window: int | None) -> float:
+def bits_of(model: Model, ids: np.ndarray, window: int | None, begin: Any) -> float:
     """Return the bits of all ids after the first; a window of ids begins anew."""
     length = min(PIECE if window is None else window, len(ids) - 1)
-    begin = model.family.begin(model.config, 1, length, model.dtype)
 
     @jax.jit
     def piece(params: Any, carry: Any, ids: Any, targets: Any) -> Any:

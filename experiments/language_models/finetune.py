@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments.language_models import folders, texts
+from experiments.language_models import folders, states, texts
 from experiments.language_models.folders import Model
 from experiments.shared import runs
 from experiments.shared.runs import Natural, NotNegative, Positive, Seed
@@ -58,6 +58,8 @@ class Finetune:
     """The share of the tokens, at the end of the text, by whose loss the best epoch is chosen."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type in which the model computes; what is learned is kept in float32."""
+    train: Literal["model", "state"] = "model"
+    """What is trained: the tensors, or the first state alone, for generate --state."""
     freeze: tuple[str, ...] = ()
     """Patterns of names of tensors that stay as they are, such as "backbone.embeddings.*"."""
     seed: Seed = 0
@@ -77,7 +79,8 @@ def run_finetuning(command: Finetune) -> int:
     model = folders.look(command.folder)
     tokenizer = texts.read_tokenizer(model, command.tokenizer)
     training, validation = (
-        texts.pack(part, command.context) for part in documents(command, model, tokenizer)
+        texts.pack(part, command.context, alone=command.train == "state")
+        for part in documents(command, model, tokenizer)
     )
     rows = training["inputs"].shape[1]
     if rows < command.batch_size:
@@ -85,7 +88,10 @@ def run_finetuning(command: Finetune) -> int:
             f"--batch-size must be at most {rows}, the rows of --context {command.context} tokens "
             f"that the text fills, but is {command.batch_size}; make one of them smaller"
         )
-    frozen = frozen_of(model, command.freeze)
+    frozen, own = frozen_of(model, command.freeze), dict[str, Any]()
+    if command.train == "state":
+        frozen = frozenset(model.params)
+        own = {f"state.{i}": x for i, x in enumerate(state_of(model, {})) if x.dtype == "float32"}
     if run_dir is None or not command.resume:
         run_dir = runs.new_folder("language_models", run_dir)
     # Losses of another text to validate would not compare, so it is a part of the configuration.
@@ -100,7 +106,7 @@ def run_finetuning(command: Finetune) -> int:
         f"{training['weights'].sum():,.0f} tokens to learn from in {rows} rows, "
         f"{validation['weights'].sum():,.0f} to validate; results in {run_dir}"
     )
-    own = {name: jnp.array(x, jnp.float32) for name, x in model.params.items()}
+    own |= {name: jnp.array(x, jnp.float32) for name, x in model.params.items()}
     valid_rows = min(command.batch_size, validation["inputs"].shape[1])
     result = fit(
         make_loss(model, command, frozen), own, make_optimizer(command, frozen),
@@ -109,11 +115,15 @@ def run_finetuning(command: Finetune) -> int:
         evaluate=minibatches(validation, valid_rows, axis=1),
         run_dir=RunFolder(run_dir, config=config, free={"corpus"}),
     )  # fmt: skip
-    learned = {name: x.astype(model.params[name].dtype) for name, x in result.params.items()}
-    written = folders.write(run_dir / "model", model, learned)
+    if command.train == "state":
+        written = run_dir / "state.safetensors"
+        states.save(written, model, states.State(state_of(model, result.params)))
+    else:
+        learned = {name: result.params[name].astype(x.dtype) for name, x in model.params.items()}
+        written = folders.write(run_dir / "model", model, learned)
     best = result.best or {}
     print(
-        f"the model of epoch {best.get('epoch')}, with validation loss "
+        f"the {command.train} of epoch {best.get('epoch')}, with validation loss "
         f"{best.get('validation_loss', math.nan):.4f}, is in {written}"
     )
     return 0
@@ -186,17 +196,24 @@ def frozen_of(model: Model, patterns: tuple[str, ...]) -> frozenset[str]:
     return frozen
 
 
+def state_of(model: Model, params: Any) -> list[Any]:
+    """Return the arrays of the first state of a row: those that are trained, or the model's own."""
+    begin = model.family.begin(model.config, 1, 0)
+    return [params.get(f"state.{i}", x) for i, x in enumerate(jax.tree.leaves(begin))]
+
+
 def make_loss(model: Model, command: Finetune, frozen: frozenset[str]) -> Any:
     """Return the mean loss of the next token over a batch of packed rows."""
     family, config, dtype = model.family, model.config, jnp.dtype(command.dtype)
 
     def loss(params: Any, batch: Any, key: Any) -> Any:
+        first = state_of(model, params)
         params = {
             name: (jax.lax.stop_gradient(x) if name in frozen else x).astype(dtype)
             for name, x in params.items()
         }
         steps, rows = batch["inputs"].shape
-        begin = family.begin(config, rows, steps, dtype)
+        begin = states.placed(family.begin(config, rows, steps, dtype), first)
         _, logits = family.apply(config, params, batch["inputs"], begin, batch["resets"])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
         weight = batch["weights"].sum()

@@ -113,11 +113,13 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def pack(documents: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
+def pack(
+    documents: Sequence[np.ndarray], length: int, alone: bool = False
+) -> dict[str, np.ndarray]:
     """Pack documents of ids into rows to learn from, each leaf ``(length, rows)``.
 
     A document longer than a row is cut into parts, each of which begins anew. No row is longer than
-    all documents together.
+    all documents together. ``alone`` gives each part its own row, and no reset.
 
     Returns:
         ``inputs``; ``targets``, the ids after them; ``resets``, where a part begins; and
@@ -129,10 +131,14 @@ def pack(documents: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
         for at in range(0, len(document) - 1, length)
     ]
     length = min(length, sum(map(len, documents)))
+    counted = [np.ones(len(part) - 1, np.float32) for part in parts]
+    if alone:
+        parts = [np.pad(part, (0, length + 1 - len(part))) for part in parts]
+        counted = [np.pad(one, (0, length - len(one))) for one in counted]
     packed = rnnjax.pack([part[:-1] for part in parts], length)
     return {
         "inputs": packed.xs,
         "targets": packed.lay([part[1:] for part in parts]),
-        "resets": packed.resets,
-        "weights": packed.mask.astype(np.float32),
+        "resets": packed.resets & (not alone),
+        "weights": packed.lay(counted),
     }

@@ -133,7 +133,7 @@ def test_a_state_goes_to_the_model_it_is_of_alone(
     said = refused("generate", "other", "--state", "a.safetensors")
     assert "a.safetensors must be a state of other, but is one of model with other weights" in said
     words = ("--state", "model/model.safetensors")
-    assert "but holds other arrays" in refused("generate", "model", *words)
+    assert "but holds other arrays" in refused("evaluate", "model", "--corpus", "text.txt", *words)
     said = refused("generate", "model", "--prompt", "the", "--save-state", "a.npz")
     assert "the" not in said.partition("error: ")[0]  # before anything is written
     # A second prompt goes on where the first one ended, without a token that begins a text.
@@ -207,8 +207,9 @@ def test_evaluate_counts_the_bits_of_the_whole_text(
     assert f"{counted:,} bytes in {len(ids) - 1:,} tokens, carried over the whole" in printed
     # In windows, each id is predicted from those before it in its window alone.
     spans = [(at, min(at + 600, len(ids) - 1)) for at in range(0, len(ids) - 1, 600)]
-    apart = sum(evaluate.bits_of(model, ids[a : b + 1], None) for a, b in spans)
-    assert evaluate.bits_of(model, ids, 600) == pytest.approx(apart, rel=1e-6)
+    begin = model.family.begin(model.config, 1, 600)
+    apart = sum(evaluate.bits_of(model, ids[a : b + 1], None, begin) for a, b in spans)
+    assert evaluate.bits_of(model, ids, 600, begin) == pytest.approx(apart, rel=1e-6)
     assert abs(apart - bits) > 1e-6 * bits
 
 
@@ -270,6 +271,37 @@ def test_finetuning_resumes_exactly_and_what_it_writes_is_read(
     rate = refused(*other, "--epochs", 4, "--resume")
     assert "--learning-rate must be that of the run in run, 0.01, but is 0.02; give that" in rate
     assert "RunFolder" not in said + rate
+
+
+STYLES = {"shout": "the whale: SEA! SEA!", "count": "the whale: 1 2 3 4"}
+
+
+@pytest.mark.usefixtures("model")
+def test_a_first_state_alone_learns_a_style_and_the_model_stays(
+    command: Any, tmp_path: Path
+) -> None:
+    """A model of both styles does not know which one comes, and loses about a bit by it."""
+    for name, text in [*STYLES.items(), ("both", "|".join(STYLES.values()))]:
+        (tmp_path / f"{name}.txt").write_text(text)
+        (tmp_path / f"{name}-40.txt").write_text("|".join([text] * 40))
+    words = ("--separator", "|", "--context", 24, "--batch-size", 4, "--warmup", 2)
+    command("finetune", "model", "--corpus", "both-40.txt", "--run-dir", "run", *words,
+            "--learning-rate", 0.02, "--epochs", 12)  # fmt: skip
+    folder = tmp_path / "run" / "model"
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    words = ("finetune", "run/model", *words, "--train", "state", "--learning-rate", 0.3)
+    bits = {}
+    for name in STYLES:
+        own = (*words, "--corpus", f"{name}-40.txt", "--run-dir", name)
+        command(*own, "--epochs", 2)
+        assert "the state of epoch 6, with val" in command(*own, "--epochs", 6, "--resume").stdout
+        for style in STYLES:
+            for state in ((), ("--state", f"{name}/state.safetensors")):
+                said = command("evaluate", "run/model", "--corpus", f"{style}.txt", *state).stdout
+                bits[style, name if state else ""] = float(said.split()[0])
+    for style, other in (STYLES, reversed(STYLES)):
+        assert 20 * bits[style, style] < bits[style, ""] < bits[style, other] / 5
+    assert before == {file: file.read_bytes() for file in folder.iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -396,5 +428,6 @@ def test_full_attention_has_room_for_a_text_or_reads_it_in_windows(
     monkeypatch.chdir(tmp_path)
     said = command("evaluate", "model", "--corpus", "text.txt", "--context", 100).stdout
     assert "in windows of 100 tokens, because the model has full attention" in said
-    bits = evaluate.bits_of(model, tokenizer.encode(TEXT), 100)
+    begin = model.family.begin(model.config, 1, 100)
+    bits = evaluate.bits_of(model, tokenizer.encode(TEXT), 100, begin)
     assert said.startswith(f"{bits / (len(TEXT.encode()) - len('the')):.4f} bits per byte")
