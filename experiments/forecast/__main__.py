@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pandas as pd
 
-from experiments.forecast import baselines, intervals, model, output
-from experiments.forecast.config import Config
+from experiments.forecast import baselines, export, intervals, model, output
+from experiments.forecast.config import Config, Export
 from experiments.forecast.output import OURS, Coming, Result
 from experiments.forecast.problem import Problem, pose
 from experiments.forecast.tables import read_series
@@ -98,16 +98,30 @@ def read(config: Config, file: str, raw: bytes, about: dict[str, Any] | None) ->
     return problem.for_network(file, about["known"], about["scale"])
 
 
+def result_of(folder: Path) -> dict[str, Any]:
+    """What a forecast wrote into its ``--run-dir``."""
+    saved = json.loads(bytes_of(folder / "result.json"))
+    if "networks" not in saved:
+        raise InvalidInputError(
+            f"{folder} must be the --run-dir of a forecast, but is of {saved['program']}; "
+            "name another one"
+        )
+    return saved
+
+
+def leave(command: Export) -> int:
+    """Write the networks of an earlier run as ONNX and C."""
+    for folder in result_of(command.run_dir)["networks"]:
+        path = command.run_dir / f"{folder}.safetensors"
+        print(export.write(load_params(path), path.with_suffix("")))
+    return 0
+
+
 def run(config: Config) -> int:
     """Forecast what comes after each file, and say how good such forecasts were."""
     began, saved = time.perf_counter(), None
     if config.load is not None:
-        saved = json.loads(bytes_of(config.load / "result.json"))
-        if "networks" not in saved:
-            raise InvalidInputError(
-                f"{config.load} must be the --run-dir of a forecast, but is of {saved['program']}; "
-                "name another one"
-            )
+        saved = result_of(config.load)
         config = dataclasses.replace(config, **saved["options"])
     problems = {
         folder: (file, read(config, file, raw, saved and saved["networks"][folder]))
@@ -155,6 +169,12 @@ def run(config: Config) -> int:
     return 0
 
 
-main = runs.command(run, Config, "forecast", "sales.csv --target amount --horizon 12")
+def main() -> int:
+    """Forecast, or export what did."""
+    if sys.argv[1:2] == ["export"]:
+        return leave(runs.options(Export, "forecast", "export runs/forecast/sales"))
+    return run(runs.options(Config, "forecast", "sales.csv --target amount --horizon 12"))
+
+
 if __name__ == "__main__":
     runs.exit_with(main)

@@ -57,3 +57,13 @@ class Config:
     """The seed of weights, dropout and the order of the data."""
     epochs: Positive = 60
     """At most so many; eight without a better error on unseen origins end the training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write the networks of a forecast as ONNX and C, and say how they are fed."""
+
+    word: tyro.conf.Positional[Literal["export"]]
+    """That of the command."""
+    run_dir: tyro.conf.Positional[Path]
+    """The --run-dir of a forecast, where the files go too."""

@@ -59,11 +59,15 @@ def apply(params: Any, xs: Any, later: Any, static: Any, key: Any = None, mask: 
     if "static" in params:
         carry = jax.tree.map(lambda leaf: leaf + jnp.tanh(static @ params["static"]), carry)
     _, ys = rnnjax.unroll(CELL, params["cell"], xs, carry, mask=mask)
-    ys = DROPOUT.apply(key, ys)
-    out = (ys @ params["kernel"] + params["bias"]).reshape(*ys.shape[:2], -1, 3)
+    return quantiles(params, DROPOUT.apply(key, ys), later)
+
+
+def quantiles(params: Any, ys: Any, later: Any) -> Any:
+    """The quantiles ``(..., horizon, 3)`` of outputs of the cell."""
+    out = (ys @ params["kernel"] + params["bias"]).reshape(*ys.shape[:-1], -1, 3)
     if "later" in params:
         local = params["later"]
-        seen = (ys @ local["state"])[:, :, None] + later @ local["known"]
+        seen = (ys @ local["state"])[..., None, :] + later @ local["known"]
         out += jnp.concatenate([jnp.tanh(seen), later], axis=-1) @ local["kernel"]
     middle, width = out[..., 0], jax.nn.softplus(out[..., 1:])  # so that no two of them cross
     return jnp.stack([middle - width[..., 0], middle, middle + width[..., 1]], axis=-1)

@@ -131,14 +131,13 @@ def pack(
         for at in range(0, len(document) - 1, length)
     ]
     length = min(length, sum(map(len, documents)))
-    counted = [np.ones(len(part) - 1, np.float32) for part in parts]
-    if alone:
-        parts = [np.pad(part, (0, length + 1 - len(part))) for part in parts]
-        counted = [np.pad(one, (0, length - len(one))) for one in counted]
+    if alone:  # filled up by -1, which is no token
+        parts = [np.pad(x, (0, length + 1 - len(x)), constant_values=-1) for x in parts]
     packed = rnnjax.pack([part[:-1] for part in parts], length)
+    targets = packed.lay([part[1:] for part in parts])
     return {
-        "inputs": packed.xs,
-        "targets": packed.lay([part[1:] for part in parts]),
+        "inputs": np.maximum(packed.xs, 0),
+        "targets": np.maximum(targets, 0),
         "resets": packed.resets & (not alone),
-        "weights": packed.lay(counted),
+        "weights": (packed.mask & (targets >= 0)).astype(np.float32),
     }

@@ -1,19 +1,21 @@
 import csv
 import itertools
 import json
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from experiments.forecast import baselines, intervals, made, model, output, scores
-from experiments.forecast.__main__ import run
+from experiments.forecast.__main__ import main, run
 from experiments.forecast.config import Config
 from experiments.forecast.features import ahead
 from experiments.forecast.problem import Problem, needed, pose
 from experiments.forecast.smoothing import expect
-from experiments.forecast.tables import Series
+from experiments.forecast.tables import Series, read_series
 from rnnjax.errors import InvalidInputError
+from rnnjax.training import load_params
 
 INIT, APPLY = jax.jit(model.init, static_argnums=(1, 2, 3, 4)), jax.jit(model.apply)
 QUICK = {"seeds": 1, "epochs": 1, "horizon": 3, "origins": 12}
@@ -81,6 +83,25 @@ def test_a_file_is_forecast_and_its_network_goes_on_with_a_longer_one(
         ["seasonal naive", "all"],
     ]  # fmt: skip
     assert (tmp_path / "run" / "forecasts.png").stat().st_size > 3_000
+    # What leaves Python gives the numbers of the network, from its states on.
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(sys, "argv", ["forecast", "export", str(tmp_path / "run")])
+    assert main() == 0
+    assert "which begin with tanh(static @ W)" in capsys.readouterr().out
+    assert (tmp_path / "run" / "network.h").exists()
+    raw = read_series(file.read_bytes(), "sales.csv", ("Umsatz",), by="Laden", **inputs)
+    problem = pose(raw, "sales.csv", 3, 80, 12, ())
+    params = load_params(tmp_path / "run" / "network.safetensors")
+    xs, later, static, _ = model.arrays_of(problem)
+    expected = APPLY(jax.tree.map(lambda leaf: leaf[0], params), xs, later, static)
+    session = onnxruntime.InferenceSession(tmp_path / "run" / "network.onnx")
+    fed = np.concatenate([xs, later.reshape(*xs.shape[:2], -1)], axis=-1)
+    name = session.get_inputs()[1].name
+    begin = np.tanh(static @ np.asarray(params["static"][0]))[None]
+    given, state = session.run(None, {"xs": fed[:50], name: begin})
+    rest, _ = session.run(None, {"xs": fed[50:], name: state})
+    ys = np.concatenate([given, rest]).reshape(expected.shape)
+    np.testing.assert_allclose(ys, expected, rtol=1e-4, atol=1e-5)
     # The same file again has the same forecasts, a longer one has later ones.
     for length, first in ((80, "2021-06"), (84, "2021-10")):
         shops(file, length)

@@ -350,6 +350,11 @@ def test_documents_are_packed_without_touching() -> None:
 
 
 def test_a_row_is_no_longer_than_the_text() -> None:
+    alone = texts.pack([np.array([1, 2, 3, 4, 5]), np.array([6, 7, 8])], 3, alone=True)
+    assert sorted(alone["inputs"].T.tolist()) == [[1, 2, 3], [4, 5, 0], [6, 7, 8]]
+    assert sorted(alone["targets"].T.tolist()) == [[2, 3, 4], [5, 0, 0], [7, 8, 0]]
+    assert sorted(alone["weights"].T.tolist()) == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert not alone["resets"].any()
     packed = texts.pack([np.arange(5), np.arange(3)], 2**31 - 1)
     assert packed["inputs"].shape == (8, 1)
     assert packed["weights"].sum() == 6
