@@ -31,9 +31,9 @@ ROWS = """test_laws test_reference test_cells test_arguments test_declarations t
 ENGINE = f"{ROWS} test_fused_forms test_primitive test_onehot test_shard_map test_own_method"
 KERAS = """interop/test_keras_models interop/test_keras_graphs interop/test_keras_functions
     interop/test_keras_options interop/test_keras_old_files interop/test_keras_damaged_files"""
-ONNX = """interop/test_causal interop/test_onnx_export interop/test_onnx_import interop/test_onnx_nodes
+ONNX = """interop/test_onnx_export interop/test_onnx_import interop/test_onnx_nodes
     interop/test_onnx_control interop/test_onnx_fuzz interop/test_onnx_silero interop/test_leaving
-    interop/test_models_out interop/test_jaxprs"""
+    interop/test_models_out interop/test_jaxprs interop/test_causal"""
 C = """interop/test_c interop/test_c_models interop/test_c_stream test_microcontrollers
     interop/test_jaxprs"""
 TORCH = "interop/test_torch interop/test_torch_files"
