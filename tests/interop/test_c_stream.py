@@ -16,7 +16,7 @@ from interop_helpers import random_model
 
 import rnnjax
 from rnnjax import InteropError, InvalidInputError
-from rnnjax.interop import Dense, Embedding, Recurrent, c
+from rnnjax.interop import Dense, Embedding, Model, Recurrent, c, onnx
 
 XS = np.random.default_rng(0).standard_normal((30, 4, 3)).astype(np.float32)
 CELL = rnnjax.LSTMCell(6)
@@ -101,6 +101,12 @@ def test_ids_and_a_model_by_rows(weights: str) -> None:
     assert alone(ids[0, 0] if weights == "float32" else ids[0]).shape[-1] == 1
     with pytest.raises(InvalidInputError, match="should be numbers for int32, but is float64"):
         stream(ids + 0.5)
+
+
+def test_a_graph_of_onnx_streams(params: Any, whole: Any) -> None:
+    stream = c.stream(onnx.load(onnx.to_proto(Model.of(CELL, params))))
+    got = np.stack([stream(XS[0, 0]), *stream(XS[1:, 0])])
+    np.testing.assert_allclose(got, whole[1][:, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize(

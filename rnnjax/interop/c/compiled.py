@@ -74,8 +74,8 @@ class Stream:
              for shape, one in zip(shapes.values(), arrays.values(), strict=True)]
             for shapes, arrays in ((self._takes, program.inputs), (self._gives, program.outputs))
         )  # fmt: skip
-        (first, *more), several = self._x, len(self._y) > 1
-        self._alone = None if more or several or first.dtype != np.float32 else first.shape
+        (first, *more), plain = self._x, jax.tree_util.treedef_is_leaf(program.ys)
+        self._alone = first.shape if plain and not more and first.dtype == np.float32 else None
         self._state = ctypes.c_void_p(self._memory.ctypes.data)
         self._bound = _addresses(self._x), _addresses(self._y)
         self._one, self._rows = ctypes.c_long(1), ctypes.c_long(self._count)
