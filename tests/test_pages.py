@@ -33,6 +33,7 @@ from PIL import Image
 
 import rnnjax
 from experiments.cookbook.__main__ import PROGRAMS as COOKBOOK
+from experiments.language_models import states
 from experiments.shared import runs
 from rnnjax.interop import Model, convert
 from rnnjax.interop import keras as from_keras
@@ -205,11 +206,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the commands run: the files that they name, and a trained run."""
     path = tmp_path_factory.mktemp("commands")
     with contextlib.chdir(path):
-        for name in ("my-text.txt", "another-text.txt"):
+        for name in ("my-text.txt", "another-text.txt", "both.txt", "songs.txt", "song.txt"):
             Path(name).write_text(f"Alice {string.ascii_letters} My The\n" * 40)
         Path("begin.txt").write_text("Alice ")
-        language_model_helpers.drawn(Path("tiny"))
-        shutil.copytree("tiny", "finetuned/model")
+        model = language_model_helpers.drawn(Path("tiny"))
+        for name in ("finetuned", "two"):
+            shutil.copytree("tiny", f"{name}/model")
+        Path("songs").mkdir()
+        state = states.State(model.family.begin(model.config, 1), np.array([5], np.int32))
+        for name in ("whale.safetensors", "songs/state.safetensors"):
+            states.save(Path(name), model, state)
         stack = rnnjax.Stack([rnnjax.LSTMCell(4)])
         model = Model.of(stack, stack.init(jax.random.key(0), 3))
         from_keras.save(model, "model.keras")
@@ -228,7 +234,7 @@ def run(command: str) -> tuple[int, str]:
     if module.startswith(("cookbook", "forecast", "tasks")):
         return options_are_known(words[2], arguments), ""
     small = SMALL.get(" ".join([module, *arguments[:1]]), SMALL.get(module, ""))
-    if "--run-dir run" in small and "train" in arguments and Path("run").exists():
+    if "--run-dir run" in small and {"train", "finetune"} & {*arguments} and Path("run").exists():
         small = small.replace("--run-dir run", f"--run-dir run-{abs(hash(command))}")
     if "--embedding-size" in arguments:  # a block's embedding is as wide as the block
         small += " --hidden-size 32 --embedding-size 32"
