@@ -36,21 +36,22 @@ def read(path: Path | None, model: Model, capacity: int) -> State:
     Raises:
         InvalidInputError: it is of another model, or no state at all.
     """
-    saved = {} if path is None else load_params(path)
-    about = bytes(saved["model"]) if isinstance(saved, dict) and "model" in saved else b""
+    if path is None:
+        return State(model.family.begin(model.config, 1, capacity, model.dtype))
+    saved = load_params(path)
+    about = bytes(saved.pop("model")) if isinstance(saved, dict) and "model" in saved else b""
     weights, _, name = about.decode(errors="replace").partition(" ")
-    if path is not None and weights != _weights(model):
+    if weights != _weights(model):
         came = f"is one of {name} with other weights" if name else "holds other arrays"
         raise InvalidInputError(
             f"{path} must be a state of {model.path}, but {came}; give it to the model it is of"
         )
     # Full attention has a slot for each token: those that were read begin a larger cache.
     empty = jax.tree.leaves(jax.eval_shape(lambda: model.family.begin(model.config, 1, 0)))
-    leaves = saved.pop("carry", ())
-    grown = (x.shape[2] for x, y in zip(leaves, empty, strict=False) if x.shape != y.shape)
-    begin = model.family.begin(model.config, 1, max(grown, default=0) + capacity, model.dtype)
-    saved.pop("model", None)
-    return State(placed(begin, leaves) if path else begin, **saved)
+    pairs = zip(saved["carry"], empty, strict=True)
+    held = max((x.shape[2] for x, y in pairs if x.shape != y.shape), default=0)
+    begin = model.family.begin(model.config, 1, held + capacity, model.dtype)
+    return State(**{**saved, "carry": placed(begin, saved["carry"])})
 
 
 def after(state: State, ids: np.ndarray, tokenizer: Any) -> np.ndarray:
