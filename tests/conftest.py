@@ -35,8 +35,16 @@ MORE_PROGRAMS = {
     "tests/test_arguments.py::test_a_random_key_in_a_carry_goes_through_every_door": 100,
     # What it is about.
     "tests/test_fused_forms.py::test_without_jit": 150,
-    # The code of a page runs as its reader runs it.
-    "tests/test_gallery.py::test_a_cell_is_its_equation": 150,
+    # The code of a page runs as its reader runs it, in whichever test is first.
+    **{
+        f"tests/test_gallery.py::test_{name}": 150
+        for name in (
+            "a_cell_is_its_equation",
+            "units_begin_apart_unless_there_is_a_reason",
+            "legendre_memory_is_its_matrix",
+            "griffin_is_a_gate_beside_a_convolution_and_a_recurrence",
+        )
+    },
     # Whole commands and questions: `fit` copies each array, a checkpoint sums it.
     "tests/test_benchmarks.py::test_the_contenders_of_a_question_run_and_agree": 120,
     "tests/experiments/forecast/test_forecast.py"

@@ -478,7 +478,8 @@ def test_legendre_memory_is_its_matrix(assert_close: Any) -> None:
     def step(u: Any, m: Any) -> Any:
         return m + m @ A.T / theta + u[..., None] @ B.T / theta
 
-    run = jax.jit(lambda us: names("linear")["legendre_memory"](us, order, theta, **MARKS))
+    legendre_memory = names("linear")["legendre_memory"]  # a page that a trace runs keeps tracers
+    run = jax.jit(lambda us: legendre_memory(us, order, theta, **MARKS))
     last, every = run(us)
     assert_close(([last], every), loop(step, [np.zeros((ROWS, 2, order))], [us]), 1e-12)
 
@@ -501,7 +502,8 @@ def test_griffin_is_a_gate_beside_a_convolution_and_a_recurrence(assert_close: A
         return window, h, (gate * h) @ out["out_kernel"]
 
     params = {**out, "convolution": conv, "recurrence": own}
-    run = jax.jit(lambda params, xs: names("linear")["griffin"](params, xs, **MARKS))
+    griffin = names("linear")["griffin"]
+    run = jax.jit(lambda params, xs: griffin(params, xs, **MARKS))
     (window, state), ys = run(params, xs)
     expected = loop(step, [np.zeros((ROWS, 3, 4)), np.zeros((ROWS, 4))], [xs])
     assert_close(([*window, *state], ys - out["out_bias"]), expected, 1e-12)
