@@ -98,10 +98,10 @@ test-oldest:
 
 # The tests against PyTorch and its company run where `make peers` has been done, and those against
 # TensorFlow too, most of them slow, where `make parity` has; elsewhere they are skipped, and `make test`
-# says so at its end. TORCH_INDEX is the address of an index of PyTorch's wheels for CPUs: those for
-# cards bring the libraries of the cards along.
+# says so at its end. TORCH may be options of pip that choose PyTorch's wheels for CPUs, because those
+# for cards bring the libraries of the cards along; it is empty by default.
 peers parity: $(VENV)/test.stamp
-	$(INSTALL) '$(EXTRAS)' --group test --group $@ $(addprefix --extra-index-url ,$(TORCH_INDEX))
+	$(INSTALL) '$(EXTRAS)' --group test --group $@ $(TORCH)
 
 # QUICK=--quick tries each with tiny shapes.
 BENCHMARKS := import_time compile_time memory layers sequences scan_vs_keras text_generator keras_programs

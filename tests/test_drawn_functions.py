@@ -22,7 +22,7 @@ STEPS = 0, 1, 2, 5, 17, 63, 64, 65, 130, 257, 600
 
 
 def shapes_of(rng: np.random.Generator, name: str, rows: tuple[int, ...]) -> dict[str, Any]:
-    """Of each array, some of which may be left out, and the carry at the end."""
+    """The shapes of the arrays, some of which are left out, and of the last carry."""
     n, heads, keys, values = map(int, rng.integers(1, 4, 4))
     if name != "memory":
         more = (n,) if name == "matrices" else ()

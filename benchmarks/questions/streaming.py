@@ -128,7 +128,7 @@ def onnxruntime_step(shape: Shape) -> Step:
 
 
 def openvino_step(shape: Shape) -> Step:
-    """The same file in OpenVINO, for which it is compiled with its sizes."""
+    """The same file in OpenVINO, compiled for these shapes."""
     import openvino
 
     proto, given = layer_peers.onnx_file(shape)

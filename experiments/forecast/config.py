@@ -64,6 +64,6 @@ class Export:
     """Write the networks of a forecast as ONNX and C, and say how they are fed."""
 
     word: tyro.conf.Positional[Literal["export"]]
-    """That of the command."""
+    """The word that writes files, and forecasts nothing."""
     run_dir: tyro.conf.Positional[Path]
     """The --run-dir of a forecast, where the files go too."""

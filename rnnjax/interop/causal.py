@@ -43,19 +43,19 @@ class Span(NamedTuple):
 
     @classmethod
     def numbers(cls, shape: Sequence[int], key: Any = 0) -> "Span":
-        """Entries that are each other than all others."""
+        """Entries of which no two are alike."""
         return cls.of(_mixed(_hash(key), np.arange(math.prod(shape)).reshape(shape)))
 
     def each(self, function: Callable[[Any], Any]) -> "Span":
-        """What a function gives that only moves entries."""
+        """Apply a function that only moves entries."""
         return Span(*map(function, self))
 
     def wide(self, shape: Sequence[int]) -> "Span":
-        """The same in a wider shape."""
+        """Broadcast to a shape."""
         return self.each(lambda x: np.broadcast_to(x, shape))
 
     def later(self, steps: Any) -> "Span":
-        """The same of later steps."""
+        """Shift by a number of steps; what follows from none, or from any, stays."""
         first, last = (np.where(abs(n) < _NEVER, n + steps, n) for n in self[:2])
         return Span(first, last, self.what)
 

@@ -313,7 +313,7 @@ def test_masks_are_merged_as_that_version_does(version: str, tmp_path: Path) -> 
 
 @pytest.fixture
 def tables() -> dict[str, np.ndarray]:
-    """Of two embeddings."""
+    """The weights of two embeddings."""
     rng = np.random.default_rng(2)
     return {name: rng.standard_normal((5, 2)).astype(np.float32) for name in "ab"}
 
