@@ -4,9 +4,10 @@
 
 What differs is counted from the commit at which this branch left main, on main itself from the last
 commit; what is not committed and what is new counts. A change of a cell's file takes the rows of
-its cells alone. All quick tests, of the programs those marked `smoke`, are taken where nothing
-differs, where there is no git, and where a file of `EVERYTHING` differs. It is a table and no graph
-of imports, by which a change of any cell would take nearly all tests.
+its cells alone, and of these the long ones too: a cell has few that are quick. All quick tests, of
+the programs those marked `smoke`, are taken where nothing differs, where there is no git, and where
+a file of `EVERYTHING` differs. It is a table and no graph of imports, by which a change of any cell
+would take nearly all tests.
 """
 
 import inspect
@@ -132,7 +133,7 @@ def arguments(files: Iterable[str]) -> list[str]:
     if all(rows):  # cells alone: of each file of tests what names a row, and what is in no table
         names = {*itertools.chain(*rows), *(Path(f).stem for f in files)}
         least = sorted(n for n in names if not any(m != n and m in n for m in names))
-        return [*inside, "-k", " or ".join(least)]
+        return [*inside, "-m", "not slow and not docs", "-k", " or ".join(least)]
     return inside
 
 
