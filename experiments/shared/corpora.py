@@ -1,16 +1,17 @@
 """Texts to learn from: by name, or from a file."""
 
 import codecs
-import hashlib
+import io
 import itertools
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
+
+import pooch
 
 from rnnjax.errors import RnnjaxError
+from rnnjax.training.files import write_whole
 
 ALICE_URL = "https://www.gutenberg.org/cache/epub/11/pg11.txt"
 """Alice's Adventures in Wonderland by Lewis Carroll, Project Gutenberg #11."""
@@ -46,7 +47,7 @@ def load_corpus(
 
     Raises:
         CorpusError: the source is neither a corpus nor a readable, non-empty file in that
-            encoding; the download failed; the cached file is damaged; or there is no licence.
+            encoding; the download failed; or there is no licence.
 
     Example:
         >>> import tempfile
@@ -67,12 +68,11 @@ def corpus_pieces(
     A licence alone is looked for in the whole text.
     """
     pieces: Iterable[str]
-    if source == "alice":
-        pieces = [_cached_download("alice.txt", ALICE_URL)]
-    elif source == "python-docs":
+    if source == "python-docs":
         pieces = [_python_docs()]
     else:
-        pieces = _decoded(file_pieces(Path(source)), str(Path(source)), encoding)
+        path, encoding = (_alice(), "utf-8") if source == "alice" else (Path(source), encoding)
+        pieces = _decoded(file_pieces(path), str(path), encoding)
     if strip_licence:
         pieces = [_without_licence("".join(pieces), source)]
     for piece in pieces:
@@ -114,10 +114,6 @@ def file_pieces(path: Path) -> Iterator[bytes]:
             f"{path} must be a readable text file, but opening it failed ({error.strerror}); "
             "check its name and permissions"
         ) from None
-
-
-def _decode(data: bytes, origin: str) -> str:
-    return "".join(_decoded([data], origin))
 
 
 def _decoded(pieces: Iterable[bytes], origin: str, encoding: str = "utf-8") -> Iterator[str]:
@@ -183,86 +179,31 @@ def _without_licence(text: str, source: str | os.PathLike[str]) -> str:
     return rest[: end.start()] if end else rest
 
 
-def _cached_download(name: str, url: str) -> str:
-    asked = os.environ.get("RNNJAX_CACHE")
-    folder = Path(asked or _import_pooch().os_cache("rnnjax")).expanduser()
-    path, checksum = folder / name, folder / f"{name}.sha256"
+def _alice() -> Path:
+    """The file of *Alice*, which is downloaded once; what is cached is whole, and plain text."""
+    folder = Path(os.environ.get("RNNJAX_CACHE") or pooch.os_cache("rnnjax")).expanduser()
+    path, data = folder / "alice.txt", io.BytesIO()
     if os.path.exists(path):
-        return _decode(_read_verified(path, checksum), str(path))
-    data = _download(url)
-    text = _decode(data, url)
-    if text.lstrip().lower().startswith(("<!doctype html", "<html")):
-        raise CorpusError(
-            f"{url} must be plain text, but a web page came (perhaps the network's login); "
-            "try again, or save the text by hand and give its path"
-        )
-    _store(folder, {checksum.name: f"{_sha256(data)}  {name}\n".encode(), name: data})
-    return text
-
-
-def _read_verified(path: Path, checksum: Path) -> bytes:
+        return path
     try:
-        data, recorded = path.read_bytes(), checksum.read_text("ascii", errors="replace").split()
-        if recorded[:1] == [_sha256(data)]:
-            return data
-        reason = f"its SHA-256 is not that in {checksum.name}"
-    except OSError as error:
-        reason = f"{error.filename} could not be read: {error.strerror}"
-    raise CorpusError(
-        f"the cached text must be as it was downloaded, but is not ({reason}); delete {path} to "
-        "have it downloaded again"
-    )
-
-
-def _download(url: str) -> bytes:
-    pooch = _import_pooch()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "download")
-            # The downloader itself, because `pooch.retrieve` logs, and writes to the cache before
-            # it knows of success. Unstreamed, because pooch leaves a failed stream's socket open.
-            pooch.HTTPDownloader(stream=False)(url, str(path), None)
-            return path.read_bytes()
+        # The downloader itself, because `pooch.retrieve` logs, and writes to the cache before it
+        # knows of success. Unstreamed, because pooch leaves a failed stream's socket open.
+        pooch.HTTPDownloader(stream=False)(ALICE_URL, data, None)
+        text = "".join(_decoded([data.getvalue()], ALICE_URL))
+        if text.lstrip().lower().startswith(("<!doctype html", "<html")):
+            raise CorpusError(
+                f"{ALICE_URL} must be plain text, but a web page came (perhaps the network's "
+                "login); try again, or save the text by hand and give its path"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data.getvalue())
     except OSError as error:  # as every error of requests is
         response = getattr(error, "response", None)
         reason = type(error).__name__ if response is None else f"HTTP {response.status_code}"
         # `from None`, because the causes are pages of connection pools.
         raise CorpusError(
-            f"the download of {url} failed ({reason}); check the network, "
-            "or save the text by hand and give the path of that file as the corpus"
+            f"the download of {ALICE_URL} to {folder} failed ({reason}); check the network, name "
+            "another folder by RNNJAX_CACHE, or save the text by hand and give the path of that "
+            "file as the corpus"
         ) from None
-
-
-def _store(folder: Path, files: dict[str, bytes]) -> None:
-    """Write files that appear whole or not at all, in the order given.
-
-    The checksum goes first: alone it is harmless, whereas a text without one cannot be verified.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as staging:
-            for name, data in files.items():
-                Path(staging, name).write_bytes(data)
-            for name in files:
-                os.replace(Path(staging, name), folder / name)
-    except OSError as error:
-        raise CorpusError(
-            f"the cache folder {folder} must be writable, but writing failed ({error.strerror}); "
-            "set RNNJAX_CACHE to another folder"
-        ) from None
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _import_pooch() -> ModuleType:
-    try:
-        import pooch
-    except ImportError:
-        raise CorpusError(
-            "a named download needs the package pooch, which is not installed; "
-            "run pip install 'rnnjax[experiments]'"
-        ) from None
-    module: ModuleType = pooch
-    return module
+    return path
