@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.forecast import baselines, export, intervals, model, output
-from experiments.forecast.config import Config, Export
+from experiments.forecast.config import Config
 from experiments.forecast.output import OURS, Coming, Result
 from experiments.forecast.problem import Problem, pose
 from experiments.forecast.tables import read_series
@@ -109,17 +109,14 @@ def result_of(folder: Path) -> dict[str, Any]:
     return saved
 
 
-def leave(command: Export) -> int:
-    """Write the networks of an earlier run as ONNX and C."""
-    for folder in result_of(command.run_dir)["networks"]:
-        path = command.run_dir / f"{folder}.safetensors"
-        print(export.write(load_params(path), path.with_suffix("")))
-    return 0
-
-
 def run(config: Config) -> int:
-    """Forecast what comes after each file, and say how good such forecasts were."""
+    """Forecast what comes after each file, and say how good such forecasts were; or export."""
     began, saved = time.perf_counter(), None
+    if config.export is not None:
+        for name in result_of(config.export)["networks"]:
+            path = config.export / f"{name}.safetensors"
+            print(export.write(load_params(path), path.with_suffix("")))
+        return 0
     if config.load is not None:
         saved = result_of(config.load)
         config = dataclasses.replace(config, **saved["options"])
@@ -169,12 +166,6 @@ def run(config: Config) -> int:
     return 0
 
 
-def main() -> int:
-    """Forecast, or export what did."""
-    if sys.argv[1:2] == ["export"]:
-        return leave(runs.options(Export, "forecast", "export runs/forecast/sales"))
-    return run(runs.options(Config, "forecast", "sales.csv --target amount --horizon 12"))
-
-
+main = runs.command(run, Config, "forecast", "sales.csv --target amount --horizon 12")
 if __name__ == "__main__":
     runs.exit_with(main)

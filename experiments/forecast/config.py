@@ -57,13 +57,6 @@ class Config:
     """The seed of weights, dropout and the order of the data."""
     epochs: Positive = 60
     """At most so many; eight without a better error on unseen origins end the training."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Export:
-    """Write the networks of a forecast as ONNX and C, and say how they are fed."""
-
-    word: tyro.conf.Positional[Literal["export"]]
-    """The word that writes files, and forecasts nothing."""
-    run_dir: tyro.conf.Positional[Path]
-    """The --run-dir of a forecast, where the files go too."""
+    export: Path | None = None
+    """The --run-dir of an earlier run, whose networks are written there as ONNX and C; then nothing
+    is forecast."""

@@ -1,14 +1,13 @@
 import csv
 import itertools
 import json
-import sys
 
 import jax
 import numpy as np
 import pytest
 
 from experiments.forecast import baselines, intervals, made, model, output, scores
-from experiments.forecast.__main__ import main, run
+from experiments.forecast.__main__ import run
 from experiments.forecast.config import Config
 from experiments.forecast.features import ahead
 from experiments.forecast.problem import Problem, needed, pose
@@ -85,8 +84,7 @@ def test_a_file_is_forecast_and_its_network_goes_on_with_a_longer_one(
     assert (tmp_path / "run" / "forecasts.png").stat().st_size > 3_000
     # What leaves Python gives the numbers of the network, from its states on.
     onnxruntime = pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(sys, "argv", ["forecast", "export", str(tmp_path / "run")])
-    assert main() == 0
+    assert run(Config(export=tmp_path / "run")) == 0
     assert "which begin with tanh(static @ W)" in capsys.readouterr().out
     assert (tmp_path / "run" / "network.h").exists()
     raw = read_series(file.read_bytes(), "sales.csv", ("Umsatz",), by="Laden", **inputs)
