@@ -4,6 +4,7 @@ Without names all of them run, each in a process of its own. The status is 1 if 
 error, or misses what it has to reach.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,6 +18,7 @@ import tyro
 
 from experiments.shared import runs
 from rnnjax.errors import InvalidInputError
+from rnnjax.training import StopRequest
 
 # Those that outgrew one file are a folder beside this one.
 FOLDERS = ("forecast",)
@@ -75,28 +77,16 @@ def run(command: list[str]) -> int:
 
     One that is ignored, as nohup has it, stays ignored.
     """
-    received: list[int] = []
-
-    def forward(number: int, _: Any) -> None:
-        received.append(number)
-        process.send_signal(number)
-
     process = subprocess.Popen(command)
-    numbers = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n)]
-    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, forward) for number in heeded}
-    try:
-        status = process.wait()
-    except KeyboardInterrupt:
-        process.terminate()  # which is no second Ctrl-C, if the terminal sent it one too
-        process.wait()
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received:
-        signal.raise_signal(received[0])
-    return status
+    with StopRequest() as stop:
+        while process.poll() is None:
+            if stop.signal is not None:
+                process.terminate()  # no second Ctrl-C, if the terminal sent it one too
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.5)
+    if stop.signal is not None:
+        signal.raise_signal(stop.signal)
+    return process.returncode
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -94,14 +94,17 @@ def begin(config: Config, batch: int, capacity: int = 0, dtype: Any = jnp.float3
 
 
 def apply(
-    config: Config, params: Params, tokens: jax.Array, carry: Any, resets: Any = None
+    config: Any, params: Params, tokens: jax.Array, carry: Any, resets: Any = None, mix: Any = None
 ) -> tuple[Any, jax.Array]:
-    """Read ``tokens (time, batch)``; return the new carry, and the logits of what comes next."""
+    """Read ``tokens (time, batch)``; return the new carry, and the logits of what comes next.
+
+    Mamba-2 has the same layers around a ``mix`` of its own.
+    """
     x, after = blocks.embed(params[EMBEDDING], tokens), []
     for i, state in enumerate(carry):
         layer = blocks.under(params, f"backbone.layers.{i}.")
         y = blocks.rms_norm(layer, "norm", x.astype(layer["norm.weight"].dtype), config.epsilon)
-        state, y = mixer(config, blocks.under(layer, "mixer."), y, state, resets)
+        state, y = (mix or mixer)(config, blocks.under(layer, "mixer."), y, state, resets)
         x = (blocks.wide(x) if config.residual_in_float32 else x) + y
         after.append(state)
     x = blocks.rms_norm(params, "backbone.norm_f", x, config.epsilon)

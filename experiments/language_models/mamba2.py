@@ -7,12 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.language_models import blocks
+from experiments.language_models import blocks, mamba
 from experiments.language_models.blocks import Params, Shapes
 from experiments.language_models.folders import Fields
+from experiments.language_models.mamba import EMBEDDING, HEAD
 from rnnjax import InvalidInputError, MatrixCarry, Memory, causal_convolution, matrix_memory
-
-EMBEDDING, HEAD = "backbone.embeddings.weight", "lm_head.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,15 +111,7 @@ def apply(
     config: Config, params: Params, tokens: jax.Array, carry: Any, resets: Any = None
 ) -> tuple[Any, jax.Array]:
     """Read ``tokens (time, batch)``; return the new carry, and the logits of what comes next."""
-    x, after = blocks.embed(params[EMBEDDING], tokens), []
-    for i, state in enumerate(carry):
-        layer = blocks.under(params, f"backbone.layers.{i}.")
-        y = blocks.rms_norm(layer, "norm", x.astype(layer["norm.weight"].dtype), config.epsilon)
-        state, y = mixer(config, blocks.under(layer, "mixer."), y, state, resets)
-        x = (blocks.wide(x) if config.residual_in_float32 else x) + y
-        after.append(state)
-    x = blocks.rms_norm(params, "backbone.norm_f", x, config.epsilon)
-    return after, blocks.logits(params, HEAD, EMBEDDING, x)
+    return mamba.apply(config, params, tokens, carry, resets, mixer)
 
 
 def mixer(
