@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from experiments.shared import runs
+from experiments.text_generator.checkpoints import stored_in
 from experiments.text_generator.config import Train
 from experiments.text_generator.evaluate import Evaluate, run_evaluation
 from experiments.text_generator.export import Export, run_export
@@ -14,7 +15,7 @@ from experiments.text_generator.generate import Generate, run_generation
 from experiments.text_generator.inspect import Inspect, run_inspection
 from experiments.text_generator.presets import load_preset
 from experiments.text_generator.train import PROGRAM, run_training
-from experiments.text_generator.trained import options_of, stored_run
+from experiments.text_generator.trained import existing, options_of
 from rnnjax.training import start_processes, use_cores
 from rnnjax.training.processes import from_first
 
@@ -63,8 +64,9 @@ def defaults_of_train() -> Train:
         use_cores()
     if not known.resume:
         return load_preset(known.preset)
-    folder, stored = from_first(lambda: stored_run(known.run_dir))
-    return dataclasses.replace(options_of(stored, folder), run_dir=Path(folder), resume=True)
+    folder = from_first(lambda: existing(known.run_dir))
+    options = options_of(from_first(lambda: stored_in(folder)), folder)
+    return dataclasses.replace(options, run_dir=folder, resume=True)
 
 
 if __name__ == "__main__":

@@ -31,16 +31,16 @@ def open_folder(
         and none of a new run.
     """
 
-    def begin() -> tuple[str, int, dict[str, Any]]:
+    def begin() -> tuple[Path, int, dict[str, Any]]:
         resumed = config.run_dir if config.resume else None
         folder = resumed or new_folder(PROGRAM, config.run_dir)
         stack.enter_context(locked(folder))
         step, before = require_same_run(config, data, folder) if config.resume else (0, {})
         write_about(folder, described(config, data))
-        return str(folder), step, before
+        return folder, step, before
 
-    folder, step, before = from_first(begin)
-    return Path(folder), step, before
+    found: tuple[Path, int, dict[str, Any]] = from_first(begin)
+    return found
 
 
 def write_about(folder: Path, about: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from experiments.text_generator.checkpoints import PROGRAM, stored_in
+from experiments.text_generator.checkpoints import PROGRAM
 from experiments.text_generator.config import OF_SOURCE, Train
 from experiments.text_generator.model import CharacterModel
 from experiments.text_generator.presets import from_mapping
@@ -54,7 +54,7 @@ class Trained:
     @classmethod
     def load(cls, run_dir: Path | None, step: int | None = None) -> "Trained":
         """Read a run (the newest, if none is named) at a step (the best, or the latest)."""
-        run_dir = existing(PROGRAM, run_dir)
+        run_dir = existing(run_dir)
         checkpoints = Checkpoints(run_dir / "checkpoints")
         saved = checkpoints.best() if step is None else checkpoints.at(step)
         stored = saved.about["config"]
@@ -71,18 +71,8 @@ class Trained:
         return cls(model, params, vocabulary, config, run_dir, saved.step, stored["text_sha256"])
 
 
-def stored_run(run_dir: Path | None) -> tuple[str, dict[str, Any]]:
-    """The folder of a run, and what it says of itself; see `stored_in`.
-
-    Raises:
-        CheckpointError: there is no such run, or what it says cannot be read.
-    """
-    folder = existing(PROGRAM, run_dir)
-    return str(folder), stored_in(folder)
-
-
 def options_of(stored: dict[str, Any], folder: Path | str) -> Train:
-    """The options of a run, from what `stored_run` or a checkpoint says.
+    """The options of a run, from what `stored_in` or a checkpoint says.
 
     Raises:
         CheckpointError: they are those of another version of the program.
@@ -95,18 +85,18 @@ def options_of(stored: dict[str, Any], folder: Path | str) -> Train:
         ) from error
 
 
-def existing(program: str, run_dir: Path | None) -> Path:
-    """The folder of a run: the one given, or the last under ``runs/<program>`` to begin or resume.
+def existing(run_dir: Path | None) -> Path:
+    """The folder of a run: the one given, or the last of this program to begin or resume.
 
     Raises:
         CheckpointError: there is no such run.
     """
     if run_dir is None:
-        runs = list((Path("runs") / program).glob("*/run.json"))
+        runs = list(Path("runs", PROGRAM).glob("*/run.json"))
         if not runs:
             raise CheckpointError(
-                f"there is no run under {Path('runs') / program}; train a model first, or name "
-                "its folder by --run-dir"
+                f"there is no run under {Path('runs', PROGRAM)}; train a model first, or name its "
+                "folder by --run-dir"
             )
         return max(runs, key=lambda path: (_began(path), path)).parent
     if not (run_dir / "run.json").is_file() and not (run_dir / "checkpoints").is_dir():

@@ -310,11 +310,11 @@ def test_the_newest_run_is_the_one_that_went_on_last(tmp_path, monkeypatch):
     """By what it says itself: a copy, or a backup, has other dates."""
     monkeypatch.chdir(tmp_path)
     for name in ("zebra", "20260101", "middle", "zebra"):
-        folder = tmp_path / "runs" / "program" / name
+        folder = tmp_path / "runs" / "text_generator" / name
         folder.mkdir(parents=True, exist_ok=True)
         write_about(folder, {})
-    os.utime(tmp_path / "runs" / "program" / "middle" / "run.json", (2e9, 2e9))
-    assert existing("program", None).name == "zebra"
+    os.utime(tmp_path / "runs" / "text_generator" / "middle" / "run.json", (2e9, 2e9))
+    assert existing(None).name == "zebra"
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidInputError, match="cannot be made"):
         new_folder("program", tmp_path / "file" / "run")
