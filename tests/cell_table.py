@@ -27,6 +27,12 @@ def begun(cell: Any, features: Any, seed: int = 0) -> Any:
     return jax.jit(cell.init, static_argnums=1)(jax.random.key(seed), features)
 
 
+def blank(cell: Any, features: int = FEATURES) -> Any:
+    """Parameters, all zero, for what does not look at their numbers: none is compiled."""
+    shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), features))
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
 @dataclasses.dataclass(frozen=True)
 class UserCell(rnnjax.Cell):
     """What the cells of users have here unless they say something else: one gate, of one leaf."""

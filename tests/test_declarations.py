@@ -142,83 +142,6 @@ def test_an_update_is_given_one_step(cell, other, steps, equal_to_scan):
     equal_to_scan(cell, [Fused(), other], (2,), steps=steps, scale=0.3, lengths=lengths)
 
 
-class Units(UserCell):
-    """What all drawn cells are: so many units, and a parameter that their update reads."""
-
-    gates = ("x",)
-
-    def parameters(self, input_size):
-        return super().parameters(input_size) | {"gain": rnnjax.Param((self.hidden_size,), "ones")}
-
-
-BY_UNIT = [jnp.tanh, jnp.sin, jax.nn.sigmoid, jax.nn.softplus, lambda x: x / (1 + x * x)]
-# Axes are counted from the first and from the last.
-OF_ALL = [
-    lambda x: jax.nn.softmax(x, axis=1),
-    lambda x: x[:, ::-1],
-    lambda x: jnp.roll(x, 1, -1),
-    lambda x: x - x.mean(-1, keepdims=True),
-    lambda x: jnp.cumsum(x, axis=1) / x.shape[1],
-]
-
-
-def drawn_cell(number) -> rnnjax.Cell:
-    """A cell as a user might write it: its carry, gates, product, promise, update and output."""
-    rng = np.random.default_rng([7, number])
-    coupling = [Coupling.ANY, Coupling.ELEMENTWISE, Coupling.CONTRACTING][number % 3]
-    carry = [rnnjax.SimpleRNNCarry, rnnjax.LSTMCarry][rng.integers(2)]
-    functions = BY_UNIT + (OF_ALL if coupling is Coupling.ANY else [])
-    leaves, gates = len(carry._fields), int(rng.integers(1, 4))
-
-    def expression(depth, arrays):
-        """Return an expression of so many arrays: one of them, a sum, a product or a function."""
-        if not depth:
-            at = int(rng.integers(arrays))
-            return lambda given: given[at]
-        one, other = (expression(depth - 1, arrays) for _ in range(2))
-        f = functions[rng.integers(len(functions))]
-        return [
-            lambda given: f(one(given)),
-            lambda given: one(given) * f(other(given)),
-            lambda given: one(given) + f(other(given)),
-        ][rng.integers(3)]
-
-    factors, added = ([expression(2, gates + 1) for _ in carry._fields] for _ in range(2))
-    moved = [expression(3, gates + 1 + leaves) for _ in carry._fields]
-    shown = expression(2, gates + 1 + leaves)
-
-    def update(self, params, x, old):
-        parts = jnp.split(x, gates, axis=-1)
-        given = [*parts, jnp.broadcast_to(params["gain"], parts[0].shape)]
-        if coupling is Coupling.CONTRACTING:
-            new = [jax.nn.sigmoid(a(given)) * h for a, h in zip(factors, old, strict=True)]
-            new = [h + b(given) for b, h in zip(added, new, strict=True)]
-        else:
-            new = [(h + jnp.tanh(e([*given, *old]))) / 2 for e, h in zip(moved, old, strict=True)]
-        return carry(*new), shown([*given, *new])
-
-    product = coupling is not Coupling.CONTRACTING and rng.random() < 0.7
-    declared = {"recurrent": "hidden" if product else None, "output": None, "coupling": coupling}
-    names = tuple("abc"[:gates])
-    return type("Drawn", (Units,), {"carry": carry, "gates": names, "update": update} | declared)(4)
-
-
-@pytest.mark.parametrize(
-    "number",
-    [n if n in (0, 1, 2, 4, 11) else pytest.param(n, marks=pytest.mark.slow) for n in range(120)],
-)
-@pytest.mark.usefixtures("x64")
-def test_the_default_gives_a_drawn_cell_the_numbers_of_the_scan(number, equal_to_scan):
-    cell, rng = drawn_cell(number), np.random.default_rng(number)
-    steps = 600 if number % 4 == 3 else 5
-    marks = {"mask": rng.random((steps, 2)) < 0.8, "resets": rng.random((steps, 2)) < 0.2}
-    methods = [rnnjax.Auto(), Fused(keep_every=2), Parallel()]
-    equal_to_scan(
-        cell, [m for m in methods if m.refusal(cell) is None], (2,), steps=steps, features=3,
-        dtype="float64", tolerance=1e-10, **(marks if number % 2 else {}),
-    )  # fmt: skip
-
-
 class SkipCell(rnnjax.SimpleRNNCell):
     """A residual cell with a kernel only where the sizes differ."""
 
@@ -439,6 +362,8 @@ def test_where_raw_features_are_refused():
     with pytest.raises(InvalidInputError, match=r"input_size of a Stack must be more than.*gap"):
         rnnjax.Stack([plain, cell]).init(jax.random.key(0), 1)
 
+    with pytest.raises(InvalidInputError, match=r"'gap' of a Stack must have one size .* 1 and 2"):
+        rnnjax.Stack([cell, WideGap(4)])
     with pytest.raises(InvalidInputError, match=r"update of Forgetful.*unexpected keyword.*'gap'"):
         rnnjax.unroll(Forgetful(4), params, xs)
 
@@ -492,19 +417,6 @@ class Gateless(SumCell):
 def test_sizes_that_are_none_are_refused_where_they_are_declared(name, sizes):
     with pytest.raises(InvalidInputError, match=rf"^{name} of Odd must have names other than"):
         type("Odd", (DecayingCell,), {name: sizes})
-
-
-def test_a_memory_erases_or_removes_by_every_method():
-    class BothCell(rnnjax.GatedDeltaNetCell):
-        def memory(self, params, x):
-            memory = super().memory(params, x)
-            return memory._replace(removal_query=memory.key, removal_key=memory.key)
-
-    cell = BothCell(4)
-    params = begun(cell, 2)
-    for method in (Scan(), Parallel()):
-        with pytest.raises(InvalidInputError, match="removal_query and removal_key both or neit"):
-            rnnjax.unroll(cell, params, jnp.ones((3, 2, 2)), method=method)
 
 
 CODES = 5_000
@@ -588,11 +500,6 @@ def test_a_pair_goes_wherever_inputs_go(random_like, assert_close):
     program = jax.export.export(jax.jit(functools.partial(rnnjax.unroll, cell)))(own, both)
     again = jax.export.deserialize(program.serialize())
     assert_close(again.call(own, both)[1], ys, 1e-6)
-
-
-def test_raw_features_of_one_name_have_one_size():
-    with pytest.raises(InvalidInputError, match=r"'gap' of a Stack must have one size .* 1 and 2"):
-        rnnjax.Stack([DecayingCell(4), dataclasses.replace(WideGap(4))])
 
 
 class WideGap(DecayingCell):

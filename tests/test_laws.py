@@ -25,6 +25,7 @@ from cell_table import (
     TOLERANCES,
     OwnStepCell,
     alike,
+    blank,
     both_ways,
     grid,
     in_reverse,
@@ -458,12 +459,6 @@ def test_the_last_outputs_of_merged_directions_are_those_of_their_carries(part, 
     np.testing.assert_array_equal(y, carry.forward.hidden + carry.backward.hidden)
     with pytest.raises(InvalidInputError, match="merged by 'sum' cannot be parted"):
         rnnjax.unroll(cell, params, xs, outputs="last", mask=MASK, resets=RESETS)
-
-
-def blank(cell):
-    """Parameters of two features, all zero; an initialiser would have to be compiled."""
-    shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), 2))
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 CELL = LSTMCell(4)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cell_table import blank
 
 import rnnjax
 from rnnjax import Fused, InvalidInputError, MatrixCarry, Memory, Parallel, Param, Regularized, Role
@@ -174,8 +175,7 @@ def test_each_head_of_an_slstm_is_by_itself(random_like):
 
 def test_an_slstm_begins_with_what_its_first_input_lets_in():
     cell = rnnjax.SLSTMCell(3)
-    params = jax.eval_shape(lambda: cell.init(KEY, 2))
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, "float32"), params)
+    params = blank(cell)
     # So closed an input gate is nothing beside a forget gate of 1/2, unless nothing came before.
     params["bias"] = np.repeat(np.array([-200.0, 0.0, 0.7, 0.0], "float32"), 3)
     for method in (rnnjax.Scan(), Fused()):

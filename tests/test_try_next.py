@@ -300,28 +300,6 @@ CASES: dict[str, dict[str, Try | list[Try] | str]] = {
 }  # fmt: skip
 
 
-# "In the same way" is meant of something that is done elsewhere.
-SAME_WAY = {
-    "do/forecasting": "tests/experiments/forecast/test_tables.py",
-    "do/import": "tests/interop/test_keras_old_files.py",
-    "do/language-models": "tests/experiments/language_models",
-    "do/many-hosts": "tests/training/test_many_hosts.py",
-    "do/microcontrollers": "its next commands, which tests/test_pages.py runs",
-    "do/saving": "tests/training",
-    "learn/gradients": "the case of its Try next",
-    "programs/seq2seq": "its own program",
-}
-
-
-def test_what_goes_the_same_way_is_known() -> None:
-    said = {
-        str(path.relative_to(ROOT / "docs").with_suffix(""))
-        for path in (ROOT / "docs").rglob("*.md")
-        if re.search(r"(?:in|goes) the\s+same\s+way", path.read_text("utf-8"))
-    }
-    assert said == set(SAME_WAY)
-
-
 def test_each_sentence_has_a_case() -> None:
     said = {}
     for path in sorted((ROOT / "docs").rglob("*.md")):

@@ -187,21 +187,16 @@ def test_no_input_at_all_is_the_end_of_the_conversation(run_dir, monkeypatch):
     ("arguments", "message"),
     [
         (["--length", "0"], "--length must be at least 1, but is 0"),
-        (["--samples", "0"], "--samples must be at least 1, but is 0"),
         (["--seed", str(2**32)], "at most 4294967295, but is 4294967296"),
         (["--temperature", "nan"], "temperature must be a number from 0"),
         (["--top-k", "-3"], "--top-k must not be negative"),
         (["--top-k", "2.5"], "invalid"),
-        (["--top-p", "1.5"], "top_p must be a number above 0"),
-        (["--repetition-penalty", "1e-46"], "repetition_penalty must be a number above 0"),
-        (["--penalty-window", "0"], "--penalty-window must be at least 1"),
         (["--prime", "xyz"], "'x', 'y', 'z'"),
         (["--prime", "a", "--prime-file", "b"], "--prime and --prime-file are both"),
         (["--prime-file", "nowhere.txt"], "--prime-file must name a text file, but nowhere.txt is"),
         (["--stop", "a☃"], "'☃' in 'a☃' is none of them"),
         (["--interactive", "--samples", "2"], "--interactive is one conversation"),
         (["--interactive", "--stop", "☃"], "--stop must be of characters that the model knows"),
-        (["--interactive", "--prime", "xyz"], "'x', 'y', 'z'"),
     ],
 )
 def test_wrong_uses_get_one_sentence_and_status_2(generate, arguments, message):

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from cell_table import blank
 from jax.experimental import multihost_utils
 
 import rnnjax
@@ -30,6 +31,8 @@ def test_what_does_not_fit_the_devices_is_told(monkeypatch):
     ):
         with pytest.raises(InvalidInputError, match=message):
             Sharding.over(**given)
+    with pytest.raises(InvalidInputError, match=r"4 rows .* over 3 devices; take a multiple"):
+        Sharding.over(3).rows(4)
     for names in (("rows",), ("data", "hidden")):
         with pytest.raises(InvalidInputError, match=r'the axes \("data",\), along .*, but has \('):
             Sharding(jax.make_mesh((1,) * len(names), names))
@@ -41,19 +44,9 @@ def test_what_does_not_fit_the_devices_is_told(monkeypatch):
 
 def small_state(hidden_size):
     cell = rnnjax.LSTMCell(hidden_size)
-    drawn = jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(lambda: cell.init(jax.random.key(0), 3)),
-    )
-    params = {"cell": drawn, "out": {"bias": np.ones(5, np.float32)}}
+    params = {"cell": blank(cell, 3), "out": {"bias": np.ones(5, np.float32)}}
     carry = cell.initial_carry((4,))
     return TrainState.create(params, optax.adam(1e-3), key=jax.random.key(1), carry=carry)
-
-
-def test_rows_that_cannot_be_divided_are_named():
-    message = "a batch of 4 rows cannot be divided over 3 devices; take a multiple of 3 rows"
-    with pytest.raises(InvalidInputError, match=message):
-        Sharding.over(3).rows(4)
 
 
 def test_a_carry_of_parameters_lies_as_these_and_one_without_rows_is_everywhere():
@@ -148,7 +141,9 @@ def test_only_a_message_of_collectives_tells_that_a_process_ended(monkeypatch, n
     left = []
     monkeypatch.setattr("atexit.register", left.append)
     monkeypatch.setattr(jax, "process_count", lambda: number)
-    for error in (RuntimeError("Gloo: read"), ValueError("a shape"), InvalidInputError("Gloo")):
+    memory = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+    told = RuntimeError("Gloo: read"), ValueError("a shape"), InvalidInputError("Gloo"), memory
+    for error in told:
         lost = number == 2 and "Gloo: read" in str(error)
         with pytest.raises(Exception, match=r".") as caught, processes.ending_with_peers():
             raise error

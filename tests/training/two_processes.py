@@ -24,7 +24,6 @@ from rnnjax.training import (
     Sharding,
     Silent,
     fit,
-    fitting,
     load_params,
     minibatches,
     processes,
@@ -173,7 +172,7 @@ class FailsAlone(Hook):
         self.kind = kind
 
     def on_dispatch(self, step, losses, seconds):
-        if step > 8 and self.kind not in ("close", "epoch", "state"):
+        if step > 8 and self.kind in ("hook", "interrupt"):
             self.fail()
 
     def on_epoch(self, state, summary):
@@ -190,30 +189,7 @@ class FailsAlone(Hook):
 
     def fail(self):
         print("fails", flush=True)
-        if self.kind == "plot":
-            with open("/dev/full", "w") as file:  # where there is never room
-                file.write("a picture")
-        raise {"interrupt": KeyboardInterrupt, "exit": SystemExit}.get(self.kind, RuntimeError)(3)
-
-
-def broken_loader(epoch):
-    if epoch:
-        print("fails", flush=True)
-        raise OSError("a file of its own")
-    return by_hand(epoch)
-
-
-def failing_steps(make, *args, **options):
-    """Steps of which the ninth needs more memory than there is."""
-    train_steps = make(*args, **options)
-
-    def steps(state, *of_steps):
-        if int(state.step) < 8:
-            return train_steps(state, *of_steps)
-        print("fails", flush=True)
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
-
-    return steps
+        raise (KeyboardInterrupt if self.kind == "interrupt" else RuntimeError)(3)
 
 
 def full_disk(write, path, entries, **options):
@@ -225,19 +201,15 @@ def full_disk(write, path, entries, **options):
 
 def fail_alone(folder, kind, who):
     """A run in which one process fails, or all of them in the same way."""
-    hooks, given = [Silent()], by_hand
+    hooks = [Silent()]
     if who in (str(INDEX), "all"):
-        if kind == "loader":
-            given = broken_loader
-        elif kind == "memory":
-            fitting.make_train_steps = functools.partial(failing_steps, fitting.make_train_steps)
-        elif kind == "disk":  # which the first process alone writes to
+        if kind == "disk":  # which the first process alone writes to
             run_folder.write_lines = functools.partial(full_disk, run_folder.write_lines)
         else:
             hooks.append(FailsAlone(kind))
     try:
         epochs = 2 if kind == "close" else 1000
-        train(folder, epochs, batches=given, sharding=OVER, evaluate=None, hooks=hooks)
+        train(folder, epochs, batches=by_hand, sharding=OVER, evaluate=None, hooks=hooks)
     except RuntimeError:
         if who != "all":
             raise

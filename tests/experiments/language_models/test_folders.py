@@ -99,10 +99,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "infinitely many": (config(expand=math.inf, intermediate_size=32), "expand of config.json"),
     "a huge number": (config(layer_norm_epsilon=10**400), "must be a number above 0, but is 1000"),
     "a negative epsilon": (config(layer_norm_epsilon=-1e-5), "above 0, but is -1e-05; this"),
-    "a base of nearly 0": (config(layer_norm_epsilon=1e-300), "above 0, but is 1e-300; this"),
-    "an end that is text": (config(eos_token_id="x"), "eos_token_id of config.json must be ids"),
     "an end out of reach": (config(eos_token_id=[0, 300]), "ids below 300, but is .0, 300.; get"),
-    "a huge limit": (config(**MAMBA2, time_step_limit=[0, 10**400]), "two numbers, the lower"),
     "another recurrence": (config(ssm_cfg={"layer": "Mamba2"}), "ssm_cfg of config.json must be"),
     "a flag that is a number": (config(use_bias=1), "use_bias of config.json must be true or"),
     "other sizes": (config(hidden_size=32), "must have shape"),
@@ -115,10 +112,6 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a tensor more": (lambda f: rewrite(f, more=np.ones(1)), "'more' is in the file, but in no"),
     "a head that is not tied": (
         lambda f: rewrite(f, **{HEAD: tensors_of(f)[EMBEDDING] + 1}),
-        f"{HEAD!r} is in the file, but in no such model",
-    ),
-    "a head of another shape": (
-        lambda f: rewrite(f, **{HEAD: np.ones((7, 16), np.float32)}),
         f"{HEAD!r} is in the file, but in no such model",
     ),
     "another shape": (
