@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 import io
 import os
 import pty
@@ -7,13 +6,11 @@ import random
 import select
 import signal
 import sys
-import types
 
 import jax
 import numpy as np
 import pytest
 
-from experiments.shared import runs
 from experiments.text_generator.__main__ import main
 from experiments.text_generator.config import Architecture, Text, Train
 from experiments.text_generator.model import CharacterModel
@@ -254,30 +251,6 @@ def test_unknown_characters_of_a_line_are_dropped_with_a_note(generate):
     assert result.stderr == ("note: dropped 'X', '☃', which the model has never seen in training\n")
     assert result.stdout == generate(*options, stdin="abc\n").stdout
     assert generate(*options, stdin="").stdout == ""
-
-
-def test_each_answer_comes_before_the_next_line_is_read(run_dir, monkeypatch, capsys):
-    """Until the pipe breaks to which it writes."""
-    ours, theirs = os.pipe()
-
-    def typed():
-        for line in ("abc\n", "d e\n", "\n"):
-            yield line
-            assert select.select([ours], [], [], 0)[0]
-            assert os.read(ours, 4096).endswith(b"\n")
-        os.close(ours)
-        yield "abc\n"
-
-    stdin = types.SimpleNamespace(readline=functools.partial(next, typed()), isatty=lambda: False)
-    options = ["--interactive", "--temperature", "1", "--seed", "3", "--length", "60"]
-    monkeypatch.setattr(sys, "argv", ["x", "generate", "--run-dir", str(run_dir), *options])
-    with open(theirs, "w", encoding="utf-8") as stdout, monkeypatch.context() as patch:
-        patch.setattr(sys, "stdin", stdin)
-        patch.setattr(sys, "stdout", stdout)
-        with pytest.raises(SystemExit) as end:
-            runs.exit_with(main)
-    assert end.value.code == 141
-    assert capsys.readouterr().err == ""
 
 
 def test_on_a_terminal_characters_arrive_as_they_are_made(start, run_dir):

@@ -179,8 +179,6 @@ def test_a_row_prints_ours_beside_theirs(tmp_path, capsys, monkeypatch):
 def test_a_row_that_is_not_there_is_one_sentence(tmp_path):
     with pytest.raises(InvalidInputError, match=r"no row narma20; there are mackey_glass, narma10"):
         published.run(Config(("narma20",), run_dir=tmp_path))
-    with pytest.raises(InvalidInputError, match="--seeds must be at least 1, but is 0"):
-        published.run(Config(("narma10",), run_dir=tmp_path, seeds=0))
 
 
 def test_the_page_has_every_row_and_what_was_published():

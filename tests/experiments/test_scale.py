@@ -1,11 +1,8 @@
 """The text generator over several devices and processes."""
 
 import json
-import os
 import random
-import signal
 import socket
-import time
 
 import jax
 import jax.numpy as jnp
@@ -50,43 +47,6 @@ def losses(run_dir):
     entries = [json.loads(line) for line in lines]
     assert [entry["step"] for entry in entries] == list(range(1, len(entries) + 1))
     return np.array([entry["loss"] for entry in entries])
-
-
-@pytest.mark.slow
-def test_a_stopped_run_of_two_processes_goes_on_as_one_and_ends_like_it(
-    start, program, text, tmp_path
-):
-    """A signal to one process stops both at one step; any number of devices goes on from there."""
-    options = [*TINY, "--layers", "1", "--cell", "simple", "--carry-state", "--validation", "0.2"]
-    options += ["--epochs", "3", "--steps-per-dispatch", "3", "--checkpoint-every", "1"]
-    program("text_generator", "train", *options, "--mesh", "1", "--run-dir", "alone")
-    pair = two(start, 1, "train", *options, "--run-dir", "pair")
-    steps = tmp_path / "pair" / "steps.jsonl"
-    while all(p.poll() is None for p in pair) and not (steps.exists() and steps.read_text()):
-        time.sleep(0.01)
-    os.kill(pair[1].pid, signal.SIGTERM)
-    first, second = ends(128 + signal.SIGTERM, *pair)
-    assert "stopped and saved at step" in first
-    assert "step" not in second.replace("steps", "")  # the second one prints nothing of its own
-    stopped = len(losses(tmp_path / "pair"))
-    whole = losses(tmp_path / "alone")
-    assert stopped < len(whole)
-    assert f"step {stopped}; resume with" in first
-    (saved,) = (tmp_path / "pair" / "checkpoints").glob(f"{stopped}*")
-    assert saved.name == str(stopped)
-
-    resume = "train", "--resume", "--run-dir", "pair", "--mesh", "1"
-    resumed = program("text_generator", *resume)
-    output = resumed.stdout + resumed.stderr
-    assert f"resumes from step {stopped}, after" in output
-    assert "the devices of the run were 2 and are 1 now" in output
-    assert np.abs(losses(tmp_path / "pair") - whole).max() < 1e-5
-    scores = [
-        [json.loads(line)["validation_loss"] for line in (tmp_path / name).read_text().splitlines()]
-        for name in ("pair/epochs.jsonl", "alone/epochs.jsonl")
-    ]
-    np.testing.assert_allclose(*scores, atol=1e-5)
-    assert len((tmp_path / "pair" / "samples.txt").read_text().splitlines()) == 3
 
 
 @pytest.mark.slow

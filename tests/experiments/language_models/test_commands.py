@@ -18,7 +18,7 @@ from experiments.language_models.rwkv_vocabulary import WorldVocabulary
 from rnnjax.interop.torch import load_state_dict
 from rnnjax.text import Sampling, stream
 
-pytest.importorskip("tokenizers")
+tokenizers = pytest.importorskip("tokenizers")
 TEXT = "".join(f"the whale number {i} swam in the sea. " for i in range(60)) + "é"
 FINETUNE = ("finetune", "model", "--corpus", "text.txt", "--run-dir", "run", "--context", 32,
             "--batch-size", 4, "--learning-rate", 1e-2, "--warmup", 2)  # fmt: skip
@@ -142,23 +142,11 @@ def test_a_state_goes_to_the_model_it_is_of_alone(
     assert shared.stdout == " sea\n"
 
 
-def test_text_is_written_when_it_is_known(model: Model) -> None:
-    """Whole characters, and no piece without its space."""
-    tokenizer = texts.read_tokenizer(model)
-    text = "the whale é swam 🐋 in"
-    decoder = generate.Decoder(tokenizer, [])
-    pieces = [decoder.of(one) for one in tokenizer.encode(text)[:, None]]
-    assert "".join(pieces) == text
-    assert {"", "é", "🐋"} <= set(pieces)
-
-
 def test_no_space_is_lost_behind_a_prompt(tmp_path: Path) -> None:
     """Many tokenizers leave out the space at the start of a text, or have tokens without text."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models
-
-    tokenizer = Tokenizer(models.BPE({"▁the": 0, "▁sea": 1}, []))
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.add_special_tokens([AddedToken("<turn>")])
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({"▁the": 0, "▁sea": 1}, []))
+    tokenizer.decoder = tokenizers.decoders.Metaspace()
+    tokenizer.add_special_tokens([tokenizers.AddedToken("<turn>")])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     decoder = generate.Decoder(texts.Tokenizer(tmp_path / "tokenizer.json"), [0])
     pieces = [decoder.of(np.array([one])) for one in (1, 2, 0, 2, 2, 1)]
@@ -216,8 +204,6 @@ def test_evaluate_counts_the_bits_of_the_whole_text(
 def test_evaluate_says_what_a_tokenizer_loses_and_counts_special_tokens(
     command: Any, model: Model, tmp_path: Path
 ) -> None:
-    import tokenizers
-
     marked = f"<|endoftext|>{TEXT}<|endoftext|>{TEXT}"
     (tmp_path / "text.txt").write_text(marked, encoding="utf-8-sig")
     result = command("evaluate", "model", "--corpus", "text.txt")

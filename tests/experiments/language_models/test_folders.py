@@ -17,7 +17,7 @@ from rnnjax import RnnjaxError
 from rnnjax.interop.torch import load_state_dict
 from rnnjax.training import save_params
 
-pytest.importorskip("tokenizers")
+tokenizers = pytest.importorskip("tokenizers")
 EMBEDDING, HEAD = "backbone.embeddings.weight", "lm_head.weight"
 
 
@@ -153,12 +153,9 @@ def test_a_bad_folder_is_refused_in_one_sentence(name: str, folder: Path) -> Non
     assert len(said) < 700
 
 
-def test_no_folder_is_refused(tmp_path: Path) -> None:
+def test_no_folder_and_a_tokenizer_larger_than_the_embedding_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RnnjaxError, match="give the folder of a language model"):
         folders.read(tmp_path / "nothing")
-
-
-def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
     model = helpers.drawn(tmp_path / "model", vocab_size=200)
     with pytest.raises(RnnjaxError, match=r"has ids up to 2.., but the model has 200 tokens"):
         texts.read_tokenizer(model)
@@ -166,8 +163,6 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> Non
 
 def test_a_text_that_a_tokenizer_cannot_cut_is_refused(folder: Path) -> None:
     """Half a character, as a terminal of another coding gives, and words without one for others."""
-    import tokenizers
-
     model = folders.read(folder)
     with pytest.raises(RnnjaxError, match=r"cannot cut the text .* give text in UTF-8, and the"):
         texts.read_tokenizer(model).encode("the sea\udcff")
@@ -183,8 +178,6 @@ def test_a_text_that_a_tokenizer_cannot_cut_is_refused(folder: Path) -> None:
 
 
 def test_a_tokenizer_neither_cuts_a_text_short_nor_fills_it_up(folder: Path) -> None:
-    import tokenizers
-
     model = folders.read(folder)
     whole = texts.read_tokenizer(model).encode("the whale and the sea")
     file = str(folder / "tokenizer.json")

@@ -1,6 +1,8 @@
-"""RWKV-7 beside the package of its authors, and its gradients beside a loop in PyTorch."""
+"""RWKV-7 beside the package of its authors, and its gradients beside those in float64.
 
-import dataclasses
+Those of its memory are held against a loop in tests/test_functions.py.
+"""
+
 import importlib.util
 import math
 import types
@@ -47,84 +49,6 @@ def drawn(config: rwkv7.Config, dtype: str = "float32") -> dict[str, Any]:
     return found
 
 
-class Loop:
-    """RWKV-7 as a loop over the tokens, by the formulas of the paper."""
-
-    def __init__(self, tensors: dict[str, Any]) -> None:
-        self.size = tensors["blocks.0.att.r_k"].shape[1]
-        self.layers = sum(name.endswith("r_k") for name in tensors)
-        self.tensors = {name: x.clone().requires_grad_() for name, x in tensors.items()}
-
-    def named_parameters(self) -> Any:
-        return self.tensors.items()
-
-    def zero_grad(self) -> None:
-        for x in self.tensors.values():
-            x.grad = torch.zeros_like(x)
-
-    def __call__(self, ids: Any, labels: Any = None, use_cache: bool = False) -> Any:
-        state: dict[str, Any] = {}
-        logits = torch.stack([self.step(token, state) for token in ids.T], dim=1)
-        loss = None
-        if labels is not None:
-            found, wanted = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-            loss = torch.nn.functional.cross_entropy(found, wanted)
-        return types.SimpleNamespace(logits=logits, loss=loss)
-
-    def step(self, token: Any, state: dict[str, Any]) -> Any:
-        z, first = self.tensors, None
-
-        def norm(name: str, x: Any) -> Any:
-            x = x - x.mean(-1, keepdim=True)
-            x = x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-5)
-            return x * z[f"{name}.weight"] + z[f"{name}.bias"]
-
-        def shifted(name: str, x: Any) -> Any:
-            before, state[name] = state.get(name, torch.zeros_like(x)), x
-            return lambda one: x + (before - x) * z[f"{name}.x_{one}"].flatten()
-
-        x = norm("blocks.0.ln0", z["emb.weight"][token])
-        for i in range(self.layers):
-            block = f"blocks.{i}"
-            mixed = shifted(f"{block}.att", norm(f"{block}.ln1", x))
-            y, first = self.attend(f"{block}.att", mixed, first, state)
-            x = x + y
-            mixed = shifted(f"{block}.ffn", norm(f"{block}.ln2", x))
-            inner = torch.relu(mixed("k") @ z[f"{block}.ffn.key.weight"].T) ** 2
-            x = x + inner @ z[f"{block}.ffn.value.weight"].T
-        return norm("ln_out", x) @ z["head.weight"].T
-
-    def attend(self, at: str, mixed: Any, first: Any, state: dict[str, Any]) -> Any:
-        z = {n.removeprefix(f"{at}."): x for n, x in self.tensors.items() if n.startswith(at)}
-        size = self.size
-
-        def heads(x: Any) -> Any:
-            return x.unflatten(-1, (-1, size))
-
-        r, k, v = (mixed(n[0]) @ z[f"{n}.weight"].T for n in ("receptance", "key", "value"))
-        a = torch.sigmoid(z["a0"].flatten() + mixed("a") @ z["a1"] @ z["a2"])
-        g = torch.sigmoid(mixed("g") @ z["g1"]) @ z["g2"]
-        w = torch.sigmoid(z["w0"].flatten() + torch.tanh(mixed("w") @ z["w1"]) @ z["w2"])
-        w = heads(torch.exp(-math.exp(-0.5) * w))
-        if first is None:
-            first = v
-        else:
-            v = v + (first - v) * torch.sigmoid(z["v0"].flatten() + mixed("v") @ z["v1"] @ z["v2"])
-        kappa = heads(k * z["k_k"].flatten())
-        kappa = kappa / kappa.norm(dim=-1, keepdim=True)
-        k = heads(k * (1 + (a - 1) * z["k_a"].flatten()))
-        r, v, a = heads(r), heads(v), heads(a)
-        memory = state.get(f"{at}.memory", v.new_zeros(*v.shape, size))
-        transition = torch.diag_embed(w) - kappa[..., :, None] * (a * kappa)[..., None, :]
-        memory = state[f"{at}.memory"] = memory @ transition + v[..., :, None] * k[..., None, :]
-        y = (memory @ r[..., None])[..., 0]
-        y = y - y.mean(-1, keepdim=True)
-        y = y / torch.sqrt((y * y).mean(-1, keepdim=True) + 64e-5)
-        y = y.flatten(-2) * z["ln_x.weight"] + z["ln_x.bias"]
-        y = y + ((r * k * z["r_k"]).sum(-1, keepdim=True) * v).flatten(-2)
-        return (y * g) @ z["output.weight"].T, first
-
-
 class Package:
     """The model of the authors' package, with the calls of one of transformers."""
 
@@ -154,18 +78,17 @@ def package() -> Any:
     return Package
 
 
-def made(name: str, folder: Path, dtype: str = "float32") -> tuple[dict[str, Any], Path]:
-    tensors, path = drawn(CONFIGS[name], dtype), folder / "model.pth"
-    torch.save(tensors, path)
-    return tensors, path
+def made(name: str, folder: Path, dtype: str = "float32") -> Path:
+    torch.save(drawn(CONFIGS[name], dtype), folder / "model.pth")
+    return folder / "model.pth"
 
 
 @pytest.fixture(scope="module", params=ALL)
 def pair(request: Any, tmp_path_factory: Any) -> helpers.Pair:
-    tensors, path = made(request.param, tmp_path_factory.mktemp("rwkv7"))
+    path = made(request.param, tmp_path_factory.mktemp("rwkv7"))
     model = folders.read(path)
     assert (model.config, model.ends) == (CONFIGS[request.param], [0])
-    return helpers.Pair(Loop(tensors), path, model)
+    return helpers.Pair(None, path, model)
 
 
 def test_a_prompt_equals_the_packages(pair: helpers.Pair, package: Any) -> None:
@@ -173,14 +96,8 @@ def test_a_prompt_equals_the_packages(pair: helpers.Pair, package: Any) -> None:
     helpers.close(logits, helpers.logits_of(package(pair.folder), helpers.TOKENS))
 
 
-def test_gradients_are_those_of_a_loop(pair: helpers.Pair) -> None:
-    _, found = pair.loss
-    exact = {name: x.detach().double() for name, x in pair.module.tensors.items()}
-    with helpers.doubled(dataclasses.replace(pair, module=Loop(exact))) as double:
-        helpers.check_prompt(double)
-        helpers.check_gradients(double)
-    wanted = {name: x.grad.numpy() for name, x in double.module.named_parameters()}
-    helpers.gradients_close(found, wanted)
+def test_float32_is_near_float64(pair: helpers.Pair) -> None:
+    helpers.check_float64(pair)
 
 
 def test_it_may_be_cut_anywhere(pair: helpers.Pair) -> None:
@@ -227,7 +144,7 @@ def test_what_is_saved_is_read_by_the_package(
 
 @pytest.mark.parametrize("name", ALL)
 def test_bfloat16_is_as_near_as_the_packages(name: str, package: Any, tmp_path: Path) -> None:
-    _, path = made(name, tmp_path, "bfloat16")
+    path = made(name, tmp_path, "bfloat16")
     helpers.check_bfloat16(helpers.Pair(package(path, "bf16"), path, folders.read(path)))
 
 
