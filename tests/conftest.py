@@ -56,7 +56,7 @@ MORE_PROGRAMS = {
     "tests/experiments/language_models/test_commands.py"
     "::test_what_is_frozen_stays_and_types_are_those_of_the_folder": 120,
 }
-_compiled = []
+_compiled: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, *_, **__: _compiled.append(event) if event == COMPILATION else None
 )
@@ -207,17 +207,9 @@ def few_programs(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def compilations() -> Iterator[list[str]]:
+def compilations() -> list[str]:
     """Grows by an entry whenever XLA compiles."""
-    seen: list[str] = []
-
-    def listen(event: str, *_: Any, **__: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    jax.monitoring.unregister_event_duration_listener(listen)
+    return _compiled
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def drawn(folder: Path, **fields: Any) -> folders.Model:
     return folders.read(folder)
 
 
-def with_tokenizer(folder: Path, words: str = "") -> None:
+def with_tokenizer(folder: Path) -> None:
     """Write a tokenizer of bytes and a few of their pairs into a folder: at most 300 tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -162,7 +162,7 @@ def with_tokenizer(folder: Path, words: str = "") -> None:
         vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    tokenizer.train_from_iterator([words or "the whale and the sea"] * 5, trainer)
+    tokenizer.train_from_iterator(["the whale and the sea"] * 5, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
 
 

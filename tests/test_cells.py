@@ -11,7 +11,7 @@ from cell_table import blank
 
 import rnnjax
 from rnnjax import GRUCell, LSTMCell, SimpleRNNCell, Stack
-from rnnjax.cells.activations import INITIALIZERS, activate_gates, gate_slopes
+from rnnjax.cells.activations import INITIALIZERS
 from rnnjax.cells.initializers import log_steps, softplus_steps
 
 KEY = jax.random.key(0)
@@ -138,13 +138,13 @@ def with_initializers(scale: float) -> list[rnnjax.Cell]:
 def test_a_cell_built_again_with_initialisers_built_again_compiles_nothing(
     which: int, compilations: list[str]
 ) -> None:
-    counts = []
+    counts = [len(compilations)]
     for scale in (0.1, 0.1, 0.2):
         cell, xs = with_initializers(scale)[which], np.zeros((6, 2, 3), np.float32)
         carry, _ = rnnjax.unroll(cell, blank(cell, 3), xs)
         rnnjax.unroll(cell, blank(cell, 3), xs, carry)
         counts.append(len(compilations))
-    assert 0 < counts[0] == counts[-1]
+    assert counts[0] < counts[1] == counts[-1]
 
 
 def test_init_under_jit_draws_by_the_initialisers_of_its_cell() -> None:
@@ -163,16 +163,3 @@ def test_a_known_activation_is_its_name_however_it_is_given() -> None:
     assert by_function == LSTMCell(4, activation="tanh", recurrent_activation="sigmoid")
     assert by_function.activation == "tanh"
     assert LSTMCell(4, activation=lambda x: x) != by_function
-
-
-@pytest.mark.usefixtures("x64")
-def test_gate_slopes_are_the_derivatives() -> None:
-    activations = ("sigmoid", "tanh", "sigmoid")
-    x, is_tanh = jnp.linspace(-3.0, 3.0, 12), np.arange(12) // 4 == 1
-    values, slopes = jax.jvp(lambda x: activate_gates(x, activations), (x,), (jnp.ones(12),))
-    expected = np.where(is_tanh, np.tanh(x), 1 / (1 + np.exp(-x)))
-    np.testing.assert_allclose(values, expected, atol=1e-14)
-    # Not JAX's derivative, whose rule this is.
-    expected = np.where(is_tanh, 1 - expected**2, expected * (1 - expected))
-    np.testing.assert_allclose(slopes, expected, atol=1e-14)
-    np.testing.assert_allclose(gate_slopes(values, activations), slopes, atol=1e-14)

@@ -596,7 +596,14 @@ def test_a_counter_before_the_state_does_not_make_the_outputs_integers(method, r
     cell = CountedCell(3)
     params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
     xs = random_like(jax.ShapeDtypeStruct((5, 4, 2), "f"), 2)
-    carry, ys = rnnjax.unroll(cell, params, xs, method=method)
+
+    def loss(params):
+        out = rnnjax.unroll(cell, params, xs, method=method)
+        return out[1].sum(), out
+
+    assert rnnjax.Auto().choose(cell) == Scan()
+    slopes, (carry, ys) = jax.jit(jax.grad(loss, has_aux=True))(params)
+    assert all(np.isfinite(leaf).all() for leaf in slopes.values())
     projected = xs @ params["kernel"] + params["bias"]
     steps = 1 + np.arange(5)[:, None, None]
     np.testing.assert_allclose(ys, np.cumsum(projected, axis=0) / steps, rtol=1e-5, atol=1e-6)

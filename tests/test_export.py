@@ -152,18 +152,8 @@ def test_a_model_is_one_program_with_its_state(random_like, assert_close):
     assert_close(whole.call(jax.tree.leaves(model.initial_carry((1,))), ids)[1], expected, 1e-5)
     with pytest.raises(rnnjax.InvalidInputError, match="steps should be a positive integer or"):
         interop.export(model, steps=0)
-
-
-def test_a_row_batch_first_is_one_program(random_like):
-    cell = rnnjax.GRUCell(5)
-    network = Sequential((Recurrent("rnn", cell),), time_first=False)
-    model = Model(network, {"rnn": random_like(lambda: cell.init(jax.random.key(0), 3), 1)})
-    program, xs = interop.export(model), np.ones((4, 6, 3), np.float32)
-    assert [str(n) for n in program.in_avals[-1].shape] == ["batch", "time", "3"]
-    _, ys = program.call(jax.tree.leaves(model.initial_carry((4,))), xs)
-    np.testing.assert_allclose(ys, jax.jit(model)(xs)[1], atol=1e-6)
     with pytest.raises(rnnjax.InvalidInputError, match=r"model must be a rnnjax\.interop\.Model"):
-        interop.export(cell)
+        interop.export(stack)
 
 
 def test_a_graph_is_one_program(random_like, assert_close):

@@ -3,7 +3,6 @@
 import functools
 import subprocess
 import sys
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -208,35 +207,6 @@ def test_gradients_of_bfloat16_parameters_are_summed_in_float32(random_like):
     both = jax.jit(lambda p: [peephole(m, p) for m in (rnnjax.Scan(), rnnjax.Fused())])
     for narrow in both(params):
         assert np.abs(np.asarray(narrow, np.float32) - wide).max() < 0.02 * np.abs(wide).max()
-
-
-class Count(NamedTuple):
-    hidden: jax.Array
-    count: jax.Array
-
-
-class Counting(rnnjax.SimpleRNNCell):
-    carry = Count
-
-    def initial_carry(self, batch_shape=(), dtype=None):
-        return Count(jnp.zeros((*batch_shape, 4)), jnp.zeros((*batch_shape, 4), jnp.int32))
-
-    def update(self, params, x, carry):
-        return Count(jnp.tanh(x) / (1 + carry.count), carry.count + 1)
-
-
-def test_a_cell_that_counts_runs_on_the_scan(random_like):
-    cell, mask = Counting(4), np.arange(TIME)[:, None] != [1, -1, -1]
-    params = random_like(lambda: cell.init(jax.random.key(0), FEATURES), 1)
-
-    def loss(params):
-        carry, ys = rnnjax.unroll(cell, params, np.ones((TIME, 3, FEATURES), "f"), mask=mask)
-        return ys.sum(), carry.count
-
-    gradients, count = jax.jit(jax.grad(loss, has_aux=True))(params)
-    assert rnnjax.Auto().choose(cell) == rnnjax.Scan()
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
-    assert count[:, 0].tolist() == [TIME - 1, TIME, TIME]
 
 
 @pytest.mark.parametrize("kind", [rnnjax.MinGRUCell, rnnjax.LSTMCell, *KINDS])

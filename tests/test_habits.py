@@ -1,6 +1,5 @@
 """What people write first who come from Keras, PyTorch or Flax: the sentence names the answer."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -136,17 +135,6 @@ def test_a_property_of_a_cell_raises_what_it_raised() -> None:
 
     with pytest.raises(AttributeError, match="'Broken' object has no attribute 'no_such_field'"):
         Broken(4).initial_carry()
-
-
-def test_rooms_come_when_they_are_named_and_not_before() -> None:
-    code = (
-        "import sys, rnnjax;"
-        "assert 'rnnjax.training' not in sys.modules and 'flax' not in sys.modules;"
-        "assert {'training', 'linen', 'LSTMCell'} <= set(dir(rnnjax));"
-        "rnnjax.training.fit, rnnjax.testing.check_cell, rnnjax.online.RTRL, rnnjax.text.sampling;"
-        "rnnjax.interop.keras.load, rnnjax.linen.RNN, rnnjax.nnx.RNN"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("name", ["rnnjax", "rnn-for-jax", None])

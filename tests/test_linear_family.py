@@ -230,16 +230,6 @@ def test_exponential_gates_neither_vanish_nor_overflow(name, exponent, random_li
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((slopes, ys)))
 
 
-def test_a_chunk_says_how_it_runs():
-    def text(cell):
-        params, xs = jax.eval_shape(lambda: (cell.init(KEY, 2), jnp.ones((130, 2, 2))))
-        return str(rnnjax.explain(cell, params, xs, method=rnnjax.Parallel()))
-
-    assert "64 steps at a time as those of matrices" in text(MEMORIES["deltanet"])
-    assert "3 memories wait for the one before" in text(MEMORIES["deltanet"])
-    assert "16 steps at a time" in text(MEMORIES["by-key"])
-
-
 @pytest.mark.parametrize("length", [64, 40, 5])
 def test_a_delta_rule_over_chunks_is_as_exact_as_its_steps(length):
     """At beta 2, where powers of the triangular matrix of a chunk would cancel."""

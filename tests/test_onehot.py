@@ -33,21 +33,6 @@ def test_outputs_and_gradients_are_those_of_the_vectors(cell, methods, equal_to_
     equal_to_scan(cell, [*map(by, methods)], steps=4, features=SIZE, xs=DENSE)
 
 
-def test_a_reset_before_gru_and_single_steps(random_like, assert_close):
-    cell = rnnjax.GRUCell(4, reset_after=False)
-    params = random_like(lambda: cell.init(jax.random.key(0), SIZE), 1)
-    carry = random_like(lambda: cell.initial_carry((3,)), 2)
-
-    @jax.jit
-    def steps(ids):
-        xs = OneHot(ids, SIZE), OneHot(IDS[0], SIZE), DENSE[0]
-        return [cell.step(params, carry, x) for x in xs]
-
-    *found, expected = steps(IDS[0])
-    for one in found:
-        assert_close(one, expected, 1e-6)
-
-
 @pytest.mark.parametrize(
     ("cell", "method"),
     [

@@ -213,12 +213,15 @@ esac
 """
 
 
-def test_importing_the_library_is_quick_and_brings_no_training_or_wrapper():
+def test_importing_the_library_is_quick_and_rooms_come_when_they_are_named():
     code = (
         "import jax, sys, time; start = time.process_time(); import rnnjax;"
         "print(time.process_time() - start);"
         "more = 'flax', 'optax', 'orbax', 'pooch', 'rnnjax.training';"
-        "print([m for m in more if m in sys.modules])"
+        "print([m for m in more if m in sys.modules]);"
+        "assert {'training', 'linen', 'LSTMCell'} <= set(dir(rnnjax));"
+        "rnnjax.training.fit, rnnjax.testing.check_cell, rnnjax.online.RTRL, rnnjax.text.sampling;"
+        "rnnjax.interop.keras.load, rnnjax.linen.RNN, rnnjax.nnx.RNN"
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     seconds, brought = out.stdout.splitlines()

@@ -12,6 +12,7 @@ import pytest
 from cell_table import CELLS as TABLE
 from cell_table import OwnPastCell, OwnStepCell, UserCell
 from jax.sharding import AxisType, PartitionSpec
+from test_linear_family import MEMORIES
 
 import rnnjax
 from rnnjax import InvalidInputError, Parallel, Scan
@@ -386,8 +387,11 @@ def test_what_it_cannot_run_is_refused(call, message):
         (OwnPastCell(4, linear=True), Parallel(), "cpu", "of 100 steps at once; the states by a l"),
         (OwnPastCell(4, linear=True), Parallel(), "tpu", "at once; the states by a prefix sum"),
         (rnnjax.MinGRUCell(4), Parallel(), "cpu", "at once; the states by a loop"),
+        (TABLE["deltanet"], Parallel(), "cpu", "64 steps at a time as those of matrices"),
+        (TABLE["deltanet"], Parallel(), "cpu", "2 memories wait for the one before"),
+        (MEMORIES["by-key"], Parallel(), "cpu", "16 steps at a time"),
     ],
-    ids=range(3),
+    ids=range(6),
 )
 def test_it_says_how_it_runs(cell, method, platform, told):
     text = str(rnnjax.explain(cell, shapes(cell), XS, method=method, platform=platform))

@@ -30,15 +30,14 @@ OWN = "asks for data, a picture or a model of the reader's own"
 
 
 class Try(NamedTuple):
-    """What a sentence says: changes of the code, options of a program, lines behind a page's."""
+    """What a sentence says: changes of the code, options of a program, lines behind a page's.
+
+    In `CASES` a dict of changes alone, or a tuple; a text says why it is not done here.
+    """
 
     changes: dict[str, str] = {}
     options: str = ""
     more: str = ""
-
-
-def option(options: str) -> Try:
-    return Try(options=options)
 
 
 MEASURE = """
@@ -80,62 +79,50 @@ CODES, SIZES = "STEPS, LEADS, CODE, MORE = 60, 3, {}, 40", "--windows 200 --epoc
 ROWS = "--seeds 1 --epochs 1 1 1"
 MGU = {"nn.GRUCell(self.units)": "nn.MGUCell(self.units)", "flax.GRUCell(": "flax.MGUCell("}
 
-CASES: dict[str, dict[str, Try | list[Try] | str]] = {
+CASES: dict[str, dict[str, Any]] = {
     "learn/units": {
-        "Remove the output gate from `lstm_step` and compare with the library.": Try(
-            {"jax.nn.sigmoid(o) * jnp.tanh(cell)": "jnp.tanh(cell)"}
-        ),
-        "Draw the first picture again with `rnnjax.cells.Chrono(40)` as the LSTM's `bias_init`.": (
-            Try({"LSTMCell(32)}": "LSTMCell(32, bias_init=rnnjax.cells.Chrono(40))}"})
-        ),
+        "Remove the output gate from `lstm_step` and compare with the library.":
+            {"jax.nn.sigmoid(o) * jnp.tanh(cell)": "jnp.tanh(cell)"},
+        "Draw the first picture again with `rnnjax.cells.Chrono(40)` as the LSTM's `bias_init`.":
+            {"LSTMCell(32)}": "LSTMCell(32, bias_init=rnnjax.cells.Chrono(40))}"},
         "Count the parameters of each unit from the shapes above.": "is counted on paper",
     },
     "learn/quickstart": {
-        "Replace `GRUCell` by `LSTMCell` or `LRUCell`.": [
-            Try({"GRUCell": "LSTMCell"}), Try({"GRUCell": "LRUCell"}),
-        ],
-        "Train on windows of 20 values, and see when the forecast goes astray.": Try(
-            {"series[i : i + 61] for i in range(339)": "series[i : i + 21] for i in range(379)"}
-        ),
-        'Add `run_dir="run"` to `fit` and call it again with more epochs.': Try(
-            {FIT: TWICE}, more="assert len(result.history) == 62"
-        ),
+        "Replace `GRUCell` by `LSTMCell` or `LRUCell`.":
+            [{"GRUCell": "LSTMCell"}, {"GRUCell": "LRUCell"}],
+        "Train on windows of 20 values, and see when the forecast goes astray.":
+            {"series[i : i + 61] for i in range(339)": "series[i : i + 21] for i in range(379)"},
+        'Add `run_dir="run"` to `fit` and call it again with more epochs.':
+            ({FIT: TWICE}, "", "assert len(result.history) == 62"),
     },
     "learn/state": {
-        "Cut `xs` into four parts instead of two.": Try(more=IN_FOUR),
-        "Give a row of `carry` to another sequence.": Try(more=GIVEN_AWAY),
-        "Put a reset at every step and compare with steps from a fresh state.": Try(
-            more=EACH_RESET
-        ),
+        "Cut `xs` into four parts instead of two.": ({}, "", IN_FOUR),
+        "Give a row of `carry` to another sequence.": ({}, "", GIVEN_AWAY),
+        "Put a reset at every step and compare with steps from a fresh state.":
+            ({}, "", EACH_RESET),
     },
     "learn/bptt": {
-        "Print the norm of `by_step` for a loss of the last step alone.": Try(
-            {"total += jnp.sum(y**2)": "total = jnp.sum(y**2)"},
-            more="print(jnp.linalg.norm(by_step, axis=(1, 2)))",
-        ),
-        "Use four windows instead of two and compare gradients.": Try(
-            {"jnp.split(xs, 2)": "jnp.split(xs, 4)"}, more="assert len(sizes) == 4"
-        ),
-        "Put `jax.lax.stop_gradient` around the carry in `loss_of_copies`.": Try(
-            {"cell.step(own, carry, xs[t])": "cell.step(own, jax.lax.stop_gradient(carry), xs[t])"}
-        ),
+        "Print the norm of `by_step` for a loss of the last step alone.":
+            ({"total += jnp.sum(y**2)": "total = jnp.sum(y**2)"},
+             "", "print(jnp.linalg.norm(by_step, axis=(1, 2)))"),
+        "Use four windows instead of two and compare gradients.":
+            ({"jnp.split(xs, 2)": "jnp.split(xs, 4)"}, "", "assert len(sizes) == 4"),
+        "Put `jax.lax.stop_gradient` around the carry in `loss_of_copies`.":
+            {"cell.step(own, carry, xs[t])": "cell.step(own, jax.lax.stop_gradient(carry), xs[t])"},
     },
     "learn/gradients": {
-        "Measure a GRU and an LRU in the same way.": Try(more=MEASURE),
-        "Scale `xs` by ten and look again.": Try({"(100, 16, 8))": "(100, 16, 8)) * 10"}),
-        "Try `Chrono` in place of the open gates.": Try(
+        "Measure a GRU and an LRU in the same way.": ({}, "", MEASURE),
+        "Scale `xs` by ten and look again.": {"(100, 16, 8))": "(100, 16, 8)) * 10"},
+        "Try `Chrono` in place of the open gates.":
             {'{**params, "bias": params["bias"].at[32:64].set(5.0)}':
-             "rnnjax.LSTMCell(32, bias_init=rnnjax.cells.Chrono(100)).init(jax.random.key(0), 8)"}
-        ),
+              "rnnjax.LSTMCell(32, bias_init=rnnjax.cells.Chrono(100)).init(jax.random.key(0), 8)"},
     },
     "learn/alphabet": {
-        "Reset the carry at every letter.": Try(
-            {"carry, letter[None,": "cell.initial_carry((1,)), letter[None,"}
-        ),
-        "Replace the LSTM by a GRU.": Try({"LSTMCell": "GRUCell"}),
-        "Train on the alphabet backwards.": Try(
-            {"letter + 1)": "letter - 1)", "jnp.arange(25),": "jnp.arange(25, 0, -1),"}
-        ),
+        "Reset the carry at every letter.":
+            {"carry, letter[None,": "cell.initial_carry((1,)), letter[None,"},
+        "Replace the LSTM by a GRU.": {"LSTMCell": "GRUCell"},
+        "Train on the alphabet backwards.":
+            {"letter + 1)": "letter - 1)", "jnp.arange(25),": "jnp.arange(25, 0, -1),"},
     },
     "learn/text-generator": {
         "Train on a text of your own.": COMMANDS,
@@ -143,159 +130,137 @@ CASES: dict[str, dict[str, Try | list[Try] | str]] = {
         "Look for a unit that follows quotes with `inspect`.": COMMANDS,
     },
     "programs/anomalies": {
-        "Halve `CODE`; then double it, until anomalies are written again too.": [
-            Try({CODES.format(6): CODES.format(size)}, SIZES) for size in (3, 12)
-        ],
+        "Halve `CODE`; then double it, until anomalies are written again too.":
+            [({CODES.format(6): CODES.format(size)}, SIZES) for size in (3, 12)],
     },
     "programs/autoencoder": {
-        "Halve the code.": Try(
-            {"SIZE, CODE = 28, 32": "SIZE, CODE = 28, 16"}, "--seeds 1 --hidden-size 8 --epochs 1"
-        ),
+        "Halve the code.":
+            ({"SIZE, CODE = 28, 32": "SIZE, CODE = 28, 16"},
+             "--seeds 1 --hidden-size 8 --epochs 1"),
         "Sort codes by their digit.": OWN,
     },
-    "programs/captions": {"Say each scene in two ways.": OWN, "Draw three digits.": OWN},
+    "programs/captions": {
+        "Say each scene in two ways.": OWN,
+        "Draw three digits.": OWN,
+    },
     "programs/classification": {
-        "Take the last output instead of the maximum.": Try(
-            {'"last" if "last" in name else "max"': '"last"'}, "--seeds 1"
-        ),
+        "Take the last output instead of the maximum.":
+            ({'"last" if "last" in name else "max"': '"last"'}, "--seeds 1"),
         "Look at the wrong names.": OWN,
     },
     "programs/dynamics": {
-        "Take `--cell LSTM`.": option(DYNAMICS + "--cell LSTM --units 8"),
-        "Halve `--units`.": option(DYNAMICS + "--units 16"),
-        "Take another `--seed` and count the memories.": option(DYNAMICS + "--seed 1 --units 8"),
+        "Take `--cell LSTM`.": ({}, DYNAMICS + "--cell LSTM --units 8"),
+        "Halve `--units`.": ({}, DYNAMICS + "--units 16"),
+        "Take another `--seed` and count the memories.": ({}, DYNAMICS + "--seed 1 --units 8"),
     },
     "programs/flip_flop": {
-        "Take `--cell GRU`.": option(FLIP + "--cell GRU --bits 1"),
-        "Take `--bits 2` and count.": option(FLIP + "--bits 2"),
+        "Take `--cell GRU`.": ({}, FLIP + "--cell GRU --bits 1"),
+        "Take `--bits 2` and count.": ({}, FLIP + "--bits 2"),
     },
     "programs/forecast": {
         "Forecast a file of your own.": COMMANDS,
         "Forecast twelve steps ahead with `--horizon 12`.": COMMANDS,
     },
     "programs/gradients": {
-        "Train an LSTM with a forget bias of five for longer.": Try(
-            {'("SimpleRNN", "GRU")': '("LSTM, forget bias 5",)'},
-            "--seeds 1 --numbers 10 --epochs 2",
-        ),
-        "Add an LRU to the cells.": Try(
-            {'"GRU": (rnnjax.GRUCell, None),': '"LRU": (rnnjax.LRUCell, None),',
-             '("SimpleRNN", "GRU")': '("LRU",)'},
-            "--seeds 1 --numbers 10 --epochs 1",
-        ),
+        "Train an LSTM with a forget bias of five for longer.":
+            ({'("SimpleRNN", "GRU")': '("LSTM, forget bias 5",)'},
+             "--seeds 1 --numbers 10 --epochs 2"),
+        "Add an LRU to the cells.":
+            ({'"GRU": (rnnjax.GRUCell, None),': '"LRU": (rnnjax.LRUCell, None),',
+              '("SimpleRNN", "GRU")': '("LRU",)'}, "--seeds 1 --numbers 10 --epochs 1"),
     },
     "programs/language_models": {
         "`show` a folder that you have.": COMMANDS,
         "Train one of random weights on a text of your own by `finetune`, and sample.": COMMANDS,
     },
     "programs/many_models": {
-        "Sweep `units` instead: that needs a program for each size, because shapes differ.": [
-            option(f"{SWEEP} --units {size}") for size in (4, 8)
-        ],
+        "Sweep `units` instead: that needs a program for each size, because shapes differ.":
+            [({}, f"{SWEEP} --units {size}") for size in (4, 8)],
     },
     "programs/music": {
-        "Train on folk tunes with `--pieces Nottingham --epochs 6`.": option(
-            "--pieces Nottingham --epochs 1 --seeds 1 --units 8"
-        ),
+        "Train on folk tunes with `--pieces Nottingham --epochs 6`.":
+            ({}, "--pieces Nottingham --epochs 1 --seeds 1 --units 8"),
         "Transpose pieces in training.": OWN,
     },
     "programs/online": {
-        "Double `--wait`.": option("--wait 30 --seeds 1 --rows 4 --steps 300"),
-        "Take an LRU.": Try(
-            {"rnnjax.DiagonalLSTMCell": "rnnjax.LRUCell"},
-            "--seeds 1 --rows 4 --steps 300",
-        ),
+        "Double `--wait`.": ({}, "--wait 30 --seeds 1 --rows 4 --steps 300"),
+        "Take an LRU.":
+            ({"rnnjax.DiagonalLSTMCell": "rnnjax.LRUCell"}, "--seeds 1 --rows 4 --steps 300"),
     },
     "programs/pixel_rnn": {
-        "Double `--channels`.": option("--channels 8 --layers 1 --epochs 1"),
-        "Complete right halves instead of lower ones.": Try(
-            {"astype(np.uint8).swapaxes(0, 1)": "astype(np.uint8).transpose(2, 0, 1)"},
-            "--channels 4 --layers 1 --epochs 1",
-        ),
+        "Double `--channels`.": ({}, "--channels 8 --layers 1 --epochs 1"),
+        "Complete right halves instead of lower ones.":
+            ({"astype(np.uint8).swapaxes(0, 1)": "astype(np.uint8).transpose(2, 0, 1)"},
+             "--channels 4 --layers 1 --epochs 1"),
     },
     "programs/ppo": {
-        "Reset at each step.": Try(
-            {"carry, seen, resets)\n": "carry, seen, jnp.ones_like(resets))\n"}, PPO
-        ),
-        "Replace the GRU by an MGU.": Try(MGU, PPO),
+        "Reset at each step.":
+            ({"carry, seen, resets)\n": "carry, seen, jnp.ones_like(resets))\n"}, PPO),
+        "Replace the GRU by an MGU.": (MGU, PPO),
     },
     "programs/r2d2": {
-        "Leave the burn-in out.": Try(
-            {"carry, _ = agent.run(fixed, burn_in.carry, burn_in.seen, burn_in.resets)":
-             "carry = piece.carry"},
-            R2D2,
-        ),
-        "Begin from zeros instead of the stored state.": Try(
-            {"agent.run(fixed, burn_in.carry,": "agent.run(fixed, 0 * burn_in.carry,"}, R2D2
-        ),
+        "Leave the burn-in out.":
+            ({"carry, _ = agent.run(fixed, burn_in.carry, burn_in.seen, burn_in.resets)":
+               "carry = piece.carry"}, R2D2),
+        "Begin from zeros instead of the stored state.":
+            ({"agent.run(fixed, burn_in.carry,": "agent.run(fixed, 0 * burn_in.carry,"}, R2D2),
     },
     "programs/recommendation": {
-        "Take `--negatives 16`, and leave out the correction `- logs[drawn]`.": Try(
-            {" - logs[drawn]": ""}, "--negatives 16 --sessions 200 --epochs 1 --units 8"
-        ),
+        "Take `--negatives 16`, and leave out the correction `- logs[drawn]`.":
+            ({" - logs[drawn]": ""}, "--negatives 16 --sessions 200 --epochs 1 --units 8"),
     },
     "programs/remaining_life": {
-        "Leave the cap of 125 out, and see which part of the error grows.": Try(
-            {"LOADS = 125, 320,": "LOADS = 320, 320,"},
-            "--engines 24 --seeds 1 --epochs 1 --units 8",
-        ),
+        "Leave the cap of 125 out, and see which part of the error grows.":
+            ({"LOADS = 125, 320,": "LOADS = 320, 320,"},
+             "--engines 24 --seeds 1 --epochs 1 --units 8"),
     },
     "programs/rows_of_digits": {
-        "Read pixels with an LRU.": Try(
-            {'"GRU by pixels": (2, rnnjax.GRUCell': '"LRU by pixels": (2, rnnjax.LRUCell'},
-            ROWS,
-        ),
-        "Shuffle the pixels by one fixed order.": Try(
-            {"(196, -1, 1)": "(196, -1, 1)[np.random.default_rng(0).permutation(196)]"},
-            ROWS,
-        ),
+        "Read pixels with an LRU.":
+            ({'"GRU by pixels": (2, rnnjax.GRUCell': '"LRU by pixels": (2, rnnjax.LRUCell'}, ROWS),
+        "Shuffle the pixels by one fixed order.":
+            ({"(196, -1, 1)": "(196, -1, 1)[np.random.default_rng(0).permutation(196)]"}, ROWS),
     },
     "programs/seq2seq": {
-        "Take `--dates 1000`, where the beam has something to do.": option(
-            "--dates 1000 --epochs 1 --units 8"
-        ),
+        "Take `--dates 1000`, where the beam has something to do.":
+            ({}, "--dates 1000 --epochs 1 --units 8"),
     },
     "programs/spirals": {
-        "Take `--points 8`.": option(SPIRALS + "--points 8"),
-        "Double `--noise`.": option(SPIRALS + "--noise 0.2"),
+        "Take `--points 8`.": ({}, SPIRALS + "--points 8"),
+        "Double `--noise`.": ({}, SPIRALS + "--noise 0.2"),
         "Add GRU-D from [the gallery](../gallery/time.md).": OWN,
     },
     "programs/spoken_digits": {
-        "Take fewer bands.": Try({"256, 128, 40 ": "256, 128, 20 "}, "--seeds 1 --epochs 1"),
+        "Take fewer bands.": ({"256, 128, 40 ": "256, 128, 20 "}, "--seeds 1 --epochs 1"),
         "Leave one speaker out of training.": OWN,
     },
     "programs/tagging": {
-        "Take `--sentences 500`: the CRF gains more where there is less to learn from.": option(
-            "--sentences 500 --epochs 1 --units 8"
-        ),
+        "Take `--sentences 500`: the CRF gains more where there is less to learn from.":
+            ({}, "--sentences 500 --epochs 1 --units 8"),
     },
     "programs/translation": {
-        "Take the attention away.": Try(
-            {"memory[0], *memory)": "memory[0], *memory)\n        contexts *= 0"},
-            "--size 16 --epochs 1",
-        ),
+        "Take the attention away.":
+            ({"memory[0], *memory)": "memory[0], *memory)\n        contexts *= 0"},
+             "--size 16 --epochs 1"),
         "Plot the attention weights of one sentence.": OWN,
     },
     "programs/video": {
         "Add a third digit.": OWN,
-        "Give the ConvLSTM a second layer.": Try(
-            {"(True, rnnjax.ConvLSTMCell(32), 4, 4)":
-             "(True, rnnjax.Stack([rnnjax.ConvLSTMCell(4)] * 2), 1, 4)",
-             "isinstance(cell, rnnjax.ConvLSTMCell)": "isinstance(cell, rnnjax.Stack)"},
-            "--films 40",
-        ),
+        "Give the ConvLSTM a second layer.":
+            ({"(True, rnnjax.ConvLSTMCell(32), 4, 4)":
+               "(True, rnnjax.Stack([rnnjax.ConvLSTMCell(4)] * 2), 1, 4)",
+              "isinstance(cell, rnnjax.ConvLSTMCell)": "isinstance(cell, rnnjax.Stack)"},
+             "--films 40"),
     },
     "programs/word_model": {
-        "Take the dropout away.": Try(
-            {"(3, 7, 16, 0.2)": "(3, 1, 16, 0.0)", "(2, 15, 8, 0.3)": "(2, 1, 8, 0.0)"}, "--seeds 1"
-        ),
-        "Use two tables of words.": Try(
-            {'ys) @ params["words"].T': 'ys) @ params["head"].T',
-             '"bias": jnp.zeros(size),':
-             '"bias": jnp.zeros(size), "head": 0.1 * jax.random.normal(keys[2], (size, UNITS)),',
-             "(3, 7, 16, 0.2)": "(3, 1, 16, 0.2)", "(2, 15, 8, 0.3)": "(2, 1, 8, 0.3)"},
-            "--seeds 1",
-        ),
+        "Take the dropout away.":
+            ({"(3, 7, 16, 0.2)": "(3, 1, 16, 0.0)", "(2, 15, 8, 0.3)": "(2, 1, 8, 0.0)"},
+             "--seeds 1"),
+        "Use two tables of words.":
+            ({'ys) @ params["words"].T': 'ys) @ params["head"].T',
+              '"bias": jnp.zeros(size),':
+               '"bias": jnp.zeros(size), "head": 0.1 * jax.random.normal(keys[2], (size, UNITS)),',
+              "(3, 7, 16, 0.2)": "(3, 1, 16, 0.2)",
+              "(2, 15, 8, 0.3)": "(2, 1, 8, 0.3)"}, "--seeds 1"),
     },
 }  # fmt: skip
 
@@ -313,7 +278,7 @@ def test_each_sentence_has_a_case() -> None:
 DONE = [
     pytest.param(
         page,
-        case,
+        Try(*case) if isinstance(case, tuple) else Try(case),
         id=f"{page}: {sentence[:40]}{' again' * number}",
         marks=pytest.mark.docs if page.startswith("learn") else pytest.mark.slow,
     )

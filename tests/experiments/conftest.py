@@ -119,15 +119,21 @@ def resume(generator):
 
 
 @pytest.fixture
-def refused(generator):
-    """What a command of the text generator says that is refused with status 2 and a sentence."""
+def refusal(program):
+    """What a program says that refuses with status 2 and a sentence."""
 
-    def refused(*arguments):
-        result = generator(*arguments, check=False)
+    def refusal(*command):
+        result = program(*command, check=False)
         assert (result.returncode, "Traceback" in result.stderr) == (2, False)
         return result.stderr
 
-    return refused
+    return refusal
+
+
+@pytest.fixture
+def refused(refusal):
+    """What a command of the text generator says that is refused."""
+    return functools.partial(refusal, "text_generator")
 
 
 # A shell starts what runs in its background, the tests too, with interrupts ignored.

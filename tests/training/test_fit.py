@@ -447,25 +447,6 @@ def test_a_carry_may_be_a_number_over_devices_too():
     assert tiny(loss_fn=lambda p, c, b, k: (p.sum(), (c + 1, {})), **options).state.carry == 2
 
 
-def test_a_mean_of_the_parameters_goes_along_as_the_carry_over_devices_too():
-    """As docs/from/keras.md has it for SwapEMAWeights."""
-    params = {"kernel": jnp.ones((3, 2))}
-    batches = np.random.default_rng(0).normal(size=(5, 8, 3)).astype(np.float32)
-
-    def loss(params, carry, batch, key):
-        mean = optax.incremental_update(params, carry, step_size=0.1)
-        return jnp.mean((batch @ params["kernel"]) ** 2), (mean, {})
-
-    def mean(sharding):
-        return fit(
-            loss, params, optax.sgd(0.1), batches, 2, key=jax.random.key(0), hooks=[Silent()],
-            carry=params, keep_carry=True, sharding=sharding,
-        ).state.carry["kernel"]  # fmt: skip
-
-    assert not np.allclose(mean(None), params["kernel"])
-    np.testing.assert_allclose(mean(Sharding.over(4)), mean(None), rtol=1e-5)
-
-
 def test_a_kept_carry_goes_on_from_epoch_to_epoch_and_over_a_stop(tmp_path):
     whole = run(None, keep_carry=True)
     assert bits(whole.state) != bits(run(None).state)
@@ -473,17 +454,6 @@ def test_a_kept_carry_goes_on_from_epoch_to_epoch_and_over_a_stop(tmp_path):
     with pytest.raises(CheckpointError, match="another keep_carry, and cannot"):
         run(tmp_path)
     assert bits(run(tmp_path, keep_carry=True).state) == bits(whole.state)
-
-
-def test_keys_of_any_kind_come_back(tmp_path):
-    def noisy(params, carry, batch, key):
-        noise, carry = jax.random.split(carry)
-        return jnp.sum(params * batch) + jax.random.normal(noise), (carry, {})
-
-    keys = {name: jax.random.key(1, impl="rbg") for name in ("key", "carry")}
-    for epochs in (1, 2):
-        result = tiny(loss_fn=noisy, epochs=epochs, run_dir=tmp_path, **keys)
-    assert result.state.carry.dtype == keys["carry"].dtype
 
 
 GRU, LSTM = rnnjax.GRUCell(4), rnnjax.LSTMCell(4)
@@ -541,6 +511,8 @@ def zeros(cell):
         ({"batches": {"text": np.array(["a", "b"])}}, r"batches\['text'\] is of type <U1; encode"),
         ({"params": {"n": jnp.arange(3)}}, r"params\['n'\] is int32, which has no gradient"),
         ({"hooks": True}, "hooks must be a list of hooks and of functions .* but is True"),
+        ({"hooks": [lambda state, summary: summary.update(state={"params": state.params})]},
+         "what hooks write into summary must be JSON"),
         ({"hooks": [lambda state, summary: 3]}, r"<lambda> returns must be True to .* but is 3"),
         ({"loss_fn": lambda p, b, k: p.sum() * jax.random.uniform(k), "evaluate": np.ones((2, 2))},
          "called with the key None where evaluate is data"),

@@ -131,18 +131,6 @@ def test_what_a_patience_cannot_be(options, optimizer, named):
         train(1, hooks=[ReduceOnPlateau(**{"patience": 1, **options})], optimizer=optimizer)
 
 
-def test_a_table_has_a_row_for_each_epoch_after_a_kill_too(tmp_path):
-    path = tmp_path / "log.csv"
-    with pytest.raises(AssertionError, match="an accident"):
-        train(4, tmp_path / "run", [CSVLog(path), killed(3)])
-    assert len(path.read_text().splitlines()) == 4  # the third was not saved
-    result = train(4, tmp_path / "run", [CSVLog(path)])
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
-    assert [float(row["loss"]) for row in rows] == [entry["loss"] for entry in result.history]
-
-
 @pytest.mark.parametrize("first", [True, False])
 def test_what_a_hook_writes_is_in_the_history_and_in_all_files_after_a_resume_too(tmp_path, first):
     """Numbers of NumPy and JAX too; once, and also of an epoch in which a hook then fails."""
@@ -175,14 +163,6 @@ def test_what_a_hook_writes_is_in_the_history_and_in_all_files_after_a_resume_to
     check(go(3).history)
     last = json.loads((folder / "result.json").read_text())["last"]
     assert {n: last[n] for n in expected[0]} == expected[-1]
-
-
-def test_what_a_hook_writes_must_be_json_with_a_folder_and_without():
-    def write(state, summary):
-        summary["state"] = {"params": state.params}
-
-    with pytest.raises(InvalidInputError, match=r"what hooks write into summary must be JSON"):
-        train(1, hooks=[write])
 
 
 def test_a_table_makes_its_folder_or_says_before_the_first_epoch_that_it_cannot(

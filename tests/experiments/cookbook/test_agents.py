@@ -10,7 +10,7 @@ import pytest
 
 from experiments.cookbook import ppo, r2d2
 from experiments.cookbook.common import agents
-from experiments.cookbook.common.agents import TASKS, Agent, LayerRNN, RepeatPrevious, ScannedRNN
+from experiments.cookbook.common.agents import TASKS, Agent, LayerRNN, RepeatPrevious
 from experiments.cookbook.common.maze import TMaze
 
 KEY = jax.random.key(0)
@@ -133,23 +133,6 @@ def trained(program, name, memory, remembers=True):
         first = agent.begin(jax.random.split(jax.random.key(3), 3)[0], task)
         train = program.learner(config, task, agent, remembers)
         return jax.device_get((first, *jax.jit(train)(jax.random.key(3))))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("program", "name"), [(ppo, "t_maze"), (r2d2, "repeat_previous")])
-def test_both_memories_learn_the_same(program, name):
-    (first, last, path), (begin, end, same) = (
-        trained(program, name, memory) for memory in (ScannedRNN, LayerRNN)
-    )
-    assert jax.tree.structure(first) == jax.tree.structure(begin)
-    leaves = [jax.tree.leaves(tree) for tree in (first, begin, last, end)]
-    for a, b, c, d in zip(*leaves, strict=True):
-        assert a.dtype == d.dtype == np.float64
-        np.testing.assert_array_equal(a, b)
-        np.testing.assert_allclose(c, d, atol=1e-9)
-        assert not np.allclose(a, c, atol=1e-4)
-    for one, other in zip(path, same, strict=True):
-        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.slow

@@ -41,24 +41,6 @@ class Henon(System):
         return jnp.stack([1 - 1.4 * x**2 + y, 0.3 * x])
 
 
-class Lorenz(System):
-    """A Runge-Kutta step of 0.01 of Lorenz's equations (1963): sigma 10, rho 28, beta 8 / 3."""
-
-    def initial_carry(self, batch_shape=(), dtype=None):
-        """Off the fixed point at 0, from which no step leads away."""
-        return rnnjax.SimpleRNNCarry(jnp.ones((*batch_shape, 3), dtype))
-
-    def next(self, state):
-        def slope(at):
-            x, y, z = at
-            return jnp.stack([10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z])
-
-        first = slope(state)
-        second = slope(state + 0.005 * first)
-        third = slope(state + 0.005 * second)
-        return state + 0.01 / 6 * (first + 2 * second + 2 * third + slope(state + 0.01 * third))
-
-
 @dataclasses.dataclass(frozen=True)
 class Counter(System):
     """Has a leaf that is no real number."""
@@ -130,16 +112,6 @@ def test_the_fixed_points_and_exponents_of_henons_map():
     assert found[0] == pytest.approx(0.4192, rel=0.02)  # and 0.4192 + ln 0.3
     # Each step shrinks areas by b, whatever the state.
     assert found.sum() == pytest.approx(np.log(0.3), abs=1e-6)
-
-
-def test_the_exponents_of_lorenzs_system():
-    cell = Lorenz(3)
-    params = cell.init(jax.random.key(0), 1)
-    found = dynamics.lyapunov_spectrum(cell, params, np.zeros((100_000, 1)), skip=1000) / 0.01
-    assert found[0] == pytest.approx(0.906, rel=0.02)
-    assert abs(found[1]) < 0.01
-    assert found[2] == pytest.approx(-14.57, rel=0.02)
-    assert found.sum() == pytest.approx(-(10 + 1 + 8 / 3), rel=1e-4)  # the divergence
 
 
 CELLS = {

@@ -291,7 +291,7 @@ def test_no_model_is_written_where_another_one_would_be_read(folder: Path, tmp_p
             folders.write(place, model)
 
 
-# What config.json of two public models has beside sizes.
+# What config.json of public models has beside sizes.
 PUBLIC = {
     "mamba-130m-hf": {
         "model_type": "mamba", "hidden_size": 768, "intermediate_size": 1536, "d_model": 768,
@@ -305,8 +305,14 @@ PUBLIC = {
         "norm_before_gate": True, "rms_norm": True, "time_step_init_scheme": "random",
         "time_step_limit": [0.0, math.inf], "time_step_scale": 1.0, "vocab_size": 32768,
     },
+    "xLSTM-7b": {
+        "model_type": "xlstm", "embedding_dim": 4096, "num_blocks": 32, "num_heads": 8,
+        "vocab_size": 50304, "head_dim": 512, "qk_dim_factor": 0.5, "ffn_proj_factor": 2.667,
+        "ffn_round_up_to_multiple_of": 64, "chunkwise_kernel": "chunkwise--triton_xl_chunk",
+        "add_qk_norm": False, "force_bos_token_insert": True, "tie_word_embeddings": False,
+    },
 }  # fmt: skip
-PARAMETERS = {"mamba-130m-hf": 129_135_360, "Mamba-Codestral-7B": 7_285_403_648}
+PARAMETERS = dict(zip(PUBLIC, (129_135_360, 7_285_403_648, 6_865_424_896), strict=True))
 
 
 @pytest.mark.parametrize("name", PUBLIC)
