@@ -47,7 +47,6 @@ GENERATOR = """experiments/test_text_generator experiments/test_text_generator_e
 TABLE = {
     "rnnjax/cells/*": f"{ROWS} test_gallery test_package",
     "rnnjax/engine/* rnnjax/engine/*/*": f"{ENGINE} test_functions test_between_networks",
-    "rnnjax/engine/core/*": "test_drawn_functions",
     "rnnjax/engine/parallel/*": "test_parallel test_linear_family",
     "rnnjax/engine/functions.py": "test_linear_family test_gallery",
     "rnnjax/layers/*": f"{ROWS} test_between_networks test_package",

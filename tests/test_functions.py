@@ -391,6 +391,40 @@ def test_rates_of_zero_in_rwkv_7(lowest):
         np.testing.assert_allclose(memory, last, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("form", ["numbers", "matrices", "memory"])
+def test_rows_of_several_axes_are_alone_and_no_type_rounds(form, assert_close):
+    """Marks of fewer axes; whole and short numbers beside a state of float64; under `jax.vmap`."""
+    rows, more, resets = (TIME, 2, ROWS), (KEYS,) * (form == "matrices"), drawn(7, TIME) > 1
+    marks = {"mask": drawn(6, TIME, 2) > -1, "lengths": np.array([TIME, 9])}
+    if form == "memory":
+        vectors = (drawn(i, *rows, HEADS, KEYS).astype("float32") / 4 for i in (1, 2))
+        value = (3 * drawn(3, *rows, HEADS, VALUES)).astype("int8")
+        arrays = Memory(*vectors, value, -np.abs(drawn(4, *rows, HEADS)).astype("float16"))
+        start = drawn(5, 2, ROWS, HEADS, VALUES, KEYS)
+    else:
+        decay = (drawn(1, *rows, KEYS, *more, *more) / 4).astype("float16")
+        arrays = decay, (3 * drawn(2, *rows, KEYS, *more)).astype("int8")
+        start = drawn(5, 2, ROWS, KEYS, *more)
+
+    def run(reverse, method, arrays, start, marks):
+        given = {**marks, "resets": resets, "reverse": reverse, "method": method}
+        if form != "memory":
+            return linear_recurrence(*arrays, start, **given)
+        carry, ys = matrix_memory(arrays, MatrixCarry(start), **given)
+        return carry.memory, ys
+
+    def pairs(arrays, start):
+        exact = jax.tree.map(lambda leaf: leaf.astype("float64"), arrays)
+        for way in ((False, rnnjax.Scan()), (True, rnnjax.Parallel())):
+            one = functools.partial(run, *way)
+            row = jax.vmap(one, (1, 0, None), (0, 1))
+            each = jax.vmap(row, (1, 0, {"mask": 1, "lengths": 0}), (0, 1))
+            yield one(arrays, start, marks), each(exact, start, marks)
+
+    for found, expected in jax.jit(lambda *given: [*pairs(*given)])(arrays, start):
+        assert_close(found, expected, 1e-12)
+
+
 # ---- convolutions over the steps before
 
 
