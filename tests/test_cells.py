@@ -18,11 +18,6 @@ KEY = jax.random.key(0)
 KINDS = [SimpleRNNCell, LSTMCell, GRUCell]
 
 
-def shapes(cell: rnnjax.Cell) -> Any:
-    """Return shapes of its parameters, which are not drawn: that would compile."""
-    return jax.eval_shape(lambda: cell.init(KEY, 3))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_initial_parameters_have_the_defaults_of_keras(kind: Any) -> None:
     init = jax.jit(lambda key: kind(50).init(key, 30))
@@ -31,7 +26,7 @@ def test_initial_parameters_have_the_defaults_of_keras(kind: Any) -> None:
     expected = {"kernel": (30, width), "recurrent_kernel": (50, width), "bias": (width,)}
     expected |= {"recurrent_bias": (width,)} if kind is GRUCell else {}
     assert {name: leaf.shape for name, leaf in params.items()} == expected
-    assert set(shapes(kind(50, use_bias=False))) == {"kernel", "recurrent_kernel"}
+    assert set(blank(kind(50, use_bias=False), 3)) == {"kernel", "recurrent_kernel"}
     limit = np.sqrt(6 / (30 + width))  # Glorot's, of all gates in one array, as in Keras
     assert 0.98 * limit < np.abs(params["kernel"]).max() <= limit
     assert abs(float(params["kernel"].std()) - limit / np.sqrt(3)) < 0.05 * limit
@@ -47,7 +42,7 @@ def test_initial_parameters_have_the_defaults_of_keras(kind: Any) -> None:
 
 def test_options_of_biases() -> None:
     normal = jax.nn.initializers.normal()
-    assert set(shapes(GRUCell(4, reset_after=False))) == {"kernel", "recurrent_kernel", "bias"}
+    assert set(blank(GRUCell(4, reset_after=False), 3)) == {"kernel", "recurrent_kernel", "bias"}
     assert not LSTMCell(4, unit_forget_bias=False).init(KEY, 3)["bias"].any()
     drawn = LSTMCell(4, bias_init=normal).init(KEY, 3)["bias"]
     np.testing.assert_array_equal(drawn[4:8], np.ones(4))
@@ -65,7 +60,7 @@ def test_initialisers_by_name_and_as_functions(kind: Any) -> None:
     assert (params["kernel"] == 2).all()
     assert (params["recurrent_kernel"] == 1).all()
     for name in INITIALIZERS:
-        assert shapes(kind(2, kernel_init=name))["kernel"].shape == (3, 2 * len(kind(2).gates))
+        assert blank(kind(2, kernel_init=name), 3)["kernel"].shape == (3, 2 * len(kind(2).gates))
 
 
 def test_biases_are_there_by_default() -> None:
@@ -76,7 +71,7 @@ def test_biases_are_there_by_default() -> None:
 
 
 def test_windows_are_of_3_by_3_by_default() -> None:
-    assert shapes(rnnjax.ConvLSTMCell(2))["kernel"].shape == (3, 3, 3, 8)
+    assert blank(rnnjax.ConvLSTMCell(2), 3)["kernel"].shape == (3, 3, 3, 8)
 
 
 def test_step_sizes_begin_between_0_001_and_0_1() -> None:
@@ -99,7 +94,7 @@ def test_initial_carry(kind: Any, assert_close: Any) -> None:
     assert_close(kind(4).initial_carry((2, 3)), kind.carry(*leaves), 0)
 
     def dtypes(cell: Any, dtype: Any = None) -> Any:
-        params, carry = shapes(cell), jax.eval_shape(lambda: cell.initial_carry(dtype=dtype))
+        params, carry = blank(cell, 3), jax.eval_shape(lambda: cell.initial_carry(dtype=dtype))
         return {str(leaf.dtype) for leaf in params.values()}, str(carry.hidden.dtype)
 
     assert dtypes(kind(4), jnp.bfloat16) == ({"float32"}, "bfloat16")

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 
@@ -165,17 +164,3 @@ def test_what_stands_beside_a_word_is_real() -> None:
     for code in ("unrol(cell)", "unroll(cell, params, xs, masks=mask)", "result.state.parms"):
         with pytest.raises((NameError, AttributeError, TypeError)):
             check(code)
-
-
-def test_the_default_optimizer_is_that_of_keras() -> None:
-    theirs, ours = keras.optimizers.get("rmsprop"), optax.rmsprop(1e-3, eps=1e-7)
-    variable, params = keras.Variable(np.ones(5, np.float32)), jnp.ones(5)
-    theirs.build([variable])
-    state = ours.init(params)
-    for grads in np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32) * np.logspace(
-        -6, 0, 5, dtype=np.float32
-    ):
-        theirs.apply([jax.device_put(grads)])
-        updates, state = ours.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-    np.testing.assert_allclose(params, variable.value, rtol=1e-6)

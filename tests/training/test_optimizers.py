@@ -21,12 +21,17 @@ MASK = np.array([[1, 1, 0], [1, 1, 1], [0, 1, 1], [1, 1, 1], [1, 0, 1]], bool)
 RESETS = np.array([[1, 1, 1], [0, 0, 1], [0, 0, 0], [0, 1, 0], [0, 0, 0]], bool)
 
 
-def test_equals_the_adam_of_keras():
+@pytest.mark.parametrize(
+    ("name", "given", "ours"),
+    [("Adam", (1e-2,), keras_adam(1e-2)), ("RMSprop", (), optax.rmsprop(1e-3, eps=1e-7))],
+)
+def test_equals_an_optimizer_of_keras(name, given, ours):
+    """Its Adam, and its default as the page about Keras has it."""
     keras = pytest.importorskip("keras", reason="Keras is in the group `test`")
     rng = np.random.default_rng(0)
     # From ordinary ones to those that the epsilon dominates.
     gradients = (10.0 ** rng.integers(-9, 1, (1, 40)) * rng.normal(size=(30, 40))).astype("float32")
-    theirs, ours = keras.optimizers.Adam(1e-2), keras_adam(1e-2)
+    theirs = getattr(keras.optimizers, name)(*given)
     variable = keras.Variable(np.zeros(40, np.float32))
     theirs.build([variable])
     update, state, params = jax.jit(ours.update), ours.init(jnp.zeros(40)), np.zeros(40, np.float32)
