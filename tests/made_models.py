@@ -43,6 +43,8 @@ def randomized(model: Any, seed: int = 0) -> Any:
         new = 0.5 * rng.standard_normal(tuple(variable.shape)).astype(np.float32)
         name = getattr(variable, "path", variable.name)
         variable.assign(np.abs(new) if "variance" in name else new)
+    for layer in model.layers:
+        getattr(layer, "finalize_state", bool)()  # a Normalization keeps what it makes of them
     return model
 
 
@@ -92,6 +94,17 @@ def windows(layers: Any, x: Any) -> Any:
     x = layers.GRU(4, return_sequences=True)(x)
     x = layers.Reshape((2, -1))(layers.Permute((2, 1))(x))
     return layers.RepeatVector(2)(layers.Dense(3)(layers.Flatten()(x)))
+
+
+def scales(layers: Any, x: Any) -> Any:
+    """What scales numbers by others of its own, or by a norm; a convolution of each channel."""
+    x = layers.Rescaling([0.5, 2.0], 0.1)(layers.Masking(0.5)(x))
+    x = layers.Normalization(mean=[0.1, 0.2], variance=[4.0, 0.25], invert=True)(x)
+    x = layers.UnitNormalization()(layers.Normalization()(layers.PReLU(shared_axes=[1])(x)))
+    last, ys = layers.GRU(3)(x), layers.RMSNormalization()(x)
+    ys = layers.DepthwiseConv1D(3, depth_multiplier=2, padding="same", use_bias=False)(ys)
+    ys = layers.SeparableConv1D(3, 2, depth_multiplier=2, activation="tanh")(ys)
+    return [last, layers.PReLU()(ys), layers.Dot(axes=2, normalize=True)([ys, ys])]
 
 
 def pools(layers: Any, x: Any, ids: Any) -> Any:
@@ -384,8 +397,8 @@ def masked_branches(layers: Any, text: Any) -> Any:
 
 
 LAYERS = [
-    merges, windows, pools, attention, translation, directions, by_hand, functions, steps, frames,
-    options, grids, models, parts, row, words, to_a_list, to_a_dict,
+    merges, windows, scales, pools, attention, translation, directions, by_hand, functions, steps,
+    frames, options, grids, models, parts, row, words, to_a_list, to_a_dict,
 ]  # fmt: skip
 MODELS = [
     cnn_lstm, lrcn, crnn, normalised, padded, transformer, translator_masked, several_inputs,

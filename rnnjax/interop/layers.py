@@ -57,12 +57,12 @@ class Context:
 
 
 Shape = tuple[int | None, ...]
-Weights = Mapping[str, Shape]
-"""Shapes of parameters by their names, in Keras's order; None for a size of the inputs."""
+Weights = Mapping[str, Shape | None]
+"""Shapes of parameters by their names, in Keras's order; None for what the inputs say."""
 
 
 def fits(shapes: Weights, came: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether they are those, with any size where one is None.
+    """Whether they are those, with any size or shape where one is None.
 
     >>> fits({"kernel": (None, 5)}, {"kernel": (3, 5)}), fits({"kernel": (None, 5)}, {})
     (True, False)
@@ -71,6 +71,7 @@ def fits(shapes: Weights, came: Mapping[str, tuple[int, ...]]) -> bool:
         len(shape) == len(came[name])
         and all(a in (None, b) for a, b in zip(shape, came[name], strict=True))
         for name, shape in shapes.items()
+        if shape is not None
     )
 
 

@@ -134,7 +134,7 @@ def random_graph(seed: int, more: bool = False) -> Callable[..., Any]:
 
 
 GRAPHS = [
-    *(pytest.param(build, marks=[] if i < 11 else pytest.mark.slow, id=build.__name__)
+    *(pytest.param(build, marks=[] if i < 12 else pytest.mark.slow, id=build.__name__)
       for i, build in enumerate([*LAYERS, *MODELS])),
     *(pytest.param(random_graph(i), marks=pytest.mark.slow, id=f"{i}") for i in range(40)),
 ]  # fmt: skip
@@ -216,7 +216,7 @@ def check_files(model: Any, ours: Model, folder: Path, anew: bool = False) -> No
     opened = keras.saving.load_model(folder / "ours.keras")
     theirs = [each(each.inputs if each.inputs[1:] else each.inputs[0]) for each in (opened, model)]
     assert spelled(theirs[0]) == spelled(theirs[1])
-    same_arrays(opened, [0.5 * a for a in before])
+    same_arrays(opened, [(0.5 * a).astype(a.dtype) for a in before])  # one is a count
     model.save_weights(folder / "theirs.weights.h5")
     read = interop.load(folder / "theirs.weights.h5", like=halves)
     same_arrays(read, arrays_of(ours))
@@ -336,7 +336,7 @@ def row_of(*row: Any) -> Any:
     ("build", "says"),
     [
         (lambda x, i: layers.Lambda(lambda x: x)(x), "Lambda, which holds code"),
-        (lambda x, i: layers.SeparableConv1D(2, 2)(x), "'separable_conv1d.*Conv1D'"),
+        (lambda x, i: layers.Conv1DTranspose(2, 2)(x), "'conv1d_transpose.*Conv1D"),
         (lambda x, i: row_of(layers.Masking(1.0), layers.Masking())(x), "comes after layer .*mask"),
         (lambda x, i: row_of(layers.Masking(), EACH(layers.Softmax()))(x), "after .*masking"),
         (lambda x, i: layers.LSTM(2, dropout=1.0)(x), "dropout of layer 'lstm.*below 1"),
@@ -351,9 +351,7 @@ def row_of(*row: Any) -> Any:
         (lambda x, i: layers.Dropout(0.5)(x, training=True), "called with training=True"),
         (lambda x, i: layers.GlobalMaxPooling1D(keepdims=True)(x), "keepdims of layer 'global_max"),
         (lambda x, i: layers.Attention(score_mode="concat")([x, x]), "score_mode .* 'dot' or left"),
-        (lambda x, i: layers.Dot(2, normalize=True)([x, x]), "normalize of layer 'dot"),
         (lambda x, i: BOTH(merge_mode=None)(x), "merge_mode .*or ave.* is None"),
-        (lambda x, i: layers.PReLU()(x), "of class 'PReLU', which is not known here"),
         (
             lambda x, i: layers.Attention()([x, x], use_causal_mask=True),
             "called with use_causal_mask=True, which is not read here; leave it out, unless it ch",

@@ -7,9 +7,10 @@ Supported layers: SimpleRNN, LSTM and GRU with all options, the CuDNN layers of 
 Bidirectional, RNN around their cells and StackedRNNCells, ConvLSTM1D and 2D (with
 ``padding="same"``, without strides), Dense, TimeDistributed, Embedding, Masking, Dropout,
 GaussianNoise (of which there is none here) and activations; Add, Subtract, Multiply, Average,
-Maximum, Minimum, Concatenate and Dot, convolutions, pools, ZeroPadding1D, Cropping1D and
-UpSampling1D, Flatten, Reshape, Permute and RepeatVector, norms (a BatchNormalization computes as in
-prediction, with fixed moments), attention, and Keras 3's arithmetic and ``[:, -1]``. The table is
+Maximum, Minimum, Concatenate and Dot, convolutions (separable and depthwise ones too), pools,
+ZeroPadding1D, Cropping1D and UpSampling1D, Flatten, Reshape, Permute and RepeatVector, norms (a
+BatchNormalization computes as in prediction, and a Normalization with the moments that it has),
+Rescaling, PReLU, attention, and Keras 3's arithmetic and ``[:, -1]``. The table is
 `rnnjax.interop.keras.operators`. A TimeDistributed applies any of them that takes one array and
 makes no mask, or a model of them; a recurrent one begins anew at each step.
 

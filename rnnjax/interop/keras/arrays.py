@@ -68,7 +68,7 @@ class Unit:
     weights: Mapping[str, Weights]
 
     @property
-    def shapes(self) -> dict[str, Shape]:
+    def shapes(self) -> dict[str, Shape | None]:
         """The shapes of all arrays, in Keras's order."""
         return {name: shape for own in self.weights.values() for name, shape in own.items()}
 
@@ -151,8 +151,10 @@ def to_params(unit: Unit, arrays: Sequence[np.ndarray], where: str) -> dict[str,
         )
     if _has_second(unit):
         named["recurrent_bias"] = np.zeros_like(named["bias"])
-    elif isinstance(owner, GRUCell) and len(unit.shapes.get("bias", ())) == 2:
+    elif isinstance(owner, GRUCell) and len(unit.shapes.get("bias") or ()) == 2:
         named["bias"], named["recurrent_bias"] = named["bias"]
+    if "count" in named:  # of what a Normalization saw, which no number depends on
+        named["count"] = np.asarray(named["count"], np.float32)
     return {n: as_jax(float_array(f"{n} of {where}", array)) for n, array in named.items()}
 
 

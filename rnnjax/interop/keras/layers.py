@@ -501,9 +501,10 @@ _NONE: tuple[Any, ...] = (None, False, [], 0)
 _UNUSED: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(
         ("negative_slope", "threshold", "renorm", "rms_scaling", "use_gate", "sliding_window",
-         "keepdims", "normalize", "causal", "num_constants", "softmax_robust_masking"), _NONE
+         "keepdims", "causal", "num_constants", "softmax_robust_masking"), _NONE
     ),
     "attention_axes": (None, [1]),
+    "groups": (None, 1),  # of a SeparableConv1D
     "initial": (None,),  # 0 counts too
     "data_format": (None, "channels_last"),
     "dim_ordering": (None, "tf"),
@@ -531,6 +532,8 @@ def operation(entry: Entry) -> Operation:
     """The layer of a row, whose options are checked."""
     row = OPERATORS[entry.kind]
     config = tuple((option, entry.read(option, usual)) for option, usual in row.options.items())
+    if ("padding", "causal") in config and entry.kind != "Conv1D":
+        entry.refuse("padding", "'valid' or 'same', as in Keras 3", "causal")
     made = Operation(entry.name, entry.kind, (*config, ("version", entry.version)))
     try:
         _ = made.weights

@@ -245,6 +245,8 @@ def _joined_mask(at: At, *xs: jax.Array) -> jax.Array | None:
 def _dot(at: At, x: jax.Array, y: jax.Array) -> jax.Array:
     i, j = _many(at.config["axes"], 2)
     i, j = i % x.ndim, j % y.ndim
+    if at.config["normalize"]:
+        x, y = _unit(x, i, 1e-7), _unit(y, j, 1e-7)
     ys = lax.dot_general(x, y, (((i,), (j,)), ((0,), (0,))))
     return ys[:, None] if ys.ndim == 1 else ys
 
@@ -253,21 +255,35 @@ def _many(value: Any, rank: int) -> tuple[int, ...]:
     return (value,) * rank if isinstance(value, int) else tuple(value)
 
 
+def _unit(x: jax.Array, axis: Any, epsilon: float) -> jax.Array:
+    square = jnp.square(x).sum(axis, keepdims=True)
+    return x * jnp.minimum(lax.rsqrt(square), 1 / epsilon)
+
+
 def _conv(at: At, x: jax.Array) -> jax.Array:
-    kernel, rank, config = at.params["kernel"], x.ndim - 2, at.config
+    """A convolution; without groups one of each channel by itself, and then one of each step."""
+    kernel, rank = at.params.get("depthwise_kernel", at.params.get("kernel")), x.ndim - 2
+    config, groups = at.config, at.config.get("groups")
     strides, dilation = (_many(config[name], rank) for name in ("strides", "dilation_rate"))
     padding = config["padding"].upper()
     if padding == "CAUSAL":
         padding = [(dilation[0] * (kernel.shape[0] - 1), 0)]
-    bias = at.params.get("bias")
-    ys = functions.conv(x, kernel, bias, strides, padding, dilation, config["groups"])
+    if groups is None:
+        groups, kernel = x.shape[-1], kernel.reshape(*kernel.shape[:-2], 1, -1)
+    ys = functions.conv(x, kernel, None, strides, padding, dilation, groups)
+    if "pointwise_kernel" in at.params:
+        ys = ys @ at.params["pointwise_kernel"].reshape(ys.shape[-1], -1)
+    ys = ys + at.params["bias"] if "bias" in at.params else ys
     return get_function(config["activation"])(ys)
 
 
 def _conv_weights(rank: int, config: Mapping[str, Any]) -> Mapping[str, Weights]:
-    size = config["filters"]
-    kernel = (*_many(config["kernel_size"], rank), None, size)
-    return {"": {"kernel": kernel} | ({"bias": (size,)} if config["use_bias"] else {})}
+    size, space = config.get("filters"), _many(config["kernel_size"], rank)
+    shapes: dict[str, Shape] = {"kernel": (*space, None, config.get("depth_multiplier", size))}
+    if size and "depth_multiplier" in config:
+        shapes["depthwise_kernel"] = shapes.pop("kernel")
+        shapes["pointwise_kernel"] = (*(1,) * rank, None, size)
+    return {"": shapes | ({"bias": (size,)} if config["use_bias"] else {})}
 
 
 def _pool(maximum: bool, at: At, x: jax.Array) -> jax.Array:
@@ -290,7 +306,7 @@ def _global_average(at: At, x: jax.Array) -> jax.Array:
 
 
 def _norm_weights(more: Sequence[str], config: Mapping[str, Any]) -> Mapping[str, Weights]:
-    names = [name for name, asked in (("gamma", "scale"), ("beta", "center")) if config[asked]]
+    names = [name for name, asked in (("gamma", "scale"), ("beta", "center")) if config.get(asked)]
     return {"": dict.fromkeys((*names, *more), (None,) * len(_many(config["axis"], 1)))}
 
 
@@ -316,6 +332,36 @@ def _batch_norm(at: At, x: jax.Array) -> jax.Array:
     mean, variance, scale, shift = (_along(at, x, name) for name in names)
     kept = lax.stop_gradient(mean), lax.stop_gradient(variance)
     return functions.normalize(x, *kept, at.config["epsilon"], scale, shift)
+
+
+def _rms_norm(at: At, x: jax.Array) -> jax.Array:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    square = jnp.square(wide).mean(_many(at.config["axis"], 1), keepdims=True)
+    ys = wide * lax.rsqrt(square + at.config["epsilon"]) * _along(at, x, "scale")
+    return ys.astype(x.dtype)
+
+
+def _moment_weights(config: Mapping[str, Any]) -> Mapping[str, Weights]:
+    own = _norm_weights(("mean", "variance"), config)[""]
+    return {"": {**own, "count": ()}} if config["mean"] is None else {}
+
+
+def _standardise(at: At, x: jax.Array) -> jax.Array:
+    """Normalise by the moments of the data, which do not change here, or back."""
+    x = x * 1.0  # of integers too
+    told = (at.config[name] for name in ("mean", "variance"))
+    mean, variance = (
+        lax.stop_gradient(_along(at, x, name)) if one is None else jnp.asarray(one, x.dtype)
+        for name, one in zip(("mean", "variance"), told, strict=True)
+    )
+    scale = jnp.maximum(jnp.sqrt(variance), 1e-7)
+    return mean + x * scale if at.config["invert"] else (x - mean) / scale
+
+
+def _rescale(at: At, x: jax.Array) -> jax.Array:
+    x = x * 1.0  # of integers too
+    scale, offset = (jnp.asarray(at.config[name], x.dtype) for name in ("scale", "offset"))
+    return x * scale + offset
 
 
 def _attend(at: At, scores: jax.Array, mask: jax.Array | None, heads: bool) -> jax.Array:
@@ -382,12 +428,16 @@ def _head_weights(config: Mapping[str, Any]) -> Mapping[str, Weights]:
     }
 
 
-_CONV = {
-    "filters": ..., "kernel_size": ..., "strides": 1, "padding": "valid", "dilation_rate": 1,
-    "groups": 1, "activation": "linear", "use_bias": True,
+_WINDOW = {
+    "kernel_size": ..., "strides": 1, "padding": "valid", "dilation_rate": 1,
+    "activation": "linear", "use_bias": True,
 }  # fmt: skip
+_CONV = {"filters": ..., "groups": 1, **_WINDOW}
+_DEPTHWISE = {"depth_multiplier": 1, **_WINDOW}
+_SEPARABLE = {"filters": ..., **_DEPTHWISE}
 _POOL = {"pool_size": ..., "strides": None, "padding": "valid"}
 _NORM = {"axis": -1, "epsilon": 1e-3, "center": True, "scale": True}
+_MOMENTS = {"axis": -1, "mean": None, "variance": None, "invert": False}
 _HEADS = {
     "num_heads": ..., "key_dim": ..., "value_dim": None, "use_bias": True, "dropout": 0.0,
     "output_shape": None,
@@ -414,7 +464,7 @@ def _row(run: Callable[..., Any], **options: Any) -> Operator:
 _ARITHMETIC = ("add", "divide", "logical_and", "logical_or", "matmul", "multiply", "not_equal",
                "subtract", "true_divide")  # fmt: skip
 
-# Left out on purpose, for no recurrent model was seen to have them: PReLU and SeparableConv1D.
+# Left out on purpose, for no recurrent model was seen to have it: a transposed convolution.
 OPERATORS: Mapping[str, Operator] = {
     "Add": Operator(partial(_merge, jnp.add), mask=_any_mask, arrays=SEVERAL),
     "Subtract": Operator(partial(_merge, jnp.subtract), mask=_any_mask, arrays=(2, 2)),
@@ -425,9 +475,14 @@ OPERATORS: Mapping[str, Operator] = {
         lambda at, *xs: _merge(jnp.add, at, *xs) / len(xs), mask=_any_mask, arrays=SEVERAL
     ),
     "Concatenate": Operator(_concatenate, mask=_joined_mask, arrays=SEVERAL, options={"axis": -1}),
-    "Dot": Operator(_dot, arrays=(2, 2), options={"axes": ...}),
+    "Dot": Operator(_dot, arrays=(2, 2), options={"axes": ..., "normalize": False}),
     "Conv1D": Operator(_conv, partial(_conv_weights, 1), options=_CONV),
     "Conv2D": Operator(_conv, partial(_conv_weights, 2), options=_CONV),
+    **{
+        f"{kind}{n}D": Operator(_conv, partial(_conv_weights, n), options=told)
+        for n in (1, 2)
+        for kind, told in (("SeparableConv", _SEPARABLE), ("DepthwiseConv", _DEPTHWISE))
+    },
     "MaxPooling1D": Operator(partial(_pool, True), options=_POOL),
     "MaxPooling2D": Operator(partial(_pool, True), options=_POOL),
     "AveragePooling1D": Operator(partial(_pool, False), options=_POOL),
@@ -452,6 +507,20 @@ OPERATORS: Mapping[str, Operator] = {
         _batch_norm, partial(_norm_weights, ("moving_mean", "moving_variance")), True, options=_NORM
     ),
     "LayerNormalization": Operator(_layer_norm, partial(_norm_weights, ()), True, options=_NORM),
+    "RMSNormalization": Operator(
+        _rms_norm, partial(_norm_weights, ("scale",)), options={"axis": -1, "epsilon": 1e-6}
+    ),
+    "UnitNormalization": Operator(
+        lambda at, x: _unit(x, at.config["axis"], 1e-12), mask=True, options={"axis": -1}
+    ),
+    "Normalization": Operator(_standardise, _moment_weights, True, options=_MOMENTS),
+    "Rescaling": Operator(_rescale, mask=True, options={"scale": ..., "offset": 0}),
+    "PReLU": Operator(
+        lambda at, x: jnp.where(x > 0, x, at.params["alpha"] * x),
+        lambda config: {"": {"alpha": None}},
+        mask=True,
+        options={"shared_axes": None},
+    ),
     **{
         kind: Operator(
             partial(_attention, additive),
