@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,7 +32,7 @@ from rnnjax.interop.keras.config import (
 )
 from rnnjax.interop.keras.files import KerasFile, write_file
 from rnnjax.interop.keras.graph import network_of
-from rnnjax.interop.keras.layers import MODELS, RECURRENT, entry_of, layers_in, version_of
+from rnnjax.interop.keras.layers import MODELS, entry_of, layers_in, version_of
 from rnnjax.interop.keras.operators import TimeDistributed
 from rnnjax.interop.layers import (
     Dropout,
@@ -271,38 +271,24 @@ def whole(file: KerasFile) -> Model:
         )
     network = network_of(kind, config, version_of(file.version))
     if file.groups is not None:
-        _check_whole_layers(file.config, file.groups)
+        _check_whole_cells(file.config)
         return build(network, file, _in_groups(network, file.groups))
     return build(network, file, _at_paths(network, dict(_groups_in(kind, config)), file))
 
 
-def _check_whole_layers(config: Any, groups: Sequence[tuple[str, Mapping[str, str]]]) -> None:
-    """Raise InteropError for a layer whose frozen parts the old layout has behind the others."""
+def _check_whole_cells(config: Any) -> None:
+    """Raise InteropError for cells frozen in part, which the old layout has behind the others."""
 
-    def refuse(layer: Any) -> NoReturn:
-        raise InteropError(
-            f"a part of layer {layer!r:.80} is frozen, and an .h5 does not tell which arrays are "
-            "its; save a .keras, or say trainable=True before"
-        )
+    def is_rnn(one: Any) -> bool:
+        return isinstance(one, dict) and one.get("class_name") == "RNN"
 
-    def recurrent(one: Any) -> bool:
-        return isinstance(one, dict) and one.get("class_name") in RECURRENT
-
-    # A Bidirectional of Keras 2 does not say that one of its layers is frozen.
-    for layer, paths in groups:
-        behind = set[str]()
-        for path in paths:
-            if any(path.startswith(f"{above}forward_") for above in behind):
-                refuse(layer)
-            above, backward, _ = path.rpartition("backward_")
-            behind |= {above} if backward else set()
-
-    for layer in filter(recurrent, jax.tree.leaves(config, is_leaf=recurrent)):
-        parts = json.dumps(
-            [layer["config"].get(name) for name in ("cell", "layer", "backward_layer")]
-        )
-        if all(f'"trainable": {flag}' in parts for flag in ("true", "false")):
-            refuse(layer["config"].get("name"))
+    for layer in filter(is_rnn, jax.tree.leaves(config, is_leaf=is_rnn)):
+        cells = json.dumps(layer["config"].get("cell"))
+        if all(f'"trainable": {flag}' in cells for flag in ("true", "false")):
+            raise InteropError(
+                f"a cell of layer {layer['config'].get('name')!r:.80} is frozen, and an .h5 does "
+                "not tell which arrays are its; save a .keras, or say trainable=True before"
+            )
 
 
 def _groups_in(kind: str, config: Any, own: str = "", above: str = "") -> Iterator[tuple[str, str]]:
@@ -332,7 +318,7 @@ def as_like(file: KerasFile, like: Model) -> Model:
         known = like.origin["file"] if "file" in like.origin else _anew(like)
         places = _at_paths(layers, dict(_groups_in(*_model_in(known))), file)
     else:
-        full = [list(paths.values()) for _, paths in file.groups if paths]
+        full = [_in_order(paths) for _, paths in file.groups if paths]
         if len(full) != len(layers.layer_list):
             raise InteropError(
                 f"the file holds weights of {len(full)} layers, but the model given as like has "
@@ -386,13 +372,13 @@ def _in_groups(network: Network, groups: Sequence[tuple[str, Mapping[str, str]]]
     for layer in network.layers.values():
         above, _, own = layer.name.rpartition(".")
         if layer.name in by_name or not above:
-            paths = list(by_name.pop(layer.name, {}).values())
+            paths = by_name.pop(layer.name, {})
         else:
             those = by_name.get(above.partition(".")[0], {})
             names = [name for name in those if name.partition("/")[0] == own]
             names = names or [name for name in those if own in name.split("/")]
-            paths = [those.pop(name) for name in names]
-        found[layer.name] = paths
+            paths = {name: those.pop(name) for name in names}
+        found[layer.name] = _in_order(paths)
     left = [name for name, paths in by_name.items() if paths]
     if left:
         raise InteropError(
@@ -400,6 +386,15 @@ def _in_groups(network: Network, groups: Sequence[tuple[str, Mapping[str, str]]]
             "weights are of"
         )
     return found
+
+
+def _in_order(paths: Mapping[str, str]) -> list[str]:
+    """The arrays of a layer, whose forward direction is behind the other where it is frozen."""
+
+    def direction(name: str) -> list[str]:
+        return re.findall(r"\b(backward|forward)_", name)[-1:]
+
+    return [paths[name] for name in sorted(paths, key=lambda name: direction(name) == ["backward"])]
 
 
 _WRITTEN_BY = "3.10.0"  # the version of Keras whose rules what is written follows

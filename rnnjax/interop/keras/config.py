@@ -94,7 +94,6 @@ class _Graph:
         self.at = {one.name: (plain(one.name), 0) for one in network.inputs}
         self.parents: dict[tuple[str, int], list[tuple[str, int]]] = {}  # of nodes, what they read
         self.marks: dict[Value, _Mark] = {}
-        self.readers = [value for call in network.calls for value in set(call.takes)]
         read = [*network.outputs, *(value for call in network.calls for value in call.reads)]
         ends = {value.source for value in read if value.output}
         for call in network.calls:
@@ -131,10 +130,10 @@ class _Graph:
         hidden: Any = call.states and call.mask  # Keras 3 hands on none to a layer with states
         apart = (merges and kind in _LEAVE_OUT) or (uses and _MERGED in masks)
         apart = apart or (hidden and own == _JOINED)
-        if marked and kind == "MultiHeadAttention" and version < 3:
-            # That of Keras 3 takes the masks off its inputs, for all that read them.
-            read_again = any(self.readers.count(value) > 1 for value in call.takes)
-            apart = apart or version < 2.10 or read_again
+        # That of Keras 3 takes the masks off its inputs, for all that read them.
+        apart = apart or (marked and kind == "MultiHeadAttention" and version < 3)
+        # A call may leave out a mask that Keras 3 hands on.
+        apart = apart or (uses and bool(own) and not call.mask and not call.states)
         if apart:  # Keras 3 would do otherwise than the version that wrote it
             raise InteropError(
                 f"layer {layer.name!r}, {layer}, has masks that Keras 3 merges or uses otherwise; "

@@ -143,6 +143,12 @@ _KERAS_1 = {
 """Keras 1's names of a class and of options, and the later ones; an Embedding has kept its own."""
 
 
+_NOT_READ = {
+    "Lambda": "a Lambda, which holds code, and none is run",
+    **dict.fromkeys(("TFOpLambda", "SlicingOpLambda"), "an operator of TensorFlow, and no layer"),
+}
+
+
 def entry_of(value: Any, where: str, version: float) -> Entry:
     """A layer from its dict of class name and options."""
     if not isinstance(value, dict) or not isinstance(value.get("class_name"), str):
@@ -155,15 +161,8 @@ def entry_of(value: Any, where: str, version: float) -> Entry:
         raise TypeError("the name of a layer is no text")
     module, registered = value.get("module"), value.get("registered_name")
     known = not isinstance(module, str) or module.split(".")[0] in ("keras", "tf_keras", "builtins")
-    if kind == "Lambda":
-        raise InteropError(
-            f"layer {name[:80]!r} is a Lambda, which holds code, and none is run; compute it in JAX"
-        )
-    if kind in ("TFOpLambda", "SlicingOpLambda"):
-        raise InteropError(
-            f"layer {name[:80]!r} is an operator of TensorFlow, which is not read here; compute it "
-            "in JAX, or write it as a layer of Keras"
-        )
+    if kind in _NOT_READ:
+        raise InteropError(f"layer {name[:80]!r} is {_NOT_READ[kind]}; compute it in JAX")
     # Keras's own classes are registered by their bare names, those of others after a ">".
     if not known or (registered and (">" in str(registered) or not isinstance(module, str))):
         raise InteropError(
