@@ -20,38 +20,13 @@ from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import as_jax, float_array, with_one_bias
 from rnnjax.interop.files import check_path
 from rnnjax.interop.functions import FORMS, places, reordered
-from rnnjax.interop.keras.config import (
-    check_names,
-    class_of,
-    graph_config,
-    in_keras_3,
-    input_entry,
-    keras_layer,
-    layer_entry,
-    plain,
-)
-from rnnjax.interop.keras.files import KerasFile, write_file
+from rnnjax.interop.keras.config import class_of, graph_config, in_keras_3, layer_entry, row_config
+from rnnjax.interop.keras.files import KerasFile, plain, write_file
 from rnnjax.interop.keras.graph import network_of
 from rnnjax.interop.keras.layers import MODELS, entry_of, layers_in, version_of
 from rnnjax.interop.keras.operators import TimeDistributed
-from rnnjax.interop.layers import (
-    Dropout,
-    Layer,
-    OneHotIds,
-    Recurrent,
-    Shape,
-    Weights,
-    describe_cell,
-    fits,
-)
-from rnnjax.interop.model import (
-    Model,
-    Network,
-    Sequential,
-    cells_of,
-    with_axes,
-    with_layers,
-)
+from rnnjax.interop.layers import Dropout, Layer, OneHotIds, Recurrent, Weights, describe_cell, fits
+from rnnjax.interop.model import Model, Network, Sequential, cells_of, with_axes, with_layers
 from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
 
 CELLS = FORMS["keras"]
@@ -68,7 +43,7 @@ class Unit:
     weights: Mapping[str, Weights]
 
     @property
-    def shapes(self) -> dict[str, Shape | None]:
+    def shapes(self) -> Weights:
         """The shapes of all arrays, in Keras's order."""
         return {name: shape for own in self.weights.values() for name, shape in own.items()}
 
@@ -107,7 +82,7 @@ def _units(cell: Cell, path: str, name: str) -> Any:
     )
 
 
-def _shapes_of(cell: Cell) -> dict[str, Shape]:
+def _shapes_of(cell: Cell) -> Weights:
     """Return the shapes of a cell's arrays: of two biases there is the sum, of a GRU a stack."""
     one, two = ({name: p.shape for name, p in cell.parameters(n).items()} for n in (1, 2))
     second = one.pop("recurrent_bias", None)
@@ -442,7 +417,6 @@ def _anew(model: Model) -> KerasFile:
         raise InteropError("the model has no layer that Keras knows; there is nothing to write")
     graph = not network.is_row
     whole = graph_config(network, configs) if graph else {"config": {"layers": [*configs.values()]}}
-    check_names([*configs])
     arrays = dict(_placed(model, dict(_groups_in("", whole["config"]))))
     if graph:
         return KerasFile(whole, _WRITTEN_BY, arrays)
@@ -454,11 +428,7 @@ def _anew(model: Model) -> KerasFile:
             "Functional, whose Input has them"
         )
     size = first.size if isinstance(first, OneHotIds) else kernel[0]
-    ids = next(iter(configs.values()))["class_name"] == "Embedding"
-    begin = ([None], "int32") if ids else ([None, size], "float32")
-    entries = [input_entry("input_layer", *begin), *configs.values()]
-    whole = keras_layer("Sequential", {"name": "sequential", "layers": entries})
-    return KerasFile({**whole, "module": "keras"}, _WRITTEN_BY, arrays)
+    return KerasFile(row_config(configs, size), _WRITTEN_BY, arrays)
 
 
 def _layer_by_layer(model: Model) -> Model:

@@ -10,6 +10,7 @@ import numpy as np
 from rnnjax.cells import Cell
 from rnnjax.errors import InteropError
 from rnnjax.interop.functions import FORMS
+from rnnjax.interop.keras.files import plain
 from rnnjax.interop.keras.graph import is_tensor
 from rnnjax.interop.keras.layers import check_known, options_of, scaled
 from rnnjax.interop.keras.operators import MERGES, Operation, TimeDistributed, keeps_mask
@@ -38,11 +39,6 @@ def keras_layer(
     return {"module": module, "registered_name": None, "class_name": kind, "config": config}
 
 
-def plain(name: str) -> str:
-    """The name of a layer as Keras 3 allows it: no slash, and on PyTorch no point either."""
-    return name.replace("/", "_").replace(".", "_")
-
-
 def check_names(names: Sequence[str]) -> None:
     """Raise InteropError if two would be one in Keras 3."""
     if len({*map(plain, names)}) < len(names):
@@ -53,6 +49,15 @@ def input_entry(name: str, shape: Sequence[Any], dtype: str) -> dict[str, Any]:
     """An input as it stands in a config."""
     told = {"name": name, "batch_shape": [None, *shape], "dtype": dtype}
     return keras_layer("InputLayer", told)
+
+
+def row_config(configs: Mapping[str, Any], size: Any) -> dict[str, Any]:
+    """The config of a Sequential, with the size of its inputs if they are no ids."""
+    check_names([*configs])
+    ids = next(iter(configs.values()))["class_name"] == "Embedding"
+    begin = ([None], "int32") if ids else ([None, size], "float32")
+    entries = [input_entry("input_layer", *begin), *configs.values()]
+    return keras_layer("Sequential", {"name": "sequential", "layers": entries}, "keras")
 
 
 # --- A graph of layers ---
@@ -128,13 +133,14 @@ class _Graph:
         merges = marked and kind in MERGES and version < 3.04
         own = call.mask if isinstance(call.mask, Value) else masks[0]
         hidden: Any = call.states and call.mask  # Keras 3 hands on none to a layer with states
-        apart = (merges and kind in _LEAVE_OUT) or (uses and _MERGED in masks)
-        apart = apart or (hidden and own == _JOINED)
-        # That of Keras 3 takes the masks off its inputs, for all that read them.
-        apart = apart or (marked and kind == "MultiHeadAttention" and version < 3)
-        # A call may leave out a mask that Keras 3 hands on.
-        apart = apart or (uses and bool(own) and not call.mask and not call.states)
-        if apart:  # Keras 3 would do otherwise than the version that wrote it
+        left_out = bool(own) and not (call.mask or call.states)
+        if (
+            (merges and kind in _LEAVE_OUT)
+            or (uses and (_MERGED in masks or left_out))
+            or (hidden and own == _JOINED)
+            # That of Keras 3 takes the masks off its inputs, for all that read them.
+            or (marked and kind == "MultiHeadAttention" and version < 3)
+        ):
             raise InteropError(
                 f"layer {layer.name!r}, {layer}, has masks that Keras 3 merges or uses otherwise; "
                 f"{_KEEP}"

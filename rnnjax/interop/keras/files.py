@@ -195,6 +195,11 @@ def _names(attributes: dict[str, dict[str, Any]], path: str, name: str) -> list[
     return [entry for piece in pieces if isinstance(piece, list) for entry in piece]
 
 
+def plain(name: str) -> str:
+    """The name of a layer as Keras 3 allows it: no slash, and on PyTorch no point either."""
+    return name.replace("/", "_").replace(".", "_")
+
+
 def write_file(path: Path, file: KerasFile) -> None:
     """Write an archive, or the HDF5 file of weights that is in one."""
     h5py = package("h5py", "files of Keras", "keras-files")
