@@ -15,7 +15,7 @@ INPUTS: dict[str, tuple[Any, ...]] = {
     "x": (TIME, FEATURES), "ids": (TIME,),
     # Of any number of steps.
     "xs": (None, FEATURES), "ys": (None, FEATURES), "wide": (None, 4),
-    "text": (None,), "other_text": (None,),
+    "text": (None,), "other_text": (None,), "letters": (4, 3), "mask": (TIME,),
     # Of none, and of images.
     "vector": (3,), "film": (4, 6, 6, 2), "image": (TIME, 4, 1),
 }  # fmt: skip
@@ -34,7 +34,9 @@ def model_of(build: Callable[..., Any], of: Any, seed: int = 0) -> Any:
 
 
 def dtype_of(name: str) -> str:
-    return "int32" if name in ("ids", "text", "other_text") else "float32"
+    if name == "mask":
+        return "bool"
+    return "int32" if name in ("ids", "text", "other_text", "letters") else "float32"
 
 
 def randomized(model: Any, seed: int = 0) -> Any:
@@ -56,6 +58,8 @@ def inputs_of(model: Any, seed: int = 1) -> list[Any]:
         if "int" in str(one.dtype):
             array = rng.integers(1, WORDS, shape).astype(np.int32)
             array[0, 3:] = array[1, 5:] = array[2, 1] = 0
+        elif "bool" in str(one.dtype):  # with holes, padded before, and without any valid step
+            array = np.array([[1, 0, 1, 0, 1, 0], [0, 0, 1, 1, 1, 1], [0] * 6], bool)
         else:
             array = rng.standard_normal(shape).astype(np.float32)
             if len(shape) == 3:
@@ -302,6 +306,37 @@ def options(layers: Any, x: Any) -> Any:
     return [a, b, c, layers.LeakyReLU(0.15)(layers.ReLU(max_value=6)(d))]
 
 
+def letters(layers: Any, letters: Any) -> Any:
+    """Ids in each step, looked up there."""
+    each = layers.TimeDistributed
+    looked_up = each(layers.Embedding(WORDS, 2))(letters)
+    return layers.LSTM(2)(each(layers.GlobalMaxPooling1D())(looked_up))
+
+
+def cells(layers: Any, x: Any) -> Any:
+    """Keras 3 begins each of several cells with a list of its own; in one list they do not fit."""
+    first, then = (
+        layers.RNN([layers.LSTMCell(3), layers.GRUCell(2)], return_state=True) for _ in "ab"
+    )
+    _, *states = first(x)
+    return then(x, initial_state=states)[0]
+
+
+def holes(layers: Any, x: Any, mask: Any) -> Any:
+    """A mask that is an input: layers hold what is masked, or set it to zero."""
+    given = {"return_sequences": True, "return_state": True}
+    zeros = given | {"zero_output_for_mask": True}
+    ends = [
+        layers.LSTM(2, go_backwards=True, **given),
+        layers.LSTM(2, **zeros),
+        layers.GRU(2, **given),
+        layers.GRU(2, reset_after=False, go_backwards=True, **zeros),
+        layers.SimpleRNN(2, **given),
+        layers.Bidirectional(layers.LSTM(2, **given), merge_mode="ave"),
+    ]
+    return [y for one in ends for y in one(x, mask=mask)]
+
+
 # --- What people keep ---
 
 
@@ -397,8 +432,9 @@ def masked_branches(layers: Any, text: Any) -> Any:
 
 
 LAYERS = [
-    merges, windows, scales, pools, attention, translation, directions, by_hand, functions, steps,
-    frames, options, grids, models, parts, row, words, to_a_list, to_a_dict,
+    letters, cells, holes, merges, windows, scales, pools, attention, translation, directions,
+    by_hand, functions, steps, frames, options, grids, models, parts, row, words, to_a_list,
+    to_a_dict,
 ]  # fmt: skip
 MODELS = [
     cnn_lstm, lrcn, crnn, normalised, padded, transformer, translator_masked, several_inputs,

@@ -45,7 +45,17 @@ def model_of(params: Any, *layers: Any) -> Model:
     return Model(Sequential(layers), params)
 
 
+class Wide(Dense):
+    """A layer of the user's own."""
+
+
+class Deep(Recurrent):
+    """Another one."""
+
+
 CANNOT: list[tuple[str, Any, str]] = [
+    ("keras", [Wide("wide", 2)], "is a Wide, which Keras has not"),
+    ("keras", [Deep("deep", LSTM)], "is a Deep, which Keras has not"),
     # The formats, a cell, layers or a model, and what is said. Of options: test_options.py.
     ("keras torch flax", rnnjax.LayerNormLSTMCell(4), "LayerNormLSTMCell"),
     ("keras torch flax", rnnjax.LeakyRNNCell(4, leak=0.5), "LeakyRNNCell"),

@@ -146,20 +146,6 @@ def test_keras_opens_what_is_written(name: str, tmp_path: Path) -> None:
     same_arrays(read, arrays_of(model))
 
 
-class Wide(Dense):
-    """A layer of the user's own."""
-
-
-class Deep(Recurrent):
-    """Another one."""
-
-
-@pytest.mark.parametrize("layer", [Wide("wide", 2), Deep("deep", LSTM)])
-def test_what_is_derived_from_a_layer_is_not_written_as_that(layer: Any, tmp_path: Path) -> None:
-    with pytest.raises(InteropError, match=f"is a {type(layer).__name__}, which Keras has not"):
-        interop.save(random_model(layer, inputs=FEATURES), tmp_path / "own.keras")
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_two_biases_of_half_precision_become_one(dtype: str, tmp_path: Path) -> None:
     """Their sum is not rounded: Keras computes what we do."""

@@ -142,17 +142,10 @@ def test_keras_1(kind: str, tmp_path: Path) -> None:
         arrays = [(f"rnn_1_{x}", a) for x, a in zip("WUb", parts[0][:3], strict=True)]
     w, u, b, _ = (side_by_side(*part) for part in zip(*parts, strict=True))
     options = {
-        "name": "rnn_1",
-        "output_dim": SIZE,
-        "activation": "tanh",
-        "return_sequences": True,
-        "dropout_W": 0.0,
-        "dropout_U": 0.0,
-        "consume_less": "cpu",
+        "name": "rnn_1", "output_dim": SIZE, "activation": "tanh", "return_sequences": True,
+        "dropout_W": 0.0, "dropout_U": 0.0, "consume_less": "cpu",
         "batch_input_shape": [None, None, IN],
-    }
-    if kind != "SimpleRNN":
-        options["inner_activation"] = "hard_sigmoid"
+    } | ({} if kind == "SimpleRNN" else {"inner_activation": "hard_sigmoid"})  # fmt: skip
     config = sequential((kind, options))
     model = interop.load(write_old(tmp_path / "old.h5", {"rnn_1": arrays}, config, None))
     check_same(model, cell, {"kernel": w, "recurrent_kernel": u, "bias": b})
