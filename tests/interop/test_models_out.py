@@ -88,6 +88,11 @@ def test_to_onnx(name: str, build: Callable[..., Any], tmp_path: Path) -> None:
 def test_to_keras(name: str, build: Callable[..., Any], tmp_path: Path) -> None:
     """Out of a file of either package, as Keras 3 opens it."""
     model, arrays, expected = read(name, build, tmp_path)
+    if (name, build.__name__) == ("tf_keras", "translator_masked"):
+        # Keras 3 hands no mask to a layer that begins with states.
+        with pytest.raises(InteropError, match="has masks that Keras 3 merges or uses otherwise"):
+            keras.save(model, tmp_path / "ours.keras")
+        return
     keras.save(model, tmp_path / "ours.keras")
     opened = pytest.importorskip("keras").saving.load_model(tmp_path / "ours.keras")
     ys = at_once(opened, arrays if arrays[1:] else arrays[0])

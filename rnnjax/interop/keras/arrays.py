@@ -384,10 +384,10 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
 
     A model that was read from a file of Keras 3 is written as that file, with the weights that it
     now has. Any other is written anew, a graph out of a file of Keras 1 and 2 too, and computes in
-    Keras 3 what it did: where that takes other layers, or numbers for the hard_sigmoid of Keras 2,
-    they are written. `OneHotIds` at the start of a row is left out, because Keras has no such layer
-    that fits here: the model in Keras takes one-hot vectors. What concerns training alone is not
-    written.
+    Keras 3 what it did, with other numbers for the hard_sigmoid of Keras 2; a layer whose masks
+    Keras 3 takes otherwise is refused. `OneHotIds` at the start of a row is left out, because Keras
+    has no such layer that fits here: the model in Keras takes one-hot vectors. What concerns
+    training alone is not written.
 
     Args:
         model: one that was loaded, or any whose layers Keras has: `rnnjax.SimpleRNNCell`,

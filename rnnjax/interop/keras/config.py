@@ -79,10 +79,8 @@ def _key(parts: Sequence[Any]) -> list[Any]:
     ]  # fmt: skip
 
 
-_JOINED, _MERGED = "joined", "merged"
-_Mark = Call | Value | str | None
-"""Where the mask of a value is from: the call that makes it, or the value that it is. It may be
-joined of those of several sequences, or merged before Keras 3.4, where it is another one since."""
+_MERGED = " "
+"""What stands for a mask that was merged before Keras 3.4, where it is another one since."""
 
 
 class _Graph:
@@ -94,11 +92,11 @@ class _Graph:
         self.entries = {plain(one.name): input_entry(*one[:3]) for one in network.inputs}
         self.entries |= {plain(name): config for name, config in configs.items()}
         check_names([*configs, *(one.name for one in network.inputs)])
-        self.own = {*self.entries}  # before any operation
         # Of inputs and calls, the layer and its node.
         self.at = {one.name: (plain(one.name), 0) for one in network.inputs}
         self.parents: dict[tuple[str, int], list[tuple[str, int]]] = {}  # of nodes, what they read
-        self.marks: dict[Value, _Mark] = {}
+        # Of values with a mask the call that makes it, or the value that it is.
+        self.marks: dict[Value, str | None] = {}
         read = [*network.outputs, *(value for call in network.calls for value in call.reads)]
         ends = {value.source for value in read if value.output}
         for call in network.calls:
@@ -127,26 +125,24 @@ class _Graph:
         takes, options = [self.tensor(value) for value in call.takes], dict[str, Any]()
         if call.states:
             options["initial_state"] = self.states(layer, call.states)
-        masks = [self.marks.get(value) for value in call.takes]
+        masks, given = [self.marks.get(value) for value in call.takes], call.mask
         marked, version = any(masks), told.get("version", 3)
         uses = isinstance(layer, Recurrent) or kind in (*_ATTENTION, "GlobalAveragePooling1D")
         merges = marked and kind in MERGES and version < 3.04
-        own = call.mask if isinstance(call.mask, Value) else masks[0]
-        hidden: Any = call.states and call.mask  # Keras 3 hands on none to a layer with states
-        left_out = bool(own) and not (call.mask or call.states)
+        # Keras 3 hands on a mask to each layer that uses one but those that begin with states, and
+        # takes it off what its heads read.
+        otherwise = _MERGED in masks or (masks[0] and given == bool(call.states))
         if (
-            (merges and kind in _LEAVE_OUT)
-            or (uses and (_MERGED in masks or left_out))
-            or (hidden and own == _JOINED)
-            # That of Keras 3 takes the masks off its inputs, for all that read them.
+            (uses and otherwise)
+            or (merges and kind in _LEAVE_OUT)
             or (marked and kind == "MultiHeadAttention" and version < 3)
         ):
             raise InteropError(
                 f"layer {layer.name!r}, {layer}, has masks that Keras 3 merges or uses otherwise; "
                 f"{_KEEP}"
             )
-        if uses and own and (isinstance(call.mask, Value) or hidden):
-            options["mask"] = self.mask(own)
+        if uses and isinstance(given, Value):
+            options["mask"] = self.tensor(given)
         several = len(takes) > 1 and kind != "MultiHeadAttention"
         args: list[Any] = [takes] if several else takes
         if "arguments" in told:  # of an operation: None is a tensor
@@ -156,12 +152,13 @@ class _Graph:
             args = [*takes, _key(told["key"])]
         self.node(call.layer, call.name, args, options)
         if isinstance(layer, Masking) or getattr(layer, "mask_zero", False):
-            self.marks[Value(call.name)] = call
+            self.marks[Value(call.name)] = call.name
         elif keeps_mask(layer):
+            own = str(given) if isinstance(given, Value) else masks[0]
             if merges:  # sequences one after the other are in Keras 3 as they were
                 joined = told.get("axis") in (1, -2)
                 odd = _MERGED in masks or (not joined and len({*masks}) > 1)
-                own = _MERGED if odd else _JOINED if joined else own
+                own = _MERGED if odd else call.name if joined else own
             self.marks[Value(call.name)] = own
 
     def states(self, layer: Any, values: Sequence[Value]) -> list[Any]:
@@ -171,27 +168,6 @@ class _Graph:
             return [*tensors]
         carry = jax.eval_shape(layer.cell.initial_carry)
         return [[next(tensors) for _ in jax.tree.leaves(own)] for own in carry]
-
-    def operation(self, above: str, kind: str, *args: Any, **config: Any) -> dict[str, Any]:
-        """What an operation of Keras 3 gives, which is there once by its name."""
-        name = f"{above}_{kind.lower()}"
-        while plain(name) in self.own:
-            name += "_"
-        if name not in self.at:
-            self.entries[plain(name)] = keras_layer(kind, {"name": name, **config}, _OPS)
-            self.node(name, name, [*args], {})
-        return self.tensor(Value(name))
-
-    def mask(self, made: Any) -> dict[str, Any]:
-        """The mask that a value is, or that a call makes, as operations of Keras 3."""
-        if isinstance(made, Value):
-            return self.tensor(made)
-        layer, name = self.layers[made.layer], f"{made.name}_mask"
-        number = getattr(layer, "value", 0)
-        differs = self.operation(name, "NotEqual", self.tensor(made.takes[0]), number)
-        if isinstance(layer, Masking):
-            return self.operation(name, "Any", differs, axis=-1, keepdims=False)
-        return differs
 
     def order(self, ends: Sequence[tuple[str, int]]) -> list[str]:
         """The layers as Keras 3 lists them: by their distance from the outputs, the farthest first.
