@@ -492,6 +492,11 @@ def test_a_direction_that_is_frozen_in_keras_2(tmp_path: Path) -> None:
         model.save(tmp_path / "model.h5")
         read.append(interop.load(tmp_path / "model.h5"))
     same_arrays(read[1], arrays_of(read[0]))
+    flat = of.Model(x, both(x))
+    flat.save(tmp_path / "model.keras")
+    flat.save_weights(tmp_path / "weights.h5", save_format="h5")
+    like = interop.load(tmp_path / "model.keras")
+    same_arrays(interop.load(tmp_path / "weights.h5", like=like), arrays_of(like))
 
 
 def test_calls_of_many_models_in_each_other_are_bounded() -> None:
