@@ -21,7 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.jaxprs import ENTRYWISE, MOVES, OTHERS, SLIDING, Walker, scan_sizes
+from rnnjax.interop.jaxprs import (
+    ENTRYWISE,
+    MOVES,
+    OTHERS,
+    SLIDING,
+    Walker,
+    inside,
+    numbers,
+    scan_sizes,
+    taken,
+)
 
 _NEVER, _ANY = 2**40, 2**50
 """The first step of what follows from none, and of what may follow from any."""
@@ -44,7 +54,7 @@ class Span(NamedTuple):
     @classmethod
     def numbers(cls, shape: Sequence[int], key: Any = 0) -> "Span":
         """Entries of which no two are alike."""
-        return cls.of(_mixed(_hash(key), np.arange(math.prod(shape)).reshape(shape)))
+        return cls.of(_mixed(_hash(key), numbers(shape)))
 
     def each(self, function: Callable[[Any], Any]) -> "Span":
         """Apply a function that only moves entries."""
@@ -100,6 +110,7 @@ class Spans(Walker):
     """
 
     unknown = Span
+    rules = OTHERS | SLIDING
 
     def __init__(self, steps: int, states: Sequence[tuple[Span, int]]) -> None:
         self.steps, self.windows = steps, {x.code: axis for x, axis in states}
@@ -138,27 +149,22 @@ class Spans(Walker):
             return spans
         if name in ENTRYWISE:
             return either(key, *spans).wide(shape)
-        if rule := {**OTHERS, **SLIDING}.get(name):
-            ins = (jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in equation.invars)
-            traced = jax.make_jaxpr(functools.partial(rule, p | {"made": avals[0]}))(*ins)
-            if traced.out_avals:
-                return self.run(traced, given)
+        if (ruled := self.ruled(equation, given)) is not None:
+            return ruled
         if name == "concatenate":
             return self._joined(spans, p["dimension"])
         if name == "pad" and min(map(min, p["padding_config"])) >= 0:
-            return _padded(spans[0], spans[1], p["padding_config"])
+            return _padded(equation, *spans)
         if re.fullmatch("reduce_(sum|prod|max|min|and|or)|argm(ax|in)", name):
             return spans[0].over(p["axes"], key).each(lambda x: x.reshape(shape))
         if name.startswith("cum"):
             return either(key, spans[0].over([p["axis"]], key), Span.numbers(shape))
         if name == "dot_general":
             return _product(key, spans, p["dimension_numbers"], shape)
-        if name in ("gather", "dynamic_slice") and not any(isinstance(x, Span) for x in given[1:]):
-            lost = {key: -1 for key in p if key == "fill_value"}
-            at = np.arange(spans[0].what.size).reshape(spans[0].what.shape)
-            places = np.asarray(equation.primitive.bind(at, *given[1:], **p | lost))
-            if places.min(initial=0) >= 0:
-                return spans[0].each(lambda x: x.ravel()[places])
+        known = name in ("gather", "dynamic_slice")
+        known = known and not any(isinstance(x, Span) for x in given[1:])
+        if known and (at := taken(equation, spans[0].what.shape, given[1:])) is not None:
+            return spans[0].each(lambda x: x.ravel()[at])
         if name == "gather" and spans[0].none.all():  # rows of a table
             offsets = p["dimension_numbers"].offset_dims
             row = Span.numbers([n if axis in offsets else 1 for axis, n in enumerate(shape)])
@@ -250,15 +256,13 @@ def _differs(x: Span, axis: int) -> bool:
     return x.last.size > 0 and bool((x.last != x.last.take([0], axis)).any())
 
 
-def _padded(x: Span, value: Span, config: Any) -> Span:
-    ways = [*zip(config, x.what.shape, strict=True)]
-    shape = [i + (k + 1) * n - k * (n > 0) + j for (i, j, k), n in ways]
-    inside = (*(slice(i, i + (k + 1) * n, k + 1) for (i, _, k), n in ways),)
-    odd = any(_differs(x, axis) for axis, way in enumerate(config) if any(way))
+def _padded(equation: Any, x: Span, value: Span) -> Span:
+    ways = enumerate(equation.params["padding_config"])
+    odd = any(_differs(x, axis) for axis, way in ways if any(way))
     around = Span.of(value.what, -_ANY, _ANY) if odd else value
-    made = Span(*map(np.copy, around.wide(shape)))
+    made = Span(*map(np.copy, around.wide(equation.outvars[0].aval.shape)))
     for into, each in zip(made, x, strict=True):
-        into[inside] = each
+        into[inside(equation)] = each
     return made
 
 

@@ -2,6 +2,8 @@
 
 import abc
 import functools
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +38,25 @@ def scan_sizes(equation: Any) -> tuple[int, int]:
     return sum(alike[: len(step.invars)]) - carried, carried
 
 
-OTHERS: Mapping[str, Callable[..., Any]] = {
+def numbers(shape: Sequence[int]) -> np.ndarray:
+    """Number the entries of an array, the last axis first."""
+    return np.arange(math.prod(shape)).reshape(shape)
+
+
+def taken(equation: Any, shape: Sequence[int], indices: Sequence[Any]) -> Any:
+    """The numbers of the entries that known indices take; None if some are outside."""
+    lost = {key: -1 for key in equation.params if key == "fill_value"}
+    at = np.asarray(equation.primitive.bind(numbers(shape), *indices, **equation.params | lost))
+    return at if at.min(initial=0) >= 0 else None
+
+
+def inside(equation: Any) -> tuple[slice, ...]:
+    """Where in what is padded, or cut off by no less than nothing, its operand stands."""
+    ways = zip(equation.params["padding_config"], equation.invars[0].aval.shape, strict=True)
+    return tuple(slice(low, low + (step + 1) * n, step + 1) for (low, _, step), n in ways)
+
+
+OTHERS: dict[str, Callable[..., Any]] = {
     "clamp": lambda p, low, x, high: jnp.minimum(jnp.maximum(x, low), high),
     "one_minus_square": lambda p, x: (1 + x) * (1 - x),  # which keeps its digits near 1
     "polynomial": lambda p, x, *of: functools.reduce(lambda y, c: y * x + c, reversed(of)),
@@ -81,7 +101,7 @@ def _windows(x: Any, value: Any, padding: Any, *ways: Any) -> Any:
     """Windows ``(*places, *sizes)`` of given sizes, dilations and steps."""
     x = lax.pad(x, jnp.asarray(value, x.dtype), [(*way, 0) for way in padding])
     sizes = [step * (n - 1) + 1 for n, step, _ in zip(*ways, strict=True)]
-    seen = sliding_window_view(np.arange(x.size).reshape(x.shape), sizes)
+    seen = sliding_window_view(numbers(x.shape), sizes)
     steps = (slice(None, None, step) for step in (*ways[2], *ways[1]))
     return jnp.take(x, seen[(*steps,)], mode="clip")
 
@@ -112,7 +132,7 @@ def _pool(value: float, reduce: Callable[..., Any], p: Any, x: Any) -> Any:
     return reduce(_windows(x, value, *(p[key] for key in keys)), axis=range(x.ndim, 2 * x.ndim))
 
 
-SLIDING: Mapping[str, Callable[..., Any]] = {
+SLIDING: dict[str, Callable[..., Any]] = {
     "conv_general_dilated": _convolution,
     "reduce_window_max": functools.partial(_pool, -np.inf, jnp.max),
     "reduce_window_sum": functools.partial(_pool, 0, jnp.sum),
@@ -123,25 +143,39 @@ SLIDING: Mapping[str, Callable[..., Any]] = {
 class Walker(abc.ABC):
     """Runs equations on arrays, and on values of one type, ``unknown``, that stand for others.
 
-    Calls are inlined, and what follows from arrays alone is computed.
+    Calls are inlined, what follows from arrays alone is computed, and what nothing follows from,
+    such as a print, is left out.
     """
 
     unknown: type[Any]
+    rules: Mapping[str, Callable[..., Any]] = OTHERS
 
     def run(self, program: Any, given: Sequence[Any]) -> list[Any]:
         """Return what a program gives."""
         jaxpr, consts = getattr(program, "jaxpr", program), getattr(program, "consts", ())
         ins = [*map(self.array, consts), *given]
         values = dict(zip([*jaxpr.constvars, *jaxpr.invars], ins, strict=True))
+        uses, eqns = Counter(map(id, jaxpr.outvars)), list[Any]()
+        for equation in reversed(jaxpr.eqns):
+            if any(uses[id(var)] for var in equation.outvars):
+                uses.update(map(id, equation.invars))
+                eqns.append(equation)
 
         def read(atom: Any) -> Any:
-            literal = isinstance(atom, Literal)
-            return np.asarray(atom.val, atom.aval.dtype) if literal else values[atom]
+            if isinstance(atom, Literal):
+                return np.asarray(atom.val, getattr(atom.aval, "dtype", None))
+            if uses[id(atom)] > 1:
+                values[atom] = self.shared(values[atom])
+            return values[atom]
 
-        for equation in jaxpr.eqns:
+        for equation in reversed(eqns):
             made = self.made(equation, [read(atom) for atom in equation.invars])
             values.update(zip(equation.outvars, made, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
+
+    def shared(self, value: Any) -> Any:
+        """Return a value that is read more than once."""
+        return value
 
     def made(self, equation: Any, given: list[Any]) -> Sequence[Any]:
         """Return what an equation gives."""
@@ -157,6 +191,16 @@ class Walker(abc.ABC):
         """Compute what follows from arrays alone."""
         made = equation.primitive.bind(*given, **equation.params)
         return jax.tree.map(self.array, made)
+
+    def ruled(self, equation: Any, given: list[Any], **more: Any) -> Any:
+        """Return what other equations give, by a rule of ``(parameters, *operands)``, or None."""
+        if rule := self.rules.get(equation.primitive.name):
+            own = {"equation": equation, "made": equation.outvars[0].aval}
+            p = equation.params | own | more
+            ins = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in equation.invars]
+            traced = jax.make_jaxpr(functools.partial(rule, p))(*ins)
+            return self.run(traced, given) if traced.out_avals else None
+        return None
 
     def array(self, x: Any) -> Any:
         """An array as one of NumPy, except of random keys, which NumPy does not hold."""

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -61,23 +61,25 @@ class Stream:
 
     def __init__(self, compiled: _Compiled, rows: int | None) -> None:
         self.rows, self._compiled, self._count = rows, compiled, rows or 1
-        program = compiled.program
+        program, batch = compiled.program, () if rows is None else (rows,)
         words = compiled.library.net_words()  # as floats: those of the state, then scratch
         self._memory = _aligned(np.zeros((self._count, words), np.float32))
-        self._sizes = [int(np.prod(leaf.shape)) for leaf in program.state.values()]
-        batch = () if rows is None else (rows,)
-        self._takes = {key: (*batch, *program.shapes[key]) for key in program.inputs}
-        self._gives = {key: (*batch, *program.shapes[key]) for key in program.outputs}
+        self._leaves, at = list[np.ndarray](), 0  # the state, in the shapes of the carry
+        for leaf in program.state.values():
+            shape = (self._count, *leaf.shape[1:]) if program.has_batch else (*batch, *leaf.shape)
+            self._leaves.append(self._memory[:, at : at + leaf.size].reshape(shape))
+            at += leaf.size
         # The buffers of a single step, whose addresses are bound once: that saves 3 us a call.
         self._x, self._y = (
-            [np.zeros(shape, _TYPES[kind_of(one.dtype)])
-             for shape, one in zip(shapes.values(), arrays.values(), strict=True)]
-            for shapes, arrays in ((self._takes, program.inputs), (self._gives, program.outputs))
+            {key: np.zeros((*batch, *program.shapes[key]), _TYPES[kind_of(one.dtype)])
+             for key, one in arrays.items()}
+            for arrays in (program.inputs, program.outputs)
         )  # fmt: skip
-        (first, *more), plain = self._x, jax.tree_util.treedef_is_leaf(program.ys)
-        self._alone = first.shape if plain and not more and first.dtype == np.float32 else None
+        (self._first, *more), plain = self._x.values(), jax.tree_util.treedef_is_leaf(program.ys)
+        fast = plain and not more and self._first.dtype == np.float32
+        self._alone, (self._only, *_) = self._first.shape if fast else None, self._y.values()
         self._state = ctypes.c_void_p(self._memory.ctypes.data)
-        self._bound = _addresses(self._x), _addresses(self._y)
+        self._bound = _addresses(self._x.values()), _addresses(self._y.values())
         self._one, self._rows = ctypes.c_long(1), ctypes.c_long(self._count)
         self._run = compiled.library.net_run
         self.reset()
@@ -89,17 +91,17 @@ class Stream:
             InvalidInputError: an input has another shape, or is not of numbers that fit.
         """
         if type(xs) is np.ndarray and xs.shape == self._alone and xs.dtype == np.float32:
-            self._x[0][...] = xs  # the way of what is called most
+            self._first[...] = xs  # the way of what is called most
             self._run(self._state, *self._bound, self._one, self._rows)
-            return self._y[0].copy()
+            return self._only.copy()
         arrays, steps = self._checked(xs if isinstance(xs, Mapping) else self._named(xs))
         if steps is None:
-            for into, array in zip(self._x, arrays, strict=True):
+            for into, array in zip(self._x.values(), arrays, strict=True):
                 into[...] = array
             self._run(self._state, *self._bound, self._one, self._rows)
-            made = [y.copy() for y in self._y]
+            made = [y.copy() for y in self._y.values()]
         else:
-            made = [np.empty((steps, *y.shape), y.dtype) for y in self._y]
+            made = [np.empty((steps, *y.shape), y.dtype) for y in self._y.values()]
             every = _addresses(arrays), _addresses(made)
             self._run(self._state, *every, ctypes.c_long(steps), self._rows)
         return jax.tree.unflatten(self._compiled.program.ys, made)
@@ -115,28 +117,19 @@ class Stream:
         It has the axis of ``rows``, and a model's has an axis of one row at least. Set it to
         continue from another carry; what is read is a copy.
         """
-        leaves, at = list[np.ndarray](), 0
-        for size, leaf in zip(self._sizes, self._compiled.program.state.values(), strict=True):
-            part = self._memory[:, at : at + size].copy()
-            leaves.append(part.reshape(self._leaf_shape(leaf)))
-            at += size
+        leaves = [leaf.copy() for leaf in self._leaves]
         return jax.tree.unflatten(self._compiled.program.carry, leaves)
 
     @carry.setter
     def carry(self, carry: Carry) -> None:
-        leaves, structure = jax.tree.flatten(carry)
-        program, at = self._compiled.program, 0
-        shapes = [self._leaf_shape(leaf) for leaf in program.state.values()]
-        if structure != program.carry or [np.shape(leaf) for leaf in leaves] != shapes:
-            came = jax.tree.unflatten(structure, [np.shape(leaf) for leaf in leaves])
-            wanted = jax.tree.unflatten(program.carry, shapes)
+        wanted, came = (jax.tree.map(np.shape, one) for one in (self.carry, carry))
+        if jax.tree.structure(carry) != self._compiled.program.carry or wanted != came:
             raise InvalidInputError(
                 f"the carry should have the shapes {wanted}, but has {came}; set one that `carry` "
                 "or the cell's unroll gave for as many rows"
             )
-        for size, leaf in zip(self._sizes, leaves, strict=True):
-            self._memory[:, at : at + size] = np.asarray(leaf, np.float32).reshape(-1, size)
-            at += size
+        for into, leaf in zip(self._leaves, jax.tree.leaves(carry), strict=True):
+            into[...] = leaf
 
     def copy(self) -> Self:
         """Return a stream of its own that continues from this state."""
@@ -144,11 +137,10 @@ class Stream:
         other._memory[...] = self._memory
         return other
 
-    def __copy__(self) -> Self:
-        return self.copy()
-
     def __deepcopy__(self, memo: Any) -> Self:
         return self.copy()
+
+    __copy__ = copy
 
     def __reduce__(self) -> Any:
         raise TypeError("a Stream is code of this process; save its `carry`, and stream again")
@@ -156,20 +148,12 @@ class Stream:
     def __repr__(self) -> str:
         return f"Stream of {self._compiled.program.title}, rows={self.rows}"
 
-    def _leaf_shape(self, leaf: Any) -> tuple[int, ...]:
-        shape = tuple(leaf.shape)
-        if self._compiled.program.has_batch:
-            return self._count, *shape[1:]
-        return shape if self.rows is None else (self._count, *shape)
-
     def _named(self, xs: Any) -> dict[str, Any]:
         """The inputs by name of one array, whose last features a cell may take as they are."""
-        names, program = [*self._takes], self._compiled.program
-        if len(names) == 1 or program.has_batch:
-            return dict(
-                zip(names, xs if len(names) > 1 and isinstance(xs, tuple) else [xs], strict=False)
-            )
-        xs, sizes = np.asarray(xs), [shape[-1] for shape in self._takes.values()]
+        names, several = [*self._x], isinstance(xs, tuple)
+        if len(names) == 1 or self._compiled.program.has_batch:
+            return dict(zip(names, xs if len(names) > 1 and several else [xs], strict=False))
+        xs, sizes = np.asarray(xs), [x.shape[-1] for x in self._x.values()]
         if xs.shape[-1:] != (sum(sizes),):
             raise InvalidInputError(
                 f"inputs should have {sum(sizes)} features ({', '.join(names)}: {sizes}), but have "
@@ -179,14 +163,14 @@ class Stream:
 
     def _checked(self, given: Mapping[str, Any]) -> tuple[list[np.ndarray], int | None]:
         """The arrays in C's order and types, and the number of steps; None for one alone."""
-        if given.keys() != self._takes.keys():
+        if given.keys() != self._x.keys():
             raise InvalidInputError(
-                f"the inputs should be a dict of {', '.join(self._takes)}, but "
+                f"the inputs should be a dict of {', '.join(self._x)}, but "
                 f"{', '.join(map(str, given)) or 'nothing'} came; give each by its name"
             )
         found, steps = list[np.ndarray](), dict[str, int | None]()
-        for (key, shape), into in zip(self._takes.items(), self._x, strict=True):
-            array = np.asarray(given[key])
+        for key, into in self._x.items():
+            array, shape = np.asarray(given[key]), into.shape
             time = array.ndim - len(shape)
             if time not in (0, 1) or array.shape[time:] != shape:
                 several = f"({', '.join(map(str, ('time', *shape)))})"
@@ -303,5 +287,5 @@ def _aligned(array: np.ndarray) -> np.ndarray:
     return into
 
 
-def _addresses(arrays: list[np.ndarray]) -> Any:
+def _addresses(arrays: Collection[np.ndarray]) -> Any:
     return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))

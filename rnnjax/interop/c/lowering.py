@@ -18,86 +18,6 @@ from rnnjax.interop.jaxprs import MOVES, OTHERS, SLIDING, Walker, scan_sizes
 _JAX = pathlib.PurePath(jax.__file__).parent
 _RULES = {pathlib.PurePath(one) for one in (__file__, jaxprs.__file__)}
 
-
-class Lowering(Walker):
-    """Evaluates what is known, and traces the rest, by the rules below.
-
-    Args:
-        params: the parameters by name; what is computed from them alone is named after them.
-        product: ``(x, w, dimension numbers) -> x @ w`` for vectors ``x (*batch, ..., inputs)`` and
-            known weights ``w (*batch, inputs, outputs)``.
-    """
-
-    unknown = jax.core.Tracer
-
-    def __init__(
-        self, params: Mapping[str, np.ndarray], product: Callable[..., Any] = lax.dot_general
-    ) -> None:
-        self.names = {array.tobytes(): name for name, array in params.items()}
-        self._product, self._done = product, ""  # the operation that stays
-        self._gates = dict[int, tuple[Any, Any]]()  # by its id what is a logistic function, of what
-
-    def made(self, equation: Any, given: list[Any]) -> Sequence[Any]:
-        """Trace an equation under the name of its line."""
-        where = _origin(equation)  # a function of JAX knows no line of ours
-        with jax.named_scope(where) if where else contextlib.nullcontext():
-            return super().made(equation, given)
-
-    def known(self, equation: Any, given: list[Any]) -> Any:
-        """Compute what is known, and name it after what it follows from."""
-        made = super().known(equation, given)
-        of = [self.names.get(_bytes(one), "").split(" and ") for one in given]
-        name = " and ".join(dict.fromkeys(n for names in of for n in names if n))
-        self.names = {_bytes(one): name for one in jax.tree.leaves(made) if name} | self.names
-        return made
-
-    def result(self, equation: Any, given: list[Any]) -> Any:
-        """Trace what is not known."""
-        name, p, first = equation.primitive.name, equation.params, id(given[0])
-        known = [not isinstance(one, jax.core.Tracer) for one in given]
-        if name == "log" and first in self._gates:  # whose errors are absolute
-            x = self._gates[first][1]
-            return lax.neg(lax.log1p(lax.exp(lax.neg(x))))
-        if name in RULES and name != self._done:
-            made = equation.outvars[0].aval
-            more = {"by": self._product, "known": known, "equation": equation, "made": made}
-            rule = jax.make_jaxpr(lambda *xs: RULES[name](p | more, *xs))
-            if (traced := rule(*given)).out_avals:
-                outer, self._done = self._done, "dot_general" * (name == "dot_general")
-                result = self.run(traced, given)  # of itself, which then stays
-                self._done = outer
-                return result
-        made = equation.primitive.bind(*given, **p)
-        each = jax.tree.leaves(made)
-        if name == "logistic":
-            self._gates[id(made)] = made, given[0]
-        elif first in self._gates and name in MOVES:
-            moved = jax.tree.leaves(equation.primitive.bind(self._gates[first][1], **p))
-            self._gates |= {id(y): (y, x) for y, x in zip(each, moved, strict=True)}
-        return made
-
-
-def _bytes(array: Any) -> bytes:
-    """What an array is known by; nothing of random keys."""
-    keys = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
-    return b"" if keys else np.asarray(array).tobytes()
-
-
-def _origin(equation: Any) -> str:
-    """The file and line of the cell, or of what it called, that made an equation.
-
-    Empty if a function of JAX did that, or a rule: what an operation is made of has its line.
-    """
-    trace = equation.source_info.traceback
-    for frame in trace.frames if trace is not None else []:
-        path = pathlib.PurePath(frame.file_name)
-        if not path.is_relative_to(_JAX):
-            if path in _RULES:
-                return ""
-            return f"{path.name}:{frame.line_num}, {frame.function_name}"
-    return ""
-
-
 # ---- rules (parameters, *operands), which give None where they apply not
 
 
@@ -176,3 +96,80 @@ RULES: Mapping[str, Callable[..., Any]] = {
     ),
 }
 """By an operation what it is in terms of others."""
+
+
+class Lowering(Walker):
+    """Evaluates what is known, and traces the rest, by the rules below.
+
+    Args:
+        params: the parameters by name; what is computed from them alone is named after them.
+        product: ``(x, w, dimension numbers) -> x @ w`` for vectors ``x (*batch, ..., inputs)`` and
+            known weights ``w (*batch, inputs, outputs)``.
+    """
+
+    unknown = jax.core.Tracer
+    rules = RULES
+
+    def __init__(
+        self, params: Mapping[str, np.ndarray], product: Callable[..., Any] = lax.dot_general
+    ) -> None:
+        self.names = {array.tobytes(): name for name, array in params.items()}
+        self._product, self._done = product, ""  # the operation that stays
+        self._gates = dict[int, tuple[Any, Any]]()  # by its id what is a logistic function, of what
+
+    def made(self, equation: Any, given: list[Any]) -> Sequence[Any]:
+        """Trace an equation under the name of its line."""
+        where = _origin(equation)  # a function of JAX knows no line of ours
+        with jax.named_scope(where) if where else contextlib.nullcontext():
+            return super().made(equation, given)
+
+    def known(self, equation: Any, given: list[Any]) -> Any:
+        """Compute what is known, and name it after what it follows from."""
+        made = super().known(equation, given)
+        of = [self.names.get(_bytes(one), "").split(" and ") for one in given]
+        name = " and ".join(dict.fromkeys(n for names in of for n in names if n))
+        self.names = {_bytes(one): name for one in jax.tree.leaves(made) if name} | self.names
+        return made
+
+    def result(self, equation: Any, given: list[Any]) -> Any:
+        """Trace what is not known."""
+        name, p, first = equation.primitive.name, equation.params, id(given[0])
+        known = [not isinstance(one, jax.core.Tracer) for one in given]
+        if name == "log" and first in self._gates:  # whose errors are absolute
+            x = self._gates[first][1]
+            return lax.neg(lax.log1p(lax.exp(lax.neg(x))))
+        if name != self._done:
+            outer, self._done = self._done, "dot_general" * (name == "dot_general")
+            result = self.ruled(equation, given, by=self._product, known=known)  # of itself
+            self._done = outer
+            if result is not None:
+                return result
+        made = equation.primitive.bind(*given, **p)
+        each = jax.tree.leaves(made)
+        if name == "logistic":
+            self._gates[id(made)] = made, given[0]
+        elif first in self._gates and name in MOVES:
+            moved = jax.tree.leaves(equation.primitive.bind(self._gates[first][1], **p))
+            self._gates |= {id(y): (y, x) for y, x in zip(each, moved, strict=True)}
+        return made
+
+
+def _bytes(array: Any) -> bytes:
+    """What an array is known by; nothing of random keys."""
+    keys = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return b"" if keys else np.asarray(array).tobytes()
+
+
+def _origin(equation: Any) -> str:
+    """The file and line of the cell, or of what it called, that made an equation.
+
+    Empty if a function of JAX did that, or a rule: what an operation is made of has its line.
+    """
+    trace = equation.source_info.traceback
+    for frame in trace.frames if trace is not None else []:
+        path = pathlib.PurePath(frame.file_name)
+        if not path.is_relative_to(_JAX):
+            if path in _RULES:
+                return ""
+            return f"{path.name}:{frame.line_num}, {frame.function_name}"
+    return ""

@@ -14,7 +14,8 @@ from rnnjax.errors import InvalidInputError
 from rnnjax.interop.c import int8
 from rnnjax.interop.c.forms import BYTES, FUNCTIONS, TYPES, kind_of, literals
 from rnnjax.interop.c.program import Program
-from rnnjax.interop.c.writer import Value, Writer, numbers, placed
+from rnnjax.interop.c.writer import Value, Writer, placed
+from rnnjax.interop.jaxprs import numbers
 
 
 def written(
@@ -36,7 +37,7 @@ def written(
     for into, (key, start) in zip(state, program.state.items(), strict=True):
         writer.assign(into, writer.constant(start, name=f"start of {key}"), label=key)
     reset, writer.loops = writer.loops, []
-    results = writer.run(closed, [*state, *itertools.starmap(_array, program.inputs.items())])
+    results = writer.written(closed, [*state, *itertools.starmap(_array, program.inputs.items())])
     for (key, shape), y in zip(program.outputs.items(), results[len(state) :], strict=True):
         writer.assign(_array(key, shape), y)
     # Every new array is there before the first old one is overwritten.

@@ -3,16 +3,14 @@
 import itertools
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.extend.core import Literal
 
 from rnnjax.errors import InteropError
 from rnnjax.interop.c.forms import FORMS, REDUCTIONS, TYPES, kind_of, literals
-from rnnjax.interop.jaxprs import MOVES
+from rnnjax.interop.jaxprs import MOVES, Walker, inside, numbers, taken
 
 _INDICES = "ijklmnopqr"  # of loops
 _NEUTRAL = re.compile(r"(?<=\()(1\.0f \*|0\.0f \+) | ([*/] 1\.0f|[+-] 0\.0f)(?=\))")
@@ -90,12 +88,14 @@ class Loop(NamedTuple):
         return "\n".join([f"  /* {self.label} */", *indented])
 
 
-class Writer:
+class Writer(Walker):
     """The loops, constants and arrays of one function of C.
 
     Arrays in between are named ``$0``, ``$1`` ... until it is known which may share memory, and
     constants and static functions ``@tanh`` until the file has a name.
     """
+
+    unknown = Value
 
     def __init__(self, names: dict[bytes, str]) -> None:
         self.loops: list[Loop] = []
@@ -103,42 +103,28 @@ class Writer:
         self.buffers: dict[str, tuple[int, str]] = {}
         self._names, self._same, self._label, self._where = names, dict[Any, str](), "", ""
 
-    def run(self, closed: Any, given: Sequence[Value]) -> list[Value]:
+    def written(self, closed: Any, given: Sequence[Value]) -> list[Value]:
         """Write what the results of equations need, and return these."""
-        jaxpr = closed.jaxpr
-        uses = Counter(atom for atom in jaxpr.outvars if not isinstance(atom, Literal))
-        for equation in reversed(jaxpr.eqns):
-            if any(uses[var] for var in equation.outvars):
-                uses.update(atom for atom in equation.invars if not isinstance(atom, Literal))
-        values = dict(zip(jaxpr.invars, given, strict=True))
-        known = dict(zip(jaxpr.constvars, map(np.asarray, closed.consts), strict=True))
+        return [self._value(x) for x in self.run(closed, given)]
 
-        def array_of(atom: Any) -> Any:
-            if isinstance(atom, Literal):
-                return np.asarray(atom.val, getattr(atom.aval, "dtype", None))
-            return known.get(atom)
+    def shared(self, value: Any) -> Any:
+        """Compute what is read more than once into an array."""
+        return self.stored(value) if isinstance(value, Value) else value
 
-        def read(atom: Any) -> Value:
-            if isinstance(atom, Literal) or atom not in values:
-                return self.constant(array_of(atom))
-            if uses[atom] > 1:
-                values[atom] = self.stored(values[atom])
-            return values[atom]
+    def _value(self, x: Any) -> Value:
+        return x if isinstance(x, Value) else self.constant(x)
 
-        for equation in jaxpr.eqns:
-            if any(uses[var] for var in equation.outvars):
-                self._where = str(equation.source_info.name_stack).rpartition("/")[2]
-                self._label = f"{self._where.rpartition(' ')[2]}: {equation.primitive.name}"
-                ins = [read(atom) for atom in equation.invars]
-                made = self._result(equation, ins, [array_of(atom) for atom in equation.invars])
-                if made is None:
-                    raise self._refusal(equation)
-                made = made if isinstance(made, list) else [made]
-                values.update(zip(equation.outvars, made, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
+    def result(self, equation: Any, given: list[Any]) -> Any:
+        """Return a value, or those of parts, and write what it needs to be there."""
+        self._where = str(equation.source_info.name_stack).rpartition("/")[2]
+        self._label = f"{self._where.rpartition(' ')[2]}: {equation.primitive.name}"
+        made = self._result(equation, [*map(self._value, given)], given)
+        if made is None:
+            raise self._refusal(equation)
+        return made
 
-    def _result(self, equation: Any, ins: list[Value], known: list[Any]) -> Any:
-        """The result, or None if C has no such operation; ``known``: operands as constants."""
+    def _result(self, equation: Any, ins: list[Value], given: list[Any]) -> Any:
+        """The result, or None if C has no such operation; what is ``given`` may be arrays."""
         name, p, out = equation.primitive.name, equation.params, equation.outvars[0].aval
         shape, kind, of = out.shape, kind_of(out.dtype), ins[0].kind if ins else ""
         if not kind:
@@ -149,19 +135,18 @@ class Writer:
                 return self._view(ins[0], moved)
             whole = self.stored(ins[0]) if ins[0].products else ins[0]
             return [self._view(whole, part) for part in moved]
-        if name in ("gather", "dynamic_slice") and all(one is not None for one in known[1:]):
-            lost = {key: -1 for key in p if key == "fill_value"}
-            moved = equation.primitive.bind(numbers(ins[0].shape), *known[1:], **p | lost)
-            at = np.asarray(moved)
-            return self._view(ins[0], at) if at.min(initial=0) >= 0 else None
-        if name in ("concatenate", "pad") and (parts := _parts(name, p, ins, numbers(shape))):
+        known = not any(isinstance(x, Value) for x in given[1:])
+        if name in ("gather", "dynamic_slice") and known:
+            at = taken(equation, ins[0].shape, given[1:])
+            return None if at is None else self._view(ins[0], at)
+        if name in ("concatenate", "pad") and (parts := _parts(equation, ins, numbers(shape))):
             into = self._buffer(shape, kind)
             for value, places in parts:
                 self.assign(into.at(places), self._alike(value, places.shape))
             return into
-        if name == "dot_general" and known[1] is not None:
-            zero, w = self.constant(np.zeros(shape, out.dtype)), self.constant(known[1], True)
-            products = ((ins[0], w.leaves[0]),) if known[1].size else ()
+        if name == "dot_general" and known:
+            zero, w = self.constant(np.zeros(shape, out.dtype)), self.constant(given[1], True)
+            products = ((ins[0], w.leaves[0]),) if given[1].size else ()
             return zero._replace(products=products, label=self._label)
         if name == "dynamic_slice":
             return self._sliced(ins[0], ins[1:], p["slice_sizes"])
@@ -330,22 +315,16 @@ class Writer:
             self.loops.append(Loop(label, text, tuple(found)))
 
 
-def numbers(shape: Sequence[int]) -> np.ndarray:
-    """The places of all entries of a contiguous array."""
-    return np.arange(math.prod(shape)).reshape(shape)
-
-
-def _parts(name: str, p: Any, values: Sequence[Value], places: np.ndarray) -> Any:
+def _parts(equation: Any, values: Sequence[Value], places: np.ndarray) -> Any:
     """Which places of an array that others are joined in each takes; None if some are outside."""
-    if name == "concatenate":
+    p = equation.params
+    if equation.primitive.name == "concatenate":
         ends = np.cumsum([v.shape[p["dimension"]] for v in values])[:-1]
         return [*zip(values, np.split(places, ends, p["dimension"]), strict=True)]
     value, padding = values
     if min(map(min, p["padding_config"])) < 0:
         return None
-    ways = zip(p["padding_config"], value.shape, strict=True)
-    inside = (slice(i, i + (step + 1) * n, step + 1) for (i, _, step), n in ways)
-    return [(padding, places), (value, places[(*inside,)])]
+    return [(padding, places), (value, places[inside(equation)])]
 
 
 def affine(places: np.ndarray) -> Any:

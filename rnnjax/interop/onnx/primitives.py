@@ -6,7 +6,6 @@ nodes. So what is written is what runs here, and a layer needs no writer of its 
 
 import ast
 import contextlib
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from jax.extend.core import Primitive
 
 from rnnjax.errors import InteropError
 from rnnjax.interop.functions import operator_of
-from rnnjax.interop.jaxprs import OTHERS, Walker, scan_sizes
+from rnnjax.interop.jaxprs import ENTRYWISE, Walker, scan_sizes
 from rnnjax.interop.onnx.read import import_onnx
 
 _TYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -201,11 +200,10 @@ class Writer(Walker):
 
     def result(self, equation: Any, given: list[Value]) -> Any:
         """Write an operation."""
-        name, params = equation.primitive.name, equation.params
+        name = equation.primitive.name
         ins, outs = ([var.aval for var in some] for some in (equation.invars, equation.outvars))
-        if name in OTHERS:
-            rule = jax.make_jaxpr(functools.partial(OTHERS[name], params))
-            return self.run(rule(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in ins)), given)
+        if (ruled := self.ruled(equation, given)) is not None:
+            return ruled
         strange = [aval.dtype for aval in outs if aval.dtype.name not in _TYPES]
         if strange or name not in PRIMITIVES:
             what = f"in {strange[0]}" if strange else f"the operator {name!r} of JAX"
@@ -216,7 +214,7 @@ class Writer(Walker):
         before = self.before(given)
         whole = (v is b and a.shape for v, b, a in zip(given, before, ins, strict=True))
         # Nodes of ONNX broadcast the others.
-        wide = name in ELEMENTWISE and any(whole)
+        wide = name in ENTRYWISE and any(whole)
         return PRIMITIVES[name](self, equation, *(before if wide else given))
 
     def graph(
@@ -469,66 +467,46 @@ def _window(maximum: bool) -> Callable[..., Any]:
 
 
 def _gather(w: Writer, equation: Any, x: Any, ids: Any) -> Any:
-    """Rows of ``x`` along one axis; ids beyond it are its ends, or filled; or one slice of it."""
-    p, (shape, those) = equation.params, (var.aval.shape for var in equation.invars)
-    numbers, axes = p["dimension_numbers"], [*p["dimension_numbers"].start_index_map]
-    away, count = [*numbers.collapsed_slice_dims], len(those) - 1
-    certain = p["mode"] == lax.GatherScatterMode.PROMISE_IN_BOUNDS or not isinstance(ids, str)
-    if not count and certain and not numbers.operand_batching_dims:
-        starts = np.asarray(ids, np.int64) if not isinstance(ids, str) else w.cast(ids, np.int64)
-        sizes = w.shape([p["slice_sizes"][axis] for axis in axes])
-        part = w.add("Slice", x, starts, w.add("Add", starts, sizes), w.shape(axes))
-        return w.view("Squeeze", part, away)
-    rest = [i for i in range(len(shape)) if i not in axes]
-    whole = all(str(shape[i]) == str(p["slice_sizes"][i]) for i in rest)
-    filled = not certain and p["mode"] == lax.GatherScatterMode.FILL_OR_DROP
-    fixed = isinstance(shape[axes[0]], int)
-    fits = fixed and (not filled or equation.invars[0].aval.dtype == np.float32)
-    known = certain or (len(axes) == 1 and fits)
-    if numbers.operand_batching_dims and away == axes and len(axes) == 1:
-        return _gather_along(w, equation, x, ids)
-    if away != axes or not whole or not known:
-        raise InteropError(f"layer {w.scope!r} gathers in a way that is not written to ONNX")
-    kind, place = equation.invars[1].aval.dtype, axes[0]
-    if len(axes) == 1:
-        ids = w.view("Squeeze", ids, [count])
-        there = ids
-        if not certain:
-            there = w.add("Clip", ids, np.array(0, kind), np.array(shape[place] - 1, kind))
-        rows = w.add("Gather", x, there, axis=place)
-        if filled:
-            behind = range(count, count + len(rest) - place)
-            inside = w.view("Unsqueeze", w.add("Equal", there, ids), behind)
-            fill = np.nan if p["fill_value"] is None else p["fill_value"]
-            rows = w.add("Where", inside, rows, np.float32(fill))
-    else:
-        wide = w.cast(ids, np.int64) if isinstance(ids, str) else np.asarray(ids, np.int64)
-        rows, place = w.add("GatherND", w.view("Transpose", x, [*axes, *rest]), wide), 0
-    return _placed(w, equation, rows, [*range(place, place + count)])
+    """Slices of ``x`` at ids, of which there may be some for each entry of a batch of both.
 
-
-def _gather_along(w: Writer, equation: Any, x: Any, ids: Any) -> Any:
-    """Slices of each entry of a batch by its own ids, as take_along_axis has them."""
+    Ids beyond an axis are its ends, or filled. One slice, of a length, is a Slice.
+    """
     p, (shape, those) = equation.params, (var.aval.shape for var in equation.invars)
     numbers, count = p["dimension_numbers"], len(those) - 1
-    batch, theirs = [*numbers.operand_batching_dims], [*numbers.start_indices_batching_dims]
-    axes = [*batch, *numbers.start_index_map]
-    rest = [i for i in range(len(shape)) if i not in axes]
-    filled = p["mode"] == lax.GatherScatterMode.FILL_OR_DROP
-    whole = all(str(shape[i]) == str(p["slice_sizes"][i]) for i in rest)
-    if not whole or equation.invars[0].aval.dtype != np.float32:
+    batch, along = [*numbers.operand_batching_dims], [*numbers.start_index_map]
+    certain = p["mode"] == lax.GatherScatterMode.PROMISE_IN_BOUNDS or not isinstance(ids, str)
+    away = [*numbers.collapsed_slice_dims]
+    if not count and certain and not batch:
+        starts = np.asarray(ids, np.int64) if not isinstance(ids, str) else w.cast(ids, np.int64)
+        sizes = w.shape([p["slice_sizes"][axis] for axis in along])
+        part = w.add("Slice", x, starts, w.add("Add", starts, sizes), w.shape(along))
+        return w.view("Squeeze", part, away)
+    rest = [i for i in range(len(shape)) if i not in (*batch, *along)]
+    whole = away == along and all(str(shape[i]) == str(p["slice_sizes"][i]) for i in rest)
+    filled = not certain and p["mode"] == lax.GatherScatterMode.FILL_OR_DROP
+    floats = not filled or equation.invars[0].aval.dtype == np.float32
+    if not whole or not floats or not (certain or len(along) == 1):
         raise InteropError(f"layer {w.scope!r} gathers in a way that is not written to ONNX")
+    theirs = [*numbers.start_indices_batching_dims]
     first = [*theirs, *(i for i in range(count) if i not in theirs)]
-    ids = w.view("Transpose", ids, [*first, count])
-    ids = w.cast(ids if isinstance(ids, str) else w.constant(ids), np.int64)
-    end = w.add("Sub", w.shape([shape[axes[-1]]]), np.array([1]))
-    there = w.add("Max", w.add("Min", ids, end), np.array([0]))
-    rows = w.add("GatherND", w.view("Transpose", x, [*axes, *rest]), there, batch_dims=len(batch))
+    ids = there = w.view("Transpose", ids, [*first, count])
+    alone = len(along) == 1 and not batch
+    if not certain or not alone:
+        ids = there = w.cast(ids if isinstance(ids, str) else w.constant(ids), np.int64)
+    if not certain:
+        end = w.add("Sub", w.shape([shape[along[0]]]), np.array([1]))
+        there = w.add("Max", w.add("Min", ids, end), np.array([0]))
+    if alone:
+        rows, place = w.add("Gather", x, w.view("Squeeze", there, [count]), axis=along[0]), along[0]
+    else:
+        turned = w.view("Transpose", x, [*batch, *along, *rest])
+        rows, place = w.add("GatherND", turned, there, batch_dims=len(batch)), 0
     if filled:
         inside = w.view("Squeeze", w.add("Equal", there, ids), [count])
-        inside = w.view("Unsqueeze", inside, range(count, count + len(rest)))
-        rows = w.add("Where", inside, rows, np.float32(np.nan))
-    return _placed(w, equation, rows, [first.index(i) for i in range(count)])
+        inside = w.view("Unsqueeze", inside, range(count, count + len(rest) - place))
+        fill = np.nan if p["fill_value"] is None else p["fill_value"]
+        rows = w.add("Where", inside, rows, np.float32(fill))
+    return _placed(w, equation, rows, [place + first.index(i) for i in range(count)])
 
 
 def _placed(w: Writer, equation: Any, rows: Any, made: Sequence[int]) -> Any:
@@ -578,8 +556,7 @@ def _one(op_type: str, **attributes: Any) -> Callable[..., Any]:
 
 _F0, _F1 = np.float32(0), np.float32(1)
 
-# Each entry of what they give follows from the entries at its place.
-ELEMENTWISE: Mapping[str, Callable[..., Any]] = {
+PRIMITIVES: Mapping[str, Callable[..., Any]] = {
     **{name: _one(name.capitalize()) for name in (
         "abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf",
         "exp", "floor", "log", "neg", "sign", "sin", "sinh", "sqrt", "tan", "tanh",
@@ -599,10 +576,6 @@ ELEMENTWISE: Mapping[str, Callable[..., Any]] = {
         "Pow", x, np.asarray(e.params["y"], e.invars[0].aval.dtype)),
     "round": _round, "erfc": lambda w, _, x: w.add("Sub", _F1, w.add("Erf", x)),
     "convert_element_type": _cast, "select_n": _select,
-}  # fmt: skip
-
-PRIMITIVES: Mapping[str, Callable[..., Any]] = {
-    **ELEMENTWISE,
     "reshape": _reshape, "broadcast_in_dim": _broadcast, "slice": _slice, "pad": _pad,
     "transpose": lambda w, e, x: w.view("Transpose", x, e.params["permutation"]),
     "tile": lambda w, e, x: w.add("Tile", x, w.shape(e.params["reps"])),
