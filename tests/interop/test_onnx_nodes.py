@@ -153,76 +153,109 @@ def run_node(op_type: str, *inputs: Any, constants: tuple[Any, ...] = (), **attr
     return model
 
 
-def test_negative_places_in_integers_count_from_the_end() -> None:
-    run_node("Gather", np.arange(6, dtype=np.int32).reshape(3, 2), np.array([-1, 0, -3]))
+def alone(
+    op_type: str, shape: Any, *, to: Any = ("y",), opset: int = 17, held: Any = None, **options: Any
+) -> Any:
+    """A model of one node of ``x``, with arrays behind that."""
+    held = {name: np.asarray(array) for name, array in (held or {}).items()}
+    nodes, outputs = [node(op_type, ["x", *held], to, **options)], [*filter(None, to)]
+    return proto_of(nodes, [value("x", shape)], outputs, opset=opset, **held)
 
 
-def test_a_slice_goes_backwards_to_the_first_step() -> None:
-    """As exporters write what is reversed in time."""
-    where = np.array([-1]), np.array([-(2**63) + 1]), np.array([0]), np.array([-1])
-    run_node("Slice", np.arange(6, dtype=np.float32).reshape(3, 2), constants=where)
+def part(start: int, end: int, axis: int, step: int) -> Any:
+    return {"starts": [start], "ends": [end], "axes": [axis], "steps": [step]}
 
 
-@pytest.mark.parametrize(("end", "size"), [(-99, 1), (0, 0), (1, 0)])
-def test_a_negative_step_starts_within_the_axis(end: int, size: int) -> None:
-    """As ONNX says and onnxruntime does; the reference of the package `onnx` takes nothing."""
-    arrays = {"starts": [-9], "ends": [end], "axes": [2], "steps": [-1]}
-    slices = [node("Slice", ["x", *arrays], ["y"])]
-    proto = proto_of(slices, [value("x", [2, 3, 4])], ["y"], **jax.tree.map(np.array, arrays))
-    x = normal(2, 3, 4)
-    np.testing.assert_array_equal(rnnjax_onnx.load(proto)(x)[1], x[..., :size])
+PLANE, BLOCK = (2, 3), (2, 3, 8)
+FAR = 2**63
+EXACT: dict[str, tuple[Any, Any]] = {
+    # As ONNX says and onnxruntime does; the reference of the package `onnx` takes nothing.
+    **{f"a negative step starts within the axis, to {end}": (
+        alone("Slice", BLOCK, held=part(-9, end, 2, -1)), lambda x, n=size: x[..., :n])
+       for end, size in ((-99, 1), (0, 0), (1, 0))},
+    # Where a step beyond the axis overflowed 64 bits, XLA ended the process.
+    **{f"a step of {step}": (alone("Slice", PLANE, held=part(0, FAR - 1, 1, step)),
+                             lambda x: x[:, :1]) for step in (2**31, FAR - 1)},
+    **{f"a step of {step}": (alone("Slice", PLANE, held=part(-1, -FAR, 1, step)),
+                             lambda x: x[:, -1:]) for step in (-(2**31), -FAR)},
+    # A matrix has no space: onnxruntime refuses both, and ONNX's reference returns a maximum.
+    "a mean over no space": (alone("GlobalAveragePool", PLANE), lambda x: x),
+    "a maximum over no space": (alone("GlobalMaxPool", PLANE), lambda x: x),
+    "an output without a name": (
+        alone("MaxPool", BLOCK, to=["y", ""], kernel_shape=[2], strides=[2]),
+        lambda x: x.reshape(2, 3, 4, 2).max(-1)),
+    "the other name of the domain": (alone("Neg", PLANE, domain="ai.onnx"), lambda x: -x),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("step", [2**31, 2**63 - 1, -(2**31), -(2**63)])
-def test_a_step_beyond_the_axis_takes_one_entry(step: int) -> None:
-    """Where it overflowed 64 bits, XLA ended the process."""
-    first, last = (0, 2**63 - 1) if step > 0 else (-1, -(2**63))
-    where = (np.array([n]) for n in (first, last, 1, step))
-    arrays = dict(zip(("starts", "ends", "axes", "steps"), where, strict=True))
-    proto = proto_of([node("Slice", ["x", *arrays], ["y"])], [value("x", [2, 3])], ["y"], **arrays)
-    x, model = normal(2, 3), rnnjax_onnx.load(proto)
-    ys = jax.jit(model.__call__)(x)[1]
-    np.testing.assert_array_equal(ys, x[:, :1] if step > 0 else x[:, -1:])
+@pytest.mark.parametrize("name", EXACT)
+def test_what_numpy_computes_too(name: str) -> None:
+    proto, expected = EXACT[name]
+    model = rnnjax_onnx.load(proto)
+    x = normal(*model.network.inputs[0].shape)
+    np.testing.assert_array_equal(jax.jit(model.__call__)(x)[1], expected(x))
 
 
-def test_axes_that_are_named_twice_are_refused() -> None:
-    """Also by onnxruntime."""
-    twice = {"starts": [1, 0], "ends": [3, 1], "axes": [0, -2]}
-    pads: dict[str, Any] = {"pads": [1, 2, 0, 0], "value": np.float32(9), "axes": [-1, 1]}
-    for op_type, arrays, says in (
-        ("Slice", twice, r"axes .0, 0."),
-        ("Pad", pads, "the axes .1, 1."),
-    ):
-        proto = proto_of(
-            [node(op_type, ["x", *arrays], ["y"])], [value("x", [3, 4])], ["y"], opset=18, **arrays
-        )
-        with pytest.raises(InteropError, match=says):
-            rnnjax_onnx.load(proto)(normal(3, 4))
+SCATTERED = np.array([[0]]), np.ones((1, 3), np.float32)
+BY_REFERENCE: dict[str, Any] = {
+    "negative places in integers": lambda: run_node(
+        "Gather", np.arange(6, dtype=np.int32).reshape(3, 2), np.array([-1, 0, -3])),
+    # As exporters write what is reversed in time.
+    "backwards to the first step": lambda: run_node(
+        "Slice", normal(3, 2), constants=(*part(-1, 1 - FAR, 0, -1).values(),)),
+    "a norm of integers is one": lambda: run_node(
+        "ReduceL2", np.array([[3, 4], [1, 1]], np.int32), axes=[1]),
+    "ids of few bits are one of many": lambda: run_node(
+        "OneHot", np.array([1, -1, 100], np.int8), constants=(np.array(200), np.float32([0, 1]))),
+    "a reduction of what is scattered": lambda: run_node(
+        "ScatterND", normal(2, 3), constants=SCATTERED, reduction="mul"),
+    **{f"{op_type} with {options}": lambda op_type=op_type, options=options: run_node(
+        op_type, normal(2, 3, 7, 6), **options)
+       for op_type, own in (("MaxPool", {"dilations": [2, 1]}),
+                            ("AveragePool", {"count_include_pad": 1}))
+       for around in [{"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 1]}]
+       for options in (
+           around, around | own, {"kernel_shape": [2, 3], "auto_pad": "SAME_LOWER"},
+           # A last window goes over the end.
+           {"kernel_shape": [2, 3], "strides": [2, 3], "ceil_mode": 1},
+           around | {"ceil_mode": 1}, around | {"strides": [3, 4], "ceil_mode": 1})},
+}  # fmt: skip
 
 
-def test_parts_are_equal_before_opset_18() -> None:
-    parts = node("Split", ["x"], ["a", "b", "c"], axis=1)
-    model = rnnjax_onnx.load(proto_of([parts], [value("x", [2, 7])], ["a", "b", "c"]))
-    with pytest.raises(InteropError, match=r"sizes .2, 2, 2. are not the 7 of axis 1 for 3"):
-        model(normal(2, 7))
+@pytest.mark.parametrize("name", BY_REFERENCE)
+def test_what_the_reference_of_onnx_computes_too(name: str) -> None:
+    BY_REFERENCE[name]()
 
 
-def test_a_norm_of_integers_is_an_integer() -> None:
-    run_node("ReduceL2", np.array([[3, 4], [1, 1]], np.int32), axes=[1])
+REFUSED: dict[str, tuple[Any, str]] = {
+    # Also by onnxruntime.
+    "an axis of a slice twice": (
+        alone("Slice", PLANE, held={"starts": [1, 0], "ends": [3, 1], "axes": [0, -2]}),
+        r"axes .0, 0."),
+    "an axis of pads twice": (
+        alone("Pad", PLANE, opset=18, held={"pads": [1, 2, 0, 0], "value": np.float32(9),
+                                            "axes": [-1, 1]}), "the axes .1, 1."),
+    "unequal parts before opset 18": (
+        alone("Split", PLANE, to=["a", "b"], axis=1), r"sizes .1, 1. are not the 3 of"),
+    "a reduction that scatter has not": (
+        alone("ScatterND", PLANE, held=dict(zip("ab", SCATTERED, strict=True)), reduction="divide"),
+        "ScatterND cannot take inputs"),
+    "the places of a maximum": (
+        alone("MaxPool", BLOCK, to=["y", "places"], kernel_shape=[2]),
+        "its second output, of places, is not read"),
+    # As Caffe2 wrote before opset 9: the mean of each channel was taken instead.
+    "a normalisation of each place by itself": (
+        alone("BatchNormalization", (2, 3, 3), opset=7, spatial=0,
+              held={name: np.ones((3, 3), np.float32) for name in "abcd"}),
+        "spatial is not read here; export"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("op_type", ["GlobalAveragePool", "GlobalMaxPool"])
-def test_a_pool_over_no_space_changes_nothing(op_type: str) -> None:
-    """A matrix has no space: onnxruntime refuses both, and ONNX's reference returns a maximum."""
-    proto, x = proto_of([node(op_type, ["x"], ["y"])], [value("x", [2, 3])], ["y"]), normal(2, 3)
-    np.testing.assert_array_equal(rnnjax_onnx.load(proto)(x)[1], x)
-
-
-def test_a_reduction_that_scatter_has_not_is_refused() -> None:
-    where = np.array([[0]]), np.ones((1, 3), np.float32)
-    run_node("ScatterND", normal(2, 3), constants=where, reduction="mul")
-    with pytest.raises(InteropError, match="ScatterND cannot take inputs"):
-        run_node("ScatterND", normal(2, 3), constants=where, reduction="divide")
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_node_cannot_do_is_refused_in_a_sentence(name: str) -> None:
+    proto, says = REFUSED[name]
+    with pytest.raises(InteropError, match=says):
+        rnnjax_onnx.load(proto)(normal(*(BLOCK if "maximum" in name else PLANE)))
 
 
 def test_integers_beyond_32_bits_become_no_others() -> None:
@@ -245,25 +278,6 @@ def test_integers_beyond_32_bits_become_no_others() -> None:
             run()
 
 
-def test_ids_of_few_bits_are_one_of_many() -> None:
-    depth_and_values = np.array(200), np.array([0, 1], np.float32)
-    run_node("OneHot", np.array([1, -1, 100], np.int8), constants=depth_and_values)
-
-
-@pytest.mark.parametrize(
-    ("op_type", "counted"),
-    [("MaxPool", {"dilations": [2, 1]}), ("AveragePool", {"count_include_pad": 1})],
-)
-def test_windows_stand_where_onnx_has_them(op_type: str, counted: dict[str, Any]) -> None:
-    """With strides, what is around counted or not, and a last one that goes over the end."""
-    x = np.random.default_rng(0).normal(size=(2, 3, 7, 6)).astype(np.float32)
-    around = {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 1]}
-    for options in (around, around | counted, {"kernel_shape": [2, 3], "auto_pad": "SAME_LOWER"}):
-        run_node(op_type, x, **options)
-    for last in ({"kernel_shape": [2, 3], "strides": [2, 3]}, around, around | {"strides": [3, 4]}):
-        run_node(op_type, x, **last, ceil_mode=1)
-
-
 @needs_runtime
 @pytest.mark.parametrize("pads", [[0, 0, 0, 0], [1, 0, 0, 1]])
 def test_a_mean_counts_zeros_around_and_nothing_beyond(pads: list[int], assert_close: Any) -> None:
@@ -276,19 +290,6 @@ def test_a_mean_counts_zeros_around_and_nothing_beyond(pads: list[int], assert_c
     assert_close(rnnjax_onnx.load(proto)(x)[1], expected, TOLERANCE)
 
 
-def test_places_of_a_maximum_that_nobody_asks_for() -> None:
-    """An output without a name is none."""
-    x = normal(2, 3, 8)
-    for names in (["y", ""], ["y", "places"]):
-        pools = [node("MaxPool", ["x"], names, kernel_shape=[2], strides=[2])]
-        model = rnnjax_onnx.load(proto_of(pools, [value("x", x.shape)], ["y"]))
-        if names[1]:
-            with pytest.raises(InteropError, match="its second output, of places, is not read"):
-                model(x)
-        else:
-            np.testing.assert_array_equal(model(x)[1], x.reshape(2, 3, 4, 2).max(-1))
-
-
 def test_what_an_old_dropout_keeps_is_of_the_type_of_its_input() -> None:
     for opset, kind in ((7, np.float32), (10, np.bool_)):
         drop = node("Dropout", ["x"], ["y", "kept"])
@@ -296,25 +297,6 @@ def test_what_an_old_dropout_keeps_is_of_the_type_of_its_input() -> None:
         kept = rnnjax_onnx.load(proto)(normal(2))[1]["kept"]
         assert kept.dtype == kind
         assert kept.all()
-
-
-def test_a_normalisation_of_each_place_by_itself_is_refused() -> None:
-    """As Caffe2 wrote before opset 9: the mean of each channel was taken instead."""
-    held = {name: np.abs(normal(3, 3)) for name in "abcd"}
-    for spatial in (0, 1):
-        norm = node("BatchNormalization", ["x", *held], ["y"], spatial=spatial)
-        proto = proto_of([norm], [value("x", [2, 3, 3])], ["y"], opset=7, **held)
-        if spatial:
-            assert rnnjax_onnx.load(proto)
-            continue
-        with pytest.raises(InteropError, match="spatial is not read here; export"):
-            rnnjax_onnx.load(proto)
-
-
-def test_the_domain_of_onnx_has_two_names() -> None:
-    x = normal(2, 3)
-    proto = proto_of([node("Neg", ["x"], ["y"], domain="ai.onnx")], [value("x", [2, 3])], ["y"])
-    np.testing.assert_array_equal(rnnjax_onnx.load(proto)(x)[1], -x)
 
 
 @needs_runtime
