@@ -17,6 +17,7 @@ from interop_helpers import random_model
 import rnnjax
 from rnnjax import InteropError, InvalidInputError
 from rnnjax.interop import Dense, Embedding, Model, Recurrent, c, onnx
+from rnnjax.interop.model import Call, Functional, Input, Value
 
 XS = np.random.default_rng(0).standard_normal((30, 4, 3)).astype(np.float32)
 CELL = rnnjax.LSTMCell(6)
@@ -107,6 +108,21 @@ def test_a_graph_of_onnx_streams(params: Any, whole: Any) -> None:
     stream = c.stream(onnx.load(onnx.to_proto(Model.of(CELL, params))))
     got = np.stack([stream(XS[0, 0]), *stream(XS[1:, 0])])
     np.testing.assert_allclose(got, whole[1][:, 0], atol=1e-6)
+
+
+def test_a_model_over_a_grid_streams_where_its_input_has_the_sizes(random_like: Any) -> None:
+    """A row of layers does not say them, which is the reason that it gets."""
+    cell, ends = CELLS["convlstm-1d"], (Value("a"),)
+    params = random_like(lambda: cell.init(jax.random.key(0), 2), 0)
+    calls = (Call("a", "a", (Value("x"),)),)
+    network = Functional((Input("x", (None, 4, 2)),), (Recurrent("a", cell),), calls, ends)
+    model, xs = Model(network, {"a": params}), np.random.default_rng(0).normal(size=(9, 2, 4, 2))
+    stream = c.stream(model, rows=2)
+    carry, ys = jax.device_get(jax.jit(model.__call__)(xs.astype(np.float32)))
+    np.testing.assert_allclose(stream(xs), ys, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), stream.carry, carry)
+    with pytest.raises(InteropError, match=r"does not say over which grid .* give the cell with"):
+        c.stream(Model.of(cell, params))
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,18 @@ def of_model(model: Model) -> Program:
     states = jax.eval_shape(model, given)[0] if isinstance(network, Graph) else carry
     if many := {leaf.shape[0] for leaf in jax.tree.leaves(states)} - {1}:
         raise InteropError(f"C takes one row, but the graph is for {max(many)}; export it for one")
+    for name, layer in network.stateful.items():  # whose start may be learned, or over a grid
+        if isinstance(layer, Recurrent) and name in carry and layer.name in model.params:
+            batch = _batch_of(model, given, name, carry[name])
+            carry[name] = layer.cell.start(model.params[layer.name], batch)
     if not streams(model, carry):
+        row = [*model.layers.values()] if getattr(network, "is_row", False) else []
+        own = model.params.get(row[0].name) if row and isinstance(row[0], Recurrent) else None
+        if any(np.ndim(leaf) > 2 for leaf in jax.tree.leaves(own)):
+            raise InteropError(
+                "a row of layers does not say over which grid its first one runs, which C has to "
+                "know; give the cell with input_size=, or a Functional whose Input has the sizes"
+            )
         raise InteropError(
             f"C takes one step at a time, but {_first_not_to_fit(model, carry)}: it reads later "
             "steps or all of them, or makes fewer; write what is before it, or train or export a "
@@ -133,20 +144,27 @@ def of_model(model: Model) -> Program:
     for key, one in given.items():
         ids = jnp.issubdtype(one.dtype, jnp.integer)
         inputs[identifier(key or ("ids" if ids else "x"), inputs)] = one
-    for name, layer in network.stateful.items():  # whose start may be learned
-        if isinstance(layer, Recurrent) and name in carry and layer.name in model.params:
-            carry[name] = layer.cell.start(model.params[layer.name], (1,))
 
     def step(params: Params, carry: Any, xs: dict[str, Any]) -> Any:
         named = dict(zip(given, xs.values(), strict=True))
         return network.run(params, named, carry, None, Context(method=Scan(), language="C"))
 
     title = ", ".join(map(str, model.layers.values())) or "a graph of ONNX"
-    wide = list[Any]()
+    more = list[Any]()
     if not isinstance(network, Graph):  # the axes of time and of the batch are those that grow
         xs = input_shapes(model, [3] * len(given), 2)
-        wide = jax.tree.leaves((xs, jax.eval_shape(lambda xs: model(xs)[1], xs)))
-    return _traced(title, step, model.params, carry, inputs, wide)
+        more = jax.tree.leaves((xs, jax.eval_shape(lambda xs: model(xs)[1], xs)))
+    return _traced(title, step, model.params, carry, inputs, more)
+
+
+def _batch_of(model: Model, given: Any, name: str, carry: Any) -> tuple[int, ...]:
+    """One row, and the sizes of the grid over which a layer runs, if it does."""
+    try:
+        after = jax.tree.leaves(jax.eval_shape(model, given)[0][name])
+    except (InvalidInputError, InteropError, TypeError, ValueError):  # it takes more steps
+        return (1,)
+    begin = jax.tree.leaves(carry)
+    return tuple(after[0].shape[: 1 + after[0].ndim - begin[0].ndim]) if begin else (1,)
 
 
 def _first_not_to_fit(model: Model, start: Any) -> str:
