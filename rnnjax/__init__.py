@@ -5,145 +5,74 @@ import types
 import typing
 
 from rnnjax import checks
-from rnnjax.cells import (
-    Cell,
-    ConvLSTMCell,
-    Coupling,
-    DiagonalLSTMCell,
-    GatedDeltaNetCell,
-    GRUCarry,
-    GRUCell,
-    LayerNormGRUCell,
-    LayerNormLSTMCell,
-    LeakyRNNCell,
-    LRUCell,
-    LSTMCarry,
-    LSTMCell,
-    Mamba2Cell,
-    MatrixCarry,
-    Memory,
-    MGUCell,
-    MinGRUCell,
-    MinLSTMCell,
-    MLSTMCell,
-    OneHot,
-    Param,
-    PeepholeLSTMCell,
-    ProjectionLSTMCell,
-    RGLRUCell,
-    Role,
-    S5Cell,
-    S6Cell,
-    SimpleRNNCarry,
-    SimpleRNNCell,
-    SLSTMCell,
-    TemporalConvCell,
-)
-from rnnjax.engine import (
-    Auto,
-    Fused,
-    Method,
-    Parallel,
-    Scan,
-    causal_convolution,
-    explain,
-    linear_recurrence,
-    matrix_memory,
-    unroll,
-)
-from rnnjax.errors import (
-    CheckpointError,
-    InteropError,
-    InvalidInputError,
-    NonFiniteError,
-    RnnjaxError,
-)
-from rnnjax.layers import (
-    AttentionCell,
-    Bidirectional,
-    Directions,
-    Dropout,
-    LearnedCarry,
-    Regularized,
-    Stack,
-    attend,
-    pool,
-    prepare,
-    restart,
-    split_key,
-    state_gradients,
-    valid_steps,
-)
-from rnnjax.packing import pack, pad, unpack
+from rnnjax.cells import Cell as Cell
+from rnnjax.cells import ConvLSTMCell as ConvLSTMCell
+from rnnjax.cells import Coupling as Coupling
+from rnnjax.cells import DiagonalLSTMCell as DiagonalLSTMCell
+from rnnjax.cells import GatedDeltaNetCell as GatedDeltaNetCell
+from rnnjax.cells import GRUCarry as GRUCarry
+from rnnjax.cells import GRUCell as GRUCell
+from rnnjax.cells import LayerNormGRUCell as LayerNormGRUCell
+from rnnjax.cells import LayerNormLSTMCell as LayerNormLSTMCell
+from rnnjax.cells import LeakyRNNCell as LeakyRNNCell
+from rnnjax.cells import LRUCell as LRUCell
+from rnnjax.cells import LSTMCarry as LSTMCarry
+from rnnjax.cells import LSTMCell as LSTMCell
+from rnnjax.cells import Mamba2Cell as Mamba2Cell
+from rnnjax.cells import MatrixCarry as MatrixCarry
+from rnnjax.cells import Memory as Memory
+from rnnjax.cells import MGUCell as MGUCell
+from rnnjax.cells import MinGRUCell as MinGRUCell
+from rnnjax.cells import MinLSTMCell as MinLSTMCell
+from rnnjax.cells import MLSTMCell as MLSTMCell
+from rnnjax.cells import OneHot as OneHot
+from rnnjax.cells import Param as Param
+from rnnjax.cells import PeepholeLSTMCell as PeepholeLSTMCell
+from rnnjax.cells import ProjectionLSTMCell as ProjectionLSTMCell
+from rnnjax.cells import RGLRUCell as RGLRUCell
+from rnnjax.cells import Role as Role
+from rnnjax.cells import S5Cell as S5Cell
+from rnnjax.cells import S6Cell as S6Cell
+from rnnjax.cells import SimpleRNNCarry as SimpleRNNCarry
+from rnnjax.cells import SimpleRNNCell as SimpleRNNCell
+from rnnjax.cells import SLSTMCell as SLSTMCell
+from rnnjax.cells import TemporalConvCell as TemporalConvCell
+from rnnjax.engine import Auto as Auto
+from rnnjax.engine import Fused as Fused
+from rnnjax.engine import Method as Method
+from rnnjax.engine import Parallel as Parallel
+from rnnjax.engine import Scan as Scan
+from rnnjax.engine import causal_convolution as causal_convolution
+from rnnjax.engine import explain as explain
+from rnnjax.engine import linear_recurrence as linear_recurrence
+from rnnjax.engine import matrix_memory as matrix_memory
+from rnnjax.engine import unroll as unroll
+from rnnjax.errors import CheckpointError as CheckpointError
+from rnnjax.errors import InteropError as InteropError
+from rnnjax.errors import InvalidInputError as InvalidInputError
+from rnnjax.errors import NonFiniteError as NonFiniteError
+from rnnjax.errors import RnnjaxError as RnnjaxError
+from rnnjax.layers import AttentionCell as AttentionCell
+from rnnjax.layers import Bidirectional as Bidirectional
+from rnnjax.layers import Directions as Directions
+from rnnjax.layers import Dropout as Dropout
+from rnnjax.layers import LearnedCarry as LearnedCarry
+from rnnjax.layers import Regularized as Regularized
+from rnnjax.layers import Stack as Stack
+from rnnjax.layers import attend as attend
+from rnnjax.layers import pool as pool
+from rnnjax.layers import prepare as prepare
+from rnnjax.layers import restart as restart
+from rnnjax.layers import split_key as split_key
+from rnnjax.layers import state_gradients as state_gradients
+from rnnjax.layers import valid_steps as valid_steps
+from rnnjax.packing import pack as pack
+from rnnjax.packing import pad as pad
+from rnnjax.packing import unpack as unpack
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AttentionCell",
-    "Auto",
-    "Bidirectional",
-    "Cell",
-    "CheckpointError",
-    "ConvLSTMCell",
-    "Coupling",
-    "DiagonalLSTMCell",
-    "Directions",
-    "Dropout",
-    "Fused",
-    "GRUCarry",
-    "GRUCell",
-    "GatedDeltaNetCell",
-    "InteropError",
-    "InvalidInputError",
-    "LRUCell",
-    "LSTMCarry",
-    "LSTMCell",
-    "LayerNormGRUCell",
-    "LayerNormLSTMCell",
-    "LeakyRNNCell",
-    "LearnedCarry",
-    "MGUCell",
-    "MLSTMCell",
-    "Mamba2Cell",
-    "MatrixCarry",
-    "Memory",
-    "Method",
-    "MinGRUCell",
-    "MinLSTMCell",
-    "NonFiniteError",
-    "OneHot",
-    "Parallel",
-    "Param",
-    "PeepholeLSTMCell",
-    "ProjectionLSTMCell",
-    "RGLRUCell",
-    "Regularized",
-    "RnnjaxError",
-    "Role",
-    "S5Cell",
-    "S6Cell",
-    "SLSTMCell",
-    "Scan",
-    "SimpleRNNCarry",
-    "SimpleRNNCell",
-    "Stack",
-    "TemporalConvCell",
-    "attend",
-    "causal_convolution",
-    "explain",
-    "linear_recurrence",
-    "matrix_memory",
-    "pack",
-    "pad",
-    "pool",
-    "prepare",
-    "restart",
-    "split_key",
-    "state_gradients",
-    "unpack",
-    "unroll",
-    "valid_steps",
-]
+__all__ = checks.public(vars())
 
 if typing.TYPE_CHECKING:  # what type checkers see, in two lines for the linter's seven
     from rnnjax import interop as interop, linen as linen, nnx as nnx, online as online  # noqa: I001

@@ -71,6 +71,12 @@ def advised(function: FunctionT) -> FunctionT:
     return called  # type: ignore[return-value]  # wraps keeps the signature, untold to mypy
 
 
+def public(module: Mapping[str, Any]) -> list[str]:
+    """Return the public names of a package, as ``__all__``: what it has that is no module."""
+    names = (name for name, x in module.items() if not isinstance(x, types.ModuleType))
+    return sorted(name for name in names if not name.startswith("_"))
+
+
 def package(name: str, what: str, extra: str, error: type[RnnjaxError] = InteropError) -> Any:
     """Return the package that ``what`` needs, which is in an extra of ours."""
     try:
