@@ -141,8 +141,8 @@ def unroll(
     elif cell.is_stochastic:
         params = without_noise(cell, params)
     check_flag("reverse", reverse)
-    how = _How(method, masked_outputs, outputs)
-    return _unroll(without_initializers(cell), params, xs, carry, marks, key, how, bool(reverse))
+    how = method, masked_outputs, outputs, bool(reverse)
+    return _unroll(without_initializers(cell), params, xs, carry, marks, key, *how)
 
 
 class _Leaf(NamedTuple):
@@ -152,16 +152,7 @@ class _Leaf(NamedTuple):
     start: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class _How:
-    """The static arguments of a call, which all layers share."""
-
-    method: Method
-    masked_outputs: Literal["zero", "last"]
-    outputs: Literal["all", "last"]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 6, 7))
+@functools.partial(jax.jit, static_argnums=(0, 6, 7, 8, 9))
 def _unroll(
     cell: Cell,
     params: Params,
@@ -169,29 +160,32 @@ def _unroll(
     carry: Carry,
     marks: Marks,
     key: jax.Array | None,
-    how: _How,
+    method: Method,
+    masked_outputs: str,
+    outputs: str,
     reverse: bool,
 ) -> tuple[Carry, jax.Array]:
     """Run under ``jit``, so that calls outside it compile once per shape too."""
 
     def run(*args: Any) -> tuple[Carry, jax.Array]:
-        return _unroll(cell, *args, how, reverse)
+        return _unroll(cell, *args, method, masked_outputs, outputs, reverse)
 
     args = params, xs, carry, marks, key
     if (results := automatic(run, args, xs, len(xs.shape) - 1)) is not None:
         return results
     # Before the first product, for all layers: a NaN in padding has no influence anywhere.
     xs = zero_masked(xs, marks.valid)
-    single = functools.partial(_unroll_layer, marks=marks, how=how)
+    options = {"marks": marks, "method": method, "masked_outputs": masked_outputs}
+    single = functools.partial(_unroll_layer, **options)
     carry, ys = over_layers(single)(cell, params, xs, carry, key=key, reverse=reverse)
-    if how.outputs == "all":
+    if outputs == "all":
         return carry, ys
     if not ys.shape[0]:
         return carry, jnp.zeros(ys.shape[1:], ys.dtype)
     valid, resets = marks
 
     def pick(ys: jax.Array, against: bool) -> jax.Array:
-        return how.method.last(ys, valid, reverse != against)
+        return method.last(ys, valid, reverse != against)
 
     # If the final carry holds it, XLA stores no other output. But a reset at a masked step after
     # the last valid one replaces the carry.
@@ -201,7 +195,7 @@ def _unroll(
 
 
 # Under its own ``jit``, so that equal layers of a stack are traced once.
-@functools.partial(jax.jit, static_argnums=(0, 5), static_argnames="how")
+@functools.partial(jax.jit, static_argnums=(0, 5), static_argnames=("method", "masked_outputs"))
 def _unroll_layer(
     cell: Cell,
     params: Params,
@@ -211,16 +205,17 @@ def _unroll_layer(
     reverse: bool,
     *,
     marks: Marks,
-    how: _How,
+    method: Method,
+    masked_outputs: str,
 ) -> tuple[Carry, jax.Array]:
     # Checked per layer: only its composite knows which cells and noise it runs with.
-    check_method(cell, how.method)
+    check_method(cell, method)
     check_noise(cell, noise)
     noise = noise or Steps()
     # Inside `jax.shard_map` a loop's state must vary over the mesh axes that its results vary over.
     # Made so here, once, for every method.
     params, xs, carry, marks, noise = match_devices((params, xs, carry, marks, noise))
-    valid, resets = marks.crossed(reverse, how.method.along)
+    valid, resets = marks.crossed(reverse, method.along)
     start = None
     if resets is not None:
         both = functools.partial(jax.tree.map, is_leaf=lambda node: isinstance(node, _Leaf))
@@ -228,10 +223,10 @@ def _unroll_layer(
     xs, raw = entered(cell, params, xs)
     per_step = noise.per_step._replace(valid=valid, resets=resets, raw=raw)
     steps = noise._replace(per_step=per_step, start=start)
-    with how.method.precisely():
-        carry, ys = how.method.run(cell, params, xs, carry, reverse, steps)
-    if how.masked_outputs == "last" and valid is not None:
-        ys = how.method.held(ys, valid, resets, reverse)
+    with method.precisely():
+        carry, ys = method.run(cell, params, xs, carry, reverse, steps)
+    if masked_outputs == "last" and valid is not None:
+        ys = method.held(ys, valid, resets, reverse)
     return carry, ys
 
 

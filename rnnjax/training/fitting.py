@@ -32,6 +32,7 @@ from rnnjax.training.step import OF_FIT, TrainSteps, make_eval_steps, make_train
 # enough to answer a signal.
 _SECONDS_PER_DISPATCH = 0.25
 _FIRST_DISPATCH = 10
+_KEPT = "history", "skipped", "position", "ended_by"  # of a loop, in a checkpoint as they are
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -227,9 +228,9 @@ class _Loop:
         if saved is None:
             return state
         about = saved.about
-        self.history, self.means = about["history"], _Means(**about["means"])
-        self.skipped, self.position = about["skipped"], about["position"]
-        self.ended_by = about["ended_by"]
+        self.means = _Means(**about["means"])
+        for name in _KEPT:
+            setattr(self, name, about[name])
         return saved.restore(state)
 
     def start(self, state: TrainState) -> None:
@@ -412,13 +413,8 @@ class _Loop:
         if self.run.path is None or self.run.saved == self.run.step:
             return
         self.call("on_phase", "writing")
-        about = {
-            "history": self.history,
-            "means": dataclasses.asdict(self.means),
-            "skipped": self.skipped,
-            "position": self.position,
-            "ended_by": self.ended_by,
-        }
+        about = {name: getattr(self, name) for name in _KEPT}
+        about["means"] = dataclasses.asdict(self.means)
         whole = state if self.sharding is None else self.sharding.whole(state)
         self.run.save(whole, about, loss)
 
