@@ -39,7 +39,7 @@ from rnnjax.checks import (
 )
 from rnnjax.engine.core.masking import StepMarks, Steps, expand, without
 from rnnjax.engine.core.method import why_no_equation
-from rnnjax.engine.core.validation import entered
+from rnnjax.engine.core.validation import checked_marks, entered
 from rnnjax.errors import InvalidInputError
 
 __all__ = ["RTRL", "Learner", "OnlineState", "Pull", "SnAp1"]
@@ -162,7 +162,13 @@ class Learner:
         """
         given = as_inputs(x)
         check_step(self.cell, state.carry, given)
-        return _stepped(self.cell, params, state, given, _checked_reset(reset, given.shape[:-1]))
+        if reset is not None:
+            reset, batch = (
+                checked_marks("reset", reset, given, of="x", steps=False),
+                given.shape[:-1],
+            )
+            reset = jnp.broadcast_to(expand(reset, jnp.empty(batch)), batch)
+        return _stepped(self.cell, params, state, given, reset)
 
 
 class RTRL(Learner):
@@ -331,23 +337,6 @@ def _pulled(pull: Pull, dy: jax.Array) -> Params:
 def _start(cell: Cell, params: Params, batch_shape: tuple[int, ...]) -> Carry:
     """Return the state at the start of a sequence, in float32 or the parameters' type if wider."""
     return cell.start(params, batch_shape, state_type(params))
-
-
-def _checked_reset(reset: Any, batch: tuple[int, ...]) -> jax.Array | None:
-    """Return the resets of all rows, or None."""
-    if reset is None:
-        return None
-    reset = as_array("reset", reset)
-    if reset.dtype != jnp.bool_:
-        raise InvalidInputError(
-            f"reset must be booleans, but is {reset.dtype}; write reset.astype(bool)"
-        )
-    if reset.shape != batch[: reset.ndim]:
-        raise InvalidInputError(
-            f"reset must have shape {batch}, a boolean for each row of x, but has {reset.shape}; "
-            "give those of this step alone"
-        )
-    return jnp.broadcast_to(expand(reset, jnp.empty(batch)), batch)
 
 
 # ---- units: entry k of an array that an update reads belongs to unit k % units

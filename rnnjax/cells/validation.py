@@ -25,6 +25,7 @@ from rnnjax.checks import (
     check_floats,
     check_key,
     check_size,
+    described,
     floating_dtype,
     is_floating,
     is_integer,
@@ -343,12 +344,6 @@ def check_stepped(cell: Any, old: Any, returned: Any) -> None:
     check_alike(f"step of {brief(cell)}", old, returned[0], advice)
 
 
-def _shapes(tree: Any) -> str:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    found = (f"{jax.tree_util.keystr(path)} {np.shape(leaf)}".strip() for path, leaf in leaves)
-    return ", ".join(found)
-
-
 @contextlib.contextmanager
 def naming(cell: Any, function: str, advice: str, **given: Any) -> Iterator[None]:
     """Add the cell and its arguments to the message of an error in one of its functions."""
@@ -360,7 +355,7 @@ def naming(cell: Any, function: str, advice: str, **given: Any) -> Iterator[None
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:100]
         if function == "update" and Operand.__name__ in str(error):
             advice = "a parameter of Role.LOOP knows only state @ params[name]; leave its role out"
-        came = " and ".join(f"{name} {_shapes(tree)}" for name, tree in given.items())
+        came = " and ".join(f"{name} {described(tree)}" for name, tree in given.items())
         raise InvalidInputError(
             f"{function} of {brief(cell)} cannot run: {reason}; it was given {came}; {advice}"
         ) from error
@@ -371,9 +366,9 @@ def check_updated(old: Any, new: Any) -> None:
 
     Numbers are rounded to the precision of the state, but no fraction and no imaginary part is cut.
     """
-    wanted: Any = jax.tree.structure(old)
-    if wanted != jax.tree.structure(new) or _shapes(new) != _shapes(old):
-        raise TypeError(f"it returned {brief(new)} {_shapes(new)}")
+    wanted, came = (str(jax.tree.map(np.shape, tree)) for tree in (old, new))
+    if wanted != came:
+        raise TypeError(f"it returned {brief(new)} {described(new)}")
     leaves = jax.tree_util.tree_leaves_with_path(new)
     for (path, leaf), begun in zip(leaves, jax.tree.leaves(old), strict=True):
         if leaf.dtype != begun.dtype and not _kind(leaf.dtype) <= _kind(begun.dtype):

@@ -198,17 +198,20 @@ def _valid_steps(xs: Any, lengths: Any, mask: Any, along: MeshAxis) -> jax.Array
     return valid & mask
 
 
-def checked_marks(name: str, marks: Any, xs: Any, of: str = "xs") -> jax.Array:
-    """Return booleans for the steps of an array as an array ``(time, *rows)``, checked."""
+def checked_marks(
+    name: str, marks: Any, xs: Any, of: str = "xs", *, steps: bool = True
+) -> jax.Array:
+    """Return booleans for the steps of an array, or for the rows of one step, as an array."""
     marks, wanted = as_array(name, marks), xs.shape[:-1]
     if marks.dtype != jnp.bool_:
         raise InvalidInputError(
             f"{name} must be booleans, but are {marks.dtype}; write {name}.astype(bool)"
         )
-    if marks.ndim == 0 or marks.shape != wanted[: marks.ndim]:
+    if (wanted and marks.ndim == 0) or marks.shape != wanted[: marks.ndim]:
         raise InvalidInputError(
-            f"{name} must have shape {wanted}, (time, *batch), for {of} {xs.shape}, but has "
-            f"{marks.shape}; check which axis is time"
+            f"{name} must have shape {wanted}, {'(time, *batch)' if steps else 'a row each'}, for "
+            f"{of} {xs.shape}, but has {marks.shape}; "
+            + ("check which axis is time" if steps else "give those of this step alone")
         )
     return marks
 
