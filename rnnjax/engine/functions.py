@@ -15,7 +15,7 @@ from rnnjax.engine.auto import Auto
 from rnnjax.engine.core.masking import StepMarks, Steps, expand, zero_masked
 from rnnjax.engine.core.method import Method
 from rnnjax.engine.core.scan import Scan
-from rnnjax.engine.core.validation import Marks, check_runs
+from rnnjax.engine.core.validation import check_runs, marks_of
 from rnnjax.engine.parallel.chunkwise import run_memory, usual_length
 from rnnjax.engine.parallel.linear_recurrence import AffineRecurrence
 from rnnjax.engine.parallel.method import Parallel
@@ -383,8 +383,8 @@ class _Order:
             method.check_known(xs.shape[0])
         elif is_symbolic_dim(xs.shape[0]) or xs.shape[0] == 1:
             method = Scan(precision=method.precision)
-        marks = Marks.of(xs, lengths, mask, resets, method.along)
-        return cls(method, bool(reverse)), *marks.crossed(reverse, method.along)
+        marks = marks_of(xs, lengths, mask, resets, method.along).crossed(reverse, method.along)
+        return cls(method, bool(reverse)), marks.valid, marks.resets
 
     def running(self, tree: Any) -> Any:
         """Return arrays over time in running order: reversed if the steps run in reverse."""

@@ -17,10 +17,10 @@ from rnnjax.engine.core.custom_primitive import traced
 from rnnjax.engine.core.masking import StepMarks, Steps, zero_masked
 from rnnjax.engine.core.method import Method, check_method, known_platform
 from rnnjax.engine.core.validation import (
-    Marks,
     check_noise,
     checked,
     entered,
+    marks_of,
     start_of,
     without_noise,
 )
@@ -127,7 +127,7 @@ def unroll(
     (True, True)
     """
     xs, carry = checked(cell, params, xs, carry, reset_carry, method)
-    marks = Marks.of(xs, lengths, mask, resets, method.along)
+    marks = marks_of(xs, lengths, mask, resets, method.along)
     if marks.resets is not None:
         start = start_of(cell, params, xs, reset_carry, carry)
         # Both are one tree, which a stack or a `Bidirectional` splits like a carry.
@@ -158,7 +158,7 @@ def _unroll(
     params: Params,
     xs: Any,
     carry: Carry,
-    marks: Marks,
+    marks: StepMarks,
     key: jax.Array | None,
     method: Method,
     masked_outputs: str,
@@ -182,7 +182,7 @@ def _unroll(
         return carry, ys
     if not ys.shape[0]:
         return carry, jnp.zeros(ys.shape[1:], ys.dtype)
-    valid, resets = marks
+    valid, resets = marks.valid, marks.resets
 
     def pick(ys: jax.Array, against: bool) -> jax.Array:
         return method.last(ys, valid, reverse != against)
@@ -204,7 +204,7 @@ def _unroll_layer(
     noise: Steps | None,
     reverse: bool,
     *,
-    marks: Marks,
+    marks: StepMarks,
     method: Method,
     masked_outputs: str,
 ) -> tuple[Carry, jax.Array]:
@@ -215,18 +215,19 @@ def _unroll_layer(
     # Inside `jax.shard_map` a loop's state must vary over the mesh axes that its results vary over.
     # Made so here, once, for every method.
     params, xs, carry, marks, noise = match_devices((params, xs, carry, marks, noise))
-    valid, resets = marks.crossed(reverse, method.along)
+    marks = marks.crossed(reverse, method.along)
     start = None
-    if resets is not None:
+    if marks.resets is not None:
         both = functools.partial(jax.tree.map, is_leaf=lambda node: isinstance(node, _Leaf))
         carry, start = (both(operator.itemgetter(part), carry) for part in (0, 1))
     xs, raw = entered(cell, params, xs)
-    per_step = noise.per_step._replace(valid=valid, resets=resets, raw=raw)
-    steps = noise._replace(per_step=per_step, start=start)
+    steps = noise._replace(
+        per_step=marks._replace(zoneout=noise.per_step.zoneout, raw=raw), start=start
+    )
     with method.precisely():
         carry, ys = method.run(cell, params, xs, carry, reverse, steps)
-    if masked_outputs == "last" and valid is not None:
-        ys = method.held(ys, valid, resets, reverse)
+    if masked_outputs == "last" and marks.valid is not None:
+        ys = method.held(ys, marks.valid, marks.resets, reverse)
     return carry, ys
 
 

@@ -14,11 +14,11 @@ from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.step import apply_readout, plain_step
 from rnnjax.cells.validation import check_stepped
-from rnnjax.meshes import match_devices
+from rnnjax.meshes import MeshAxis, match_devices
 
 
 class StepMarks(NamedTuple):
-    """The marks of each step, in running order; None if there are none.
+    """The marks of each step, in running order once they are `crossed`; None if there are none.
 
     Attributes:
         valid: booleans ``(time, *rows)``, False if a row holds its state.
@@ -34,6 +34,16 @@ class StepMarks(NamedTuple):
     resets: jax.Array | None = None
     zoneout: Mapping[str, jax.Array] = {}
     raw: Mapping[str, jax.Array] = {}
+
+    def crossed(self, reverse: bool, along: MeshAxis) -> "StepMarks":
+        """Return the marks with each reset at the step before which its border is crossed.
+
+        A reset at step t is the border between t - 1 and t. Running forward it is crossed before
+        step t, but in reverse before step t - 1, whose mark may be the next device's.
+        """
+        if self.resets is None or not reverse:
+            return self
+        return self._replace(resets=jnp.concatenate([self.resets[1:], along.next(self.resets[:1])]))
 
 
 class Steps(NamedTuple):

@@ -3,7 +3,7 @@
 import functools
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from rnnjax.cells.products import cast
 from rnnjax.cells.step import split_raw
 from rnnjax.cells.validation import as_inputs, check_carry, check_features, check_pair, made_carry
 from rnnjax.checks import as_array, brief, check_flag, check_instance, check_lengths, state_type
-from rnnjax.engine.core.masking import Steps
+from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.core.method import Method
 from rnnjax.errors import InvalidInputError, called
 from rnnjax.meshes import MeshAxis
@@ -131,32 +131,10 @@ def _without_noise_jvp(cell: Cell, primals: Any, tangents: Any) -> tuple[Params,
     return primals[0], tangents[0]
 
 
-class Marks(NamedTuple):
-    """Which steps run, and where a new sequence begins, ``(time, *rows)``; None for all, nowhere.
-
-    Attributes:
-        valid: booleans, False if a row skips a step.
-        resets: booleans, True if nothing before the step counts.
-    """
-
-    valid: jax.Array | None = None
-    resets: jax.Array | None = None
-
-    @classmethod
-    def of(cls, xs: Any, lengths: Any, mask: Any, resets: Any, along: MeshAxis) -> "Marks":
-        """Check the marks of inputs ``xs (time, *batch, features)``, in the order of time."""
-        valid = _valid_steps(xs, lengths, mask, along)
-        return cls(valid, None if resets is None else checked_marks("resets", resets, xs))
-
-    def crossed(self, reverse: bool, along: MeshAxis) -> "Marks":
-        """Return the marks with each reset at the step before which its border is crossed.
-
-        A reset at step t is the border between t - 1 and t. Running forward it is crossed before
-        step t, but in reverse before step t - 1, whose mark may be the next device's.
-        """
-        if self.resets is None or not reverse:
-            return self
-        return self._replace(resets=jnp.concatenate([self.resets[1:], along.next(self.resets[:1])]))
+def marks_of(xs: Any, lengths: Any, mask: Any, resets: Any, along: MeshAxis) -> StepMarks:
+    """Check the marks of inputs ``xs (time, *batch, features)``, and return them in that order."""
+    valid = _valid_steps(xs, lengths, mask, along)
+    return StepMarks(valid, None if resets is None else checked_marks("resets", resets, xs))
 
 
 def _valid_steps(xs: Any, lengths: Any, mask: Any, along: MeshAxis) -> jax.Array | None:
