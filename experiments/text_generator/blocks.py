@@ -79,16 +79,6 @@ class Block(CompositeCell[Carries]):
         first, second = self.convolution, self.mixer
         return first.initial_carry(batch_shape, dtype), second.initial_carry(batch_shape, dtype)
 
-    def step(self, params: Any, carry: Carries, x: Any) -> tuple[Carries, jax.Array]:
-        """Run one step."""
-
-        def one(
-            cell: cells.Cell, params: Any, xs: Any, carry: Any, **_: Any
-        ) -> tuple[Any, jax.Array]:
-            return cell.step(params, carry, xs)
-
-        return self.unroll_layers(one, params, x, carry, None)
-
     def unroll_layers(
         self, run: LayerRun, params: Any, xs: Any, carry: Carries, key: jax.Array | None
     ) -> tuple[Carries, jax.Array]:

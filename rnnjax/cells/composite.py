@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.base import Carry, CarryT, Cell, Inputs, Params
 from rnnjax.cells.onehot import Beside
+from rnnjax.cells.validation import as_inputs
 from rnnjax.checks import brief
 from rnnjax.errors import InvalidInputError
 
@@ -52,6 +53,14 @@ class CompositeCell(Cell[CarryT]):
         Pass the leaves of the carry on unchanged. ``key`` is for random numbers in training, or
         None.
         """
+
+    def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
+        """Run one time step of every layer: ``x (*batch, input_size)``."""
+
+        def one_step(cell: Cell, params: Params, xs: Any, carry: Carry, **_: Any) -> Any:
+            return cell.step(params, carry, xs)
+
+        return self.unroll_layers(one_step, params, as_inputs(x), carry, None)
 
 
 class CellGroup(CompositeCell[CarryT]):

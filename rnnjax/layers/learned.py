@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.base import CarryT, Cell, Inputs, Params, PickLast
+from rnnjax.cells.base import CarryT, Cell, Params, PickLast
 from rnnjax.cells.composite import CompositeCell, LayerRun, WrappedCell
 from rnnjax.checks import brief, number_types
 from rnnjax.errors import InvalidInputError
@@ -80,11 +80,6 @@ class LearnedCarry(WrappedCell[CarryT], CompositeCell[CarryT]):
             ),
             params["initial_carry"],
         )
-
-    def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
-        """Run one step of the wrapped cell."""
-        check_learned(params)
-        return self.cell.step(params["cell"], carry, x)
 
     def unroll_layers(
         self, run: LayerRun, params: Params, xs: Any, carry: CarryT, key: jax.Array | None

@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 
-from rnnjax.cells.base import Carry, Cell, Inputs, Params, PickLast
+from rnnjax.cells.base import Cell, Params, PickLast
 from rnnjax.cells.composite import CellGroup, LayerRun, beside
 from rnnjax.cells.step import split_raw
-from rnnjax.cells.validation import as_inputs, check_init
+from rnnjax.cells.validation import check_init
 from rnnjax.checks import brief, check_instance
 from rnnjax.errors import InvalidInputError
 from rnnjax.layers.dropout import Dropout
@@ -78,16 +78,6 @@ class Stack(CellGroup[tuple[Any, ...]]):
             cell.init(key, size + cell.raw_size)
             for cell, key, size in zip(self.cells, keys, sizes, strict=False)
         )
-
-    def step(
-        self, params: Params, carry: tuple[Any, ...], x: Inputs
-    ) -> tuple[tuple[Any, ...], jax.Array]:
-        """Run one time step of every layer: ``x (*batch, input_size)``."""
-
-        def one_step(cell: Cell, params: Params, xs: Any, carry: Carry, **_: Any) -> Any:
-            return cell.step(params, carry, xs)
-
-        return self.unroll_layers(one_step, params, as_inputs(x), carry, None)
 
     def unroll_layers(
         self, run: LayerRun, params: Params, xs: Any, carry: tuple[Any, ...], key: jax.Array | None
