@@ -17,7 +17,6 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.shared import runs
-from rnnjax.errors import InvalidInputError
 from rnnjax.training import StopRequest
 
 # Those that outgrew one file are a folder beside this one.
@@ -43,10 +42,7 @@ class Config:
 def main() -> int:
     """Run them one after the other."""
     config = runs.options(Config, "cookbook", "forecast gradients")
-    if unknown := sorted(set(config.programs) - set(PROGRAMS)):
-        raise InvalidInputError(
-            f"there is no program {', '.join(unknown)}; there are {', '.join(PROGRAMS)}"
-        )
+    runs.check_names("program", config.programs, PROGRAMS)
     folder = runs.new_folder("cookbook", config.run_dir)
     failed = []
     results = []

@@ -10,7 +10,7 @@ import os
 import sys
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -100,6 +100,14 @@ def check_ranges(options: Any) -> None:
                 raise InvalidInputError(
                     f"{option(name)} must {needed}, but is {value}; --help has the usual one"
                 )
+
+
+def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise InvalidInputError unless there is something of each name."""
+    if unknown := sorted({*names}.difference(known)):
+        raise InvalidInputError(
+            f"there is no {what} {', '.join(unknown)}; there are {', '.join(known)}"
+        )
 
 
 def new_folder(program: str, folder: Path | None) -> Path:

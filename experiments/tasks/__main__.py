@@ -322,11 +322,8 @@ def table(scores: dict[str, dict[str, list[float]]]) -> str:
 
 def run(config: Config) -> int:
     """Learn all tasks, and compare."""
-    for what, names, known in (("task", config.tasks, TASKS), ("cell", config.cells, CELLS)):
-        if unknown := sorted(set(names) - set(known)):
-            raise InvalidInputError(
-                f"there is no {what} {', '.join(unknown)}; there are {', '.join(known)}"
-            )
+    runs.check_names("task", config.tasks, TASKS)
+    runs.check_names("cell", config.cells, CELLS)
     if config.seeds < 1:
         raise InvalidInputError(f"--seeds must be at least 1, but is {config.seeds}")
     folder = runs.new_folder("tasks", config.run_dir)

@@ -263,10 +263,7 @@ def table(found: dict[str, Scores]) -> str:
 
 def run(config: Config) -> int:
     """Run the rows one after the other."""
-    if unknown := sorted(set(config.rows) - set(ROWS)):
-        raise InvalidInputError(
-            f"there is no row {', '.join(unknown)}; there are {', '.join(ROWS)}"
-        )
+    runs.check_names("row", config.rows, ROWS)
     if config.seeds is not None and config.seeds < 1:
         raise InvalidInputError(f"--seeds must be at least 1, but is {config.seeds}")
     folder, found = runs.new_folder("tasks", config.run_dir), dict[str, Scores]()

@@ -39,8 +39,7 @@ def open_folder(
         write_about(folder, described(config, data))
         return folder, step, before
 
-    found: tuple[Path, int, dict[str, Any]] = from_first(begin)
-    return found
+    return from_first(begin)
 
 
 def write_about(folder: Path, about: dict[str, Any]) -> None:

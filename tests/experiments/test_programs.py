@@ -68,7 +68,7 @@ WRONG = [
     ("cookbook.flip_flop --cell ProjectionLSTM", "but is ProjectionLSTM ("),
     ("cookbook.flip_flop --bits 4", "--bits must be at most 3, but is 4"),
     ("cookbook.rows_of_digits --epochs 1 0 1", "--epochs must be at least 1"),
-    ("cookbook.ppo --tasks maze", "--tasks must be some of t_maze, repeat_previous"),
+    ("cookbook.ppo --tasks maze", "there is no task maze; there are t_maze, repeat_previous"),
     ("text_generator train --corpus nothing.txt", "no file 'nothing.txt' exists"),
     ("text_generator train --corpus greek.txt", "use --vocabulary learned"),
     (SHORT, "needs at least 101 ids"),

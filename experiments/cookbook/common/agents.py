@@ -17,10 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.cookbook.common.maze import NUM_ACTIONS, OBSERVATION_SIZE, Outcome, TMaze
-from experiments.shared import plots
+from experiments.shared import plots, runs
 from experiments.shared.report import Options, Report
 from rnnjax import linen as nn
-from rnnjax.errors import InvalidInputError
 
 SUITS, RANKS = 4, 13
 
@@ -254,10 +253,7 @@ def compare(
     Raises:
         InvalidInputError: there is no such task.
     """
-    if unknown := sorted(set(config.tasks) - set(TASKS)):
-        raise InvalidInputError(
-            f"--tasks must be some of {', '.join(TASKS)}, but has {', '.join(unknown)}"
-        )
+    runs.check_names("task", config.tasks, TASKS)
     report = Report.begin(program, "return of an episode", config, 3)
     curves, seconds, shares = {}, {}, {}
     for name in config.tasks:
