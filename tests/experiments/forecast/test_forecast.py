@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from c_helpers import Stream, library
 
 from experiments.forecast import baselines, intervals, made, model, output, scores
 from experiments.forecast.__main__ import run
@@ -86,7 +87,6 @@ def test_a_file_is_forecast_and_its_network_goes_on_with_a_longer_one(
     onnxruntime = pytest.importorskip("onnxruntime")
     assert run(Config(export=tmp_path / "run")) == 0
     assert "which begin with tanh(static @ W)" in capsys.readouterr().out
-    assert (tmp_path / "run" / "network.h").exists()
     raw = read_series(file.read_bytes(), "sales.csv", ("Umsatz",), by="Laden", **inputs)
     problem = pose(raw, "sales.csv", 3, 80, 12, ())
     params = load_params(tmp_path / "run" / "network.safetensors")
@@ -100,6 +100,11 @@ def test_a_file_is_forecast_and_its_network_goes_on_with_a_longer_one(
     rest, _ = session.run(None, {"xs": fed[50:], name: state})
     ys = np.concatenate([given, rest]).reshape(expected.shape)
     np.testing.assert_allclose(ys, expected, rtol=1e-4, atol=1e-5)
+    in_c = Stream(library(tmp_path / "run"), tmp_path / "run", "network")
+    for row in range(fed.shape[1]):
+        in_c.state[: begin.shape[-1]] = begin[0, row]
+        ys = np.stack([in_c.step(x) for x in fed[:, row]])
+        np.testing.assert_allclose(ys, expected[:, row].reshape(ys.shape), rtol=1e-4, atol=1e-5)
     # The same file again has the same forecasts, a longer one has later ones.
     for length, first in ((80, "2021-06"), (84, "2021-10")):
         shops(file, length)
