@@ -5,12 +5,15 @@ import copy
 import os
 import pickle
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from c_helpers import compiler
 from cell_table import CELLS
 from interop_helpers import random_model
 
@@ -167,3 +170,20 @@ def test_a_compiler_that_is_none_gets_one_sentence(
     monkeypatch.setenv("TMPDIR", os.fspath(tmp_path))
     with pytest.raises(InteropError, match=sentence):
         c.stream(CELL, params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["test_c_stream.py", "test_leaving.py"])
+def test_no_stream_leaves_its_memory(file: str) -> None:
+    """Arrays of NumPy have guarded ends too, where the sanitizer is loaded before Python."""
+    flags = "-g -fsanitize=address,undefined -fno-sanitize-recover=all"
+    paths = [Path(subprocess.run([compiler("gcc"), f"-print-file-name=lib{name}.so"], check=True,
+                                 capture_output=True, text=True).stdout.strip())
+             for name in ("asan", "stdc++")]  # fmt: skip
+    if not all(path.is_absolute() for path in paths):
+        pytest.skip("the sanitizers of gcc are not installed")
+    env = {"LD_PRELOAD": " ".join(map(str, paths)), "ASAN_OPTIONS": "detect_leaks=0"}
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, Path(__file__).with_name(file)], capture_output=True, text=True,
+                          env=os.environ | env | {"CC": f"gcc {flags}"})  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
