@@ -227,8 +227,9 @@ def run(command: str) -> tuple[int, str]:
     """The status of a program, in here: a process for each would spend its time on imports."""
     words = shlex.split(command.partition(" > ")[0])
     if words[0] == "rnnjax":
-        if not Path("model.onnx").exists():
-            convert.main(["convert", "model.keras", "model.onnx"])
+        for name in ("model.onnx", "gru.onnx"):
+            if not Path(name).exists():
+                convert.main(["convert", "model.keras", name])
         return convert.main([*words[1:], *(["--force"] if words[1] == "convert" else [])]), ""
     module, arguments = words[2].removeprefix("experiments").removeprefix("."), words[3:]
     if module.startswith(("cookbook", "forecast", "tasks")):
