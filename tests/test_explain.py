@@ -38,6 +38,12 @@ def test_each_layer_with_its_shape_and_method():
     assert "keeps 96 numbers a row of every step" in str(explanation)  # 4 gates, 2 states
 
 
+def test_few_steps_of_many_rows_are_perhaps_a_batch_that_comes_first():
+    said = "time is the first axis: 2 steps of 50 rows; else write xs.swapaxes(0, 1)"
+    assert said in told(rnnjax.Stack([rnnjax.LSTMCell(4), rnnjax.GRUCell(4)]), 2, 50)
+    assert "first axis" not in told(rnnjax.LSTMCell(4), 50, 2) + told(rnnjax.LSTMCell(4), 1, 50)
+
+
 def test_a_single_step_and_the_dial():
     assert "a single step" in told(rnnjax.LSTMCell(4), 1)
     method = rnnjax.Fused(keep_every=10, product_dtype=jnp.bfloat16)

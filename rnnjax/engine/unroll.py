@@ -316,4 +316,8 @@ def explain(
         return over_layers(single)(cell, params, xs, carry)
 
     jax.eval_shape(whole, params, xs, carry)
-    return Explanation(tuple(layers))
+    (first, (steps, rows, *features), phrases), *others = layers
+    if len(features) == 1 and 1 < steps <= min(16, rows // 4):  # perhaps the batch came first
+        axes = f"time is the first axis: {steps} steps of {rows} rows"
+        phrases = (*phrases, f"{axes}; else write xs.swapaxes(0, 1)")
+    return Explanation(((first, layers[0][1], phrases), *others))
