@@ -81,12 +81,14 @@ def answer(module: Any, settings: Any, command: list[str], options: argparse.Nam
 
 
 def only(question: timing.Question, names: Sequence[str]) -> timing.Question:
-    """The question, to the baseline and the contenders of these names."""
+    """The question, to the baseline and the contenders of these names; our own also as `Scan()`."""
+    ours = f"{question.baseline}, "
     there = [contender.name for contender in question.contenders]
-    unknown = [name for name in names if name not in there]
+    unknown = [name for name in names if not {name, ours + name} & {*there}]
     if unknown:
         sys.exit(f"--contenders takes some of {there}, but got {unknown}")
-    chosen = [one for one in question.contenders if one.name in (question.baseline, *names)]
+    asked = {question.baseline, *names, *(ours + name for name in names)}
+    chosen = [one for one in question.contenders if one.name in asked]
     return dataclasses.replace(question, contenders=chosen)
 
 

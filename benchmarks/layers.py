@@ -1,7 +1,8 @@
 """A single layer against the other libraries': who takes how long, at which shapes and lengths?
 
 ``python -m benchmarks.layers [shapes|lengths|steps|keyword] [--cells rnn lstm gru]
-[--passes forward backward] [--shapes 128,16] [--contenders onnxruntime]``
+[--passes forward backward] [--shapes 128,16] [--contenders onnxruntime]``. A shape may go on with
+steps and inputs: 48,24,500,3.
 """
 
 import argparse
@@ -23,18 +24,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--shapes",
         nargs="+",
         type=shape,
-        metavar="HIDDEN,BATCH",
-        help="of shapes, as in 128,16; default: all",
+        metavar="UNITS,ROWS[,STEPS,INPUTS]",
+        help="of shapes, as in 48,24,500,3; default: eleven, of 100 steps",
     )
     parser.add_argument(
         "--passes", nargs="+", choices=layers.PASSES, help="backward: with forward; default: both"
     )
 
 
-def shape(given: str) -> tuple[int, int]:
-    """A hidden size and a batch size."""
-    hidden, batch = given.split(",")
-    return command.positive(hidden), command.positive(batch)
+def shape(given: str) -> tuple[int, ...]:
+    """Units and rows, and perhaps steps and inputs."""
+    sizes = tuple(map(command.positive, given.split(",")))
+    if len(sizes) not in (2, 3, 4):
+        raise argparse.ArgumentTypeError(
+            f"expected units,rows,steps,inputs, of which the last two may be left out, not {given}"
+        )
+    return sizes
 
 
 def adjust(settings: Any, options: argparse.Namespace) -> Any:

@@ -19,8 +19,8 @@ COLOURS = {
     "Flax linen": "#D55E00",
     "Flax nnx": "#E69F00",
     "PyTorch": "#009E73",
-    "Keras, jax": "#CC79A7",
-    "Keras, tensorflow": "#B8A900",
+    "Keras, JAX": "#CC79A7",
+    "Keras, TF": "#B8A900",
     "Keras, torch": "#777777",
 }
 OTHERS = "#AAAAAA"

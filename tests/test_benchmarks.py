@@ -166,6 +166,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: Any) -> None:
     assert (tmp_path / "packing.png").read_bytes().startswith(b"\x89PNG")
     run("one", "--quick", "--rounds", "4")
     assert asked["rounds"] == 4
+    assert len(command.only(layers.question(layers.QUICK), ["Scan()", "PyTorch"]).contenders) == 3
     assert json.loads((tmp_path / "packing_quick.json").read_text())["settings"]["quick"]
     with pytest.raises(SystemExit, match=r"takes some of .*, but got \['nobody'\]"):
         run("--contenders", "nobody")
@@ -180,7 +181,7 @@ STEP = Book(**BOOK, batch_size=2, time=4, steps=2)
 # With these settings, or else with its own quick ones.
 QUESTIONS: dict[str, Any] = {
     "layers": layers.Settings(("lstm",), ("backward",), ((4, 3),), 5),
-    "layers, forward": layers.Settings(("gru",), ("forward",), ((4, 3),), 5),
+    "layers, forward": layers.Settings(("gru",), ("forward",), ((4, 3, 5, 2),)),
     "cells": dataclasses.replace(cells.QUICK, cells=("ProjectionLSTMCell",)),
     "memory": LAYER,
     "compile_time": LAYER,
@@ -240,9 +241,17 @@ def test_the_contenders_of_a_question_run_and_agree(name: str, tmp_path: Path) -
     assert getattr(module, "plot", plots.bars)(report).axes
 
 
+def test_a_shape_of_two_sizes_has_as_many_inputs_as_units() -> None:
+    assert layers.full(layers.Settings(shapes=((9, 2), (9, 2, 50), (9, 2, 50, 3)))) == [
+        (9, 2, 100, 9),
+        (9, 2, 50, 9),
+        (9, 2, 50, 3),
+    ]
+
+
 def test_lengths_are_told_by_the_step() -> None:
     question = lengths.question(lengths.Settings())
-    report = report_of(question, {"rnnjax": 2.0, "PyTorch nn": 3.0})
+    report = report_of(question, {"rnnjax": 2.0, "PyTorch": 3.0})
     report.ceilings = [
         Result("products", point=point.name, later=[Outcome(point.flops / 1e9, 0)])
         for point in question.points
@@ -271,7 +280,7 @@ def test_epochs_of_rnnjax_are_timed() -> None:
     settings = dataclasses.replace(epochs.QUICK, program="forecast, state carried")
     whole, epoch = itertools.islice(epochs.in_rnnjax(dataclasses.asdict(settings)), 2)
     assert 0 < epoch.amount < whole.amount
-    report = report_of(epochs.question(epochs.QUICK), {"rnnjax": 1.0, "Keras, jax": 3.0})
+    report = report_of(epochs.question(epochs.QUICK), {"rnnjax": 1.0, "Keras, JAX": 3.0})
     assert epochs.tables(report).endswith("| 1.00, 1.00 | 3.00, 1.00 | 1, 1 | 3.00 |")
 
 

@@ -113,7 +113,7 @@ def question(settings: Settings) -> Question:
         "The error is the program's own, after the whole of it.",
         [
             Contender("rnnjax", in_rnnjax, ["rnnjax", "jax", "optax"]),
-            Contender("Keras, jax", in_keras, ["keras", "jax"], {"KERAS_BACKEND": "jax"}),
+            Contender("Keras, JAX", in_keras, ["keras", "jax"], {"KERAS_BACKEND": "jax"}),
         ],
         baseline="rnnjax",
         value_name="error",
@@ -128,7 +128,7 @@ def tables(report: Report) -> str:
     rows.append(["---"] * len(rows[0]))
     for point in report.points:
         at, module = report.at(point), PROGRAMS[point.name]
-        both = [at["Keras, jax"], at["rnnjax"]]
+        both = [at["Keras, JAX"], at["rnnjax"]]
         cells = [f"{lines(module.in_keras)}, {lines(module.in_rnnjax)}"]
         if problem := "; ".join(f"{one.name}: {one.problem}" for one in both if one.problem):
             rows.append([point.name, *cells, problem, "–", "–", "–"])

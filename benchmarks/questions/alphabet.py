@@ -128,7 +128,7 @@ def remarks(report: Report) -> list[str]:
         f"{name} ended at {first.value:.0%}, loss {first.details['loss']:.4f}."
         for name, first in firsts.items()
     ]
-    keras, ours = firsts.get("Keras, jax"), firsts.get("rnnjax")
+    keras, ours = firsts.get("Keras, JAX"), firsts.get("rnnjax")
     if keras and ours and keras.value < ours.value:
         said.append(
             "Keras on JAX does not keep the state that stateful=True promises, so it cannot learn "

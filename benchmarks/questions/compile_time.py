@@ -14,7 +14,7 @@ from benchmarks.timing import Contender, Question
 
 __all__ = ["QUICK", "VARIANTS", "Settings", "question", "remarks"]
 
-PEER = "Flax linen.RNN"
+PEER = "Flax linen"
 PHASES = ("trace", "lower", "compile")
 
 QUICK = Settings(hidden_size=8, batch_size=2, time=5)
@@ -69,9 +69,9 @@ def question(settings: Settings) -> Question:
             Contender("rnnjax", compilations(jax_layers.rnnjax_layers), ["rnnjax", "jax"]),
             Contender("rnnjax, Scan()", compilations(layer_peers.rnnjax_scan), ["rnnjax", "jax"]),
             Contender(PEER, compilations(jax_layers.linen_layers), ["flax", "jax"]),
-            Contender("Flax nnx.RNN", compilations(jax_layers.nnx_layers), ["flax", "jax"]),
+            Contender("Flax nnx", compilations(jax_layers.nnx_layers), ["flax", "jax"]),
             Contender(
-                "Keras, jax",
+                "Keras, JAX",
                 compilations(jax_layers.keras_layers),
                 ["keras", "jax"],
                 {"KERAS_BACKEND": "jax"},

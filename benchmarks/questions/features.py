@@ -9,7 +9,7 @@ from benchmarks.questions.gradients import VALUE_NAME, Call, repeated
 from benchmarks.reports import Point, Report
 from benchmarks.timing import Contender, Question
 
-PLAIN, KERAS = "rnnjax, plain", "Keras, jax, plain"
+PLAIN, KERAS = "rnnjax, plain", "Keras, JAX, plain"
 NOISE: dict[str, dict[str, float]] = {
     "recurrent dropout": {"recurrent_dropout": 0.2},
     "zoneout of both states": {"zoneout_hidden": 0.1, "zoneout_cell": 0.1},
@@ -100,7 +100,7 @@ def question(settings: Settings) -> Question:
         ),
         *(
             Contender(name, repeated(keras_layer(rate)), ["keras", "jax"], {"KERAS_BACKEND": "jax"})
-            for name, rate in ((KERAS, 0.0), ("Keras, jax, recurrent dropout", 0.2))
+            for name, rate in ((KERAS, 0.0), ("Keras, JAX, recurrent dropout", 0.2))
         ),
     ]
     points = [

@@ -166,7 +166,8 @@ def nnx_layers(shape: Shape) -> tuple[Outputs, Any, Any]:
 
     cell = {"rnn": nnx.SimpleCell, "lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell}[shape.cell]
     size, rngs = shape.hidden_size, nnx.Rngs(0)
-    cells: list[Any] = [cell(size, size, rngs=rngs) for _ in range(shape.layers)]
+    widths = [shape.features, *[size] * (shape.layers - 1)]
+    cells: list[Any] = [cell(width, size, rngs=rngs) for width in widths]
     for one, arrays in zip(cells, weights(shape), strict=True):
         biased = one.dense_h if shape.cell == "lstm" else one.dense_i
         one.dense_i.kernel[...] = jnp.asarray(arrays["kernel"])
@@ -200,7 +201,9 @@ def cudnn_layers(shape: Shape) -> tuple[Outputs, Any, Any]:
         flat = [layer[n].T.ravel() for layer in params for n in ("kernel", "recurrent_kernel")]
         flat += [b for layer in params for b in (layer["bias"], jnp.zeros_like(layer["bias"]))]
         packed = jnp.concatenate(flat)
-        return rnn.lstm(xs, zeros, zeros, packed, whole, size, size, shape.layers, 0.0, False)[0]
+        return rnn.lstm(
+            xs, zeros, zeros, packed, whole, shape.features, size, shape.layers, 0.0, False
+        )[0]
 
     return outputs, params, jnp.asarray(inputs(shape).swapaxes(0, 1))
 
@@ -227,7 +230,7 @@ def keras_model(shape: Shape) -> Any:
     layers = [
         kinds[shape.cell](shape.hidden_size, return_sequences=True) for _ in range(shape.layers)
     ]
-    given = keras.Input((shape.time, shape.hidden_size), batch_size=shape.batch_size)
+    given = keras.Input((shape.time, shape.features), batch_size=shape.batch_size)
     model = keras.Sequential([given, *layers])
     for layer, arrays in zip(layers, weights(shape), strict=True):
         if shape.cell == "gru":  # In Keras z, r, n, and a bias on each side.

@@ -49,7 +49,7 @@ def question(settings: Settings) -> Question:
             dataclasses.replace(jitted, name="rnnjax, no async dispatch", environment=at_once),
             one("rnnjax, jax.export", exported, ["rnnjax", "jax", "flatbuffers"]),
             one("onnxruntime", onnxruntime_step, ["onnxruntime", "onnx"]),
-            one("PyTorch nn", torch_step, ["torch"]),
+            one("PyTorch", torch_step, ["torch"]),
         ],
         baseline="rnnjax",
         value_name=layer_peers.VALUE_NAME,

@@ -43,12 +43,12 @@ def contenders() -> list[Contender]:
             contender("rnnjax, bfloat16 products", jax_call(rnnjax_bfloat16), ["rnnjax", "jax"]),
             tolerance=BFLOAT16_TOLERANCE,
         ),
-        contender("Flax linen.RNN", jax_call(jax_layers.linen_layers), ["flax", "jax"]),
-        contender("Flax nnx.RNN", jax_call(jax_layers.nnx_layers), ["flax", "jax"]),
-        contender("PyTorch nn", torch_call, ["torch"]),
+        contender("Flax linen", jax_call(jax_layers.linen_layers), ["flax", "jax"]),
+        contender("Flax nnx", jax_call(jax_layers.nnx_layers), ["flax", "jax"]),
+        contender("PyTorch", torch_call, ["torch"]),
         contender("onnxruntime", onnxruntime_call, ["onnxruntime", "onnx"]),
-        contender("Keras, jax", jax_call(jax_layers.keras_layers), ["keras", "jax"], "jax"),
-        contender("Keras, tensorflow", tensorflow_call, ["keras", "tensorflow"], "tensorflow"),
+        contender("Keras, JAX", jax_call(jax_layers.keras_layers), ["keras", "jax"], "jax"),
+        contender("Keras, TF", tensorflow_call, ["keras", "tensorflow"], "tensorflow"),
         contender("Keras, torch", keras_torch_call, ["keras", "torch"], "torch"),
     ]
 
@@ -88,10 +88,11 @@ def fingerprint(arrays: Sequence[Any]) -> float:
     """The root mean square of the outputs; or, of the gradients, the geometric mean of two.
 
     One is of the inputs' gradient, the other of all kernels' together. Those do not depend on the
-    order in which a library keeps gates and axes. Biases, of which some have two, are left out.
+    order in which a library keeps gates and axes. Biases, of which some have two, are left out,
+    and with them the kernel of one input or two.
     """
     first, *others = (np.asarray(array, np.float64) for array in arrays)
-    kernels = [array.ravel() for array in others if array.ndim == 2 and len(array) > 2]
+    kernels = [array.ravel() for array in others if array.ndim == 2 and min(array.shape) > 2]
     if not kernels:
         return root_mean_square(first)
     return math.sqrt(root_mean_square(first) * root_mean_square(np.concatenate(kernels)))
@@ -99,7 +100,8 @@ def fingerprint(arrays: Sequence[Any]) -> float:
 
 def point(name: str, shape: Shape, backward: bool) -> Point:
     """The point of a shape and a pass, with its operations: those of the matrix products."""
-    products = 2 * shape.layers * len(GATES[shape.cell]) * shape.hidden_size**2
+    rows = shape.features + (2 * shape.layers - 1) * shape.hidden_size  # of all kernels together
+    products = len(GATES[shape.cell]) * shape.hidden_size * rows
     flops = 2 * shape.time * shape.batch_size * products
     # Backward, each product has two more: the gradients of its two operands.
     settings = {"shape": dataclasses.asdict(shape), "backward": backward}

@@ -13,6 +13,7 @@ from benchmarks.timing import Question
 
 CELLS = {"rnn": "SimpleRNN", "lstm": "LSTM", "gru": "GRU"}
 PASSES = {"forward": "forward", "backward": "forward + backward"}
+SIZES = {"hidden_size": "units", "batch_size": "rows", "time": "steps", "features": "inputs"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Settings:
 
     cells: tuple[str, ...] = tuple(CELLS)
     passes: tuple[str, ...] = tuple(PASSES)
-    shapes: tuple[tuple[int, int], ...] = (
+    shapes: tuple[tuple[int, ...], ...] = (
         (32, 1),
         (50, 1),
         (64, 16),
@@ -34,7 +35,7 @@ class Settings:
         (700, 12),
         (1024, 32),
     )
-    """Hidden and batch sizes; inputs have as many features as there are hidden units."""
+    """Units and rows. Steps and inputs may follow: else `time`, and as many inputs as units."""
     time: int = 100
 
 
@@ -45,20 +46,25 @@ def question(settings: Settings) -> Question:
     """What is asked, and of whom."""
     points = [
         layer_peers.point(
-            f"{CELLS[cell]}({hidden}), batch {batch}, {PASSES[name]}",
-            Shape(cell, 1, hidden, batch, settings.time),
+            f"{CELLS[cell]}, {PASSES[name]}, {', '.join(map(str, sizes))}",
+            Shape(cell, 1, *sizes),
             name == "backward",
         )
         for cell in settings.cells
         for name in settings.passes
-        for hidden, batch in settings.shapes
+        for sizes in full(settings)
     ]
     return asked(
         "layers",
-        f"A single layer over {settings.time} steps, as many input features as hidden units; "
-        "float32, the same weights and inputs for all.",
+        "A single layer at shapes of units, rows, steps and inputs; float32, the same weights and "
+        "inputs for all.",
         points,
     )
+
+
+def full(settings: Settings) -> list[tuple[int, ...]]:
+    """Units, rows, steps and inputs of each shape."""
+    return [(*given, *(settings.time, given[0])[len(given) - 2 :]) for given in settings.shapes]
 
 
 def asked(name: str, title: str, points: Sequence[Point]) -> Question:
@@ -97,11 +103,12 @@ def tables(report: Report) -> str:
 
     def label(point: Point) -> list[str]:
         shape = point.settings["shape"]
-        return [f"({shape['hidden_size']}, {shape['batch_size']})"]
+        return [", ".join(str(shape[size]) for size in SIZES)]
 
     by_group = groups(report)
+    header = [", ".join(SIZES.values())]
     parts = [
-        f"## {CELLS[cell]}, {PASSES[name]}\n\n{peer_table(report, points, ['(H, batch)'], label)}"
+        f"## {CELLS[cell]}, {PASSES[name]}\n\n{peer_table(report, points, header, label)}"
         for (cell, name), points in by_group.items()
     ]
     columns = {
@@ -183,7 +190,7 @@ def plot(report: Report) -> Any:
         for column, cell in enumerate(cells):
             axes, points = panels[row][column], by_group[cell, name]
             shapes = [point.settings["shape"] for point in points]
-            labels = [f"{shape['hidden_size']}, {shape['batch_size']}" for shape in shapes]
+            labels = [", ".join(str(shape[size]) for size in SIZES) for shape in shapes]
             ratios = {
                 peer: [report.ratios(report.at(point)[peer]) for point in points]
                 for peer in peers(report)
@@ -194,7 +201,7 @@ def plot(report: Report) -> Any:
             axes.set_xticks(range(len(points)), labels, rotation=60, fontsize="small")
             axes.set_title(f"{CELLS[cell]}, {PASSES[name]}")
             if row == len(passes) - 1:
-                axes.set_xlabel("hidden size, batch size")
+                axes.set_xlabel(", ".join(SIZES.values()))
             if column == 0:
                 axes.set_ylabel(f"time / {report.baseline}'s")
     plots.legend(figure)

@@ -143,11 +143,11 @@ def question(settings: Settings) -> Question:
                 for every in KEEP_EVERY
             ),
             Contender("rnnjax, Scan()", compiled_calls(layer_peers.rnnjax_scan), ["rnnjax", "jax"]),
-            Contender("Flax linen.RNN", compiled_calls(jax_layers.linen_layers), ["flax", "jax"]),
-            Contender("Flax linen.RNN, remat", compiled_calls(LINEN_REMAT), ["flax", "jax"]),
+            Contender("Flax linen", compiled_calls(jax_layers.linen_layers), ["flax", "jax"]),
+            Contender("Flax linen, remat", compiled_calls(LINEN_REMAT), ["flax", "jax"]),
             Contender("PyTorch nn.LSTM", torch_calls, ["torch"]),
             Contender(
-                "Keras, jax",
+                "Keras, JAX",
                 compiled_calls(jax_layers.keras_layers),
                 ["keras", "jax"],
                 {"KERAS_BACKEND": "jax"},

@@ -46,7 +46,7 @@ def question(settings: Settings) -> Question:
             one("rnnjax, prepared, no async dispatch", rnnjax_step(prepared=True), ["jax"]),
             environment=at_once,
         ),
-        one("PyTorch nn", torch_step, ["torch"]),
+        one("PyTorch", torch_step, ["torch"]),
         one("onnxruntime", onnxruntime_step, ["onnxruntime", "onnx"]),
     ]
     return Question(

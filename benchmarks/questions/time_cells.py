@@ -242,9 +242,9 @@ def question(settings: Settings) -> Question:
         "repetition is as many calls as take 0.1 s.",
         [
             contender("rnnjax", rnnjax_layer, ["rnnjax"]),
-            contender("Flax nnx.RNN", nnx_layer, ["flax"]),
+            contender("Flax nnx", nnx_layer, ["flax"]),
             contender("Equinox", equinox_layer, ["equinox"]),
-            contender("Keras, jax", keras_layer, ["keras"], KERAS_BACKEND="jax"),
+            contender("Keras, JAX", keras_layer, ["keras"], KERAS_BACKEND="jax"),
         ],
         baseline="rnnjax",
         value_name=VALUE_NAME,

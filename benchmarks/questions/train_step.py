@@ -234,7 +234,7 @@ def question(settings: Settings) -> Question:
         [
             Contender("rnnjax", rnnjax_steps, ["rnnjax", "jax", "optax"]),
             Contender("rnnjax, Scan()", rnnjax_reference, ["rnnjax", "jax", "optax"]),
-            Contender("Flax linen.RNN", flax_steps, ["flax", "jax", "optax"]),
+            Contender("Flax linen", flax_steps, ["flax", "jax", "optax"]),
             Contender("PyTorch nn.LSTM", torch_steps, ["torch"]),
             *(
                 Contender(f"Keras, {name}", keras_steps, ["keras", name], {"KERAS_BACKEND": name})

@@ -27,7 +27,7 @@ def question(settings: Settings) -> Question:
                 ["rnnjax", *jax_packages],
                 tolerance=ROUGH,
             ),
-            Contender("Flax linen.RNN", train_step.flax_steps, ["flax", *jax_packages]),
+            Contender("Flax linen", train_step.flax_steps, ["flax", *jax_packages]),
             Contender("PyTorch nn.LSTM", train_step.torch_steps, ["torch"]),
             Contender(
                 "PyTorch nn.LSTM, bfloat16 autocast",

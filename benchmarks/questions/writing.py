@@ -271,7 +271,7 @@ def question(settings: Settings) -> Question:
         Contender("rnnjax, bfloat16", rnnjax_bfloat16, ["rnnjax", "jax"], tolerance=ROUGH),
         Contender("PyTorch nn.LSTM", torch_loop, ["torch"]),
         Contender("PyTorch nn.LSTM, bfloat16", torch_bfloat16, ["torch"], tolerance=ROUGH),
-        Contender("Keras, jax", keras_loop, ["keras", "jax"], {"KERAS_BACKEND": "jax"}),
+        Contender("Keras, JAX", keras_loop, ["keras", "jax"], {"KERAS_BACKEND": "jax"}),
     ]
     if settings.batch_size == 1:  # With more texts it is the products that take the time.
         note = "the bandwidth limit: it computes nothing that could be compared"
