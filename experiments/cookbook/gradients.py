@@ -122,7 +122,10 @@ def run(config: Config) -> int:
     told = "\n  ".join(f"{name:<26}{share:8.1e}" for name, share in far.items())
     print(f"The gradient by the state 99 steps back, over that by the last one:\n  {told}")
     colours = np.clip(np.stack(list(shares.values()))[:, ::-1], 1e-12, 1e12)
-    plots.matrix(report.run_dir / "reach.png", colours, rows=list(shares), x="steps back", log=True)
+    plots.matrix(
+        report.run_dir / "reach.png", colours, rows=list(shares), x="steps back",
+        bar="gradient, as a part of the last step's", log=True,
+    )  # fmt: skip
     cell, params = draw("SimpleRNN", 64, config.seed, 1)
     params["cell"]["recurrent_kernel"] *= 3
     step = jax.grad(lambda params: losses(cell, params, xs, ys).sum())(params)

@@ -136,7 +136,8 @@ def run(config: Config) -> int:
     print(f"{count} models take {at_once / one:.1f} times as long as one of them alone")
     plots.matrix(
         report.run_dir / "sweep.png", table, rows=[f"{rate:g}" for rate in config.rates],
-        columns=[f"seed {config.seed + k}" for k in range(config.seeds)], y="rate", log=True,
+        columns=[f"seed {config.seed + k}" for k in range(config.seeds)], y="rate",
+        bar="mean squared error", log=True,
     )  # fmt: skip
     report.accept("the best error", float(scores[best]), 0.002)
     return report.end(apart=apart, at_once=at_once, one=one)

@@ -182,7 +182,10 @@ def run(config: Config) -> int:
         scores[name] = f1(np.asarray(found), right, lengths)
         report.add(name, scores[name])
     shown = np.asarray(params["pairs"])
-    plots.matrix(report.run_dir / "pairs.png", shown, rows=TAGS, columns=TAGS, x="tag", y="before")
+    plots.matrix(
+        report.run_dir / "pairs.png", shown, rows=TAGS, columns=TAGS, x="tag", y="the tag before",
+        bar="score",
+    )  # fmt: skip
     report.accept("F1 of the CRF", scores["BiLSTM-CRF"], 90, "least")
     line = " ".join(
         f"{WORDS[w]}/{TAGS[t]}" for w, t in zip(words[: lengths[0], 0], found[:, 0], strict=False)

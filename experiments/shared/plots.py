@@ -121,9 +121,10 @@ def matrix(
     columns: Sequence[str] | None = None,
     x: str = "",
     y: str = "",
+    bar: str = "",
     log: bool = False,
 ) -> None:
-    """A heat map: attention, the size of gradients, the keys of a piano."""
+    """A heat map: attention, the size of gradients, the keys of a piano; ``bar`` says of what."""
     with drawn(path, 1, 1, (7, 5)) as axes:
         ax = axes[0, 0]
         scale, colours = ("log", "viridis") if log else (None, "gray_r")
@@ -133,5 +134,5 @@ def matrix(
         if columns is not None:
             ax.set_xticks(range(len(columns)), columns, rotation=60, ha="right")
         ax.set(xlabel=x, ylabel=y)
-        if log:
-            ax.figure.colorbar(shown)
+        if bar:
+            ax.figure.colorbar(shown, label=bar)
