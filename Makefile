@@ -147,11 +147,12 @@ cookbook: $(VENV)/demo.stamp
 	$(INSTALL) '.[cookbook]'
 	$(BIN)/python -m experiments.cookbook $(addprefix --data ,$(DATA))
 
-# The site, in site/: `python -m http.server -d site` shows it. The addresses are those of pyproject.toml.
+# The site, in site/: `python -m http.server -d site` shows it. The addresses are those of pyproject.toml; a link to
+# the repository stands on each page as soon as that is no longer an example's.
 url = $(shell sed -n 's/^$(1) = "\(.*\)"$$/\1/p' pyproject.toml)
 docs: $(VENV)/docs.stamp $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(WORKERS) -m 'not slow' tests/test_pages.py rnnjax
-	SITE_URL=$(call url,Documentation) REPO_URL=$(call url,Source) \
+	SITE_URL=$(call url,Documentation) REPO_URL=$(filter-out %.example.org/source,$(call url,Source)) \
 		$(BIN)/python -m zensical build --strict --clean --config-file mkdocs.yml
 
 # What a package index gets, in dist/, checked.

@@ -466,6 +466,21 @@ def test_notebooks_are_their_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.docs
+def test_a_picture_alone_has_a_caption_and_the_sections_of_a_page_may_fold() -> None:
+    markdown = pytest.importorskip("markdown", reason="the site's group `docs` brings it")
+    figures = script("figures")
+    text = "![one](a.png)\n\nbeside ![two](b.png)\n\n## First\n\nit\n\n## Second\n\nis"
+    html = markdown.markdown(f"{figures.FOLD}\n\n{text}", extensions=[figures.Figures()])
+    assert html.count("<figure>") == 1
+    assert '<figcaption aria-hidden="true">one</figcaption>' in html
+    assert re.findall(r"<h2>(\w+)</h2>\n?<details>.*?<p>(\w+)</p>", html, re.DOTALL) == [
+        ("First", "it"),
+        ("Second", "is"),
+    ]
+    assert "<details>" not in markdown.markdown(text, extensions=[figures.Figures()])
+
+
+@pytest.mark.docs
 def test_the_pictures_are_drawn_by_their_script(tmp_path: Path) -> None:
     draw = script("draw")
     with mpl.rc_context({"backend": "svg"}):
