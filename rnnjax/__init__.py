@@ -85,13 +85,13 @@ else:
         if name in _ROOMS:
             return importlib.import_module(f"rnnjax.{name}")
         meant = [f"write rnnjax.{name}Cell"] if f"{name}Cell" in __all__ else []
-        meant += [checks.HABITS[name]] if name in checks.HABITS else []
         if not meant and not name.startswith("_"):
             rooms = "cells", "engine", "errors", "layers", "packing", *_ROOMS[:4]
             for room in map(importlib.import_module, [f"rnnjax.{room}" for room in rooms]):
                 public = name in getattr(room, "__all__", vars(room))  # not what it imports
                 if public and not isinstance(getattr(room, name), types.ModuleType):
                     meant += [f"write {room.__name__}.{name}"]
+            meant += [checks.answer(name)]
         raise AttributeError("; ".join([f"module 'rnnjax' has no attribute {name!r}", *meant[:1]]))
 
     def __dir__() -> list[str]:

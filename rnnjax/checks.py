@@ -7,10 +7,12 @@ runs. An error says what was expected, what came and what to do.
 import contextlib
 import functools
 import inspect
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import packages_distributions
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,52 +23,97 @@ from jax.typing import DTypeLike
 from rnnjax.errors import InteropError, InvalidInputError, RnnjaxError, called
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
-HABITS = {  # words of Keras, PyTorch and Flax: arguments, attributes, names of the package
-    word: f"write {advice}"
-    for words, advice in {
-        "units features": "hidden_size=50", "num_layers": "rnnjax.Stack([cell, cell])",
-        "bidirectional merge_mode": "rnnjax.Bidirectional(cell)", "go_backwards": "reverse=True",
-        "batch_first time_major": "xs.swapaxes(0, 1), because xs is (time, batch, features)",
-        "input_size in_features input_shape": "cell.init(key, input_size), for params of that size",
-        "dropout recurrent_dropout": "rnnjax.Regularized(cell, input_dropout=0.1), and unroll(..., "
-        "key=key); between layers it is rnnjax.Stack(cells, dropout=rnnjax.Dropout(0.1))",
-        "training deterministic rngs eval": "unroll(..., key=key) in training, no key to predict",
-        "return_sequences return_state": 'carry, y = unroll(..., outputs="last"), or "all"',
-        "stateful initial_state initial_carry": "carry, ys = unroll(cell, params, xs, carry)",
-        "seq_lengths enforce_sorted": "lengths=lengths", "seed": "key=jax.random.key(0)",
-        "pack_padded_sequence pad_sequences": "rnnjax.pad(rows), and unroll(..., lengths=lengths)",
-        "Dense Linear TimeDistributed": "ys @ kernel + bias", "Masking": "mask=mask",
-        "weights get_weights trainable_variables": "params, as cell.init(key, input_size) made it",
-        "lr learning_rate Adam SGD": "optax.adam(1e-3), which fit takes", "num_epochs": "epochs=20",
-        "to device cuda": "jax.device_put(params, device), as a cell runs where its params are",
-        "load_model": "rnnjax.interop.load(path)", "name": 'params = {"encoder": params}',
-        "callbacks verbose": "hooks=[EarlyStopping(5), Silent()]", "scan": "rnnjax.unroll",
-        "batch_size shuffle x y": "rnnjax.training.minibatches(data, batch_size, axis=0)",
-        "validation_data validation_split": "evaluate=valid: train, valid = batches.split(0.2)",
-        "fit compile": "rnnjax.training.fit(loss_fn, params, optimizer, batches, epochs, key=key)",
-        "apply_fn tx": "TrainState.create(params, optimizer, key=key)", "Embedding": "table[ids]",
-        "apply forward predict": "rnnjax.unroll(cell, params, xs), or cell.step(params, carry, x)",
-        "RNN num_feature_axes": "rnnjax.linen.RNN(cell), rnnjax.nnx.RNN(cell) or rnnjax.unroll",
-        "initialize_carry": "cell.initial_carry((8,))", "summary": "jax.tree.map(np.shape, params)",
-        "state_dict load_state_dict save": "rnnjax.training.save_params(path, params), load_params",
-        "nn Module Model Sequential": "a function of params and xs, or a module of rnnjax.linen",
-        "ModelCheckpoint": 'run_dir="runs/first" in fit', "implementation": "unroll(..., method=m)",
-        "DataLoader Dataset": "rnnjax.training.minibatches(data, 50), or give fit your loader",
-        "Kernel": "method=Auto(), as XLA compiles the loop for a GPU or a TPU",
-    }.items()
-    for word in words.split()
-}  # fmt: skip
+_TABLE = "the words of other libraries stand in docs/from"
+_PAGES = ["keras", "pytorch", "flax", "haiku", "equinox", "sktime", "darts", "purejaxrl"]
+# What is called, given by name, or stands alone: `hk.LSTM(50)`, `batch_first=True`, `.weights`.
+_WORD = re.compile(r"(?<![=\w])([\w.]*\.)?([A-Za-z_]\w*)(?=\(|=(?!=)|`)")
+
+
+@functools.cache
+def _rows() -> dict[str, list[tuple[str, str, set[str]]]]:
+    """Read the tables of ``docs/from``, which a wheel has inside of the package.
+
+    Of each word on the left: what stands on the right, the page, and where it is said: in what the
+    last row in bold names, or after a dot.
+    """
+    found: dict[str, list[tuple[str, str, set[str]]]] = {}
+    ours = Path(__file__).parent
+    folder = ours / "from" if (ours / "from").exists() else ours.parent / "docs" / "from"
+    for path in [folder / f"{page}.md" for page in _PAGES]:
+        text, owners = path.read_text("utf-8") if path.exists() else "", set[str]()
+        for theirs, here in re.findall(r"^\| (.+?) \| (.+) \|$", text, re.MULTILINE):
+            bold, words = theirs.startswith("**"), _WORD.findall(theirs)
+            owners = {word for _, word in words} if bold else owners
+            here = re.sub(r"`|\[(.+?)\]\(.+?\)", r"\1", here)
+            for dot, word in words:
+                row = here, path.stem, owners | ({"."} if dot or bold else set())
+                found.setdefault(word, []).append(row)
+    return found
+
+
+def answer(word: str, place: str = ".") -> str:
+    """Return what a word of another library is here, as the pages of ``docs/from`` say.
+
+    A word may be several things. Of its rows those count that belong to ``place``, a function or a
+    class that got it as a keyword, or a dot where it was a name; and of each page the first. What
+    follows a dot is no keyword.
+    """
+    rows = [
+        (place in where, here, page)
+        for here, page, where in _rows().get(word, [])
+        if place in where or "." not in where
+    ]
+    told = {page: here for there, here, page in reversed(rows) if there == max(rows)[0]}
+    said = [  # up to the end of a clause
+        f"{re.findall(r'.{1,180}(?=; |$)|.+', told[page])[0]} (docs/from/{page}.md)"
+        for page in _PAGES
+        if page in told
+    ]
+    return f"in rnnjax: {', or '.join(said[:3])}" if said else _TABLE
+
+
+def refuse_name(module: str, name: str) -> Any:
+    """Be the ``__getattr__`` of a module: say what a word of another library is here."""
+    said = "" if name.startswith("_") else f"; {answer(name)}"
+    raise AttributeError(f"module {module!r} has no attribute {name!r}{said}")
+
+
+def check_call(who: str, function: Callable[..., Any], args: Any, named: Mapping[str, Any]) -> None:
+    """Raise if a function does not take these arguments, and say what an unknown name is here."""
+    signature = inspect.signature(function)
+    takes = signature.parameters
+    known = ", ".join(name for name in takes if name != "self")
+    unknown = [name for name in named if name not in takes]
+    if unknown and all(one.kind is not one.VAR_KEYWORD for one in takes.values()):
+        said = answer(unknown[0], who.rpartition(".")[2])
+        said = f"use one of {known}; {said}" if said == _TABLE else said
+        raise InvalidInputError(f"{who} takes no {unknown[0]}; {said}")
+    try:
+        signature.bind(*args, **named)
+    except TypeError as error:
+        raise InvalidInputError(f"{who} of {known}: {error}; {_TABLE}") from None
+
+
+class Advised:
+    """A class that answers words of other libraries where it is made."""
+
+    def __new__(cls, *args: Any, **named: Any) -> Self:
+        """Check the arguments; a copy is made without any."""
+        if named:
+            check_call(cls.__name__, functools.partial(cls.__init__, None), args, named)
+        return super().__new__(cls)
 
 
 def advised(function: FunctionT) -> FunctionT:
-    """Let a function refuse a word of `HABITS`, which it does not have, with the advice there."""
-    foreign = HABITS.keys() - inspect.signature(function).parameters.keys()
+    """Let a function answer words of other libraries, which it does not take."""
 
     @functools.wraps(function)
     def called(*args: Any, **named: Any) -> Any:
-        for name in foreign & named.keys():
-            raise InvalidInputError(f"{function.__qualname__} takes no {name}; {HABITS[name]}")
-        return function(*args, **named)
+        try:
+            return function(*args, **named)
+        except TypeError:  # or one that was raised inside
+            check_call(function.__qualname__, function, args, named)
+            raise
 
     return called  # type: ignore[return-value]  # wraps keeps the signature, untold to mypy
 

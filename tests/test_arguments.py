@@ -241,7 +241,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: LSTMCell(4, param_dtype=None), "param_dtype must be .* None"),
     (lambda: LSTMCell(4, dtype=jnp.float8_e5m2), "dtype must be .* of 16 bits .* float8_e5m2"),
     (lambda: LSTMCell(4, param_dtype="float8_e5m2"), "param_dtype must be .* of 16 bits"),
-    (lambda: LSTMCell(units=8), "LSTMCell takes no units; write hidden_size=50"),
+    (lambda: LSTMCell(units=8), r"LSTMCell takes no units; in rnnjax: LSTMCell\(hidden_size=50\)"),
     (lambda: LSTMCell(size=8), "LSTMCell takes no size; use one of hidden_size, .*, param_dtype"),
     (lambda: LSTMCell(4, activation="tanhh"), "activation 'tanhh'; give one of tanh, sigmoid"),
     (lambda: LSTMCell(4, activation=None), "unknown activation None"),
@@ -302,7 +302,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: rnnjax.explain(GRU, drawn(GRU), (6, 2, 3)), r"jax.ShapeDtypeStruct\(\(6, 2, 3\), jnp"),
     (lambda: rnnjax.Regularized(SLSTM, zoneout_cell=0.5), "zoneout_cell keeps units of a leaf"),
     # runs
-    (lambda: LSTM({}, XS), r"LSTMCell\(5\) cannot be called; write rnnjax.unroll\(cell"),
+    (lambda: LSTM({}, XS), r"LSTMCell\(5\) cannot be called; in rnnjax: unroll\(cell"),
     (lambda: rnnjax.unroll({"a": 1}, LSTM, 0), r"a dict with a; call unroll\(cell, params, xs\)"),
     (lambda: rnnjax.unroll(LSTM, XS), r"xs must be .*, but is None; call unroll\(cell"),
     (lambda: rnnjax.unroll(LSTM, XS, {"a": 1}), r"xs must .* is a dict with a; call unroll"),

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import rnnjax
-from rnnjax import checks
 
 ROOT = Path(__file__).parents[1]
 CALL = re.compile(r"^\s*(?:- run: |.*entry: )?make ([a-z][\w-]*)", re.M)
@@ -29,7 +28,8 @@ def test_what_is_built_holds_the_library_and_can_run_the_readme_commands(tmp_pat
         (metadata,) = (archive.read(n).decode() for n in names if n.endswith("/METADATA"))
     assert {name.split("/")[0].split("-")[0] for name in names} == {"rnnjax"}
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "rnnjax").rglob("*.py")}
-    assert modules | {"rnnjax/py.typed"} <= set(names)
+    words = {f"rnnjax/from/{path.name}" for path in (ROOT / "docs/from").glob("*.md")}
+    assert modules | words | {"rnnjax/py.typed"} <= set(names)
     assert "License-Expression: Apache-2.0" in metadata
     # What an index shows: no link leads into a folder that is not there.
     links = re.findall(r"\]\(([^)]+)\)", metadata.partition("\n\n")[2])
@@ -60,7 +60,7 @@ def test_shapes_are_asked_of_numpy():
         ("Pooling", "; write rnnjax.layers.Pooling"),
         ("Packed", "; write rnnjax.packing.Packed"),
         ("Metrics", "; write rnnjax.training.Metrics"),
-        ("Perceptron", "$"),  # which nothing is like
+        ("Perceptron", "; the words of other libraries stand in docs/from$"),
     ],
 )
 def test_a_missing_name_is_told_by_the_one_that_is_meant(name, meant):
@@ -75,7 +75,7 @@ def test_what_a_room_imports_is_no_advice():
         for name in ("cells", "engine", "errors", "layers", "packing", "training", "testing")
     ]
     told = {}
-    for name in {name for room in rooms for name in vars(room)} - {*dir(rnnjax), *checks.HABITS}:
+    for name in {name for room in rooms for name in vars(room)} - {*dir(rnnjax)}:
         with pytest.raises(AttributeError) as caught:
             getattr(rnnjax, name)
         told[name] = str(caught.value).partition("; write ")[2]

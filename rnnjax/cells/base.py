@@ -29,7 +29,7 @@ from rnnjax.cells.matrix import Memory, joined, remembered
 from rnnjax.cells.products import at_least_float32
 from rnnjax.cells.step import plain_step, split_raw
 from rnnjax.cells.validation import as_inputs, check_features, check_fields, check_step, made_carry
-from rnnjax.checks import HABITS, brief, check_batch_shape, floating_dtype, usual_promotion
+from rnnjax.checks import advised, answer, brief, check_batch_shape, floating_dtype, usual_promotion
 from rnnjax.errors import InvalidInputError
 
 __all__ = [
@@ -170,13 +170,14 @@ class Cell(abc.ABC, Generic[CarryT]):
 
         def __call__(self, *_: Any, **__: Any) -> Any:
             """Raise an error that says how to run a cell."""
-            raise InvalidInputError(f"{brief(self)} cannot be called; {HABITS['apply']}")
+            raise InvalidInputError(f"{brief(self)} cannot be called; {answer('call')}")
 
         def __getattr__(self, name: str) -> Any:
             """Say what a word of another framework is here."""
-            if name in HABITS:
-                raise AttributeError(f"{brief(self)} has no {name}; {HABITS[name]}")
-            return object.__getattribute__(self, name)  # raises what it raised
+            if name.startswith("_") or hasattr(type(self), name):
+                return object.__getattribute__(self, name)  # raises what it raised
+            kind = type(self).__name__
+            raise AttributeError(f"{kind!r} object has no attribute {name!r}; {answer(name)}")
 
     # ---- what a subclass writes
 
@@ -307,6 +308,7 @@ class Cell(abc.ABC, Generic[CarryT]):
             return pick(ys, False)
         return getattr(carry, self.output).astype(ys.dtype)
 
+    @advised
     @usual_promotion()
     def init(self, key: jax.Array, input_size: int) -> Params:
         """Initialise the parameters for inputs with ``input_size`` features.
@@ -343,6 +345,7 @@ class Cell(abc.ABC, Generic[CarryT]):
         """
         return made_carry(self, batch_shape, dtype)
 
+    @advised
     @usual_promotion()
     def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
         """Run one time step.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import enum
-import inspect
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -15,7 +15,7 @@ from rnnjax.cells.activations import Initializer, get_initializer
 from rnnjax.cells.onehot import Beside, OneHot
 from rnnjax.cells.products import at_least_float32
 from rnnjax.cells.validation import check_init, check_names, check_sizes, check_takes_dtype
-from rnnjax.checks import HABITS, brief
+from rnnjax.checks import brief, check_call
 from rnnjax.errors import InvalidInputError, RnnjaxError
 
 if TYPE_CHECKING:  # with a default, so that Cell alone stands for a cell of any carry
@@ -165,13 +165,9 @@ def check_called(cls: Any, base: Any, args: tuple[Any, ...], named: Mapping[str,
             f"{cls.__name__} takes its hidden_size by position and the rest by name, but "
             f"{len(args)} arguments came without one; the size of the inputs is given to init"
         )
-    unknown = [name for name in named if name not in getattr(cls, "__dataclass_fields__", ())]
     # A signature takes longer to find than a cell to build.
-    takes = inspect.signature(cls.__init__).parameters if unknown else {}
-    unknown = [name for name in unknown if name not in takes]
-    if unknown and all(one.kind is not one.VAR_KEYWORD for one in takes.values()):
-        advice = HABITS.get(unknown[0], f"use one of {', '.join([*takes][1:])}")
-        raise InvalidInputError(f"{cls.__name__} takes no {unknown[0]}; {advice}")
+    if any(name not in getattr(cls, "__dataclass_fields__", ()) for name in named):
+        check_call(cls.__name__, functools.partial(cls.__init__, None), args, named)
 
 
 # ---- parameters

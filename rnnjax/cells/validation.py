@@ -84,6 +84,7 @@ def as_inputs(xs: Any, convert: Callable[[str, Any], Any] = as_array) -> Any:
     name = called("xs")
     xs = convert(name, xs)
     advice = f"ids are given as rnnjax.OneHot(ids, size), numbers as {name}.astype(jnp.float32)"
+    advice = "resets=xs is where sequences begin" if xs.dtype == bool else advice
     check_floats(name, xs.dtype, advice)
     return xs
 

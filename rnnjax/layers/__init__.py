@@ -1,5 +1,9 @@
 """Combinations of cells: stacks, directions, noise, attention, and tools around sequences."""
 
+import functools
+import typing
+
+from rnnjax import checks
 from rnnjax.layers.attention import AttentionCell as AttentionCell
 from rnnjax.layers.attention import attend as attend
 from rnnjax.layers.bidirectional import Bidirectional as Bidirectional
@@ -16,3 +20,6 @@ from rnnjax.layers.sequences import restart as restart
 from rnnjax.layers.sequences import split_key as split_key
 from rnnjax.layers.sequences import valid_steps as valid_steps
 from rnnjax.layers.stack import Stack as Stack
+
+if not typing.TYPE_CHECKING:  # type checkers know which names there are
+    __getattr__ = functools.partial(checks.refuse_name, __name__)

@@ -6,12 +6,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from rnnjax.checks import check_choice
+from rnnjax.checks import Advised, check_choice
 from rnnjax.errors import InvalidInputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Dropout:
+class Dropout(Advised):
     """Sets random features to zero, and scales the others to preserve the mean.
 
     Args:

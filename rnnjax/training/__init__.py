@@ -1,5 +1,6 @@
 """Training: `fit`, its jitted step, and checkpoints from which a run resumes exactly."""
 
+import functools
 import typing
 
 from rnnjax import checks
@@ -41,8 +42,4 @@ from rnnjax.training.truncated import windows as windows
 __all__ = checks.public(vars())
 
 if not typing.TYPE_CHECKING:  # type checkers know which names there are
-
-    def __getattr__(name: str) -> typing.Any:
-        """Say what a word of another library is here."""
-        said = [f"module {__name__!r} has no attribute {name!r}", checks.HABITS.get(name)]
-        raise AttributeError("; ".join(filter(None, said)))
+    __getattr__ = functools.partial(checks.refuse_name, __name__)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rnnjax.checks import check_size, package
+from rnnjax.checks import Advised, check_size, package
 from rnnjax.errors import InvalidInputError
 from rnnjax.training.files import write_whole, writing
 from rnnjax.training.processes import is_first
@@ -33,7 +33,7 @@ _ERASE = "\r\x1b[K"  # the line on which the cursor stands
 Entry = dict[str, Any]
 
 
-class Hook:
+class Hook(Advised):
     """The base class of hooks, which `fit` calls. A function ``(state, summary)`` is a hook too.
 
     A resumed run restores `history` from the checkpoint. So a hook that uses only `history`, as all

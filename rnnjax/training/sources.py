@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.checks import brief, check_instance, check_size
+from rnnjax.checks import advised, brief, check_instance, check_size
 from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.training.identity import sums_of_steps
 from rnnjax.training.processes import require_alike, together
@@ -97,6 +97,7 @@ class Minibatches:
         return part(slice(most)), part(slice(most, None))
 
 
+@advised
 def minibatches(arrays: Any, batch_size: int, *, axis: Any, seed: int = 0) -> Minibatches:
     """Shuffle the rows of arrays into batches, in a new order every epoch, for `fit`.
 
