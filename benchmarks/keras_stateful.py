@@ -2,7 +2,8 @@
 
 Asks every backend that is installed, each in a process of its own: three times the same input, and
 is each output different from the one before, as a carried state makes it? And is the state of the
-layer other than zero after ``fit``, and after ``train_on_batch``?
+layer other than zero after ``fit``, and after ``train_on_batch``? The last column is what that
+costs: the loss of a program that sums the last eight inputs of a stream, of which a batch has four.
 """
 
 import importlib.util
@@ -18,8 +19,9 @@ import numpy as np
 
 BACKENDS = ("jax", "tensorflow", "torch")
 BATCH, TIME, FEATURES, HIDDEN = 2, 3, 4, 5
-HEADER = ("", "predict carries the state", "fit", "train_on_batch")
+HEADER = ("", "predict carries the state", "fit", "train_on_batch", "loss of a program")
 INPUTS = np.random.default_rng(0).normal(size=(BATCH, TIME, FEATURES)).astype(np.float32)
+EPOCHS, UNITS, CUT, PAST = 8, 16, 4, 8
 
 
 def main() -> None:
@@ -32,11 +34,22 @@ def main() -> None:
         print(f"| {' | '.join(row)} |")
 
 
+def program() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Weights as Keras lists them, and batches (steps, rows, time, 1) with their targets."""
+    rng = np.random.default_rng(1)
+    sizes = (1, 4 * UNITS), (UNITS, 4 * UNITS), (4 * UNITS,), (UNITS, 1), (1,)
+    weights = [rng.normal(0, 0.2, size).astype(np.float32) for size in sizes]
+    stream = rng.normal(size=(BATCH, 50 * CUT)).astype(np.float32)
+    sums = np.array([stream[:, max(0, t - PAST + 1) : t + 1].sum(1) for t in range(50 * CUT)]).T
+    xs, ys = (np.stack(np.split(a / PAST**0.5, 50, axis=1))[..., None] for a in (stream, sums))
+    return weights, xs, ys
+
+
 def ask_backend(backend: str) -> tuple[str, ...]:
     """The row of a backend, from a process of its own."""
     absent = [name for name in ("keras", backend) if importlib.util.find_spec(name) is None]
     if absent:
-        return (f"Keras, {backend}", f"{absent[0]} is not installed", "–", "–")
+        return (f"Keras, {backend}", f"{absent[0]} is not installed", "–", "–", "–")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.keras_stateful", "--worker", backend],
         env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
@@ -44,7 +57,13 @@ def ask_backend(backend: str) -> tuple[str, ...]:
         text=True,
     )
     if done.returncode != 0:
-        return (f"Keras, {backend}", f"failed: {done.stderr.strip().splitlines()[-1]}", "–", "–")
+        return (
+            f"Keras, {backend}",
+            f"failed: {done.stderr.strip().splitlines()[-1]}",
+            "–",
+            "–",
+            "–",
+        )
     version, *answers = json.loads(done.stdout.splitlines()[-1])
     return (f"Keras {version}, {backend}", *answers)
 
@@ -72,6 +91,19 @@ def ask_keras() -> list[str]:
         states = map(keras.ops.convert_to_numpy, trained.layers[0].states)
         return yes_or_no(any(np.any(state) for state in states))
 
+    def loss_of_program() -> str:
+        weights, xs, ys = program()
+        lstm = keras.layers.LSTM(UNITS, stateful=True, return_sequences=True)
+        layers = [keras.Input(batch_shape=xs.shape[1:]), lstm, keras.layers.Dense(1)]
+        trained = keras.Sequential(layers)
+        trained.compile(loss="mse", optimizer=keras.optimizers.Adam(1e-2))
+        trained.set_weights(weights)
+        for _ in range(EPOCHS):
+            lstm.reset_state()
+            flat = (a.reshape(-1, *a.shape[2:]) for a in (xs, ys))
+            history = trained.fit(*flat, **options)
+        return f"{history.history['loss'][-1]:.3f}"
+
     predicting = model()
     outputs = [predicting.predict(INPUTS, batch_size=BATCH, verbose=0) for _ in range(3)]
     options: dict[str, Any] = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
@@ -80,6 +112,7 @@ def ask_keras() -> list[str]:
         yes_or_no(all_differ(outputs)),
         state_after(lambda trained: trained.fit(INPUTS, targets, epochs=3, **options)),
         state_after(lambda trained: [trained.train_on_batch(INPUTS, targets) for _ in range(3)]),
+        "–" if keras.backend.backend() == "torch" else loss_of_program(),
     ]
 
 
@@ -93,7 +126,7 @@ def ask_rnnjax() -> tuple[str, ...]:
     import optax
 
     import rnnjax
-    from rnnjax.training import TrainState, make_train_steps
+    from rnnjax.training import Silent, TrainState, fit, keras_adam, make_train_steps
 
     cell, steps = rnnjax.LSTMCell(HIDDEN), 3
     params = cell.init(jax.random.key(0), FEATURES)
@@ -120,11 +153,24 @@ def ask_rnnjax() -> tuple[str, ...]:
             state, _ = train_steps(state, batches, start_step, stop_step)
         return yes_or_no(any(jnp.any(leaf) for leaf in state.carry))
 
+    def loss_of_program(params: Any, carry: Any, batch: Any, key: jax.Array) -> Any:
+        inputs, targets = (jnp.swapaxes(a, 0, 1) for a in batch)
+        carry, ys = rnnjax.unroll(rnnjax.LSTMCell(UNITS), params["cell"], inputs, carry)
+        return jnp.mean((ys @ params["head"] + params["bias"] - targets) ** 2), (carry, {})
+
+    (*lstm, head, bias), *data = program()
+    names = "kernel", "recurrent_kernel", "bias"
+    begin = {"cell": dict(zip(names, lstm, strict=True)), "head": head, "bias": bias}
+    carry = rnnjax.LSTMCell(UNITS).initial_carry((BATCH,))
+    options: dict[str, Any] = {"key": jax.random.key(0), "carry": carry, "hooks": [Silent()]}
+    done = fit(loss_of_program, begin, keras_adam(1e-2), tuple(data), EPOCHS, **options)
+
     return (
         f"rnnjax {rnnjax.__version__}, the carry given back",
         yes_or_no(all_differ(outputs)),
         carried_after([(0, steps)]),
         carried_after([(step, step + 1) for step in range(steps)]),
+        f"{done.history[-1]['loss']:.3f}",
     )
 
 

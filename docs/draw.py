@@ -7,7 +7,6 @@ drawn, with a palette of 64 colours: a third of the bytes.
 import ast
 import functools
 import sys
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -394,31 +393,8 @@ def gradient_times(ax: Any) -> None:
         label(ax, 23.2 + 0.5 * time, y, f"{time:.2f}", ha="left", fontsize=27)
 
 
-def badges() -> Any:
-    """Draw what pyproject.toml says of the version, Python, JAX and the licence, as badges."""
-    said = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    pythons = [c.rpartition(" ")[2] for c in said["classifiers"] if "Python :: 3." in c]
-    (jax_from,) = (need[3:] for need in said["dependencies"] if need.startswith("jax>="))
-    facts = {"version": said["version"], "Python": f"{pythons[0]} to {pythons[-1]}"}
-    facts |= {"JAX": jax_from.replace(">=", "from "), "licence": said["license"]}
-    figure, ax = plt.subplots(figsize=(6.56, 0.24))
-    figure.subplots_adjust(0, 0, 1, 1)
-    ax.set(xlim=(0, 82), ylim=(0, 3))
-    ax.axis("off")
-    left = 0.0
-    for name, value in facts.items():
-        for text, colour in ((name, "#555555"), (value, BLUE)):
-            width = 1.6 + 1.02 * len(text)
-            ax.add_patch(mpl.patches.Rectangle((left, 0), width, 3, fc=colour))
-            label(ax, left + width / 2, 1.45, text, "white", fontsize=9)
-            left += width
-        left += 1
-    return ax
-
-
 PICTURES = {
     "front": front,
-    "badges": badges,
     "house": house,
     "unit-simple": simple_unit,
     "unit-lstm": lstm_unit,
@@ -438,7 +414,7 @@ def main(folder: Path) -> None:
     for name, draw in PICTURES.items():
         figure = draw().figure
         # The first pictures are shown where fonts and backgrounds are others: they bring their own.
-        own = "path" if name in ("front", "badges") else "none"
+        own = "path" if name == "front" else "none"
         with mpl.rc_context({"svg.fonttype": own, "svg.hashsalt": "rnnjax"}):
             figure.savefig(
                 folder / f"{name}.svg", transparent=name != "front", metadata={"Date": None}

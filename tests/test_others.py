@@ -1,4 +1,4 @@
-"""What the page about other libraries says of them, looked up where they are installed."""
+"""What README and the page about other libraries say of them, where these are installed."""
 
 import importlib
 import inspect
@@ -39,7 +39,10 @@ def test_a_name_of_the_page_is_there(name):
 CLAIMS = [
     ("flax.linen", "RNN.__call__", {"seq_lengths"}, "mask|resets"),
     ("flax.nnx", "RNN.__call__", {"seq_lengths"}, "mask|resets"),
-    ("keras.layers", "LSTM.call", {"mask"}, "resets"),
+    ("flax.linen", "RNN.__call__", {"initial_carry", "return_carry"}, "mask|resets"),
+    ("keras.layers", "LSTM.call", {"mask", "initial_state"}, "resets"),
+    ("torch.nn", "LSTM.forward", {"input", "hx"}, "mask|lengths|resets"),
+    ("torch.nn.utils.rnn", "pack_padded_sequence", {"lengths"}, "mask|resets"),
     ("memax.equinox.gras", "GRAS.__call__", {"start"}, "lengths|mask|reverse"),
     ("discretax.sequence_mixers", "S5SequenceMixer.__call__", {"x", "key"}, "state|carry|resets"),
     ("braintrace", "D_RTRL.etrace_grad", {"mask"}, "reset"),

@@ -40,7 +40,7 @@ def test_what_is_built_holds_the_library_and_can_run_the_readme_commands(tmp_pat
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {"Makefile", "pyproject.toml", "hatch_build.py", "mkdocs.yml", "README.md"}
-    needed |= {"requirements.lock", "requirements-oldest.lock", "docs/index.md", "conftest.py"}
+    needed |= {"requirements.lock", "requirements-oldest.lock", "docs/install.md", "conftest.py"}
     needed |= {str(p.relative_to(ROOT)) for p in (ROOT / "experiments").rglob("*.toml")}
     assert needed | {"tests/conftest.py"} <= names
 
