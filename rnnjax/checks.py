@@ -91,7 +91,7 @@ def check_call(who: str, function: Callable[..., Any], args: Any, named: Mapping
     try:
         signature.bind(*args, **named)
     except TypeError as error:
-        raise InvalidInputError(f"{who} of {known}: {error}; {_TABLE}") from None
+        raise InvalidInputError(f"{who}({known}): {error}; {_TABLE}") from None
 
 
 class Advised:

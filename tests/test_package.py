@@ -184,8 +184,9 @@ def test_one_environment_is_made_once_whatever_is_made_side_by_side(tmp_path, go
     stub = tmp_path / "stub"
     stub.write_text(STUB)
     stub.chmod(0o755)
-    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+    for name in ("Makefile", "README.md", "pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "docs").mkdir()
     command = ["make", "-j4", *goals.split(), f"PYTHON={stub}", f"VENV={tmp_path}/venv"]
     own = {name: value for name, value in os.environ.items() if "MAKE" not in name}
     own.pop("SIDE_BY_SIDE", None)  # of the make that runs the tests

@@ -40,7 +40,7 @@ def test_what_pad_returns_goes_into_minibatches():
             minibatches(data, 2, axis=axis)
     with pytest.raises(InvalidInputError, match=r"axis\[p\] must be .* Padded\(xs, lengths\)"):
         minibatches(nested, 2, axis={"p": (1,), "y": 0})
-    with pytest.raises(TypeError, match="axis"):
+    with pytest.raises(InvalidInputError, match="axis"):
         minibatches(data, 2)
 
 
