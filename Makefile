@@ -153,6 +153,7 @@ url = $(shell sed -n 's/^$(1) = "\(.*\)"$$/\1/p' pyproject.toml)
 docs: $(VENV)/docs.stamp $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(WORKERS) -m 'not slow' tests/test_pages.py rnnjax
 	sed -e '/^## Two commands/,$$d' -e 's|](docs/|](|g' README.md > docs/index.md
+	$(BIN)/python docs/notebooks.py
 	SITE_URL=$(call url,Documentation) REPO_URL=$(filter-out %.example.org/source,$(call url,Source)) \
 		$(BIN)/python -m zensical build --strict --clean --config-file mkdocs.yml
 

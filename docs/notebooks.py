@@ -1,4 +1,4 @@
-"""The first pages of Learn as notebooks beside them; ``python docs/notebooks.py`` writes them.
+"""The first pages of Learn as notebooks beside them, in the site alone: ``make docs`` writes them.
 
 What a page shows below a block, as ``docs/outputs.py`` has written it, is the output of the cell.
 Pictures are inside of the file, so that they show wherever a notebook is opened.
@@ -8,6 +8,7 @@ import base64
 import io
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from outputs import BLOCK
 
 LEARN = Path(__file__).parent / "learn"
 PAGES = "quickstart", "units", "state", "bptt", "gradients"
+PROJECT = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text("utf-8"))
+SITE = PROJECT["project"]["urls"]["Documentation"]
 PICTURE = re.compile(r"!\[(.*?)\]\(\.\./pictures/(\S+)\.svg\)")
 INSTALL = """try:
     import rnnjax
@@ -34,6 +37,7 @@ def notebook(page: str) -> str:
     text = re.sub(r"^```math\n(.*?)^```$", _equation, text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"`#!math (.*?)`", r"$\1$", text)
     text = re.sub(r"(!\[.*?\]\(.*?\))\{.*?\}", r"\1", text)  # a picture's width
+    text = re.sub(r"\]\((?!https?:)([^)#]+)\.md", rf"]({SITE}learn/\1.html", text)
     made = jupytext.reads(text, fmt="md")
     made.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     for number, cell in enumerate(made.cells):
