@@ -152,7 +152,7 @@ class Padded(NamedTuple):
     """Padded sequences, as from `pad`. A pytree of arrays, and so a valid argument under ``jit``.
 
     Attributes:
-        xs: a JAX array ``(time, sequences, ...)``, zeros after the end of each sequence.
+        xs: a JAX array ``(time, sequences, ...)``, zeros after the end of each sequence; or a dict.
         lengths: integers ``(sequences,)``, the number of steps of each sequence.
     """
 
@@ -172,8 +172,8 @@ def pad(sequences: Sequence[Any], *, sizes: Sequence[int] | None = None) -> Padd
         carry, ys = rnnjax.unroll(cell, params, xs, lengths=lengths)
 
     Args:
-        sequences: arrays ``(length, ...)`` that differ only in the length; or integers for
-            `OneHot`.
+        sequences: arrays ``(length, ...)`` that differ only in the length, or integers for
+            `OneHot`; or dicts of such arrays, as of ids and of amounts. Then ``xs`` is a dict.
         sizes: the allowed lengths of a padded batch, in steps; by default 8, 16, 32 and so on.
 
     Raises:
@@ -184,11 +184,20 @@ def pad(sequences: Sequence[Any], *, sizes: Sequence[int] | None = None) -> Padd
     >>> xs.T.tolist(), lengths.tolist()
     ([[1, 2, 0, 0], [3, 4, 5, 0]], [2, 3])
     """
+    sizes = list(sizes) if isinstance(sizes, Iterable) else sizes
+    if isinstance(sequences, list) and sequences and all(isinstance(s, dict) for s in sequences):
+        names = dict.fromkeys(name for one in sequences for name in one)
+        shapes = [{np.shape(x)[:1] for x in one.values()} for one in sequences]
+        if any({*one} != {*names} for one in sequences) or any(len(one) != 1 for one in shapes):
+            raise InvalidInputError(
+                f"sequences that are dicts must all have the names {[*names]}, and each one length"
+            )
+        each = {name: pad([one[name] for one in sequences], sizes=sizes) for name in names}
+        return Padded({n: of.xs for n, of in each.items()}, next(iter(each.values())).lengths)
     arrays = _as_arrays(sequences)
     lengths = np.array([len(array) for array in arrays])
     longest = int(lengths.max())
-    sizes = (max(8, 1 << (longest - 1).bit_length()),) if sizes is None else sizes
-    sizes = list(sizes) if isinstance(sizes, Iterable) else sizes
+    sizes = [max(8, 1 << (longest - 1).bit_length())] if sizes is None else sizes
     if not isinstance(sizes, list) or not all(is_integer(k) and k >= 1 for k in sizes):
         raise InvalidInputError(
             f"sizes must be several positive integers, as in (16, 64), but are {sizes!r}"

@@ -126,8 +126,10 @@ PACKED = pack(vectors([2, 3]), 4)
         (lambda: pad(ONE, sizes=[4.0, 16]), r"several positive integers, .*, but are \[4.0, 16\]"),
         (lambda: pad(ONE, sizes=16), r"several positive integers, as in \(16, 64\), but are 16"),
         (lambda: pad([np.array(["a"])]), "must hold numbers, but hold <U1"),
+        (lambda: pad([{"a": [1]}, {"a": [1], "b": [2]}]), r"all have the names \['a', 'b'\]"),
+        (lambda: pad([{"a": [1], "b": [1, 2]}]), "and each one length"),
     ],
-    ids=range(27),
+    ids=range(29),
 )
 def test_what_is_wrong_is_said(call, message):
     with pytest.raises(InvalidInputError, match=message):
@@ -156,6 +158,14 @@ def test_packed_and_padded_runs_are_those_of_each_sequence_alone(draw, assert_cl
         found = outputs[row], padded[: len(sequence), row], of_row
         assert_close(found, (alone, alone, last), 1e-5)
     np.testing.assert_array_equal(packed.last(ys), np.stack([out[-1] for out in outputs]))
+
+
+def test_ids_and_amounts_are_padded_together():
+    rows = [{"ids": np.arange(n), "amounts": np.ones((n, 2), np.float32)} for n in (3, 9)]
+    xs, lengths = pad(rows, sizes=iter((9, 16)))
+    assert jax.tree.map(np.shape, xs) == {"ids": (9, 2), "amounts": (9, 2, 2)}
+    assert xs["ids"][:4, 0].tolist() == [0, 1, 2, 0]
+    assert lengths.tolist() == [3, 9]
 
 
 @pytest.mark.parametrize("reverse", [False, True])
