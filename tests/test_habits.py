@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
