@@ -46,6 +46,15 @@ def test_mutated_files_are_traced_or_refused(count: int, tmp_path: pathlib.Path)
     assert count // 3 < len(said) < count - count // 20
 
 
+def test_the_name_of_a_node_that_is_no_text() -> None:
+    proto = read_aloud()
+    name = next(one.name for one in proto.graph.node if one.op_type == "GRU").encode()
+    field = b"\x1a" + bytes([len(name)])  # the third of a node, as protobuf writes it
+    content = proto.SerializeToString().replace(field + name, field + b"\xff" * len(name))
+    with pytest.raises(InteropError, match=r"the name b'\\xff.*' is no text; get the file again"):
+        rnnjax_onnx.load(content)
+
+
 # --- The files ---
 
 

@@ -85,9 +85,9 @@ def inside(prefix: str, place: int, attribute: str) -> str:
 
 
 def text(name: Any) -> str:
-    """The name of a value, which may be any bytes."""
+    """The name of a value or a node, which may be any bytes."""
     if not isinstance(name, str):  # bytes that are no UTF-8
-        raise InteropError(f"the name {name!r} of a value is no text; get the file again")
+        raise InteropError(f"the name {name!r} is no text; get the file again")
     return name
 
 
@@ -404,7 +404,7 @@ class _Reader:
 
     def layer_name(self, node: Any) -> str:
         """A name for people: ``lstm`` of ``/lstm/LSTM``, and of a node without one."""
-        parts = [part for part in node.name.split("/") if part] or [""]
+        parts = [part for part in text(node.name).split("/") if part] or [""]
         kind, _, number = parts[-1].partition("_")
         if kind in (node.op_type, "") and (number.isdigit() or not number):
             parts.pop()  # the exporter's own name; what is before it is the module's
