@@ -27,7 +27,7 @@ def test_the_list_names_every_program_and_says_what_it_is(capsys):
     assert lines[0].startswith("Example: ")
     listed = [line.split()[2] for line in lines if line.startswith("  python")]
     assert sorted(listed) == [f"experiments.{name}" for name in programs()]
-    assert len(listed) == 29
+    assert "experiments.alphabet" in listed
     assert all(what.endswith((".", "?")) for what in programs().values())
 
 
