@@ -146,7 +146,8 @@ def drawn_layer(rng: np.random.Generator, kind: str, largest: int, usual: bool) 
         "kernel_shape": tuple(map(int, rng.integers(1, 4, GRIDS.get(kind, 0)))),
         "state_size": int(rng.integers(1, largest + 1)),
         "key_size": int(rng.integers(1, largest + 1)),
-        "exponential_forget": bool(rng.random() < 0.5),
+        # Of two ordinary kinds one has each.
+        "exponential_forget": bool(rng.random() < 0.5) != (usual and kind == "slstm"),
     }
     # With one unit a factor before a product with a kernel is one behind it.
     size = int(rng.integers(2 if usual else 1, largest + 1))
@@ -405,6 +406,18 @@ def test_every_cell_has_a_reference(kind: type[rnnjax.Cell]) -> None:
         f"write the equation of {kind.__name__} from its paper into tests/reference.py, and add it "
         f"to EQUATIONS there by a name of its rows in tests/cell_table.py: {', '.join(rows)}"
     )
+
+
+def test_every_option_is_drawn() -> None:
+    """Guards an option whose row no draw takes: it would be compared by its default alone."""
+    drawn = [layer.options for number in range(ORDINARY) for layer in layers(draw(number).node)]
+    names = {"act": "activation", "gate": "recurrent_activation"}
+    defaults = reference.Options._field_defaults | {"act": "tanh", "gate": "sigmoid"}
+    for field, default in defaults.items():
+        name = names.get(field, field)
+        assert any(options.get(name, default) != default for options in drawn), (
+            f"add a row with another {name} to EQUATIONS in tests/reference.py"
+        )
 
 
 def test_every_equation_has_a_row() -> None:
