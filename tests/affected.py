@@ -3,11 +3,12 @@
     python -m tests.affected -n 2  # options of pytest
 
 What differs is counted from the commit at which this branch left main, on main itself from the last
-commit; what is not committed and what is new counts. A change of a cell's file takes the rows of
-its cells alone, and of these the long ones too: a cell has few that are quick. All quick tests, of
-the programs those marked `smoke`, are taken where nothing differs, where there is no git, and where
-a file of `EVERYTHING` differs. It is a table and no graph of imports, by which a change of any cell
-would take nearly all tests.
+commit; what is not committed and what is new counts. A change of a cell's file, alone or with its
+rows and equation in the tests, takes the rows of its cells alone, and of these the long ones too: a
+cell has few that are quick. Where a page differs the tests of pages are taken too. All quick tests,
+of the programs those marked `smoke`, are taken where nothing differs, where there is no git, and
+where a file of `EVERYTHING` differs. It is a table and no graph of imports, by which a change of
+any cell would take nearly all tests.
 """
 
 import inspect
@@ -120,13 +121,16 @@ def arguments(files: Iterable[str]) -> list[str]:
     """What pytest takes for a change of these files; nothing for all quick tests."""
     given = [*files]
     files = [f for f in given if f.endswith(".py") or f in EVERYTHING]
+    pages = {"tests/test_package.py", "tests/test_pages.py"} if len(files) < len(given) else set()
     if given and not files:
-        return ["tests/test_package.py"]
+        return sorted(pages)
+    if any(f.startswith("rnnjax/cells/") and rows_of(f) for f in files):
+        files = [f for f in files if f not in ("tests/cell_table.py", "tests/reference.py")]
     gone = [f for f in files if not (ROOT / f).exists()]
     helpers = [f for f in files if f.startswith("tests/") and not taken_for(f)]
     if not files or gone or helpers or any(f in EVERYTHING for f in files):
         return []
-    chosen = sorted(set().union(*map(taken_for, files)))
+    chosen = sorted(pages.union(*map(taken_for, files)))
     inside = [f for f in chosen if not any(f != g and f.startswith(f"{g}/") for g in chosen)]
     rows = [rows_of(f) if f.startswith("rnnjax/cells/") else [] for f in files]
     if all(rows):  # cells alone: of each file of tests what names a row, and what is in no table

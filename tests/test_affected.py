@@ -44,6 +44,8 @@ def test_a_cell_takes_its_own_rows() -> None:
     assert rows_of("rnnjax/cells/gru.py") == ["gru", "gru-no-bias", "gru-reset-before"]
     assert arguments(["rnnjax/cells/gru.py"])[-2:] == ["-k", "gru"]
     assert arguments(["rnnjax/cells/deltanet.py", "rnnjax/cells/s5.py"])[-1] == "deltanet or s5"
+    option = ["rnnjax/cells/gru.py", "tests/cell_table.py", "tests/reference.py", "CHANGELOG.md"]
+    assert {"gru", "tests/test_pages.py", "tests/test_laws.py"} <= {*arguments(option)}
     alone = {kind.__module__.replace(".", "/") + ".py" for kind in PUBLIC}
     assert all(rows_of(module) for module in alone)
 
