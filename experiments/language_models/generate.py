@@ -154,8 +154,10 @@ def draw(
     def one(n: Any, at: Any) -> Any:
         state, drawn = at
         carry, logits = model.family.apply(model.config, params, state.last[None], state.carry)
-        scores = sampling.filter(logits[0])
-        scores += jax.random.gumbel(jax.random.fold_in(key, state.count), scores.shape[1:])
+        scores = logits[0]
+        if sampling.numbers["temperature"] is not None:  # noise is a tenth of a small step
+            noise = jax.random.gumbel(jax.random.fold_in(key, state.count), scores.shape[1:])
+            scores = sampling.filter(scores) + noise
         best = jnp.where(jnp.isfinite(logits.max()), jnp.argmax(scores, -1), -1).astype(jnp.int32)
         return State(carry, best, state.count + 1), drawn.at[n].set(best[0])
 
