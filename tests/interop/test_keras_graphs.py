@@ -30,7 +30,7 @@ from made_models import (
 )
 
 from rnnjax import InteropError, InvalidInputError
-from rnnjax.interop import Model, convert
+from rnnjax.interop import Model, Sequential, convert
 from rnnjax.interop import keras as interop
 from rnnjax.interop.keras.graph import network_of
 from rnnjax.interop.keras.operators import Operation
@@ -445,6 +445,10 @@ def test_a_call_that_leaves_its_mask_out_is_not_written(tmp_path: Path) -> None:
     odd = Model(dataclasses.replace(ours.network, calls=calls), ours.params)
     with pytest.raises(InteropError, match=r"'gru.* masks that Keras 3 .* otherwise; .*onnx"):
         interop.save(odd, tmp_path / "odd.keras")
+    row = Sequential([*ours.layers.values()])
+    row = dataclasses.replace(row, calls=tuple(call._replace(mask=False) for call in row.calls))
+    with pytest.raises(InteropError, match=r"Sequential whose calls .* were changed.* Functional"):
+        interop.save(Model(row, ours.params), tmp_path / "row.keras")
 
 
 def test_a_layer_of_several_models_is_refused(tmp_path: Path) -> None:

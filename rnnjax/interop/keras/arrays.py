@@ -410,8 +410,14 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
 
 
 def _anew(model: Model) -> KerasFile:
-    model = _layer_by_layer(model)
     network: Any = model.network
+    if network.is_row and network != Sequential(network.layer_list, network.time_first):
+        raise InteropError(
+            "the model is a Sequential whose calls or outputs were changed, which Keras's has no "
+            "words for; write a Functional, whose Input has a shape"
+        )
+    model = _layer_by_layer(model)
+    network = model.network
     configs = configs_of(network)
     if not configs:
         raise InteropError("the model has no layer that Keras knows; there is nothing to write")
