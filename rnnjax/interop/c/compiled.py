@@ -3,6 +3,7 @@
 import ctypes
 import os
 import pathlib
+import platform
 import shlex
 import shutil
 import subprocess
@@ -21,6 +22,11 @@ from rnnjax.interop.c.program import Program, program_of
 from rnnjax.interop.c.source import written
 
 _OPTIONS = ["-O3", "-march=native", "-shared", "-fPIC", "-o", "net.so", "net.c", "-lm"]
+if platform.machine() in ("x86_64", "AMD64"):
+    # A step reads all weights once, from the second cache if they fit there. GCC takes registers of
+    # 256 bits where the CPU has 512 too, for the sake of its clock: weights (128, 512) take 2.06 us
+    # so, and 1.53 with these. CPUs without them take what they have.
+    _OPTIONS.insert(2, "-mprefer-vector-width=512")
 _TYPES = {"f": np.float32, "i": np.int32, "b": np.int32, "q": np.int8}  # of arrays of C, by kinds
 
 
