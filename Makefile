@@ -151,7 +151,7 @@ cookbook: $(VENV)/demo.stamp
 # the repository stands on each page as soon as that is no longer an example's.
 url = $(shell sed -n 's/^$(1) = "\(.*\)"$$/\1/p' pyproject.toml)
 docs: $(VENV)/docs.stamp $(VENV)/test.stamp
-	$(BIN)/python -m pytest $(WORKERS) -m 'not slow' tests/test_pages.py rnnjax
+	$(BIN)/python -m pytest $(WORKERS) -m 'docs and not slow' tests
 	sed -e '/^## Two commands/,$$d' -e 's|](docs/|](|g' README.md > docs/index.md
 	$(BIN)/python docs/notebooks.py
 	SITE_URL=$(call url,Documentation) REPO_URL=$(filter-out %.example.org/source,$(call url,Source)) \
