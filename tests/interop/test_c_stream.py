@@ -172,6 +172,14 @@ def test_a_compiler_that_is_none_gets_one_sentence(
         c.stream(CELL, params)
 
 
+@pytest.mark.parametrize("name", ["clang-14", "g++"])
+def test_another_compiler(name: str, params: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("CC", f"{compiler(name)} -Wall")
+    xs = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    expected = rnnjax.unroll(CELL, params, xs)[1]
+    np.testing.assert_allclose(c.stream(CELL, params)(xs), expected, atol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["test_c_stream.py", "test_leaving.py"])
 def test_no_stream_leaves_its_memory(file: str) -> None:

@@ -21,7 +21,8 @@ from rnnjax.interop.c.forms import kind_of
 from rnnjax.interop.c.program import Program, program_of
 from rnnjax.interop.c.source import written
 
-_OPTIONS = ["-O3", "-march=native", "-shared", "-fPIC", "-o", "net.so", "net.c", "-lm"]
+# As C, whatever the compiler's name is: one of C++ gives functions other names.
+_OPTIONS = ["-O3", "-march=native", "-shared", "-fPIC", "-o", "net.so", "-xc", "net.c", "-lm"]
 if platform.machine() in ("x86_64", "AMD64"):
     # A step reads all weights once, from the second cache if they fit there. GCC takes registers of
     # 256 bits where the CPU has 512 too, for the sake of its clock: weights (128, 512) take 2.06 us
