@@ -245,6 +245,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: LSTMCell(size=8), "LSTMCell takes no size; use one of hidden_size, .*, param_dtype"),
     (lambda: LSTMCell(4, activation="tanhh"), "activation 'tanhh'; give one of tanh, sigmoid"),
     (lambda: LSTMCell(4, activation=None), "unknown activation None"),
+    (lambda: LSTMCell(4, activation="swish"), "one of tanh.* or a callable such as jax.nn.swish"),
     (lambda: GRUCell(4, kernel_init="glorot"), "initializer 'glorot'; give one of glorot_uniform"),
     (lambda: LSTMCell(4, recurrent_kernel_init=3), "unknown initializer 3"),
     (lambda: GRUCell(4, bias_init="one"), "unknown initializer 'one'"),

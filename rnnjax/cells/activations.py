@@ -112,8 +112,9 @@ def _look_up(given: Any, table: Mapping[str, Callable[..., Any]], kind: str) -> 
         return given
     if isinstance(given, str) and given in table:
         return table[given]
+    theirs = f" such as jax.nn.{given}" if hasattr(jax.nn, str(given)) else ""
     raise InvalidInputError(
-        f"unknown {kind} {given!r}; give one of {', '.join(table)}, or a callable"
+        f"unknown {kind} {given!r}; give one of {', '.join(table)}, or a callable{theirs}"
     )
 
 
