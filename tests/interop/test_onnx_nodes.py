@@ -203,6 +203,8 @@ BY_REFERENCE: dict[str, Any] = {
     # As exporters write what is reversed in time.
     "backwards to the first step": lambda: run_node(
         "Slice", normal(3, 2), constants=(*part(-1, 1 - FAR, 0, -1).values(),)),
+    "each row backwards, up to its length": lambda: run_node(
+        "ReverseSequence", normal(4, 3, 2), np.array([4, 1, 3])),
     "a norm of integers is one": lambda: run_node(
         "ReduceL2", np.array([[3, 4], [1, 1]], np.int32), axes=[1]),
     "ids of few bits are one of many": lambda: run_node(
