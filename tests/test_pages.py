@@ -95,16 +95,18 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(
     if "keras" in sys.modules:  # whose layers are numbered over all pages
         sys.modules["keras"].utils.clear_session()
     names: dict[str, Any] = {"__name__": "page"}
-    missing = []
+    missing, lost = [], set[str]()  # and what blocks that were left out would have defined
     for block in OUTPUTS.BLOCK.finditer(TEXTS[page]):
-        printed = io.StringIO()
+        printed, code = io.StringIO(), compile(block["code"], page, "exec")
         try:
             with contextlib.redirect_stdout(printed), mpl.rc_context({"backend": "agg"}):
-                exec(compile(block["code"], page, "exec"), names)
-        except ModuleNotFoundError as error:
-            if error.name not in PEERS:
+                exec(code, names)
+        except (ModuleNotFoundError, NameError) as error:
+            if error.name not in PEERS | lost:
                 raise
-            missing.append(error.name)
+            if error.name not in lost:
+                missing.append(error.name)
+            lost |= {*code.co_names} - names.keys()
             if page in ONE_AFTER_THE_OTHER:
                 break
             continue
