@@ -72,7 +72,7 @@ def get_activation(activation: str | Activation) -> Activation:
     >>> float(get_activation("hard_sigmoid")(jnp.float32(0.0)))
     0.5
     """
-    return _look_up(activation, ACTIVATIONS, "activation")
+    return _look_up(activation, ACTIVATIONS, "activation", "jax.nn.leaky_relu")
 
 
 def get_initializer(initializer: str | Initializer) -> Initializer:
@@ -81,7 +81,7 @@ def get_initializer(initializer: str | Initializer) -> Initializer:
     Raises:
         InvalidInputError: the name is not in ``INITIALIZERS``.
     """
-    return _look_up(initializer, INITIALIZERS, "initializer")
+    return _look_up(initializer, INITIALIZERS, "initializer", "jax.nn.initializers.normal(0.1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,14 +107,15 @@ class WithGates:
         return jnp.concatenate([p if v is None else jnp.full_like(p, v) for p, v in parts])
 
 
-def _look_up(given: Any, table: Mapping[str, Callable[..., Any]], kind: str) -> Callable[..., Any]:
+def _look_up(
+    given: Any, table: Mapping[str, Callable[..., Any]], kind: str, example: str
+) -> Callable[..., Any]:
     if callable(given):
         return given
     if isinstance(given, str) and given in table:
         return table[given]
-    theirs = f" such as jax.nn.{given}" if hasattr(jax.nn, str(given)) else ""
     raise InvalidInputError(
-        f"unknown {kind} {given!r}; give one of {', '.join(table)}, or a callable{theirs}"
+        f"unknown {kind} {given!r}; give one of {', '.join(table)}, or a callable such as {example}"
     )
 
 
