@@ -1,9 +1,10 @@
 """Every page runs: its Python from top to bottom, its commands with small arguments, its links.
 
-What is marked ``docs`` runs in ``make docs`` alone, beside the examples of the docstrings.
+What is marked ``docs`` runs in ``make docs`` alone.
 """
 
 import contextlib
+import dis
 import importlib
 import importlib.util
 import inspect
@@ -95,22 +96,25 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(
     if "keras" in sys.modules:  # whose layers are numbered over all pages
         sys.modules["keras"].utils.clear_session()
     names: dict[str, Any] = {"__name__": "page"}
-    missing, lost = [], set[str]()  # and what blocks that were left out would have defined
+    missing, lost = [], set[str]()  # peers, and the names that blocks without them would define
     for block in OUTPUTS.BLOCK.finditer(TEXTS[page]):
         printed, code = io.StringIO(), compile(block["code"], page, "exec")
         try:
             with contextlib.redirect_stdout(printed), mpl.rc_context({"backend": "agg"}):
                 exec(code, names)
-        except (ModuleNotFoundError, NameError) as error:
-            if error.name not in PEERS | lost:
+        except ModuleNotFoundError as error:
+            if error.name not in PEERS:
                 raise
+            missing.append(error.name)
+        except NameError as error:
             if error.name not in lost:
-                missing.append(error.name)
-            lost |= {*code.co_names} - names.keys()
-            if page in ONE_AFTER_THE_OTHER:
-                break
+                raise
+        else:
+            assert_shown(block, printed.getvalue())
             continue
-        assert_shown(block, printed.getvalue())
+        lost |= {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_NAME"}
+        if page in ONE_AFTER_THE_OTHER:
+            break
     if missing:
         pytest.skip(f"{missing} not installed; the other blocks ran")
 

@@ -413,8 +413,8 @@ def _anew(model: Model) -> KerasFile:
     network: Any = model.network
     if network.is_row and network != Sequential(network.layer_list, network.time_first):
         raise InteropError(
-            "the model is a Sequential whose calls or outputs were changed, which Keras's has no "
-            "words for; write a Functional, whose Input has a shape"
+            "the calls or outputs of the Sequential were changed, which one of Keras cannot say; "
+            "make it a Functional, whose Input has a shape"
         )
     model = _layer_by_layer(model)
     network = model.network
