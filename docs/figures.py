@@ -17,14 +17,21 @@ FOLD = "<!-- fold -->"
 class Marks(Preprocessor):
     """Notes whether the page folds."""
 
+    folds = False
+
     def run(self, lines: list[str]) -> list[str]:
         """Take the mark out."""
-        self.md.folds = FOLD in lines  # type: ignore[attr-defined]
+        self.folds = FOLD in lines
         return [line for line in lines if line != FOLD]
 
 
 class Shapes(Treeprocessor):
     """Makes figures of pictures, and details of sections."""
+
+    def __init__(self, md: Markdown, marks: Marks) -> None:
+        """Take what the marks of the page will have said."""
+        super().__init__(md)
+        self.marks = marks
 
     def run(self, root: Element) -> None:
         """Change the tree of a page."""
@@ -39,7 +46,7 @@ class Shapes(Treeprocessor):
             "details"
         ):  # a whole program, which search would find for any word
             details.set("data-search-exclude", "")
-        if self.md.folds:  # type: ignore[attr-defined]
+        if self.marks.folds:
             into = root
             for element in list(root):
                 if element.tag == "h2":
@@ -57,8 +64,9 @@ class Figures(Extension):
 
     def extendMarkdown(self, md: Markdown) -> None:
         """Run behind ``attr_list``, which gives a picture its width."""
-        md.preprocessors.register(Marks(md), "marks", 35)  # before HTML is taken out
-        md.treeprocessors.register(Shapes(md), "shapes", 4)
+        marks = Marks(md)
+        md.preprocessors.register(marks, "marks", 35)  # before HTML is taken out
+        md.treeprocessors.register(Shapes(md, marks), "shapes", 4)
 
 
 def makeExtension(**options: Any) -> Figures:
