@@ -52,8 +52,7 @@ def question(settings: Settings) -> Question:
         "the state handed on; float32, one core, the same weights and inputs for all. Inputs come "
         "with the call as arrays of NumPy, and outputs go back as such. The stream is compiled by "
         "cc -O3 -march=native, with vectors of 512 bits where the CPU has them. A repetition is as "
-        "many calls as take "
-        f"{layer_peers.LEAST_SECONDS} s.",
+        f"many calls as take {layer_peers.LEAST_SECONDS} s.",
         [
             one("stream", rnnjax_stream, ["rnnjax", "jax"]),
             one("jit", rnnjax_jit, ["rnnjax", "jax"]),

@@ -21,13 +21,15 @@ from rnnjax.interop.c.forms import kind_of
 from rnnjax.interop.c.program import Program, program_of
 from rnnjax.interop.c.source import written
 
-# As C, whatever the compiler's name is: one of C++ gives functions other names.
-_OPTIONS = ["-O3", "-march=native", "-shared", "-fPIC", "-o", "net.so", "-xc", "net.c", "-lm"]
-if platform.machine() in ("x86_64", "AMD64"):
-    # A step reads all weights once, from the second cache if they fit there. GCC takes registers of
-    # 256 bits where the CPU has 512 too, for the sake of its clock: weights (128, 512) take 2.06 us
-    # so, and 1.53 with these. CPUs without them take what they have.
-    _OPTIONS.insert(2, "-mprefer-vector-width=512")
+# A step reads each weight once, and loads decide its time while the weights fit in the L2 cache.
+# GCC makes vectors of 256 bits even for AVX-512, which once lowered the clock: 1.25 times the time
+# at 64 to 256 units. Elsewhere this changes nothing; GCC knows it from 8 on, for x86 alone. Not
+# tried: an old CPU with AVX-512, where the clock would decide.
+_WIDE = ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
+# As C (-xc), because a compiler of C++ gives functions other names.
+_OPTIONS = [
+    "-O3", "-march=native", *_WIDE, "-shared", "-fPIC", "-o", "net.so", "-xc", "net.c", "-lm",
+]  # fmt: skip
 _TYPES = {"f": np.float32, "i": np.int32, "b": np.int32, "q": np.int8}  # of arrays of C, by kinds
 
 
