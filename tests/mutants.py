@@ -19,6 +19,7 @@ import os
 import queue
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -31,6 +32,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 600.0  # seconds for the tests of one mutant
+MEMORY = 8 * 2**30  # bytes for them: an end of a loop that is another takes all there is
 ENOUGH = 0.9  # of the mutants, for an exit status of 0
 PACKAGES = ("rnnjax", "experiments", "benchmarks")
 
@@ -197,6 +199,8 @@ class Copy:
                 cwd=self.folder, env=environment, stdout=output, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
+            if sys.platform == "linux":
+                resource.prlimit(process.pid, resource.RLIMIT_DATA, (MEMORY, MEMORY))
             status: int | None = None
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process = process
