@@ -265,10 +265,10 @@ def as_array(name: str, value: Any) -> jax.Array:
     with contextlib.suppress(TypeError, ValueError):
         if not isinstance(value, Mapping):
             return jnp.asarray(value)
-    raise InvalidInputError(
-        f"{name} must be an array, but is {brief(value)}; rows of several lengths are padded "
-        "to one by rnnjax.pad"
-    )
+    advice = "check the order of the arguments, and give parts of it by themselves"  # as Padded.xs
+    if isinstance(value, list | np.ndarray):
+        advice = "rows of several lengths are padded to one by rnnjax.pad"
+    raise InvalidInputError(f"{name} must be an array, but is {brief(value)}; {advice}")
 
 
 def check_floats(name: str, dtype: Any, advice: str) -> None:
@@ -315,9 +315,9 @@ def check_key(key: Any) -> None:
 def check_batch_shape(batch_shape: Any) -> None:
     """Raise unless ``batch_shape`` is a tuple of sizes."""
     if not isinstance(batch_shape, tuple | list):
+        shape = f"({batch_shape},)" if is_integer(batch_shape) else "(8,) for eight rows"
         raise InvalidInputError(
-            f"batch_shape must be a tuple, but is {brief(batch_shape)}; "
-            f"write ({brief(batch_shape)},)"
+            f"batch_shape must be a tuple, but is {brief(batch_shape)}; write {shape}"
         )
     for size in batch_shape:
         if not is_symbolic_dim(size) and not (is_integer(size) and size >= 0):

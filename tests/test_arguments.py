@@ -284,6 +284,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: rnnjax.Stack([LSTM]).init(KEY, 0), "input_size must be a positive integer, but is 0"),
     (lambda: LSTM.initial_carry((-1,)), "batch_shape must be .* from 0 up, but holds -1"),
     (lambda: LSTM.initial_carry(8), r"batch_shape must be a tuple, but is 8; write \(8,\)"),
+    (lambda: LSTM.initial_carry(PARAMS), r"but is a dict with .*; write \(8,\) for eight rows"),
     (lambda: LSTM.initial_carry((8.0,)), "batch_shape must be a tuple of integers"),
     (lambda: LSTM.initial_carry((8,), dtype=int), "dtype must be a floating-point type"),
     (lambda: LSTM.initial_carry((8,), jnp.float8_e4m3fn), "dtype must be .* of 16 bits"),
@@ -294,11 +295,11 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: rnnjax.Stack([LSTM, 5]), r"cells such as rnnjax.LSTMCell\(50\), but got 5"),
     (lambda: rnnjax.Stack(layers=[LSTM]), "Stack takes no layers; use one of cells, dropout"),
     (lambda: rnnjax.unroll(STACK, (PARAMS,), XS), "params of a Stack.* 2 cells.*1 entries"),
-    (lambda: rnnjax.unroll(STACK, PARAMS, XS), "params of a Stack.* 2 cells.*dict"),
+    (lambda: rnnjax.unroll(STACK, PARAMS, XS), "Stack.* 2 cells.*dict.* give its part"),
     (lambda: rnnjax.unroll(STACK, TWO, XS, (CARRY,)), "carry must be shaped like"),
     (lambda: STACK.step(TWO, (CARRY,), XS[0]), "carry of a Stack"),
     (lambda: rnnjax.unroll(STACK, TWO, XS, (CARRY, CARRY)), r"carry\[1\].hidden must have shape"),
-    (lambda: rnnjax.unroll(rnnjax.LearnedCarry(LSTM), PARAMS, XS), "params of a LearnedCarry must"),
+    (lambda: rnnjax.unroll(rnnjax.LearnedCarry(LSTM), PARAMS, XS), "LearnedCarry.* give its part"),
     (lambda: rnnjax.LearnedCarry(rnnjax.Stack([GRU, SLSTM])), r"but SLSTM.* may not; take another"),
     (lambda: rnnjax.explain(GRU, drawn(GRU), (6, 2, 3)), r"jax.ShapeDtypeStruct\(\(6, 2, 3\), jnp"),
     (lambda: rnnjax.Regularized(SLSTM, zoneout_cell=0.5), "zoneout_cell keeps units of a leaf"),
@@ -318,6 +319,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: run(params=changed(extra=XS)), r"extra: expected none, got \(4, 3, 2\)"),
     (lambda: run(params=changed(kernel=None)), "init returns, but are a dict with bias, rec"),
     (lambda: run(params=arguments("gru")["params"]), "not belong to LSTMCell.*recurrent_bias"),
+    (lambda: run(params={"cell": PARAMS}), "a dict with cell; of a whole network give the part"),
+    (lambda: run(xs=(PARAMS,)), "is a tuple of 1; check the order of the arguments, and"),
     (lambda: run(params=drawn(LSTMCell(4))), r"bias: expected \(20,\), got \(16,\); kernel"),
     (lambda: run(params=(PARAMS,)), "that LSTMCell.init returns, but are a tuple of 1"),
     (lambda: run(xs=XS[..., :1]), "1 features, but params were initialised for 2"),
@@ -386,7 +389,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: ran(declaring(decay=UNREAD)), "^decay of Odd.* has the role OUT"),
     (lambda: ran(LARGER(4, heads=2), method=Scan()), r"Odd\(4"),
     (lambda: ran(LARGER(4, heads=2), method=rnnjax.Parallel()), r"Odd\(4"),
-    (lambda: ran(updating(lambda c: (c, c.hidden))), r"^update .* a tuple of 2 .*; params has \["),
+    (lambda: ran(updating(lambda c: (c, c.hidden))), r"^update .* not \(GRU.*; params has \["),
     (lambda: drawn(Sizeless()), NO_SIZE),
     (lambda: Sizeless().initial_carry(), NO_SIZE),
     (lambda: rnnjax.unroll(Sizeless(), {"kernel": XS[0]}, XS), NO_SIZE),
@@ -420,17 +423,20 @@ def updating(new: Any, base: Any = GRUCell, **declared: Any) -> Any:
 
 @pytest.mark.parametrize("method", [Scan(), Fused()], ids=str)
 @pytest.mark.parametrize(
-    "cell",
+    ("cell", "said"),
     [
-        odd(LSTMCell, gates=("i", "f", "g"))(HIDDEN, unit_forget_bias=False),  # too few of them
-        updating(lambda carry: carry.hidden),
-        updating(lambda carry: GRUCarry(carry.hidden[..., :1]), rnnjax.MinGRUCell),
-        updating(lambda carry: (carry, (carry.hidden, carry.hidden)), output=None),
+        (odd(LSTMCell, gates=("i", "f", "g"))(HIDDEN, unit_forget_bias=False), ""),  # too few
+        (updating(lambda carry: carry.hidden), r"the next carry, not float32\[3, 5\];"),
+        (
+            updating(lambda carry: GRUCarry(carry.hidden[..., :1]), rnnjax.MinGRUCell),
+            r"carry, not GRUCarry\(hidden='float32\[3, 1\]'\);",
+        ),
+        (updating(lambda carry: (carry, (carry.hidden, carry.hidden)), output=None), ""),
     ],
     ids=["gates", "an array", "smaller", "several outputs"],
 )
-def test_an_update_that_does_not_fit_the_carry_is_named(cell: Any, method: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"^update of Odd\(5\) .*check gates"):
+def test_an_update_that_does_not_fit_the_carry_is_named(cell: Any, said: str, method: Any) -> None:
+    with pytest.raises(InvalidInputError, match=rf"^update of Odd\(5\) .*{said}.*check gates"):
         jax.eval_shape(lambda p: rnnjax.unroll(cell, p, XS, method=method), drawn(cell))
 
 

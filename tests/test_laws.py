@@ -575,7 +575,8 @@ def test_each_cell_draws_its_own(kind):
     [
         ({"lengths": [5, 6, 1]}, r"between 0 and the 5 steps of xs, but go from 1 to 6"),
         ({"lengths": [5, 1, -1]}, "go from -1 to 5"),
-        ({"mask": np.ones((5, 3), "f")}, r"mask must be booleans.*float32.*mask.astype\(bool\)"),
+        ({"mask": np.ones((5, 3), "f")}, r"mask must.* are float32; write mask.astype\(bool\)"),
+        ({"mask": np.ones(3, int)}, "mask must be .*; give numbers of steps as lengths, or"),
         # Without resets, and with a carry, nothing else reads it.
         ({"reset_carry": np.zeros(4, "f"), "carry": CELL.initial_carry((3,))}, "^reset_carry must"),
         ({"masked_outputs": "hold"}, r'must be "zero" or "last", but is \'hold\''),

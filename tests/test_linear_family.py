@@ -126,7 +126,7 @@ def test_a_readout_is_made_of_what_the_loop_shows(random_like, equal_to_scan, as
     assert_close(rnnjax.unroll(cell, params, xs, mask=mask)[1], expected, 1e-6)
     rounded = rnnjax.unroll(cell, params, xs, method=Fused(product_dtype=jnp.bfloat16))[1]
     assert rounded.dtype == jnp.float32
-    with pytest.raises(InvalidInputError, match=r"cannot run: 'shift'; .*\.OUT alone, \['out'\]"):
+    with pytest.raises(InvalidInputError, match=r"is named 'shift'; .*\.OUT alone, \['out'\]"):
         rnnjax.unroll(OwnReadoutCell(3, role=Role.UNIT), params, xs)
 
 

@@ -129,7 +129,8 @@ class CellGroup(CompositeCell[CarryT]):
             came = f"{len(entries)} entries" if isinstance(entries, tuple) else brief(entries)
             raise InvalidInputError(
                 f"{name} of a {type(self).__name__} must be a tuple with an entry for each of its "
-                f"{len(self.cells)} cells, but came with {came}; make it with init or initial_carry"
+                f"{len(self.cells)} cells, but came with {came}; of a whole network give its part, "
+                "or make it with init or initial_carry"
             )
 
 

@@ -201,10 +201,11 @@ def _drawn(cell: Any, name: str, param: Any, key: jax.Array, dtype: Any) -> jax.
         InvalidInputError: the initialiser does not support the shape (most that scale by the sizes
             of two axes cannot make a bias), or ``param`` is not a `rnnjax.Param`.
     """
-    if not isinstance(getattr(param, "shape", None), tuple):
+    if not isinstance(param, Param) or not isinstance(param.shape, tuple):
+        came = brief(param) if hasattr(param, "dtype") else repr(param)
         raise InvalidInputError(
             f"{name} of {brief(cell)} must be a rnnjax.Param with a tuple for its shape, but is "
-            f"{param!r}; write Param((size,), 'ones')"
+            f"{came}; write Param((size,), 'ones')"
         )
     if 0 in param.shape:  # as a kernel where all inputs are raw: initialisers divide by sizes
         return jnp.zeros(param.shape, dtype)

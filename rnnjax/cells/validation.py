@@ -122,7 +122,8 @@ def check_params(cell: Any, params: Any) -> int:
     advice = "make them with cell.init(key, input_size)"
     if not isinstance(params, Mapping) or "kernel" not in params:
         raise InvalidInputError(
-            f"params should be the dict that {name}.init returns, but are {brief(params)}; {advice}"
+            f"params should be the dict that {name}.init returns, but are {brief(params)}; of a "
+            f"whole network give the part of the cell, or {advice}"
         )
     for key, leaf in params.items():
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
@@ -353,7 +354,8 @@ def naming(cell: Any, function: str, advice: str, **given: Any) -> Iterator[None
     except RnnjaxError:
         raise
     except (TypeError, ValueError, AttributeError, KeyError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:100]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:150]
+        reason = f"nothing is named {reason}" if isinstance(error, KeyError) else reason
         if function == "update" and Operand.__name__ in str(error):
             advice = "a parameter of Role.LOOP knows only state @ params[name]; leave its role out"
         came = " and ".join(f"{name} {described(tree)}" for name, tree in given.items())
@@ -369,7 +371,7 @@ def check_updated(old: Any, new: Any) -> None:
     """
     wanted, came = (str(jax.tree.map(np.shape, tree)) for tree in (old, new))
     if wanted != came:
-        raise TypeError(f"it returned {brief(new)} {described(new)}")
+        raise TypeError(f"it should return the next carry, not {described(new)}")
     leaves = jax.tree_util.tree_leaves_with_path(new)
     for (path, leaf), begun in zip(leaves, jax.tree.leaves(old), strict=True):
         if leaf.dtype != begun.dtype and not _kind(leaf.dtype) <= _kind(begun.dtype):

@@ -94,5 +94,5 @@ def check_learned(params: Any) -> None:
     if not isinstance(params, Mapping) or set(params) != {"cell", "initial_carry"}:
         raise InvalidInputError(
             "params of a LearnedCarry must be {'cell': those of the cell, 'initial_carry': a carry}"
-            f", but are {brief(params)}; make them with its init"
+            f", but are {brief(params)}; of a whole network give its part, or make them with init"
         )

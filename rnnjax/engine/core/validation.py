@@ -182,8 +182,10 @@ def checked_marks(
     """Return booleans for the steps of an array, or for the rows of one step, as an array."""
     marks, wanted = as_array(name, marks), xs.shape[:-1]
     if marks.dtype != jnp.bool_:
+        numbers = name == "mask" and marks.ndim == 1  # which would be cast to all valid
+        advice = f"give numbers of steps as {called('lengths')}, or " if numbers else ""
         raise InvalidInputError(
-            f"{name} must be booleans, but are {marks.dtype}; write {name}.astype(bool)"
+            f"{name} must be booleans, but are {marks.dtype}; {advice}write {name}.astype(bool)"
         )
     if (wanted and marks.ndim == 0) or marks.shape != wanted[: marks.ndim]:
         raise InvalidInputError(
