@@ -330,9 +330,10 @@ class _Loop:
                 if self.skipped > self.most_skipped:
                     raise NonFiniteError(
                         f"at step {done + i + 1} the loss is {step['loss']:g} and the norm of the "
-                        f"gradient {step['grad_norm']:g}{after}; {self.run.last_good()}; try a "
-                        'smaller learning rate or clip the gradient (free={"optimizer"} lets the '
-                        "run resume with it), or pass over such steps by skip_nonfinite=3"
+                        f"gradient {step['grad_norm']:g}{after}; {self.run.last_good()}; mask "
+                        "a NaN of the data, try a smaller learning rate or clip the gradient (free="
+                        '{"optimizer"} lets the run resume with it), or pass over such steps by '
+                        "skip_nonfinite=3"
                     )
                 self.means.add(step)
                 shown = step if finite else {"skipped": True}
