@@ -449,7 +449,8 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 def check_model(model: Any) -> None:
     """Raise InvalidInputError unless it is a model."""
-    check_instance("model", model, Model, "a rnnjax.interop.Model, such as Model.of(cell, params)")
+    wanted = "a rnnjax.interop.Model, such as Model.of(cell, params) or what a load returns"
+    check_instance("model", model, Model, wanted)
 
 
 def with_layers(model: Model, what: str) -> Model:
@@ -475,6 +476,7 @@ WithParameters = Recurrent | Dense | Embedding
 
 def with_parameters(model: Model, where: str) -> Iterator[tuple[str, WithParameters, Any]]:
     """The layers that have parameters, with these, by their names."""
+    check_model(model)
     for name in dict.fromkeys([*model.layers, *model.params]):
         layer = model.layers.get(name)
         if isinstance(layer, WithParameters) and type(layer) in KNOWN and name in model.params:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from rnnjax.checks import check_instance, check_known, is_integer
+from rnnjax.checks import brief, check_instance, check_known, is_integer
 from rnnjax.errors import CheckpointError, InteropError, InvalidInputError
 from rnnjax.training.checkpoints import Checkpoints, fitted, is_plain, nested
 from rnnjax.training.processes import from_first
@@ -100,9 +100,10 @@ def save_params(path: str | os.PathLike[str], params: Any) -> None:
         name = _name(keys)
         dtype = dtype_of(leaf)
         if dtype not in DTYPES.values() or name == "__metadata__":
+            came = f"are {brief(params)}; of a result of fit give result.params"
+            came = f"{name} is {dtype}; cast it, or rename it" if name else came
             raise InvalidInputError(
-                f"params must be arrays of numbers of a type that safetensors has, but {name} is "
-                f"{dtype}; cast it, or rename it"
+                f"params must be arrays of numbers of a type that safetensors has, but {came}"
             )
         if name in arrays:
             raise InvalidInputError(f"two arrays of params have the path {name}; rename a key")

@@ -524,3 +524,5 @@ def test_arguments_that_do_not_fit_are_refused(options: dict[str, Any], match: s
 def test_a_module_is_no_state_dict() -> None:
     with pytest.raises(InvalidInputError, match=r"as module\.state_dict\(\) gives, but is"):
         from_state_dict(LSTM)
+    with pytest.raises(InvalidInputError, match=r"must be .* a load returns, but is a dict"):
+        to_state_dict({})  # its parameters, say

@@ -494,6 +494,7 @@ def test_parameters_in_one_file(tmp_path, monkeypatch):
         ({"a.b": np.ones(1), "a": {"b": np.ones(1)}}, "two arrays of params have the path a.b"),
         ({"w": jax.random.key(0)}, "of a type that safetensors has, but w is"),
         ({"w": np.array(["a"])}, "of a type that safetensors has, but w is"),
+        (object(), "but are a object; of a result of fit give result.params"),
         ({"w": np.ones(2, np.complex64)}, "cast it, or rename it"),
         ({"__metadata__": np.ones(2)}, "cast it, or rename it"),
     ):

@@ -191,10 +191,11 @@ def to_state_dict(model: Model) -> dict[str, np.ndarray]:
     >>> [f"{name} {array.shape}" for name, array in state.items()][:2]
     ['lstm.weight_ih_l0 (20, 3)', 'lstm.weight_hh_l0 (20, 5)']
     """
+    layers = [*with_parameters(model, "PyTorch")]
     prefixes, single = (model.origin.get(key, {}) for key in ("prefixes", "single_cells"))
     alone = [name for name in model.layers if model.params.get(name)]
     state: dict[str, np.ndarray] = {}
-    for name, layer, params in with_parameters(model, "PyTorch"):
+    for name, layer, params in layers:
         top = alone == ["rnn"] and isinstance(layer, Recurrent)
         prefix = prefixes.get(name, "" if top else f"{name}.")
         if isinstance(layer, Recurrent):
