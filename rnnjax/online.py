@@ -160,6 +160,7 @@ class Learner:
         Raises:
             InvalidInputError: an argument has the wrong shape or type.
         """
+        check_instance("state", state, OnlineState, "that of init, in step(params, state, x)")
         given = as_inputs(x)
         check_step(self.cell, state.carry, given)
         if reset is not None:

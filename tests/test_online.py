@@ -290,6 +290,7 @@ def test_arguments_are_checked(drawn):
         (lambda: learner.step(params, state, x, jnp.ones(2, bool)), "reset must have shape"),
         (lambda: learner.step(params, state, x)[2](jnp.ones(4)), "dy must have the shape of y"),
         (lambda: learner.step(params, state, x)[2](None), "dy must be an array, but is None"),
+        (lambda: learner.step(state, params, x), r"state must be that of init, .* a dict with"),
         (lambda: learner.init(params, 3), "batch_shape must be a tuple"),
     ]
     for call, message in wrong:
