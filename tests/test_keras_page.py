@@ -44,7 +44,7 @@ STATE = training.TrainState(
 FREE: dict[str, Any] = {
     "cell": rnnjax.LSTMCell(50),
     "carry": rnnjax.LSTMCell(50).initial_carry(),
-    "result": training.Fit({}, STATE, [], None),
+    "result": training.Fit({}, STATE, [], None, None, True),
     "state": STATE,
     **dict.fromkeys(["xs", "ys", "x", "y", "ids", "mask", "labels", "logits"], jnp.zeros(())),
     **dict.fromkeys(["loss", "apply", "layer", "constraint", "draw"], lambda *_: None),

@@ -54,8 +54,8 @@ class Fit:
     state: TrainState
     history: list[Entry]
     best: Entry | None
-    stopped_by: int | None = None
-    finished: bool = True
+    stopped_by: int | None
+    finished: bool
 
     def __repr__(self) -> str:
         """Name the number of epochs, the best entry and how the run ended, but print no arrays."""
