@@ -15,6 +15,7 @@ import argparse
 import ast
 import contextlib
 import dataclasses
+import math
 import os
 import queue
 import random
@@ -33,7 +34,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 600.0  # seconds for the tests of one mutant
 MEMORY = 8 * 2**30  # bytes for them: an end of a loop that is another takes all there is
-ENOUGH = 0.9  # of the mutants, for an exit status of 0
+ENOUGH, CHANCE = 0.9, 0.01  # which share should be noticed, and how often few are by chance alone
 PACKAGES = ("rnnjax", "experiments", "benchmarks")
 
 # Of each room the modules and folders, below `rnnjax` but for the programs.
@@ -255,11 +256,22 @@ def run(mutants: Sequence[Mutant], copies: Sequence[Copy]) -> int:
         if not was_noticed:
             print(f"not noticed: {mutant.name}")
     print(f"{sum(noticed)} of {len(mutants)} are noticed")
-    return 0 if sum(noticed) >= ENOUGH * len(mutants) else 1
+    return 0 if likely(sum(noticed), len(mutants)) >= CHANCE else 1
+
+
+def likely(noticed: int, number: int) -> float:
+    """How often so few or fewer of a number are noticed, by chance, where `ENOUGH` of all would be.
+
+    Of 33 a night 29 or fewer are in four of ten, so to ask for `ENOUGH` of each would cry wolf.
+    """
+    ways = (
+        math.comb(number, k) * ENOUGH**k * (1 - ENOUGH) ** (number - k) for k in range(noticed + 1)
+    )
+    return sum(ways)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw, and print what became of each; the exit status is 0 where 9 of 10 are noticed."""
+    """Draw, and print what became of each; the exit status is 1 where too few are noticed."""
     parser = argparse.ArgumentParser("python -m tests.mutants", description="Draw faults.")
     parser.add_argument("rooms", nargs="*", help=f"of {', '.join(ROOMS)}; by default all")
     parser.add_argument("--draw", type=int, default=30, help="of each room")

@@ -23,6 +23,14 @@ def test_only_a_failed_test_is_one_that_noticed(status: int | None, output: str,
     assert verdict(status, output) == said
 
 
+def test_too_few_are_fewer_than_chance_leaves() -> None:
+    """Of 33 a night, and of 200 by hand, whose mean is then known better."""
+    fails = [[n for n in range(most) if mutants.likely(n, most) < mutants.CHANCE][-1] + 1
+             for most in (33, 200)]  # fmt: skip
+    assert fails == [25, 170]
+    assert mutants.likely(33, 33) == pytest.approx(1)
+
+
 @pytest.mark.slow
 def test_the_copy_is_afterwards_what_it_was(tmp_path: Path) -> None:
     """A small tree, whose one test notices one change and not the other, and has bounded memory."""
