@@ -19,8 +19,9 @@ from rnnjax.interop.model import Call, Functional, Value
 from rnnjax.layers import Bidirectional, Regularized, Stack
 
 _ATTENTION = "AdditiveAttention", "Attention", "MultiHeadAttention"
-_LEAVE_OUT = "Multiply", "Maximum", "Minimum"  # what is masked, from Keras 3.4 on
+
 _WAYS = "layer", "backward_layer"  # of a Bidirectional
+_LEAVE_OUT = "Multiply", "Maximum", "Minimum"  # what is masked, from Keras 3.4 on
 _OPS = "keras.src.ops.numpy"
 _KEEP = "write it to .onnx, which has that"
 
@@ -79,10 +80,6 @@ def _key(parts: Sequence[Any]) -> list[Any]:
     ]  # fmt: skip
 
 
-_MERGED = " "
-"""What stands for a mask that was merged before Keras 3.4, where it is another one since."""
-
-
 class _Graph:
     """The nodes of a graph, as Keras 3 lists them at their layers."""
 
@@ -95,7 +92,7 @@ class _Graph:
         # Of inputs and calls, the layer and its node.
         self.at = {one.name: (plain(one.name), 0) for one in network.inputs}
         self.parents: dict[tuple[str, int], list[tuple[str, int]]] = {}  # of nodes, what they read
-        # Of values with a mask the call that makes it, or the value that it is.
+        # Of values with a mask the call or the value that it is.
         self.marks: dict[Value, str | None] = {}
         read = [*network.outputs, *(value for call in network.calls for value in call.reads)]
         ends = {value.source for value in read if value.output}
@@ -128,13 +125,14 @@ class _Graph:
         masks, given = [self.marks.get(value) for value in call.takes], call.mask
         marked, version = any(masks), told.get("version", 3)
         uses = isinstance(layer, Recurrent) or kind in (*_ATTENTION, "GlobalAveragePooling1D")
-        merges = marked and kind in MERGES and version < 3.04
+        # Sequences one after the other are merged as they were, and so are equal masks.
+        joined = kind == "Concatenate" and told["axis"] in (1, -2)
+        merged = kind in MERGES and version < 3.04 and not joined
         # Keras 3 hands on a mask to each layer that uses one but those that begin with states, and
         # takes it off what its heads read.
-        otherwise = _MERGED in masks or (masks[0] and given == bool(call.states))
         if (
-            (uses and otherwise)
-            or (merges and kind in _LEAVE_OUT)
+            (uses and masks[0] and given == bool(call.states))
+            or (merged and marked and (kind in _LEAVE_OUT or len({*masks}) > 1))
             or (marked and kind == "MultiHeadAttention" and version < 3)
         ):
             raise InteropError(
@@ -155,11 +153,7 @@ class _Graph:
             self.marks[Value(call.name)] = call.name
         elif keeps_mask(layer):
             own = str(given) if isinstance(given, Value) else masks[0]
-            if merges:  # sequences one after the other are in Keras 3 as they were
-                joined = told.get("axis") in (1, -2)
-                odd = _MERGED in masks or (not joined and len({*masks}) > 1)
-                own = _MERGED if odd else call.name if joined else own
-            self.marks[Value(call.name)] = own
+            self.marks[Value(call.name)] = call.name if marked and joined else own
 
     def states(self, layer: Any, values: Sequence[Value]) -> list[Any]:
         """The states that a layer begins with, those of each of several cells in a list."""
