@@ -356,7 +356,7 @@ def test_a_learned_state_is_where_a_model_begins(tmp_path: Path) -> None:
 
 
 def test_a_causal_convolution_goes_on_from_its_window() -> None:
-    """In two calls as in one, with any split, by one that was made for a batch, and by resets."""
+    """In two calls as in one, with any split, and by one that was made for a batch."""
     model = from_keras.load(KERAS["conv"]())
     xs = np.random.default_rng(0).normal(size=(TIME, 2, FEATURES)).astype(np.float32)
     run = jax.jit(model.__call__)
@@ -366,14 +366,8 @@ def test_a_causal_convolution_goes_on_from_its_window() -> None:
         carry, rest = run(xs[split:], carry)
         assert distance(np.concatenate([first, rest]), np.asarray(ys)) < 1e-6
         assert distance(carry, end) < 1e-6
-    resets = np.zeros((TIME, 2), bool)
-    resets[0], resets[6, 1] = True, True
-    carry, whole = run(xs, carry, resets=resets)
-    assert distance(np.asarray(whole)[:, 0], np.asarray(ys)[:, 0]) < 1e-6
-    for begin in (0, 6):
-        last, part = run(xs[begin : begin + 6, 1:])
-        assert distance(np.asarray(whole)[begin : begin + 6, 1:], np.asarray(part)) < 1e-6
-    assert distance(jax.tree.map(lambda leaf: leaf[1:], jax.device_get(carry)), last) < 1e-6
+    with pytest.raises(InvalidInputError, match=r"'conv.* which resets do not cut off here; call"):
+        run(xs, resets=np.ones((TIME, 2), bool))
     shapes = [leaf.shape for name, leaf in end.items() if name.startswith("conv")]
     assert shapes == [(2, 4, FEATURES), (2, 1, 4)]
 

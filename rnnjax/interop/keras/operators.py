@@ -92,24 +92,6 @@ class Operation(Layer):
         channels = kernel.shape[1] * groups
         return jnp.zeros((*batch_shape, self._lags, channels), dtype or kernel.dtype)
 
-    def _window(self, params: Params, carry: Carry | None, x: jax.Array) -> tuple[Carry, jax.Array]:
-        """The last steps, to go on from, and ``x`` behind the steps before it."""
-        before = self.initial_carry(params, x.shape[:1], None) if carry is None else carry
-        x = jnp.concatenate([before.astype(x.dtype), x], axis=1)
-        return lax.slice_in_dim(x, x.shape[1] - self._lags, x.shape[1], axis=1), x
-
-    def _apart(self, size: int, x: jax.Array, resets: Any) -> tuple[Carry, jax.Array]:
-        """The window, and what a kernel reads at each step, without what is before a reset."""
-        lags, time = self._lags, x.shape[1] - self._lags
-        begins = jnp.broadcast_to(jnp.asarray(resets).reshape(time, -1), (time, len(x))).T
-        sequence = jnp.pad(jnp.cumsum(begins, 1), ((0, 0), (lags, 0)))[..., None]
-        read = []
-        for first in range(0, lags + 1, lags // (size - 1)):
-            seen = sequence[:, first : first + time] == sequence[:, lags:]
-            read.append(jnp.where(seen, x[:, first : first + time], 0))
-        xs = jnp.stack(read, axis=2).reshape(len(x), -1, x.shape[-1])
-        return jnp.where(sequence == sequence[:, -1:], x, 0)[:, -lags:], xs
-
     def run(self, params: Params, flow: Any, carry: Carry | None, context: Context) -> Ran:
         """Run the row; ``flow`` is a tuple where the layer takes several arrays."""
         flows = (flow,) if isinstance(flow, Flow) else flow
@@ -122,14 +104,19 @@ class Operation(Layer):
             raise InvalidInputError(
                 f"{named} would take what is masked for a part of its sum; leave the mask out"
             )
+        if self.has_state and context.resets is not None:
+            raise InvalidInputError(
+                f"{named} keeps the steps before, which resets do not cut off here; call the model "
+                "for each sequence by itself"
+            )
         row, at = OPERATORS[self.kind], At(config, params, masks, context.key)
         try:
             if self.has_state:  # the steps before stand for the zeros of the padding
                 config["padding"] = "valid"
-                carry, xs[0] = self._window(params, carry, xs[0])
-                if context.resets is not None:
-                    config["strides"], config["dilation_rate"] = len(params["kernel"]), 1
-                    carry, xs[0] = self._apart(len(params["kernel"]), xs[0], context.resets)
+                x = xs[0]
+                before = self.initial_carry(params, x.shape[:1], None) if carry is None else carry
+                xs[0] = x = jnp.concatenate([before.astype(x.dtype), x], axis=1)
+                carry = lax.slice_in_dim(x, x.shape[1] - self._lags, x.shape[1], axis=1)
             ys = row.run(at, *xs)
             mask = row.mask(at, *xs) if callable(row.mask) else masks[0] if row.mask else None
         except (TypeError, ValueError, IndexError, AttributeError) as error:  # of JAX
