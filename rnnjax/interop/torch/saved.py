@@ -11,7 +11,6 @@ left out.
 """
 
 import io
-import math
 import pickle
 import pickletools
 import struct
@@ -31,7 +30,7 @@ _LONGEST_DIRECTORY = 16 * 2**20  # of a zip: some 200,000 entries, which take 20
 # A step takes 100 bytes at most. A vocabulary of 400,000 words has 1.6 million.
 _MOST_STEPS = 2_000_000
 # zipfile raises NotImplementedError for a compression method that it does not know.
-_DAMAGED = (ValueError, IndexError, KeyError, AttributeError, struct.error, EOFError, OSError,
+_DAMAGED = (ValueError, LookupError, OverflowError, AttributeError, struct.error, EOFError, OSError,
             zipfile.BadZipFile, pickle.UnpicklingError, NotImplementedError)  # fmt: skip
 
 Numbers = Callable[[str, np.dtype[Any], int], np.ndarray]
@@ -286,28 +285,21 @@ def _dict(pairs: Any = None, *_: Any) -> Any:
 def _tensor(
     storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, *rest: Any
 ) -> Any:
-    """A view of a storage, all of whose entries lie in it."""
+    """A view of a storage, all of whose entries lie in it, as NumPy makes sure."""
     if storage is UNREAD:
         return storage
-    whole = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
     # A tensor in the place of a storage may show more numbers than there are.
     if not isinstance(storage, np.ndarray) or storage.ndim != 1 or not storage.flags.c_contiguous:
         raise ValueError("its pickle has a tensor without a storage")
-    if not whole or not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)):
+    tuples = isinstance(shape, tuple) and isinstance(strides, tuple)
+    if not tuples or not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)):
         raise ValueError("its pickle has a tensor without an offset, a shape or strides")
-    # NumPy's limit, also where an axis has no entry.
-    if math.prod(max(n, 1) for n in shape) * storage.itemsize >= 2**62:
-        raise ValueError("its pickle has a tensor of a size that no memory has")
-    # Where no step is made along an axis, its stride says nothing, and may be of any size.
-    steps = [s if n > 1 and 0 not in shape else 0 for n, s in zip(shape, strides, strict=True)]
-    last = offset + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
-    if 0 not in shape and last >= storage.size:
-        raise ValueError(f"its pickle has a tensor that ends after {storage.size} numbers")
     if len(rest) > 2 and rest[2]:
         raise InteropError("it has a tensor that is negated or conjugated when read; save a copy")
-    return np.lib.stride_tricks.as_strided(
-        storage[offset:], shape, [step * storage.itemsize for step in steps], writeable=False
-    )
+    size = storage.itemsize
+    view = np.ndarray(shape, storage.dtype, storage, offset * size, [n * size for n in strides])
+    view.flags.writeable = False
+    return view
 
 
 def _first(value: Any = None, *_: Any) -> Any:
