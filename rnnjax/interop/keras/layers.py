@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
+from functools import partial
 from typing import Any
 
 from rnnjax.cells import ConvLSTMCell, GRUCell, LSTMCell, SimpleRNNCell
@@ -450,16 +451,11 @@ def _bidirectional(entry: Entry) -> Recurrent:
     return dataclasses.replace(forward, name=entry.name, cell=merged, masked_outputs=outputs)
 
 
-_PLAIN: Mapping[str, Any] = {one.__name__: one for one in (Activation, Dense, Embedding, Masking)}
-
-
-def _plain(entry: Entry) -> Layer:
-    kind = _PLAIN[entry.kind]
+def _plain(kind: Any, entry: Entry) -> Layer:
     return kind(entry.name, **_read(kind, entry))
 
 
-def _dropout(entry: Entry) -> Dropout:
-    per: Any = "sequence" if entry.kind == "SpatialDropout1D" else "step"
+def _dropout(per: Any, entry: Entry) -> Dropout:
     return Dropout(entry.name, DropoutRate(entry.read("rate", 0.0), per))
 
 
@@ -546,9 +542,10 @@ _LAYERS: Mapping[str, Callable[[Entry], Layer]] = {
     **dict.fromkeys(OPERATORS, operation),
     **dict.fromkeys(RECURRENT, _recurrent),
     **dict.fromkeys(ACTIVATION_LAYERS, _activation),
-    **dict.fromkeys(_PLAIN, _plain),
-    **dict.fromkeys(("Dropout", "SpatialDropout1D"), _dropout),
+    **{one.__name__: partial(_plain, one) for one in (Activation, Dense, Embedding, Masking)},
     **dict.fromkeys(_OF_TRAINING_ALONE, _noise),
+    "Dropout": partial(_dropout, "step"),
+    "SpatialDropout1D": partial(_dropout, "sequence"),
     "Bidirectional": _bidirectional,
     "TimeDistributed": _time_distributed,
 }

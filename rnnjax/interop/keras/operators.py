@@ -181,15 +181,11 @@ def _turned(x: jax.Array, sequence: bool) -> jax.Array:
     return jnp.swapaxes(x, 0, 1) if sequence else x
 
 
-def _alike(xs: Sequence[jax.Array]) -> list[jax.Array]:
-    """Expand all arrays to one rank, with new axes after the batch."""
-    most = max(x.ndim for x in xs)
-    return [jnp.expand_dims(x, tuple(range(1, 1 + most - x.ndim))) for x in xs]
-
-
 def _merge(function: Callable[..., jax.Array], at: At, *xs: jax.Array) -> jax.Array:
-    """Merge arrays entry by entry, whatever their masks."""
-    return functools.reduce(function, _alike(xs))
+    """Merge arrays of one rank, with new axes after the batch, entry by entry."""
+    most = max(x.ndim for x in xs)
+    alike = (jnp.expand_dims(x, tuple(range(1, 1 + most - x.ndim))) for x in xs)
+    return functools.reduce(function, alike)
 
 
 def _leave_out(function: Callable[..., jax.Array], neutral: float, at: At, *xs: Any) -> jax.Array:
@@ -201,7 +197,7 @@ def _leave_out(function: Callable[..., jax.Array], neutral: float, at: At, *xs: 
         return _merge(function, at, *xs)
     masks = [None if mask is None else mask[..., None] for mask in at.masks]
     shown = [x if m is None else jnp.where(m, x, neutral) for x, m in zip(xs, masks, strict=True)]
-    ys, mask = functools.reduce(function, _alike(shown)), _any_mask(at)
+    ys, mask = _merge(function, at, *shown), _any_mask(at)
     rest = 0 if function is jnp.multiply else xs[0]
     return ys if mask is None else jnp.where(mask[..., None], ys, rest)
 
