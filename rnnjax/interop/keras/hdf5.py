@@ -21,7 +21,7 @@ _OTHERS = ("optimizer", "optimizer_weights", "top_level_model_weights", "vars")
 # The attributes that are read; long lists are in several, named layer_names0 and so on.
 _ATTRIBUTES = ("layer_names", "weight_names", "model_config", "keras_version", "backend", "dtype")
 _LONGEST_ATTRIBUTE = 16 * 2**20
-_MOST_OBJECTS, _DEEPEST = 20_000, 20
+_MOST_LINKS = 20_000
 
 
 def read(h5py: Any, file: Any, most_bytes: int) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
@@ -29,23 +29,27 @@ def read(h5py: Any, file: Any, most_bytes: int) -> tuple[dict[str, Any], list[tu
 
     Those of the groups with weights; a file of weights in the old layout has its own at the top.
     """
-    attributes, found = {"": _attributes_of("", file)}, []
-    left, objects = most_bytes, 0
+    attributes, found, links = {"": _attributes_of("", file)}, [], list[Any]()
+    old, left = any(name.startswith("layer_names") for name in attributes[""]), most_bytes
 
-    def visit(group: Any, name: str, path: str, depth: int) -> None:
-        nonlocal left, objects
-        objects += 1
-        if objects > _MOST_OBJECTS or depth > _DEEPEST:
-            raise SystemExit(f"it should hold at most {_MOST_OBJECTS} groups, {_DEEPEST} deep")
-        kind = group.get(name, getlink=True, getclass=True)
-        if kind is not h5py.HardLink:
+    def meet(*link: Any) -> Any:
+        links.append(link)
+        return True if len(links) > _MOST_LINKS else None
+
+    if file.visititems_links(meet):  # each once, also of a group that is inside of itself
+        raise SystemExit(f"it should hold at most {_MOST_LINKS} groups and arrays")
+    for name, link in links:
+        # Keras 2.13 to 2.15 joined paths by the separator of the system.
+        path = name if old else name.replace("\\", "/")
+        top = path.partition("/")[0]
+        if top in _OTHERS or (not old and top not in _WANTED):
+            continue
+        if not isinstance(link, h5py.HardLink):
             raise SystemExit(f"{path[:80]!r} is a link to another place, which is not followed")
-        entry = group[name]
+        entry = file[name]
         if isinstance(entry, h5py.Group):
             attributes[path] = _attributes_of(path, entry)
-            for inner in entry:
-                visit(entry, inner, f"{path}/{inner}", depth + 1)
-            return
+            continue
         if not isinstance(entry, h5py.Dataset):
             raise SystemExit(f"{path[:80]!r} is neither a group nor an array")
         if entry.external or entry.is_virtual:
@@ -58,13 +62,6 @@ def read(h5py: Any, file: Any, most_bytes: int) -> tuple[dict[str, Any], list[tu
                 f"with {path[:80]!r} it takes far more than the file holds, {most_bytes} bytes"
             )
         found.append((path, entry))
-
-    old = any(name.startswith("layer_names") for name in attributes[""])
-    for name in file:
-        # Keras 2.13 to 2.15 joined paths by the separator of the system.
-        path = name if old else name.replace("\\", "/")
-        if name not in _OTHERS and (old or path.partition("/")[0] in _WANTED):
-            visit(file, name, path, 1)
     return attributes, found
 
 
