@@ -418,15 +418,18 @@ def _anew(model: Model) -> KerasFile:
         )
     model = _layer_by_layer(model)
     network = model.network
-    configs = configs_of(network)
+    first, *rest = model.layers.values()
+    configs = {}
+    for layer in rest if isinstance(first, OneHotIds) else [first, *rest]:
+        units_of(layer)  # raises where a cell is none of Keras
+        configs[layer.name] = layer_entry(layer)
     if not configs:
         raise InteropError("the model has no layer that Keras knows; there is nothing to write")
-    graph = not network.is_row
-    whole = graph_config(network, configs) if graph else {"config": {"layers": [*configs.values()]}}
+    row = {"config": {"layers": [*configs.values()]}}
+    whole = row if network.is_row else graph_config(network, configs)
     arrays = dict(_placed(model, dict(_groups_in("", whole["config"]))))
-    if graph:
+    if not network.is_row:
         return KerasFile(whole, _WRITTEN_BY, arrays)
-    first = next(iter(model.layers.values()))
     kernel = next((array.shape for array in arrays.values()), (None,))
     if len(kernel) > 2:
         raise InteropError(
@@ -488,12 +491,3 @@ def _as_it_was(model: Model) -> KerasFile:
         for array, one in zip(own, places[layer.name], strict=True):
             arrays[one] = array.astype(arrays[one].dtype)
     return dataclasses.replace(file, arrays=arrays)
-
-
-def configs_of(network: Network) -> dict[str, dict[str, Any]]:
-    """The config of each layer of a row, by its name; one-hot ids are left out."""
-    layers = list(network.layers.values())
-    told = layers[isinstance(layers[0], OneHotIds) :]
-    for layer in told:
-        units_of(layer)  # raises where a cell is none of Keras
-    return {layer.name: layer_entry(layer) for layer in told}
