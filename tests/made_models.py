@@ -122,10 +122,10 @@ def pools(layers: Any, x: Any, ids: Any) -> Any:
 
 
 def attention(layers: Any, x: Any, ids: Any) -> Any:
-    """Attention with masks of queries and of values."""
+    """Attention with masks of queries and of values, and to the steps before alone."""
     words = layers.Embedding(WORDS, FEATURES, mask_zero=True)(ids)
     # Keras's MultiHeadAttention takes the mask off its inputs, for all that read them later.
-    once, again = (layers.Embedding(WORDS, FEATURES, mask_zero=True)(ids) for _ in range(2))
+    once, again, late = (layers.Embedding(WORDS, FEATURES, mask_zero=True)(ids) for _ in "abc")
     made = [
         layers.Attention(use_scale=True)([words, x]),
         layers.Attention()([words, words, x]),
@@ -133,6 +133,10 @@ def attention(layers: Any, x: Any, ids: Any) -> Any:
         layers.AdditiveAttention()([x, words]),
         layers.MultiHeadAttention(2, 3)(once, x),
         layers.MultiHeadAttention(1, 2, use_bias=False)(x, again),
+        layers.MultiHeadAttention(1, 2)(x, x, use_causal_mask=True),
+        layers.MultiHeadAttention(1, 2, dropout=0.5)(late, late, use_causal_mask=True),
+        layers.Attention()([words, words], use_causal_mask=True),
+        layers.AdditiveAttention()([x, x[:, 1:]], use_causal_mask=True),
     ]
     return [layers.LSTM(2)(layers.Concatenate()(made)), *made]
 
@@ -239,12 +243,15 @@ def models(of: Any, layers: Any, x: Any, ids: Any) -> Any:
 
 
 def parts(layers: Any, x: Any, ids: Any) -> Any:
-    """What stands in brackets behind a tensor, and a softmax over the steps."""
+    """What stands in brackets behind a tensor, a softmax over the steps, and directions apart."""
     ys = layers.LSTM(3, return_sequences=True)(x)
     weights = layers.Softmax(axis=1)(layers.Dense(1)(ys))
     each = layers.TimeDistributed(layers.Softmax(axis=(1, 2)))(layers.Reshape((3, 2, 3))(ys))
     picked = [ys[:, -1], ys[:, 1:5:2, None, ..., 0], ys[..., ::-1], ys[:, :, 1]]
     words = layers.Embedding(WORDS, 2, mask_zero=True)(ids[:, 1:])
+    gru = layers.GRU(2, return_sequences=True, return_state=True)
+    picked += layers.Bidirectional(gru, merge_mode=None)(x)
+    picked += layers.Bidirectional(layers.LSTM(3), merge_mode=None)(words)
     return [layers.GRU(2)(ys[:, ::-1]), layers.GRU(2)(words), weights * ys, each, *picked]
 
 

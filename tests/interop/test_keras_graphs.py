@@ -328,7 +328,7 @@ def twice(x: Any) -> Any:
 
 
 EACH, HEADS = layers.TimeDistributed, layers.MultiHeadAttention(1, 2)
-BOTH = functools.partial(layers.Bidirectional, layers.GRU(2))
+BOTH = functools.partial(layers.Bidirectional, layers.GRU(2, return_sequences=True))
 
 
 def row_of(*row: Any) -> Any:
@@ -355,11 +355,8 @@ def row_of(*row: Any) -> Any:
         (lambda x, i: layers.Dropout(0.5)(x, training=True), "called with training=True"),
         (lambda x, i: layers.GlobalMaxPooling1D(keepdims=True)(x), "keepdims of layer 'global_max"),
         (lambda x, i: layers.Attention(score_mode="concat")([x, x]), "score_mode .* 'dot' or left"),
-        (lambda x, i: BOTH(merge_mode=None)(x), "merge_mode .*or ave.* is None"),
-        (
-            lambda x, i: layers.Attention()([x, x], use_causal_mask=True),
-            "called with use_causal_mask=True, which is not read here; leave it out, unless it ch",
-        ),
+        (lambda x, i: BOTH(merge_mode=None)(layers.Masking()(x)), "apart, .* mask of 'masking"),
+        (lambda x, i: layers.Attention()([x, x], return_attention_scores=True)[0], "not read here"),
         (lambda x, i: x + 10**400, "arguments of .*be a number, a te"),
         (lambda x, i: x[0], "key of layer 'get_item.*begins with :, which is the batch"),
         (lambda x, i: x[:, : 2**40], "key of layer 'get_item.*be a number, a text"),

@@ -141,6 +141,8 @@ class _Graph:
             )
         if uses and isinstance(given, Value):
             options["mask"] = self.tensor(given)
+        if told.get("use_causal_mask"):
+            options["use_causal_mask"] = True
         several = len(takes) > 1 and kind != "MultiHeadAttention"
         args: list[Any] = [takes] if several else takes
         if "arguments" in told:  # of an operation: None is a tensor
@@ -254,7 +256,8 @@ def _operation(layer: Operation, where: str) -> dict[str, Any]:
     axis = config.get("axis")
     if layer.kind == "BatchNormalization" and isinstance(axis, tuple):
         (config["axis"],) = axis
-    for told in ("version", "arguments", "key"):  # which stand in no config, or at the call
+    # Which stand in no config, or at the call.
+    for told in ("version", "arguments", "key", "use_causal_mask"):
         config.pop(told, None)
     if layer.kind.startswith("ops."):
         core = "keras.src.ops.core" if layer.kind == "ops.ConvertToTensor" else _OPS

@@ -154,6 +154,9 @@ class _Graph:
             mask = None  # it comes by itself
         came = [one.masked_by for one in use.takes if one.mask is not None]
         masked_by = name if mask is not None else (came or [""])[0]
+        apart = entry.kind == "Bidirectional" and entry.config.get("merge_mode", "") is None
+        if apart:  # both are cut out of one array, without its mask
+            entry = dataclasses.replace(entry, config={**entry.config, "merge_mode": "concat"})
         layer, number = layer_of(_told(entry, use)), self.uses[name]
         if entry.kind == "Bidirectional" and isinstance(layer, Recurrent) and not masked_by:
             layer = dataclasses.replace(layer, masked_outputs="zero")  # which Keras 3 has as well
@@ -193,7 +196,23 @@ class _Graph:
             same_mask = mask is None and first.mask is not None and entry.kind not in MERGES
             own, by = (first.mask, first.masked_by) if same_mask else (object(), name)
             made = made._replace(mask=own, masked_by=by)
-        return [made, *(_Tensor(Value(called, i)) for i in range(1, 1 + begin))]
+        ends = [made]
+        if apart:
+            if masked_by and keeps_mask(layer):
+                raise InteropError(
+                    f"layer {name[:80]!r} gives both directions apart, which is not read behind "
+                    f"the mask of {masked_by[:80]!r}; set merge_mode='concat', or leave that out"
+                )
+            ends = [*self._halves(called, layer, made)]
+        return [*ends, *(_Tensor(Value(called, i)) for i in range(1, 1 + begin))]
+
+    def _halves(self, called: str, both: Any, made: _Tensor) -> Iterator[_Tensor]:
+        """Each direction of an array of both."""
+        size = both.cell.forward.output_size
+        for way, part in (("forward", [None, size, None]), ("backward", [size, None, None])):
+            key = [[None] * 3, {"class_name": "__ellipsis__"}, part]
+            half = Entry(f"{called}_{way}", "ops.GetItem", {"key": key}, self.version)
+            yield from self._call(half, key, _Use((made,), (None,), {}, (), (None,)))
 
     def network(self, outputs: list[_Tensor], names: Any) -> Functional:
         needed = {one.value.source for one in outputs}

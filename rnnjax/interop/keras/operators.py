@@ -349,6 +349,10 @@ def _rescale(at: At, x: jax.Array) -> jax.Array:
 
 def _attend(at: At, scores: jax.Array, mask: jax.Array | None, heads: bool) -> jax.Array:
     """The attention weights ``(..., queries, keys)``; Keras's heads hand no gradient to a mask."""
+    if at.config["use_causal_mask"]:
+        query, key = (jnp.arange(size) for size in scores.shape[-2:])
+        before = key <= query[:, None]
+        mask = before if mask is None else mask & before
     if mask is not None:
         far = min(1e9, float(jnp.finfo(scores.dtype).max))  # infinite it would be NaN
         scores = jnp.where(mask, scores, -far if heads else scores - far)
@@ -423,7 +427,7 @@ _NORM = {"axis": -1, "epsilon": 1e-3, "center": True, "scale": True}
 _MOMENTS = {"axis": -1, "mean": None, "variance": None, "invert": False}
 _HEADS = {
     "num_heads": ..., "key_dim": ..., "value_dim": None, "use_bias": True, "dropout": 0.0,
-    "output_shape": None,
+    "output_shape": None, "use_causal_mask": False,
 }  # fmt: skip
 
 
@@ -510,7 +514,7 @@ OPERATORS: Mapping[str, Operator] = {
             partial(_scale_weights, (None,) * additive),
             True,
             (2, 3),
-            {"use_scale": additive, "dropout": 0.0},
+            {"use_scale": additive, "dropout": 0.0, "use_causal_mask": False},
         )
         for kind, additive in (("Attention", False), ("AdditiveAttention", True))
     },
