@@ -582,7 +582,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "a .keras archive": (zip_of({"config.json": b"", "model.weights.h5": b""}), "of Keras; call"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(99), r"call rnnjax\.interop\.keras\.load"),
     "TorchScript": (
-        zip_of(dict.fromkeys(("a/data.pkl", "a/code/t.py", "a/constants.pkl"), b""), compress_type=8),
+        zip_of(dict.fromkeys(("a/data.pkl", "a/code/t", "a/constants.pkl"), b""), compress_type=8),
         r"a TorchScript program.*save\(module\.state_dict"),
     "a name twice": (zip_of(ENTRIES | {"a/data/0*": bytes(16)}), "two have one name"),
     "a bomb": (zip_of({"a/data.pkl": bytes(10**7)}, compress_type=8), "compressed or encrypted"),
