@@ -134,19 +134,3 @@ def test_keras_opens_what_is_written(name: str, tmp_path: Path) -> None:
     theirs.load_weights(tmp_path / "ours.weights.h5")
     same_arrays(theirs, before)
     same_arrays(read, arrays_of(model))
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_two_biases_of_half_precision_become_one(dtype: str, tmp_path: Path) -> None:
-    """Their sum is not rounded: Keras computes what we do."""
-    cell = rnnjax.LSTMCell(4, use_recurrent_bias=True)
-    model = random_model(Recurrent("rnn", cell), inputs=3)
-    half = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), model.params)
-    model = model.with_params(half)
-    interop.save(model, tmp_path / "a.keras")
-    xs = np.random.default_rng(0).standard_normal((2, 5, 3)).astype(np.float32)
-    expected = np.swapaxes(at_once(model, np.swapaxes(xs, 0, 1))[1], 0, 1)
-    opened = keras.saving.load_model(tmp_path / "a.keras")
-    np.testing.assert_allclose(at_once(opened, xs), expected, rtol=0, atol=1e-6)
-    again = interop.load(tmp_path / "a.keras", time_first=False)
-    np.testing.assert_allclose(at_once(again, xs)[1], expected, rtol=0, atol=1e-6)

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -413,9 +414,13 @@ def test_the_command_line_shows_and_converts(tmp_path: pathlib.Path, capsys: Any
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("gates", [1, 4])
-def test_formats_of_one_bias_get_the_sum(gates: int, tmp_path: pathlib.Path) -> None:
-    model = from_state_dict(state_of(gates=gates))
+def test_formats_of_one_bias_get_the_sum(gates: int, dtype: str, tmp_path: pathlib.Path) -> None:
+    """Which is not rounded."""
+    model = from_state_dict(
+        {k: x.astype(jnp.dtype(dtype)) for k, x in state_of(gates=gates).items()}
+    )
     xs = np.random.default_rng(1).standard_normal((5, 2, 3)).astype(np.float32)
     for name in ("a.keras", "a.onnx"):
         convert.write(model, tmp_path / name)
