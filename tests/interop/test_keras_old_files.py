@@ -7,7 +7,7 @@ import h5py
 import jax
 import numpy as np
 import pytest
-from interop_helpers import Named, arrays_of, at_once, random_model, same_arrays, write_old
+from interop_helpers import Named, at_once, random_model, write_old
 
 import rnnjax
 from rnnjax import GRUCell, InteropError, InvalidInputError, LSTMCell, SimpleRNNCell
@@ -105,18 +105,6 @@ def test_cudnn_in_both_directions(tmp_path: Path) -> None:
     check_same(model, both, rnnjax.Directions(forward[0], backward[0]))
 
 
-def test_a_graph_in_the_old_layout_is_written_anew(tmp_path: Path) -> None:
-    start = node("InputLayer", "x", batch_input_shape=[None, None, IN])
-    layer = node("CuDNNLSTM", "a", "x", units=SIZE, return_sequences=True)
-    arrays: Named = {"x": [], "a": cudnn(gates_of("LSTM")[2])}
-    config = graph_of([start, layer], "x", "aa")
-    model = interop.load(write_old(tmp_path / "old.h5", arrays, config, "2.2.4"))
-    interop.save(model, tmp_path / "again.keras")
-    again = interop.load(tmp_path / "again.keras")
-    assert again.network == model.network
-    same_arrays(again, arrays_of(model))
-
-
 def keras_1(parts: dict[str, tuple[np.ndarray, ...]], name: str) -> list[tuple[str, np.ndarray]]:
     return [
         (f"{name}_{letter}_{gate}", array)
@@ -169,20 +157,14 @@ def test_keras_1_model_of_several_layers(tmp_path: Path) -> None:
     ]
     config = graph_of(nodes, ["input_1"], ["soft"])
     arrays: Named = {
-        "input_1": [],
-        "emb": [("emb_W", table)],
+        "input_1": [], "emb": [("emb_W", table)], "drop": [],
         "rnn": keras_1({"i": i, "c": g, "f": f, "o": o}, "rnn"),
-        "drop": [],
-        "head": [("head_W", w), ("head_b", b)],
-        "soft": [],
-    }
+        "head": [("head_W", w), ("head_b", b)], "soft": [],
+    }  # fmt: skip
     model = interop.load(write_old(tmp_path / "old.h5", arrays, config, "1.2.2", split=True))
     assert list(model.layers) == ["emb", "rnn", "drop", "head", "soft"]
-    rnn = model.layers["rnn"]
-    assert isinstance(rnn, Recurrent)
-    assert isinstance(rnn.cell, rnnjax.Regularized)
+    rnn: Any = model.layers["rnn"]
     assert rnn.cell.recurrent_dropout == 0.25
-
     ids = np.array([[1, 2], [3, 0], [0, 4]])
     kernel, recurrent, bias, _ = (side_by_side(*part) for part in zip(i, f, g, o, strict=True))
     cell = LSTMCell(SIZE, recurrent_activation="legacy_hard_sigmoid")
@@ -199,36 +181,11 @@ def test_keras_1_model_of_several_layers(tmp_path: Path) -> None:
     assert not np.allclose(ys, noisy)
 
 
-def test_keras_1_options_that_change_what_is_computed() -> None:
-    def made(kind: str, **config: Any) -> Any:
-        return layer_of(entry_of({"class_name": kind, "config": config}, "it", 1))
-
-    pool = {"pool_length": 2, "stride": 1, "border_mode": "same"}
-    assert dict(made("MaxPooling1D", **pool).config) == {
-        "pool_size": 2, "strides": 1, "padding": "same", "version": 1
-    }  # fmt: skip
-    for kind, option, value in (
-        ("BatchNormalization", "mode", 1),
-        ("MaxPooling2D", "dim_ordering", "th"),
-        ("Embedding", "dropout", 0.5),
-    ):
-        with pytest.raises(InteropError, match=f"{option} of layer .* but is {value!r}"):
-            made(kind, **{option: value}, pool_size=2, input_dim=3, output_dim=2)
-
-
-@pytest.mark.parametrize(
-    ("version", "reset_after", "gate"),
-    [
-        ("2.1.5", False, "legacy_hard_sigmoid"),
-        ("2.2.4-tf", True, "sigmoid"),
-        ("2.11.0", True, "sigmoid"),
-        ("3.1.0", True, "sigmoid"),
-    ],
-)
-def test_defaults_are_those_of_the_version(
-    version: str, reset_after: bool, gate: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("version", ["2.1.5", "2.2.4-tf", "2.11.0", "3.1.0"])
+def test_defaults_are_those_of_the_version(version: str, tmp_path: Path) -> None:
     """Options that are left out have that version's default; those written count."""
+    reset_after = version != "2.1.5"
+    gate = "sigmoid" if reset_after else "legacy_hard_sigmoid"
     _, params, zrn = gates_of("GRU")
     w, u, b, c = (side_by_side(*part) for part in zip(*zrn, strict=True))
     bias = np.stack([b, c]) if reset_after else b
@@ -244,10 +201,9 @@ def test_defaults_are_those_of_the_version(
 
     written = {**options, "recurrent_activation": "hard_sigmoid", "reset_after": reset_after}
     model = interop.load(write_old(path, arrays, sequential(("GRU", written)), version))
-    layer = model.layers["g"]
-    assert isinstance(layer, Recurrent)
     old = "hard_sigmoid" if version.startswith("3") else "legacy_hard_sigmoid"
-    assert layer.cell == GRUCell(SIZE, reset_after=reset_after, recurrent_activation=old)
+    cell = GRUCell(SIZE, reset_after=reset_after, recurrent_activation=old)
+    assert model.layers["g"] == Recurrent("g", cell, masked_outputs="last")
 
 
 def written(path: Path, version: str, graph: list[Any], **arrays: np.ndarray) -> Model:
@@ -277,11 +233,8 @@ def test_masks_are_merged_as_that_version_does(version: str, tmp_path: Path) -> 
     graph = {"Multiply": {}, "Maximum": {}, "Add": {}, "Concatenate": {"axis": -1}}
     built = [node(kind, kind, "a", "b", **config) for kind, config in graph.items()]
     built += [node("GlobalAveragePooling1D", f"of {kind}", kind) for kind in graph]
-    built += [
-        node("RepeatVector", "free", "of Add", n=4),
-        node("Average", "Average", "a", "free"),
-        node("GlobalAveragePooling1D", "mean", "Average"),
-    ]
+    built += [node("RepeatVector", "free", "of Add", n=4), node("Average", "Average", "a", "free"),
+              node("GlobalAveragePooling1D", "mean", "Average")]  # fmt: skip
     model = written(tmp_path / "a.h5", version, built, a=a, b=b)
     made = at_once(model, (WORDS, OTHERS))[1]
     ys = {one["name"]: np.asarray(y) for one, y in zip(built, made, strict=True)}

@@ -154,6 +154,9 @@ def test_options_of_old_versions(version: float, kind: str, config: dict[str, An
 @pytest.mark.parametrize(
     ("version", "kind", "config"),
     [
+        (1, "BatchNormalization", {"mode": 1}),
+        (1, "MaxPooling2D", {"dim_ordering": "th"}),
+        (1, "Embedding", {"dropout": 0.5}),
         (2.06, "Attention", {"causal": True}),
         (2.06, "RNN", {"num_constants": 1, "cell": LSTM}),
         (2.06, "BatchNormalization", {"renorm": True}),
