@@ -184,14 +184,6 @@ def functions(ops: Any, layers: Any, x: Any) -> Any:
     return [ops.sum(scores * ys, axis=1), layers.LSTM(2)(between - ys), ops.divide(mean, 2.0)]
 
 
-def steps(layers: Any, x: Any) -> Any:
-    """Layers at each step of a sequence of sequences."""
-    x = layers.Reshape((3, 2, FEATURES))(x)
-    x = layers.TimeDistributed(layers.Conv1D(3, 2, padding="same", activation="tanh"))(x)
-    x = layers.TimeDistributed(layers.LayerNormalization())(x)
-    return [layers.LSTM(2)(layers.TimeDistributed(layers.Flatten())(x))]
-
-
 def frames(of: Any, layers: Any, x: Any) -> Any:
     """Models at each step, one of them called twice and with a model inside; pools of images."""
     each, frame = layers.TimeDistributed, (3, 2, 1)
@@ -278,20 +270,12 @@ def words(of: Any, layers: Any, ids: Any) -> Any:
     return of.Sequential([of.Input((TIME,), BATCH, "int32"), *row])
 
 
-def to_several(of: Any, arrange: Callable[[Any, Any], Any]) -> Any:
+def to_a_dict(of: Any, x: Any) -> Any:
     """A Sequential, whose last layer is a model of two outputs."""
     ys = of.Input((TIME, 2))
-    last = of.Model(ys, arrange(of.layers.Dense(2)(ys), of.layers.GRU(2)(ys)))
+    last = of.Model(ys, {"b": of.layers.Dense(2)(ys), "a": of.layers.GRU(2)(ys)})
     begin = of.Input((TIME, FEATURES))
     return of.Sequential([begin, of.layers.GRU(2, return_sequences=True), last])
-
-
-def to_a_list(of: Any, x: Any) -> Any:
-    return to_several(of, lambda y, z: [y, z])
-
-
-def to_a_dict(of: Any, x: Any) -> Any:
-    return to_several(of, lambda y, z: {"b": y, "a": z})
 
 
 def options(layers: Any, x: Any) -> Any:
@@ -440,8 +424,7 @@ def masked_branches(layers: Any, text: Any) -> Any:
 
 LAYERS = [
     letters, cells, holes, merges, windows, scales, pools, attention, translation, directions,
-    by_hand, functions, steps, frames, options, grids, models, parts, row, words, to_a_list,
-    to_a_dict,
+    by_hand, functions, frames, options, grids, models, parts, row, words, to_a_dict,
 ]  # fmt: skip
 MODELS = [
     cnn_lstm, lrcn, crnn, normalised, padded, transformer, translator_masked, several_inputs,

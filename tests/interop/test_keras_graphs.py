@@ -138,7 +138,7 @@ def random_graph(seed: int, more: bool = False) -> Callable[..., Any]:
 
 
 GRAPHS = [
-    *(pytest.param(build, marks=[] if i < 15 else pytest.mark.slow, id=build.__name__)
+    *(pytest.param(build, marks=[] if i < 14 else pytest.mark.slow, id=build.__name__)
       for i, build in enumerate([*LAYERS, *MODELS])),
     *(pytest.param(random_graph(i), marks=pytest.mark.slow, id=f"{i}") for i in range(40)),
 ]  # fmt: skip

@@ -99,23 +99,27 @@ def test_to_keras(name: str, build: Callable[..., Any], tmp_path: Path) -> None:
     assert distance([*map(np.asarray, jax.tree.leaves(ys))], expected) < MOST
 
 
+def of_one(layer: Layer, params: Any = None, inputs: str = "x", size: int = 4) -> Model:
+    """A graph of one layer, which takes the first input."""
+    given = tuple(Input(name, (None, size)) for name in inputs)
+    call = Call(layer.name, layer.name, (Value("x"),))
+    network = Functional(given, (layer,), (call,), (Value(layer.name),))
+    return Model(network, {} if params is None else {layer.name: params})
+
+
 def test_names_of_layers_in_a_file(tmp_path: Path) -> None:
     """Keras 3 takes no slash in them; no format takes one for two."""
     dense, params = Dense("a/b", 2), {"kernel": np.ones((3, 2), "f"), "bias": np.ones(2, "f")}
-    call = Call("a/b", "a/b", (Value("x"),))
-    for inputs in (("x",), ("x", "x")):
-        given = tuple(Input(name, (None, 3)) for name in inputs)
-        network = Functional(given, (dense,), (call,), (Value("a/b"),))
-        model = Model(network, {"a/b": params})
-        if inputs == ("x",):
-            keras.save(model, tmp_path / "a.keras")
-            opened = pytest.importorskip("keras").saving.load_model(tmp_path / "a.keras")
-            np.testing.assert_array_equal(opened(np.ones((1, 4, 3), "f")), np.full((1, 4, 2), 4))
-            continue
-        with pytest.raises(InteropError, match="two values of the graph would be named 'x'"):
-            onnx.to_proto(model)
+    keras.save(of_one(dense, params, size=3), tmp_path / "a.keras")
+    opened = pytest.importorskip("keras").saving.load_model(tmp_path / "a.keras")
+    np.testing.assert_array_equal(opened(np.ones((1, 4, 3), "f")), np.full((1, 4, 2), 4))
+    twice = of_one(dense, params, "xx", 3)
+    with pytest.raises(InteropError, match="two values of the graph would be named 'x'"):
+        onnx.to_proto(twice)
+    for model in (twice, random_model(Dense("a/b", 2), Dense("a_b", 2), inputs=3)):
         with pytest.raises(InteropError, match="two layers or inputs of the model would have one"):
             keras.save(model, tmp_path / "b.keras")
+    assert not (tmp_path / "b.keras").exists()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +142,7 @@ def test_a_layer_of_ones_own(tmp_path: Path) -> None:
     """To ONNX it goes by what it computes; Keras has no class for it."""
     xs = np.random.default_rng(0).standard_normal((2, 3, 4), np.float32)
     for function in (jnp.square, spectrum):
-        call = Call("own", "own", (Value("x"),))
-        inputs = (Input("x", (None, 4)),)
-        model = Model(Functional(inputs, (Own("own", function),), (call,), (Value("own"),)), {})
+        model = of_one(Own("own", function))
         if function is jnp.square:
             assert distance(run(onnx.to_proto(model), [xs]), [xs**2]) < MOST
             continue
@@ -153,9 +155,7 @@ def test_a_layer_of_ones_own(tmp_path: Path) -> None:
 
 def test_a_layer_of_a_fixed_number_of_steps() -> None:
     """JAX has no associative scan over an axis of any size."""
-    own = Own("own", lambda x: jax.lax.associative_scan(jnp.add, x))
-    call = Call("own", "own", (Value("x"),))
-    model = Model(Functional((Input("x", (None, 4)),), (own,), (call,), (Value("own"),)), {})
+    model = of_one(Own("own", lambda x: jax.lax.associative_scan(jnp.add, x)))
     for write in (onnx.to_proto, export):
         with pytest.raises(InvalidInputError, match="for a fixed number of steps alone") as caught:
             write(model)
@@ -199,11 +199,11 @@ def test_sizes_that_are_certain_of_long_sequences_alone(tmp_path: Path) -> None:
 @needs_runtime
 def test_an_output_that_is_an_input() -> None:
     """In a graph of ONNX no two values have one name."""
-    call, dense = Call("dense", "dense", (Value("x"),)), Dense("dense", 2, use_bias=False)
-    network = Functional((Input("x", (None, 3)),), (dense,), (call,), (Value("x"), Value("dense")))
-    proto = onnx.to_proto(Model(network, {"dense": {"kernel": np.eye(3, 2, dtype="f")}}))
+    model = of_one(Dense("d", 2, use_bias=False), {"kernel": np.eye(3, 2, dtype="f")}, size=3)
+    network: Any = dataclasses.replace(model.network, outputs=(Value("x"), Value("d")))
+    proto = onnx.to_proto(Model(network, model.params))
     xs = np.ones((2, 4, 3), np.float32)
-    assert [one.name for one in proto.graph.output] == ["x_0", "dense"]
+    assert [one.name for one in proto.graph.output] == ["x_0", "d"]
     assert distance(run(proto, [xs]), [xs, xs[..., :2]]) < MOST
 
 
@@ -232,25 +232,13 @@ def test_a_cell_whose_kernel_does_not_tell_its_features() -> None:
             write(model)
 
 
-def test_two_names_in_a_row_that_differ_in_a_slash(tmp_path: Path) -> None:
-    """Keras 2 has both; what was written for Keras 3 did not open there."""
-    model = random_model(Dense("a/b", 2), Dense("a_b", 2), inputs=3)
-    with pytest.raises(InteropError, match="two layers or inputs of the model would have one"):
-        keras.save(model, tmp_path / "row.keras")
-    assert not (tmp_path / "row.keras").exists()
-
-
 def test_a_stack_in_both_directions_becomes_layers(tmp_path: Path) -> None:
     """As of an nn.LSTM with num_layers=2 and bidirectional=True, which is no cell of Keras."""
     of = pytest.importorskip("keras", reason="keras is in the extra `parity`")
-    cell = rnnjax.Stack(
-        [rnnjax.Bidirectional(rnnjax.LSTMCell(n)) for n in (4, 3)], rnnjax.Dropout(0.5)
-    )
-    params = {"lstm": begun(cell, 5)}
-    layer = Recurrent("lstm", cell, return_sequences=False)
-    head = Dense("head", 2)
-    params["head"] = {"kernel": jnp.ones((6, 2)), "bias": jnp.zeros(2)}
-    model = Model(Sequential((layer, head)), params)
+    both = [rnnjax.Bidirectional(rnnjax.LSTMCell(n)) for n in (4, 3)]
+    stack = rnnjax.Stack(both, rnnjax.Dropout(0.5))
+    layer = Recurrent("lstm", stack, return_sequences=False)
+    model = random_model(layer, Dense("head", 2), inputs=5)
     keras.save(model, tmp_path / "model.keras")
     opened = of.saving.load_model(tmp_path / "model.keras")
     xs = np.random.default_rng(0).standard_normal((2, 7, 5), np.float32)
@@ -260,4 +248,6 @@ def test_a_stack_in_both_directions_becomes_layers(tmp_path: Path) -> None:
     assert [*read.layers] == ["lstm_0", "lstm_0_dropout", "lstm_1", "head"]
     assert distance([np.asarray(at_once(read, xs)[1])], [np.asarray(expected)]) < MOST
     with pytest.raises(InvalidInputError, match="should be a tuple with 2 entries"):
-        keras.save(Model(Sequential((layer,)), {"lstm": params["lstm"][:1]}), tmp_path / "m.keras")
+        keras.save(
+            Model(Sequential((layer,)), {"lstm": model.params["lstm"][:1]}), tmp_path / "m.keras"
+        )
