@@ -163,3 +163,9 @@ def write_old(
             for key, array in arrays:
                 group[key] = array
     return path
+
+
+def sequential(*entries: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    """A row of layers, each by its class and its options, as Keras 1 and 2 wrote it."""
+    layers = [{"class_name": kind, "config": config} for kind, config in entries]
+    return {"class_name": "Sequential", "config": layers}

@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from interop_helpers import change, check_damaged, random_model, write_old
+from interop_helpers import change, check_damaged, random_model, sequential, write_old
 
 import rnnjax
 from rnnjax import InteropError
@@ -37,15 +37,10 @@ def small_model() -> Model:
 
 def write_keras_2(path: Path) -> None:
     lstm = {"name": "lstm_1", "units": 2, "return_sequences": True}
-    rows = ("LSTM", lstm), ("Dense", {"name": "dense_1", "units": 2})
-    layers = [{"class_name": kind, "config": options} for kind, options in rows]
-    config = {"class_name": "Sequential", "config": {"name": "m", "layers": layers}}
-    shapes = {
-        "lstm_1": {"kernel:0": (3, 8), "recurrent_kernel:0": (2, 8), "bias:0": (8,)},
-        "dense_1": {"kernel:0": (2, 2), "bias:0": (2,)},
-    }
+    config = sequential(("LSTM", lstm), ("Dense", {"name": "dense_1", "units": 2}))
+    shapes = {"lstm_1": ((3, 8), (2, 8), (8,)), "dense_1": ((2, 2), (2,))}
     arrays = {
-        layer: [(f"{layer}/{name}", np.ones(shape, np.float32)) for name, shape in each.items()]
+        layer: [(f"{layer}/{i}", np.ones(shape, np.float32)) for i, shape in enumerate(each)]
         for layer, each in shapes.items()
     }
     write_old(path, arrays, config, "2.4.0")
@@ -167,16 +162,14 @@ def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> byt
 
 
 def restructure_archive(rng: random.Random, content: bytes) -> bytes:
-    members = members_of(content)
+    members, change = members_of(content), rng.randrange(8)
     config = json.loads(members["config.json"])
-    change = rng.randrange(8)
     if change < 4:
         for _ in range(rng.randrange(1, 4)):
             config = restructure_json(rng, config)
         members["config.json"] = json.dumps(config).encode()
     elif change == 4:
-        weights = members["model.weights.h5"]
-        members["model.weights.h5"] = restructure_hdf5(rng, weights)
+        members["model.weights.h5"] = restructure_hdf5(rng, members["model.weights.h5"])
     elif change == 5:
         del members[rng.choice(list(members))]
     elif change == 6:
@@ -269,8 +262,7 @@ def test_other_members_are_not_read(tmp_path: Path) -> None:
 def test_a_reader_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the HDF5 library does on some files: what stops it does not depend on finding one."""
 
-    endless = tmp_path / "endless.py"
-    source = Path(hdf5.__file__).read_text()
+    endless, source = tmp_path / "endless.py", Path(hdf5.__file__).read_text()
     for old, new in (
         ("found = read(h5py, file, most_bytes)", "found = {}, []\n            while True: pass"),
         ("resource.RLIMIT_CPU: 3 +", "resource.RLIMIT_CPU: 1 +"),  # seconds, which all pass
@@ -301,14 +293,8 @@ def test_the_reader_is_a_process_of_any_place(tmp_path: Path) -> None:
         "assert sys.argv[1] in keras.__file__; "
         "like = keras.load(sys.argv[3]); print(set(keras.load(sys.argv[2], like=like).params))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, package, path.name, tmp_path / "whole.keras"],
-        cwd=path.parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "lstm" in done.stdout
+    command = [sys.executable, "-c", code, package, path.name, tmp_path / "whole.keras"]
+    assert "lstm" in subprocess.check_output(command, cwd=path.parent, text=True)
 
 
 @pytest.mark.usefixtures("process_of_its_own")
@@ -329,25 +315,22 @@ def test_without_a_python_to_read_with(
         interop.load(sound, like=small_model())
 
 
+SCRIPT = "a/data.pkl", "a/constants.pkl", "a/code/__torch__.py"
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         (b"\x1c\0\0\0TFL3" + bytes(50), "a TFLite model"),
         (b"\x20\0\0\0\0\0\0\0" + b'{"a": 1}' + bytes(30), r"\.safetensors.*interop\.torch\.load"),
         (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", r"torch\.save; call .*torch\.load"),
-        (("a/data.pkl", "a/data/0"), r"torch\.save; call .*torch\.load"),
-        (("a/data.pkl", "a/constants.pkl", "a/code/__torch__.py"), "a TorchScript program"),
+        (zipped({"a/data.pkl": b"", "a/data/0": b""}), r"torch\.save; call .*torch\.load"),
+        (zipped(dict.fromkeys(SCRIPT, b"")), "a TorchScript program"),
         (b"", "neither a .keras archive nor"),
         (b"hello", "neither a .keras archive nor"),
     ],
 )
-def test_files_of_others_are_named(content: Any, says: str, tmp_path: Path) -> None:
-    path = tmp_path / "model.h5"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        with zipfile.ZipFile(path, "w") as file:
-            for name in content:
-                file.writestr(name, b"")
+def test_files_of_others_are_named(content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / "model.h5").write_bytes(content)
     with pytest.raises(InteropError, match=says):
-        interop.load(path)
+        interop.load(tmp_path / "model.h5")

@@ -7,7 +7,7 @@ import h5py
 import jax
 import numpy as np
 import pytest
-from interop_helpers import Named, at_once, random_model, write_old
+from interop_helpers import Named, at_once, random_model, sequential, write_old
 
 import rnnjax
 from rnnjax import GRUCell, InteropError, InvalidInputError, LSTMCell, SimpleRNNCell
@@ -29,11 +29,6 @@ def gates(seed: int, count: int) -> list[tuple[np.ndarray, ...]]:
 
 def side_by_side(*arrays: np.ndarray) -> np.ndarray:
     return np.concatenate(arrays, axis=-1)
-
-
-def sequential(*entries: tuple[str, dict[str, Any]]) -> dict[str, Any]:
-    layers = [{"class_name": kind, "config": config} for kind, config in entries]
-    return {"class_name": "Sequential", "config": layers}
 
 
 def node(kind: str, name: str, *takes: str, **config: Any) -> dict[str, Any]:
