@@ -72,16 +72,11 @@ def test_the_hard_sigmoid_of_keras_1_and_2_is_another() -> None:
         name_of("legacy_hard_sigmoid", "layer 'lstm'")
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        ("ReLU", {}),
-        ("ReLU", {"max_value": 6}),
-        ("LeakyReLU", {}),
-        ("ELU", {"alpha": 0.4}),
-        ("Softmax", {}),
-    ],
-)
+ACTIVATIONS = [("ReLU", {}), ("ReLU", {"max_value": 6}), ("LeakyReLU", {}), ("ELU", {"alpha": 0.4}),
+               ("Softmax", {})]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "options"), ACTIVATIONS)
 def test_activation_layers(kind: str, options: dict[str, Any]) -> None:
     """They are layers in a model, and can stand for an activation inside of another layer."""
     theirs = getattr(keras.layers, kind)(**options)
@@ -104,25 +99,21 @@ def test_the_options_of_keras_2() -> None:
     assert function_in({"class_name": "ReLU", "config": {"max_value": 6}}, 2) == "relu6"
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "my_function",
-        "sparsemax",
-        "celu",
-        3,
-        ["tanh"],
-        {"class_name": "function", "config": "my_function"},
-        {"class_name": "PReLU", "config": {}},
-        {"class_name": "ReLU", "config": {}, "registered_name": "mine>ReLU"},
-        {"class_name": "LeakyReLU", "config": {"negative_slope": "much"}},
-        {"class_name": "ReLU", "config": {"max_value": 2.0}},
-        {"class_name": "ReLU", "config": {"threshold": 0.5}},
-        {"class_name": "LeakyReLU", "config": {"negative_slope": 10**400}},
-        {"class_name": "Softmax", "config": {"axis": 1}},
-        {"class_name": ["ReLU"], "config": None},
-    ],
-)
+NO_FUNCTIONS: list[Any] = [
+    "my_function", "sparsemax", "celu", 3, ["tanh"],
+    {"class_name": "function", "config": "my_function"},
+    {"class_name": "PReLU", "config": {}},
+    {"class_name": "ReLU", "config": {}, "registered_name": "mine>ReLU"},
+    {"class_name": "LeakyReLU", "config": {"negative_slope": "much"}},
+    {"class_name": "ReLU", "config": {"max_value": 2.0}},
+    {"class_name": "ReLU", "config": {"threshold": 0.5}},
+    {"class_name": "LeakyReLU", "config": {"negative_slope": 10**400}},
+    {"class_name": "Softmax", "config": {"axis": 1}},
+    {"class_name": ["ReLU"], "config": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", NO_FUNCTIONS)
 def test_what_is_no_function_is_refused(value: Any) -> None:
     with pytest.raises(InteropError, match="layer 'dense'"):
         function_in(value)

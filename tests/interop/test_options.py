@@ -313,8 +313,8 @@ def of_forms(*names: str) -> Case:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_options_leave_or_are_named(name: str, tmp_path: Path) -> None:
-    """The first other value of each; what Keras, PyTorch and Linen make of a GRU alone."""
-    case, few = of_forms(*FORMED), name in ("keras", "torch", "linen")
+    """The first other value of each; what Keras and PyTorch make of a GRU alone."""
+    case, few = of_forms(*FORMED), name in ("keras", "torch")
     if name == "c" and not shutil.which("gcc"):
         pytest.skip("the compiler gcc is not installed")
     counts = Counter(refused=len(refused(name, case, tmp_path))) if few else Counter[str]()
