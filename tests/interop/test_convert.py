@@ -138,15 +138,11 @@ def test_what_is_written_says_how_it_is_fed(tmp_path: Path, capsys: Any) -> None
     for option in ("--batch-first", "--stateless"):
         assert main(["convert", str(target), str(tmp_path / "b.onnx"), option]) == 2
         assert "a graph of ONNX keeps its axes and states" in capsys.readouterr().err
-
-
-def test_a_graph_of_onnx_stays_one(tmp_path: Path, capsys: Any) -> None:
-    source = written(tagger(), tmp_path / "a.onnx")
     for suffix in (".keras", ".safetensors", ".weights.h5"):
-        assert main(["convert", str(source), str(tmp_path / f"b{suffix}")]) == 2
+        assert main(["convert", str(target), str(tmp_path / f"b{suffix}")]) == 2
         message = capsys.readouterr().err
         assert f"a file named *{suffix} holds layers, but this model is a graph" in message
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.onnx"]
+    assert {entry.name for entry in tmp_path.iterdir()} == {"a.onnx", "a.keras"}
 
 
 def test_a_name_may_be_a_suffix_alone(tmp_path: Path) -> None:
@@ -173,10 +169,8 @@ def test_the_program_itself(tmp_path: Path, capsys: Any, monkeypatch: pytest.Mon
 def test_names_that_cannot_be_printed(tmp_path: Path) -> None:
     written(random_model(Activation("\u00e9", "tanh")), tmp_path / "a.keras")
     command = [sys.executable, "-m", "rnnjax", "show", "a.keras"]
-    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=environment
-    )
+    env = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\\xe9" in done.stdout
 
@@ -193,17 +187,12 @@ WRONG = {
     "source": (["show", "missing.keras"], "missing.keras"),
     "there": (["convert", "a.onnx", "there.keras"], "there.keras is there already; give --force"),
     "folder": (["convert", "m.safetensors", "no/b.onnx"], "no/b.onnx cannot be written: No such"),
-    "modules": (
-        ["show", "a.onnx", "--modules", "a,b"],
-        "--modules says what files named *.safetensors, *.pt, *.pth, *.ckpt do not",
-    ),
+    "modules": (["show", "a.onnx", "--modules", "a,b"],
+                "--modules says what files named *.safetensors, *.pt, *.pth, *.ckpt do not"),
     "damaged": (["convert", "a.onnx", "b.keras"], "a.onnx"),
-    "like": (
-        ["show", "a.onnx", "--like", "m.safetensors"],
-        "files named *.weights.h5, *.h5, *.hdf5 do not",
-    ),
+    "like": (["show", "a.onnx", "--like", "m.pt"], "files named *.weights.h5, *.h5, *.hdf5 do not"),
     "unknown module": (["show", "m.safetensors", "--modules", "a"], "modules should hold names of"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", WRONG)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from interop_helpers import arrays_of, at_once, random_model, same_arrays
@@ -28,17 +27,6 @@ def built(*row: Any) -> Any:
 
 
 # --- in ---
-
-
-def test_dropout_acts_where_there_is_a_key() -> None:
-    model = interop.load(built(layers.LSTM(3, dropout=0.4, recurrent_dropout=0.2)))
-    (layer,) = model.layers.values()
-    assert isinstance(layer, Recurrent)
-    cell = rnnjax.LSTMCell(3)
-    assert layer.cell == rnnjax.Regularized(cell, input_dropout=0.4, recurrent_dropout=0.2)
-    assert str(layer) == "Regularized(LSTMCell(3)), last output"
-    xs = jnp.ones((TIME, BATCH, FEATURES))
-    assert not np.allclose(model(xs)[1], model(xs, key=jax.random.key(0))[1])
 
 
 def test_classes_of_ones_own_are_refused(tmp_path: Path) -> None:

@@ -112,17 +112,14 @@ def keras_1(parts: dict[str, tuple[np.ndarray, ...]], name: str) -> list[tuple[s
 def test_keras_1(kind: str, tmp_path: Path) -> None:
     """Three arrays for each gate, option names of its own, and the old hard sigmoid by default."""
     hard = {"recurrent_activation": "legacy_hard_sigmoid"}
-    if kind == "LSTM":
-        i, f, g, o = gates(0, 4)
-        arrays = keras_1({"i": i, "c": g, "f": f, "o": o}, "rnn_1")
-        parts, cell = [i, f, g, o], LSTMCell(SIZE, **hard)
-    elif kind == "GRU":
-        r, z, n = gates(0, 3)
-        arrays = keras_1({"z": z, "r": r, "h": n}, "rnn_1")
-        parts, cell = [r, z, n], GRUCell(SIZE, reset_after=False, **hard)
-    else:
-        parts, cell = gates(0, 1), SimpleRNNCell(SIZE)
-        arrays = [(f"rnn_1_{x}", a) for x, a in zip("WUb", parts[0][:3], strict=True)]
+    of_keras = {"LSTM": "icfo", "GRU": "zrh", "SimpleRNN": "s"}[kind]
+    named = dict(zip(of_keras, gates(0, len(of_keras)), strict=True))
+    arrays = keras_1(named, "rnn_1")
+    parts = [named[gate] for gate in {"LSTM": "ifco", "GRU": "rzh", "SimpleRNN": "s"}[kind]]
+    cell = {
+        "LSTM": LSTMCell(SIZE, **hard), "GRU": GRUCell(SIZE, reset_after=False, **hard),
+        "SimpleRNN": SimpleRNNCell(SIZE),
+    }[kind]  # fmt: skip
     w, u, b, _ = (side_by_side(*part) for part in zip(*parts, strict=True))
     options = {
         "name": "rnn_1", "output_dim": SIZE, "activation": "tanh", "return_sequences": True,
