@@ -16,7 +16,6 @@ from rnnjax.interop import (
     Dense,
     Dropout,
     Embedding,
-    Functional,
     Masking,
     Model,
     Recurrent,
@@ -185,7 +184,7 @@ def test_masks_and_lengths_and_masking_meet(xs: jax.Array, assert_close: Any) ->
 def test_a_network_built_twice_compiles_once(xs: jax.Array) -> None:
     traced = []
 
-    def run(network: Functional, params: Any, xs: jax.Array) -> Any:
+    def run(network: Any, params: Any, xs: jax.Array) -> Any:
         traced.append(network)
         return Model(network, params).apply(params, xs)
 

@@ -24,37 +24,15 @@ from flax import nnx
 from interop_helpers import distance, random_model
 from onnx_helpers import session
 
-from rnnjax import (
-    Bidirectional,
-    GRUCell,
-    LSTMCell,
-    MGUCell,
-    Regularized,
-    SimpleRNNCell,
-    Stack,
-    unroll,
-)
+from rnnjax import Bidirectional, GRUCell, LSTMCell, MGUCell, Regularized, SimpleRNNCell, Stack
 from rnnjax.cells import Cell
+from rnnjax.engine import unroll
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop import (
-    Activation,
-    Dense,
-    Dropout,
-    Embedding,
-    Functional,
-    Masking,
-    Model,
-    Recurrent,
-    Sequential,
-    c,
-    flax,
-    keras,
-    onnx,
-    torch,
-)
+from rnnjax.interop import c, flax, keras, onnx, torch
 from rnnjax.interop.functions import Nonlinearity
 from rnnjax.interop.keras.operators import Operation, TimeDistributed
-from rnnjax.interop.model import Call, Input, Value
+from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Masking, Recurrent
+from rnnjax.interop.model import Call, Functional, Input, Model, Sequential, Value
 from rnnjax.layers import Dropout as DropoutRate
 
 pytestmark = [
