@@ -5,7 +5,6 @@ which Keras 3 names its arrays in files, and its arrays in an order of their own
 """
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -246,24 +245,8 @@ def whole(file: KerasFile) -> Model:
         )
     network = network_of(kind, config, version_of(file.version))
     if file.groups is not None:
-        _check_whole_cells(file.config)
         return build(network, file, _in_groups(network, file.groups))
     return build(network, file, _at_paths(network, dict(_groups_in(kind, config)), file))
-
-
-def _check_whole_cells(config: Any) -> None:
-    """Raise InteropError for cells frozen in part, which the old layout has behind the others."""
-
-    def is_rnn(one: Any) -> bool:
-        return isinstance(one, dict) and one.get("class_name") == "RNN"
-
-    for layer in filter(is_rnn, jax.tree.leaves(config, is_leaf=is_rnn)):
-        cells = json.dumps(layer["config"].get("cell"))
-        if all(f'"trainable": {flag}' in cells for flag in ("true", "false")):
-            raise InteropError(
-                f"a cell of layer {layer['config'].get('name')!r:.80} is frozen, and an .h5 does "
-                "not tell which arrays are its; save a .keras, or say trainable=True before"
-            )
 
 
 def _groups_in(kind: str, config: Any, own: str = "", above: str = "") -> Iterator[tuple[str, str]]:

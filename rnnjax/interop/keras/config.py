@@ -64,11 +64,6 @@ def row_config(configs: Mapping[str, Any], size: Any) -> dict[str, Any]:
 # --- A graph of layers ---
 
 
-def _tensor(name: str, place: int, output: int) -> dict[str, Any]:
-    history = {"shape": [None], "dtype": "float32", "keras_history": [name, place, output]}
-    return {"class_name": "__keras_tensor__", "config": history}
-
-
 def _key(parts: Sequence[Any]) -> list[Any]:
     """An index, as Keras writes what is between brackets."""
     ends = "start", "stop", "step"
@@ -104,7 +99,9 @@ class _Graph:
             self.call(call)
 
     def tensor(self, value: Value) -> dict[str, Any]:
-        return _tensor(*self.at[value.source], value.output)
+        history = [*self.at[value.source], value.output]
+        config = {"shape": [None], "dtype": "float32", "keras_history": history}
+        return {"class_name": "__keras_tensor__", "config": config}
 
     def node(self, name: str, key: str, args: Any, options: Mapping[str, Any]) -> None:
         """Let a layer be called, and what it gives be known by a key."""

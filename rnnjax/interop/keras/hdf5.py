@@ -19,7 +19,7 @@ from typing import Any
 _WANTED = ("layers", "_layer_checkpoint_dependencies", "model_weights")
 _OTHERS = ("optimizer", "optimizer_weights", "top_level_model_weights", "vars")
 # The attributes that are read; long lists are in several, named layer_names0 and so on.
-_ATTRIBUTES = ("layer_names", "weight_names", "model_config", "keras_version", "backend", "dtype")
+_ATTRIBUTES = ("layer_names", "weight_names", "model_config", "keras_version", "dtype")
 _LONGEST_ATTRIBUTE = 16 * 2**20
 _MOST_LINKS = 20_000
 

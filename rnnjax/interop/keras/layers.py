@@ -410,7 +410,11 @@ def _any_cell(value: Any, entry: Entry, stack: bool = True) -> Cell:
     if not stack or inner.kind != "StackedRNNCells" or not isinstance(listed, list) or not listed:
         known += ["StackedRNNCells of them"] * stack
         entry.refuse("cell", f"one of {', '.join(known)}", inner.kind)
-    return inner.checked(Stack([_any_cell(value, inner, stack=False) for value in listed]))
+    made = inner.checked(Stack([_any_cell(value, inner, stack=False) for value in listed]))
+    # An .h5 has the arrays of those that are frozen behind the others.
+    if len({one["config"].get("trainable") is False for one in listed}) > 1:
+        inner.refuse("trainable", "the same for all cells", False)
+    return made
 
 
 def _recurrent(entry: Entry) -> Recurrent:
