@@ -389,11 +389,8 @@ def several_inputs(layers: Any, xs: Any, text: Any, vector: Any) -> Any:
 
 def several_outputs(layers: Any, xs: Any) -> Any:
     x = layers.GRU(4, return_sequences=True)(xs)
-    return [layers.Dense(2, activation="softmax")(x), layers.Dense(1)(layers.LSTM(3)(x))]
-
-
-def states_out(layers: Any, xs: Any) -> Any:
-    return [*layers.LSTM(4, return_sequences=True, return_state=True)(xs)]
+    made = layers.LSTM(4, return_sequences=True, return_state=True)(xs)
+    return [layers.Dense(2, activation="softmax")(x), layers.Dense(1)(layers.LSTM(3)(x)), *made]
 
 
 def twins(layers: Any, xs: Any, ys: Any) -> Any:
@@ -428,5 +425,5 @@ LAYERS = [
 ]  # fmt: skip
 MODELS = [
     cnn_lstm, lrcn, crnn, normalised, padded, transformer, translator_masked, several_inputs,
-    several_outputs, states_out, twins, hard, stacked_cells, masked_branches,
+    several_outputs, twins, hard, stacked_cells, masked_branches,
 ]  # fmt: skip

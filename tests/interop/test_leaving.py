@@ -97,7 +97,7 @@ def test_cells(name: str, tmp_path: Path, random_like: Any) -> None:
 
 # Whose steps follow from the steps before alone: C has these, and refuses the others.
 FORWARD = (
-    "normalised", "padded", "several_inputs", "several_outputs", "states_out", "twins", "hard",
+    "normalised", "padded", "several_inputs", "several_outputs", "twins", "hard",
     "masked_branches", "stacked_cells", "lrcn",
 )  # fmt: skip
 BUILDS = {build.__name__: build for build in MODELS}

@@ -228,13 +228,10 @@ FORMATS: dict[str, tuple[Any, Any]] = {
     "keras": (lambda model, xs, folder: keras.save(model, folder / "one.keras"), by_keras),
     "onnx": (lambda model, xs, folder: onnx.to_proto(model), by_onnx),
     "torch": (lambda model, xs, folder: torch.to_state_dict(model), by_torch),
-    "linen": (
-        lambda model, xs, folder: flax.to_params(alone(model), form="linen"),
-        by_flax("linen"),
-    ),
-    "nnx": (lambda model, xs, folder: flax.to_params(alone(model), form="nnx"), by_flax("nnx")),
+    **{form: (lambda model, xs, folder, form=form: flax.to_params(alone(model), form=form),
+              by_flax(form)) for form in ("linen", "nnx")},
     "c": (to_c, by_c),
-}
+}  # fmt: skip
 OF_EQUATIONS = "onnx", "c"
 """The formats that a step is derived for: they take all cells."""
 
