@@ -461,17 +461,17 @@ def test_a_layer_that_is_frozen_in_part(tmp_path: Path) -> None:
     """In the old layout, weights that are not trained come last; of cells nothing tells whose."""
     x = keras.Input((TIME, 3))
     both, cells = layers.Bidirectional(layers.GRU(3)), layers.RNN([layers.GRUCell(3) for _ in "ab"])
-    model = keras.Model(x, layers.Concatenate()([both(x), cells(x)]))
+    model, path = keras.Model(x, layers.Concatenate()([both(x), cells(x)])), tmp_path / "model.h5"
     read = arrays_of(interop.load(model))
     for part in (both, both.forward_layer, cells):
         part.trainable = False
-        model.save(tmp_path / "model.h5")
-        same_arrays(interop.load(tmp_path / "model.h5"), read)
+        model.save(path)
+        same_arrays(interop.load(path), read)
         part.trainable = True
     cells.cell.cells[0].trainable = False
-    model.save(tmp_path / "model.h5")
+    model.save(path)
     with pytest.raises(InteropError, match=r"trainable .* the same for all cells"):
-        interop.load(tmp_path / "model.h5")
+        interop.load(path)
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")

@@ -76,9 +76,9 @@ def test_padded_steps_say_what_the_kept_state_says(name: str, assert_close: Any)
     cell, rng = HELD[name], np.random.default_rng(0)
     layers = [Recurrent("a", cell, masked_outputs="last"), Dense("b", 2)]
     model = random_model(*layers, inputs=FEATURES)
-    backward = Model(Sequential((dataclasses.replace(layers[0], reverse=True), layers[1])), {})
-    last = Model(
-        Sequential((dataclasses.replace(layers[0], return_sequences=False), layers[1])), {}
+    backward, last = (
+        Model(Sequential((dataclasses.replace(layers[0], **option), layers[1])), {})
+        for option in ({"reverse": True}, {"return_sequences": False})
     )
     xs = rng.normal(size=(8, 3, FEATURES)).astype("f4")
     mask, resets = rng.random((2, 8, 3)) < [[[0.5]], [[0.1]]]

@@ -260,8 +260,7 @@ def drawn_row(rng: np.random.Generator) -> list[tuple[str, Any]]:
     def size() -> int:  # small, so that sizes fit by chance too
         return int(rng.integers(2, 8))
 
-    row: list[tuple[str, Any]] = []
-    width = size()
+    row, width = list[tuple[str, Any]](), size()
     if rng.random() < 0.3:
         row.append((pick("embedding", "z", "encoder"), nn.Embedding(size(), width)))
     elif rng.random() < 0.2:
@@ -288,13 +287,11 @@ def test_drawn_rows_are_never_read_wrong() -> None:
         row = drawn_row(rng)
         made = [row[i] for i in rng.permutation(len(row))] if rng.random() < 0.5 else row
         state, names = randomize(nested(dict(made)), seed).state_dict(), [name for name, _ in row]
-        first: Any = row[0][1]
-        xs = rng.standard_normal((4, 3, getattr(first, "in_features", 0) or 1), np.float32)
-        if isinstance(first, nn.Embedding):
-            xs = rng.integers(0, first.num_embeddings, (4, 3))
-        elif isinstance(first, nn.RNNBase):
-            xs = rng.standard_normal((4, 3, first.input_size), np.float32)
-        models, y = [], torch.tensor(xs)
+        first, models = vars(row[0][1]), []
+        size = first.get("in_features") or first.get("input_size", 1)
+        xs = rng.standard_normal((4, 3, size), np.float32)
+        xs = rng.integers(0, first["num_embeddings"], (4, 3)) if "num_embeddings" in first else xs
+        y = torch.tensor(xs)
         for _, module in row * ("bn" not in names):
             y = module(y)
             y = (y[0] if isinstance(y, tuple) else y).detach()
@@ -483,6 +480,7 @@ def test_state_dicts_that_do_not_fit_are_refused(state: dict[str, Any], match: s
     ("options", "match"),
     [
         ({"modules": ["lstm"]}, "names of \\['rnn'\\]"),
+        ({"mapping": LSTM}, r"as module\.state_dict\(\) gives, but is"),
         ({"modules": "rnn"}, "a list"),
         ({"at": "model"}, "at should lead to a dict"),
         ({"modules": []}, "a list"),
@@ -495,11 +493,9 @@ def test_state_dicts_that_do_not_fit_are_refused(state: dict[str, Any], match: s
 )
 def test_arguments_that_do_not_fit_are_refused(options: dict[str, Any], match: str) -> None:
     with pytest.raises((InvalidInputError, InteropError), match=match):
-        from_state_dict(LSTM.state_dict(), **options)
+        from_state_dict(**{"mapping": LSTM.state_dict()} | options)
 
 
-def test_a_module_is_no_state_dict() -> None:
-    with pytest.raises(InvalidInputError, match=r"as module\.state_dict\(\) gives, but is"):
-        from_state_dict(LSTM)
+def test_parameters_are_no_model() -> None:
     with pytest.raises(InvalidInputError, match=r"must be .* a load returns, but is a dict"):
-        to_state_dict({})  # its parameters, say
+        to_state_dict({})
