@@ -10,7 +10,7 @@ GaussianNoise (of which there is none here) and activations; Add, Subtract, Mult
 Maximum, Minimum, Concatenate and Dot, convolutions (separable and depthwise ones too), pools,
 ZeroPadding1D, Cropping1D and UpSampling1D, Flatten, Reshape, Permute and RepeatVector, norms (a
 BatchNormalization computes as in prediction, and a Normalization with the moments that it has),
-Rescaling, PReLU, attention, and Keras 3's arithmetic and ``[:, -1]``. The table is
+Rescaling, PReLU, attention (causal too), and Keras 3's arithmetic and ``[:, -1]``. The table is
 `rnnjax.interop.keras.operators`. A TimeDistributed applies any of them that takes one array and
 makes no mask, or a model of them; a recurrent one begins anew at each step.
 
@@ -26,7 +26,9 @@ Differences:
   unless ``time_first=False``. Layers with Keras 2's ``time_major=True`` already are.
 - Masks propagate as in the Keras that wrote the model. One exception: a MultiHeadAttention of
   Keras 3 removes the mask from the tensors that it reads, so later readers see none.
-- State is explicit: every call returns the carry; pass it back for ``stateful=True``.
+- State is explicit: every call returns the carry; pass it back for ``stateful=True``. A causal
+  convolution keeps the steps before, and takes no ``resets``.
+- Both directions may stay apart (``merge_mode=None``), but not behind a mask.
 - Layers compute in the types of their parameters and inputs, whatever Keras's dtype policy.
 - A mask or ``lengths`` of the call is combined with that of a Masking or Embedding layer. In
   Keras the mask of the layer replaces it.

@@ -189,9 +189,7 @@ def _from_hdf5(attributes: dict[str, dict[str, Any]], arrays: dict[str, np.ndarr
 def _names(attributes: dict[str, dict[str, Any]], path: str, name: str) -> list[str]:
     """A list of names, which a long one has in pieces."""
     here = attributes.get(path, {})
-    pieces = [here[name]] if name in here else []
-    while name not in here and f"{name}{len(pieces)}" in here:
-        pieces.append(here[f"{name}{len(pieces)}"])
+    pieces = [here[key] for key in (name, *(f"{name}{i}" for i in range(len(here)))) if key in here]
     return [entry for piece in pieces if isinstance(piece, list) for entry in piece]
 
 
