@@ -416,9 +416,10 @@ def test_inputs_in_dicts(tmp_path: Path) -> None:
 
 
 def test_what_a_graph_says_when_it_is_written_anew(tmp_path: Path) -> None:
-    """Sizes that the arrays tell too, and names that Keras takes on PyTorch, without a point."""
+    """Sizes that the arrays tell too, what a call says, and names without a point."""
     x, a = keras.Input((TIME, 4)), keras.Input((TIME, 4))
-    inner = keras.Model(a, layers.MultiHeadAttention(2, 3, output_shape=5, name="heads")(a, a))
+    heads = layers.MultiHeadAttention(2, 3, output_shape=5, name="heads")
+    inner = keras.Model(a, heads(a, a, use_causal_mask=True))
     model = randomized(keras.Model(x, inner(x)))
     ours, (xs,) = interop.load(model, time_first=False), inputs_of(model)
     interop.save(Model(ours.network, ours.params), tmp_path / "ours.keras")
