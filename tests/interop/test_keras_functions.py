@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rnnjax import InteropError, InvalidInputError, LSTMCell
-from rnnjax.interop.functions import Nonlinearity, get_function
+from rnnjax import InteropError, LSTMCell
+from rnnjax.interop.functions import get_function
 from rnnjax.interop.keras.layers import Entry, cell_function, function_of, name_of
 
 keras = pytest.importorskip("keras", reason="keras is in the group `test`")
@@ -84,11 +84,6 @@ def test_activation_layers(kind: str, options: dict[str, Any]) -> None:
     ours = get_function(function)(XS)
     for expected in (theirs, keras.activations.get(name_of(function, "a test"))):
         np.testing.assert_allclose(ours, np.asarray(expected(XS)), rtol=2e-6, atol=2e-6)
-
-
-def test_numbers_of_no_function_are_refused() -> None:
-    with pytest.raises(InvalidInputError, match="but is 'leaky_relu'"):
-        Nonlinearity("leaky_relu", 0.1)
 
 
 def test_the_options_of_keras_2() -> None:

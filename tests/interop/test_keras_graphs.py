@@ -359,10 +359,7 @@ def row_of(*row: Any) -> Any:
         (lambda x, i: {"a": [x], "b": x}, "outputs of a model should be tensors, one, in a list"),
         (lambda x, i: row_of(layers.GRU(2))(x, mask=some(x)), "states or a mask; call it"),
         (lambda x, i: row_of(layers.GRU(2))(x, training=True), "call it with arrays alone"),
-        (
-            lambda x, i: EACH(layers.Embedding(9, 2, mask_zero=True))(x),
-            "'Embedding' at each step, ",
-        ),
+        (lambda x, i: EACH(layers.Embedding(9, 2, mask_zero=True))(x), "'Embedding' at each st"),
     ],
 )
 def test_what_a_graph_may_not_hold(build: Callable[[Any, Any], Any], says: str) -> None:
@@ -566,9 +563,7 @@ def means_of_words(ids: Any) -> Any:
         (layers.Conv1D(2, 2), (TIME, 2), "float32", "layer 'conv1d.* sequences with a batch"),
     ],
 )
-def test_what_is_refused_as_it_runs(
-    build: Callable[[Any], Any], shape: Any, dtype: str, says: str
-) -> None:
+def test_what_is_refused_as_it_runs(build: Any, shape: Any, dtype: str, says: str) -> None:
     x = keras.Input(shape, dtype=dtype)
     ours = interop.load(keras.Model(x, build(x)))
     marks = {"lengths": np.array([TIME, 2, 3])} if "masked" in says else {}

@@ -293,9 +293,7 @@ BEGUN["inbound_nodes"] = [[["both", 0, 0, {"initial_state": [["mean", 0, 0]]}]]]
         [MEAN, BOTH, BEGUN],
     ],
 )
-def test_masks_that_keras_3_would_merge_otherwise(
-    built: list[Any], tables: Any, tmp_path: Path
-) -> None:
+def test_masks_that_keras_3_would_merge_otherwise(built: Any, tables: Any, tmp_path: Path) -> None:
     if BEGUN in built:
         tables |= {f"w{i}": np.ones((2, 2)[: 2 - i // 2], "f") for i in range(3)}
     built = [*built, node("Flatten", "flat", "b")]

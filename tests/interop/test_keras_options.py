@@ -171,9 +171,7 @@ def test_options_of_old_versions(version: float, kind: str, config: dict[str, An
         (3, "Dense", {"activation": {"class_name": "ReLU", "config": {"max": 6}}}),
     ],
 )
-def test_an_option_that_changes_numbers_is_refused(
-    version: float, kind: str, config: dict[str, Any]
-) -> None:
+def test_an_option_that_changes_numbers_is_refused(version: float, kind: str, config: Any) -> None:
     said = {"class_name": kind, "config": {"name": "it", **MADE.get(kind, {}), **config}}
     option = "max" if "activation" in config else next(iter(config))
     with pytest.raises(InteropError, match=rf"{option} of layer 'it' \(\w+\) should be .*, but is"):

@@ -21,6 +21,7 @@ from rnnjax.interop import (
     Recurrent,
     Sequential,
 )
+from rnnjax.interop.functions import Nonlinearity
 
 TIME, BATCH, FEATURES, HIDDEN = 5, 3, 2, 4
 XS = np.ones((2, 1, 3), np.float32)
@@ -152,7 +153,7 @@ def test_the_carry_goes_on_and_can_be_given_in_part(xs: jax.Array, assert_close:
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("cell", [LSTMCell(HIDDEN), Stack([GRUCell(3), LSTMCell(HIDDEN)])], ids=str)
 def test_the_last_outputs_of_two_directions(
-    cell: rnnjax.Cell, reverse: bool, xs: jax.Array, assert_close: Any
+    cell: Any, reverse: bool, xs: Any, assert_close: Any
 ) -> None:
     """Each is that of the step which its own direction reads last."""
     layer = Bidirectional(cell, merge="sum")
@@ -199,6 +200,7 @@ def test_a_network_built_twice_compiles_once(xs: jax.Array) -> None:
     ("make", "message"),
     [
         (lambda: Model.of({}, GRUCell(2)), "cell must be a Cell such as rnnjax.LSTMCell(50)"),
+        (lambda: Nonlinearity("leaky_relu", 0.1), "but is 'leaky_relu'"),
         (lambda: Sequential(()), "at least one layer"),
         (lambda: Sequential((LSTMCell(3),)), "but got LSTMCell("),
         (lambda: Sequential((Activation("a", "tanh"),) * 2), "a occurs twice"),

@@ -339,7 +339,7 @@ AROUND[Stack] = Stack([LSTMCell(5)] * 2)
 
 @pytest.mark.parametrize("kind", [*OF_CELLS, *AROUND])
 def test_a_field_of_tomorrow_and_a_class_derived(
-    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """Of a cell, and of what is around cells."""
     around = kind in AROUND

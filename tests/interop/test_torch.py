@@ -387,9 +387,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("cell", "kind", "options"), ROWS, ids=str)
-def test_our_models_load_strictly_and_compute_the_same(
-    cell: rnnjax.Cell, kind: str, options: Any
-) -> None:
+def test_our_models_load_strictly_and_compute_the_same(cell: Any, kind: str, options: Any) -> None:
     """What has no parameters is left out, and keys have no prefix."""
     last = isinstance(cell, Bidirectional)
     layer, drop = Recurrent("rnn", cell, return_sequences=not last), rnnjax.Dropout(0.2)

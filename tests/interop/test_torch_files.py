@@ -298,9 +298,7 @@ def test_old_pickles_and_new_ones_are_read() -> None:
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_what_checkpoints_hold_besides_is_not_read(
-    protocol: int, read: Callable[..., Model]
-) -> None:
+def test_what_checkpoints_hold_besides_is_not_read(protocol: int, read: Any) -> None:
     state = state_of()
     besides = {
         "best": np.float64(3), "seen": {1, 2}, "key": b"abc", "type": np.dtype("<f4"),
@@ -754,9 +752,7 @@ def mutations(form: str, count: int) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", ["zip", "stream", "safetensors"])
-def test_mutated_files_are_models_or_refusals(
-    form: str, count: int, tmp_path: pathlib.Path
-) -> None:
+def test_mutated_files_are_models_or_refusals(form: str, count: int, tmp_path: Any) -> None:
     said = check_damaged(tmp_path / "a.pt", mutations(form, count), load)
     print(f"{len(said)} of {count} mutations of a {form} are refused")
     assert count // 100 <= len(said) <= count - count // 100
