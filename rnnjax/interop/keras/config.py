@@ -241,8 +241,7 @@ def layer_entry(layer: Layer) -> dict[str, Any]:
     elif isinstance(layer, Operation):
         return _operation(own, where)
     elif isinstance(layer, TimeDistributed):
-        step = dataclasses.replace(own.layer, name=f"{layer.name}_step")
-        config = {"layer": layer_entry(step)}
+        config = {"layer": layer_entry(dataclasses.replace(own.layer, name=f"{layer.name}_step"))}
     else:
         config = options_of(layer, where)
     return keras_layer(kind, {"name": layer.name, **config})
@@ -250,9 +249,8 @@ def layer_entry(layer: Layer) -> dict[str, Any]:
 
 def _operation(layer: Operation, where: str) -> dict[str, Any]:
     config = {"name": layer.name, **options_of(layer, where)}
-    axis = config.get("axis")
-    if layer.kind == "BatchNormalization" and isinstance(axis, tuple):
-        (config["axis"],) = axis
+    if layer.kind == "BatchNormalization" and isinstance(config["axis"], tuple):
+        (config["axis"],) = config["axis"]
     # Which stand in no config, or at the call.
     for told in ("version", "arguments", "key", "use_causal_mask"):
         config.pop(told, None)

@@ -371,8 +371,8 @@ def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[_Use]:
         if not options.get("training"):
             options.pop("training", None)
         marks = tuple(_found(options.pop("mask", None)))
-        named = {k: _refs(_found(options[k])) for k in (*_TENSORS, *options) if k in options}
-        named = {key: refs for key, refs in named.items() if refs}
+        known = (*_TENSORS, *options)  # in the order in which a layer takes them
+        named = {key: refs for key in known if (refs := _refs(_found(options.get(key))))}
         options = {key: value for key, value in options.items() if key not in named}
         states = named.pop("initial_state", ())
         several = len(marks) > 1 and entry.kind not in MODELS
