@@ -17,8 +17,9 @@ CORE := $(addprefix tests/test_,$(addsuffix .py,arguments cells laws flax_wrappe
 	explain export prepare onehot fused_forms primitive)) rnnjax/cells rnnjax/engine rnnjax/layers rnnjax/linen.py rnnjax/nnx.py \
 	$(filter-out %/test_sharding.py %/test_devices.py,$(wildcard tests/training/test_*.py)) \
 	tests/interop/test_jaxprs.py
-# What .ci/run tests with the newest JAX: the core, and the rooms whose files or programs leave the library.
-LIBRARY := $(filter-out tests/training/% tests/interop/%,$(CORE)) $(addprefix tests/,interop training text test_gallery.py)
+# What .ci/run tests with the newest JAX: the core, the rooms whose files or programs leave the library, and the
+# examples of all docstrings.
+LIBRARY := $(filter-out tests/training/% tests/interop/% rnnjax/%,$(CORE)) $(addprefix tests/,interop training text test_gallery.py) rnnjax
 
 # In turn, also with -j: two pips in one environment at once would spoil it. `make test` and `make check`
 # call make again for what they do side by side.

@@ -4,11 +4,11 @@
     python -m tests.mutants engine training --draw 10 --seed 1  # others, of these rooms
 
 Each is one operator, comparison or constant of the code that is another, as a slip of the finger
-leaves it, in a copy of the tree. The tests of the room run there, those that name the file first,
-until one fails; then the file is put back. A survivor takes some minutes. It is in code that no
-number depends on, or wants a test; or it is the same program in other words, such as one with a
-block of another size. A run that ends in another way, such as by an error before the first test,
-says nothing of the tests. Nothing in the tree itself is changed.
+leaves it, in a copy of the tree. The examples of the file run there, and the tests of the room,
+those that name it first, until one fails; then the file is put back. A survivor takes some minutes.
+It is in code that no number depends on, or wants a test; or it is the same program in other words,
+such as one with a block of another size. A run that ends in another way, such as by an error before
+the first test, says nothing of the tests. Nothing in the tree itself is changed.
 """
 
 import argparse
@@ -145,7 +145,7 @@ def drawn(room: str, number: int, seed: int) -> list[Mutant]:
         line = source[:begin].count(b"\n")
         was, now = (each.splitlines()[line].strip() for each in (text, other))
         name = f"{room}: {file}:{line + 1}: {was!r} is {now!r}"
-        tests = ("-m", "not slow and not docs", *tests_of(room, file))
+        tests = ("-m", "not slow and not docs", str(file), *tests_of(room, file))
         made.append(Mutant(name, str(file), other, tests))
     return made
 
