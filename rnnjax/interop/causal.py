@@ -9,12 +9,10 @@ that came is of step -1. An operation without a rule makes each entry of all ent
 
 import functools
 import itertools
-import math
-import operator
 import re
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,55 +36,42 @@ _NEVER, _ANY = 2**40, 2**50
 _TURNS = 2**10  # of a loop that is followed turn by turn
 
 
-class Span(NamedTuple):
-    """From what entries follow: the first and the last step, and the expression."""
-
-    first: np.ndarray
-    last: np.ndarray
-    what: np.ndarray
+class Span(np.recarray):
+    """From what entries follow: the ``first`` and the ``last`` step, and ``what`` expression."""
 
     @classmethod
-    def of(cls, what: np.ndarray, first: Any = _NEVER, last: Any = -_NEVER) -> "Span":
+    def of(cls, what: Any, first: Any = _NEVER, last: Any = -_NEVER) -> "Span":
         """Entries of some expressions, which follow from the same steps, by itself from none."""
-        first, last = (np.broadcast_to(np.int64(n), what.shape) for n in (first, last))
-        return cls(first, last, what)
+        made = cls(what.shape, [("first", "i8"), ("last", "i8"), ("what", "u8")])
+        made.first, made.last, made.what = first, last, what
+        return made
 
     @classmethod
     def numbers(cls, shape: Sequence[int], key: Any = 0) -> "Span":
         """Entries of which no two are alike."""
         return cls.of(_mixed(_hash(key), numbers(shape)))
 
-    def each(self, function: Callable[[Any], Any]) -> "Span":
-        """Apply a function that only moves entries."""
-        return Span(*map(function, self))
-
-    def wide(self, shape: Sequence[int]) -> "Span":
+    def wide(self, shape: Sequence[int]) -> Any:
         """Broadcast to a shape."""
-        return self.each(lambda x: np.broadcast_to(x, shape))
+        return np.broadcast_to(self, shape, subok=True)
 
     def later(self, steps: Any) -> "Span":
         """Shift by a number of steps; what follows from none, or from any, stays."""
-        first, last = (np.where(abs(n) < _NEVER, n + steps, n) for n in self[:2])
-        return Span(first, last, self.what)
+        ends = (np.where(abs(n) < _NEVER, n + steps, n) for n in (self.first, self.last))
+        return Span.of(self.what, *ends)
 
     def over(self, axes: Any, key: Any) -> "Span":
         """What follows from all entries along axes, which stay as axes of one."""
-        axes = tuple(range(self.what.ndim)) if axes is None else tuple(axes)
-        shape = [n if axis in axes else 1 for axis, n in enumerate(self.what.shape)]
-        place = np.arange(math.prod(shape)).reshape(shape)
-        each = {"axis": axes, "keepdims": True}
+        each: Any = {"axis": tuple(range(self.ndim) if axes is None else axes), "keepdims": True}
+        place = numbers([n if axis in each["axis"] else 1 for axis, n in enumerate(self.shape)])
         what = _mixed(key, _mixed(self.what, place).sum(dtype=np.uint64, **each))
         first = self.first.min(initial=_NEVER, **each)
-        return Span(first, self.last.max(initial=-_NEVER, **each), what)
-
-    def same(self, other: "Span") -> bool:
-        """Whether entries follow from the same steps by the same expressions."""
-        return all(map(np.array_equal, self, other))
+        return Span.of(what, first, self.last.max(initial=-_NEVER, **each))
 
     @property
     def code(self) -> int:
         """The first expression, by which a state is known."""
-        return int(self.what.flat[0]) if self.what.size else 0
+        return int(self.what.flat[0]) if self.size else 0
 
     @property
     def none(self) -> Any:
@@ -96,9 +81,9 @@ class Span(NamedTuple):
 
 def either(key: Any, *spans: Span) -> Span:
     """What an operation of that hash makes of entries at the same place."""
-    first, last, what = zip(*spans, strict=True)
+    first, last, what = zip(*((x.first, x.last, x.what) for x in spans), strict=True)
     ends = functools.reduce(np.minimum, first), functools.reduce(np.maximum, last)
-    return Span(*ends, _mixed(key, *what))
+    return Span.of(_mixed(key, *what), *ends)
 
 
 class Spans(Walker):
@@ -114,7 +99,7 @@ class Spans(Walker):
 
     def __init__(self, steps: int, states: Sequence[tuple[Span, int]]) -> None:
         self.steps, self.windows = steps, {x.code: axis for x, axis in states}
-        self._codes = np.concatenate([np.zeros(0, np.uint64), *(x.what.ravel() for x, _ in states)])
+        self._codes = [code for x, _ in states for code in x.what.flat]
         self.after = dict[int, Span]()  # what they must be in the end
         self._turned = dict[int, Span]()  # what they become in a turn of a loop over time
         self.torn = False  # whether one becomes two things
@@ -142,9 +127,7 @@ class Spans(Walker):
         spans, avals = [self.span(x) for x in given], [var.aval for var in equation.outvars]
         shape = avals[0].shape
         if name in MOVES:
-            moved = [MOVES[name](x, p, shape) for x in spans[0]]
-            several = isinstance(moved[0], list)
-            return [Span(*each) for each in zip(*moved, strict=True)] if several else Span(*moved)
+            return MOVES[name](spans[0], p, shape)
         if name == "convert_element_type" and _widens(equation.invars[0].aval, avals[0]):
             return spans
         if name in ENTRYWISE:
@@ -156,20 +139,19 @@ class Spans(Walker):
         if name == "pad" and min(map(min, p["padding_config"])) >= 0:
             return _padded(equation, *spans)
         if re.fullmatch("reduce_(sum|prod|max|min|and|or)|argm(ax|in)", name):
-            return spans[0].over(p["axes"], key).each(lambda x: x.reshape(shape))
+            return spans[0].over(p["axes"], key).reshape(shape)
         if name.startswith("cum"):
             return either(key, spans[0].over([p["axis"]], key), Span.numbers(shape))
         if name == "dot_general":
             return _product(key, spans, p["dimension_numbers"], shape)
         known = name in ("gather", "dynamic_slice")
         known = known and not any(isinstance(x, Span) for x in given[1:])
-        if known and (at := taken(equation, spans[0].what.shape, given[1:])) is not None:
-            return spans[0].each(lambda x: x.ravel()[at])
+        if known and (at := taken(equation, spans[0].shape, given[1:])) is not None:
+            return spans[0].ravel()[at, ...]
         if name == "gather" and spans[0].none.all():  # rows of a table
             offsets = p["dimension_numbers"].offset_dims
             row = Span.numbers([n if axis in offsets else 1 for axis, n in enumerate(shape)])
-            ids = spans[1].over([spans[1].what.ndim - 1], key)
-            ids = ids.each(lambda x: np.expand_dims(x[..., 0], offsets))
+            ids = np.expand_dims(spans[1].over([spans[1].ndim - 1], key)[..., 0], offsets)
             return either(key, ids, row, _whole(key, spans[:1], len(shape))).wide(shape)
         if name == "scan" and p["length"] <= _TURNS:
             return self._scan(equation, spans)
@@ -182,42 +164,39 @@ class Spans(Walker):
         """Join arrays; the steps before, which a state holds, continue those that come."""
         first, rest = spans[0], spans[1:]
         if rest and self.windows.get(first.code) == axis and self._goes(rest[0], axis):
-            back = _along(first.what.shape, axis) - first.what.shape[axis]
-            begin = rest[0].each(lambda x: x.take([0], axis))
-            spans = [begin.wide(first.what.shape).later(back), *rest]
-            self.torn |= not self._turned.setdefault(first.code, spans[0]).same(spans[0])
+            back = _along(first.shape, axis) - first.shape[axis]
+            spans = [rest[0].take([0], axis).wide(first.shape).later(back), *rest]
+            self.torn |= _differ(self._turned.setdefault(first.code, spans[0]), spans[0])
             self.after[first.code] = spans[0].later(self.steps)
         if any(_differs(x, axis) for x in spans):  # what else is there is no step
             spans = [Span.of(x.what, -_ANY, _ANY) if x.none.all() else x for x in spans]
-        return Span(*(np.concatenate(each, axis) for each in zip(*spans, strict=True)))
+        return np.concatenate(spans, axis).view(Span)
 
     def _goes(self, x: Span, axis: int) -> bool:
         """Whether entries along an axis are the same of one step after the other."""
-        begin, shape = x.each(lambda one: one.take([0], axis)), x.last.shape
-        later = begin.wide(shape).later(_along(shape, axis))
-        return shape[axis] == self.steps and later.same(x)
+        later = x.take([0], axis).wide(x.shape).later(_along(x.shape, axis))
+        return x.shape[axis] == self.steps and not _differ(later, x)
 
     def _scan(self, equation: Any, spans: list[Span]) -> list[Span]:
         """Take turns. In a loop over time a state that came is that of the step before."""
         (consts, carried), p = scan_sizes(equation), equation.params
         fixed, begin, xs = spans[:consts], spans[consts:][:carried], spans[consts + carried :]
         over = p["length"] == self.steps and not p["reverse"]
-        held = [over and x.code != 0 and bool(np.isin(x.what, self._codes).all()) for x in begin]
+        held = [over and x.size > 0 and np.isin(x.what, self._codes).all() for x in begin]
         turns, carry, each = range(p["length"]), begin, list[list[Span]]()
         for t in reversed(turns) if p["reverse"] else turns:
-            now = [x.each(operator.itemgetter(t)) for x in xs]
+            now = [x[t, ...] for x in xs]
             made = [self.span(y) for y in self.run(p["jaxpr"], [*fixed, *carry, *now])]
             pairs = zip(held, begin, made, strict=False)
             carry = [self._kept(came, x, t) if h else x for h, came, x in pairs]
             each.append(made[carried:])
         each = each[::-1] if p["reverse"] else each
-        ys = (Span(*map(np.stack, zip(*y, strict=True))) for y in zip(*each, strict=True))
-        return [*carry, *ys]
+        return [*carry, *(np.stack(y).view(Span) for y in zip(*each, strict=True))]
 
     def _kept(self, came: Span, made: Span, step: int) -> Span:
         """The state after a step, which each makes of the one before in the same way."""
         first = self._turned.setdefault(came.code, made)
-        self.torn |= not first.later(step).same(made) or bool((made.last >= _ANY).any())
+        self.torn |= _differ(first.later(step), made) or bool((made.last >= _ANY).any())
         self.after[came.code] = made
         return came.later(step + 1) if step + 1 < self.steps else made
 
@@ -251,18 +230,22 @@ def _along(shape: Sequence[int], axis: int) -> np.ndarray:
     return np.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 
+def _differ(x: Span, y: Span) -> bool:
+    """Whether entries follow from other steps, or by other expressions."""
+    return x.shape != y.shape or bool((x != y).any())
+
+
 def _differs(x: Span, axis: int) -> bool:
     """Whether entries along an axis follow from unlike steps."""
-    return x.last.size > 0 and bool((x.last != x.last.take([0], axis)).any())
+    return x.size > 0 and bool((x.last != x.last.take([0], axis)).any())
 
 
 def _padded(equation: Any, x: Span, value: Span) -> Span:
     ways = enumerate(equation.params["padding_config"])
     odd = any(_differs(x, axis) for axis, way in ways if any(way))
     around = Span.of(value.what, -_ANY, _ANY) if odd else value
-    made = Span(*map(np.copy, around.wide(equation.outvars[0].aval.shape)))
-    for into, each in zip(made, x, strict=True):
-        into[inside(equation)] = each
+    made: Span = around.wide(equation.outvars[0].aval.shape).copy()
+    made[inside(equation)] = x
     return made
 
 
@@ -270,18 +253,17 @@ def _product(key: Any, spans: Sequence[Span], numbers: Any, shape: Sequence[int]
     """Each entry follows from a row and a column."""
     made = []
     for i, (x, of, batch) in enumerate(zip(spans, *numbers, strict=True)):
-        rows = [axis for axis in range(x.what.ndim) if axis not in (*of, *batch)]
-        order, sizes = (*batch, *rows, *of), [x.what.shape[axis] for axis in rows]
+        rows = [axis for axis in range(x.ndim) if axis not in (*of, *batch)]
+        order, sizes = (*batch, *rows, *of), [x.shape[axis] for axis in rows]
         ones = [1] * (len(shape) - len(batch) - len(rows))
         to = [*shape[: len(batch)], *([*ones, *sizes] if i else [*sizes, *ones])]
-        made.append(x.over(of, key).each(lambda a, o=order, s=to: a.transpose(o).reshape(s)))
+        made.append(x.over(of, key).transpose(order).reshape(to))
     return either(key, *made)
 
 
 def _whole(key: Any, spans: Sequence[Span], rank: int) -> Span:
     """What follows from all entries of all, with axes of one."""
-    each = (x.over(None, key).each(lambda one: one.reshape([1] * rank)) for x in spans)
-    return either(key, *each)
+    return either(key, *(x.over(None, key).reshape([1] * rank) for x in spans))
 
 
 def follows(
@@ -321,7 +303,7 @@ def keeps_apart(run: Callable[[Any], Any], inputs: Callable[[int], Any]) -> bool
     except (InvalidInputError, InteropError, TypeError, ValueError):
         return False
     for y in made:
-        ways = [_along(y.what.shape, axis) for axis, n in enumerate(y.what.shape) if n == steps]
+        ways = [_along(y.shape, axis) for axis, n in enumerate(y.shape) if n == steps]
         if not any((y.none | ((y.first == at) & (y.last == at))).all() for at in [*ways, _ANY]):
             return False
     return True
@@ -355,16 +337,16 @@ def _followed(
     spans = Spans(steps, [*zip(begin, windows, strict=True)])
     made = [*map(spans.span, spans.run(jax.make_jaxpr(run)(start, inputs), given))]
     # A program of one step has no loop, which would say what its state becomes.
-    kept = (not x.what.size or (x.code in spans.after and spans.after[x.code].same(y))
+    kept = (not x.size or (x.code in spans.after and not _differ(spans.after[x.code], y))
             for x, y in zip(begin, made, strict=False))  # fmt: skip
     return made if steps == 1 or (all(kept) and not spans.torn) else []
 
 
 def _alike(one: Span, many: Span, steps: int) -> bool:
     """Whether entries follow from what those of the one step do, as many steps later."""
-    shape, single = many.what.shape, one.what.shape
+    shape, single = many.shape, one.shape
     along = [axis for axis, n in enumerate(shape[: len(single)]) if n != single[axis]]
     if len(single) != len(shape) or len(along) > 1 or any(single[axis] != 1 for axis in along):
         return False
     later = _along(shape, along[0]) if along else steps - 1
-    return one.wide(shape).later(later).same(many)
+    return not _differ(one.wide(shape).later(later), many)

@@ -74,7 +74,7 @@ MOVES: Mapping[str, Callable[..., Any]] = {
     "squeeze": lambda x, p, shape: x.reshape(shape),
     "reshape": lambda x, p, shape: x.transpose(p["dimensions"] or range(x.ndim)).reshape(shape),
     "broadcast_in_dim": lambda x, p, shape: np.broadcast_to(
-        np.expand_dims(x, (*{*range(len(shape))} - {*p["broadcast_dimensions"]},)), shape
+        np.expand_dims(x, (*{*range(len(shape))} - {*p["broadcast_dimensions"]},)), shape, True
     ),
     "slice": lambda x, p, shape: x[
         (*map(slice, p["start_indices"], p["limit_indices"], p["strides"] or [1] * x.ndim),)
@@ -185,7 +185,7 @@ class Walker(abc.ABC):
             return self.run(inside, given)
         known = self.computes(equation) and not any(isinstance(x, self.unknown) for x in given)
         made = self.known(equation, given) if known else self.result(equation, given)
-        return made if type(made) in (list, tuple) else [made]  # a Span is a tuple of its own
+        return made if isinstance(made, list | tuple) else [made]
 
     def known(self, equation: Any, given: list[Any]) -> Any:
         """Compute what follows from arrays alone."""
