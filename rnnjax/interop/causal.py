@@ -79,7 +79,7 @@ class Span(np.recarray):
         return self.last == -_NEVER
 
 
-def either(key: Any, *spans: Span) -> Span:
+def either(key: Any, *spans: Any) -> Span:
     """What an operation of that hash makes of entries at the same place."""
     first, last, what = zip(*((x.first, x.last, x.what) for x in spans), strict=True)
     ends = functools.reduce(np.minimum, first), functools.reduce(np.maximum, last)
@@ -141,7 +141,8 @@ class Spans(Walker):
         if re.fullmatch("reduce_(sum|prod|max|min|and|or)|argm(ax|in)", name):
             return spans[0].over(p["axes"], key).reshape(shape)
         if name.startswith("cum"):
-            return either(key, spans[0].over([p["axis"]], key), Span.numbers(shape))
+            place = Span.numbers([n if axis == p["axis"] else 1 for axis, n in enumerate(shape)])
+            return either(key, spans[0].over([p["axis"]], key), place)
         if name == "dot_general":
             return _product(key, spans, p["dimension_numbers"], shape)
         known = name in ("gather", "dynamic_slice")
@@ -160,7 +161,7 @@ class Spans(Walker):
         return [either(key, Span.numbers(one.shape, i), _whole(key, spans, len(one.shape)))
                 for i, one in enumerate(avals)]  # fmt: skip
 
-    def _joined(self, spans: list[Span], axis: int) -> Span:
+    def _joined(self, spans: list[Any], axis: int) -> Span:
         """Join arrays; the steps before, which a state holds, continue those that come."""
         first, rest = spans[0], spans[1:]
         if rest and self.windows.get(first.code) == axis and self._goes(rest[0], axis):
@@ -172,7 +173,7 @@ class Spans(Walker):
             spans = [Span.of(x.what, -_ANY, _ANY) if x.none.all() else x for x in spans]
         return np.concatenate(spans, axis).view(Span)
 
-    def _goes(self, x: Span, axis: int) -> bool:
+    def _goes(self, x: Any, axis: int) -> bool:
         """Whether entries along an axis are the same of one step after the other."""
         later = x.take([0], axis).wide(x.shape).later(_along(x.shape, axis))
         return x.shape[axis] == self.steps and not _differ(later, x)

@@ -185,12 +185,14 @@ class Walker(abc.ABC):
             return self.run(inside, given)
         known = self.computes(equation) and not any(isinstance(x, self.unknown) for x in given)
         made = self.known(equation, given) if known else self.result(equation, given)
-        return made if isinstance(made, list | tuple) else [made]
+        return made if type(made) in (list, tuple) else [made]  # a Value of C is a tuple of its own
 
     def known(self, equation: Any, given: list[Any]) -> Any:
         """Compute what follows from arrays alone."""
-        made = equation.primitive.bind(*given, **equation.params)
-        return jax.tree.map(self.array, made)
+        move, p = MOVES.get(equation.primitive.name), equation.params
+        if move and isinstance(given[0], np.ndarray):  # without a program to compile
+            return move(given[0], p, equation.outvars[0].aval.shape)
+        return jax.tree.map(self.array, equation.primitive.bind(*given, **p))
 
     def ruled(self, equation: Any, given: list[Any], **more: Any) -> Any:
         """Return what other equations give, by a rule of ``(parameters, *operands)``, or None."""

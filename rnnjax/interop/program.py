@@ -4,8 +4,8 @@ import functools
 import itertools
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,24 +67,21 @@ def export(
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise InvalidInputError(f"steps should be a positive integer or None, but is {steps!r}")
 
-    def exported(xs: Any, carry: Any, batch: Any) -> Exported:
-        state, tree = jax.tree.flatten(dict(carry))
+    xs, carry, _ = of_any(model, steps)
+    state, tree = jax.tree.flatten(dict(carry))
 
-        def program(state: Any, xs: Any) -> Any:
-            after, ys = model(xs, jax.tree.unflatten(tree, state))
-            return jax.tree.leaves({name: after[name] for name in carry}), ys
+    def program(state: Any, xs: Any) -> Any:
+        after, ys = model(xs, jax.tree.unflatten(tree, state))
+        return jax.tree.leaves({name: after[name] for name in carry}), ys
 
-        return jax_export.export(jax.jit(program), platforms=platforms)(state, xs)
-
-    return cast("Exported", of_any(model, exported, steps))
+    return jax_export.export(jax.jit(program), platforms=platforms)(state, xs)
 
 
-def of_any(model: Model, make: Callable[..., Any], steps: Any) -> Any:
-    """Return what ``make`` makes of a model's inputs and states for any batch.
+def of_any(model: Model, steps: Any) -> tuple[Any, Any, Any]:
+    """A model's inputs and states for any batch: shapes and types, and the size of the batch.
 
-    ``make`` takes the shapes and types of the inputs, those of the states in order and by name, and
-    the size of the batch. Layers that begin with the states of others have none. Without ``steps``
-    each input has a time of its own, or all have one if they have to.
+    The states are in order and by name. Layers that begin with the states of others have none.
+    Without ``steps`` each input has a time of its own, or all have one if they have to.
     """
     network: Any = model.network
     given = {call.name for call in network.calls if call.states}
@@ -127,7 +124,7 @@ def of_any(model: Model, make: Callable[..., Any], steps: Any) -> Any:
                     "own params, and such a cell in a Functional, whose Input has them"
                 ) from error
         else:
-            return make(xs, OrderedDict((name, carry[name]) for name in names), batch)
+            return xs, OrderedDict((name, carry[name]) for name in names), batch
     raise InvalidInputError(
         f"the sizes of {', '.join(model.layers)} must follow from any number of steps, but do not; "
         "give the inputs of the model a fixed one"

@@ -20,14 +20,14 @@ from onnx_helpers import by_reference
 
 from rnnjax import InteropError
 from rnnjax.interop import Activation, Dense, Model, Sequential, c, onnx
+from rnnjax.interop.c import lowering
 from rnnjax.interop.c.forms import FORMS
-from rnnjax.interop.c.lowering import RULES
-from rnnjax.interop.jaxprs import MOVES, OTHERS, SAME
-from rnnjax.interop.onnx.primitives import PRIMITIVES
+from rnnjax.interop.jaxprs import MOVES, SAME
+from rnnjax.interop.onnx.primitives import PRIMITIVES, RULES
 
 KNOWN = {
-    "C": {*RULES, *SAME, *MOVES, "convert_element_type"}.union(*FORMS.values()),
-    "ONNX": {*PRIMITIVES, *OTHERS, *SAME},
+    "C": {*lowering.RULES, *SAME, *MOVES, "convert_element_type"}.union(*FORMS.values()),
+    "ONNX": {*PRIMITIVES, *RULES, *SAME},
 }
 REFUSED = {
     "functions that neither has": """bessel_i0e bessel_i1e digamma erf_inv igamma igamma_grad_a

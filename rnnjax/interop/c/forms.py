@@ -65,11 +65,12 @@ FORMS: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 """By the kind of the first operand and the operation: {} for operands, @ before the functions."""
 
-REDUCTIONS: Mapping[str, tuple[str, float]] = {
-    "sum": ("add", 0), "prod": ("mul", 1), "and": ("and", -1), "or": ("or", 0),
-    "max": ("max", -np.inf), "min": ("min", np.inf),
+REDUCTIONS: Mapping[str, tuple[str, ...]] = {
+    "sum": ("add", "0"), "prod": ("mul", "1"), "and": ("and", "1", "-1"), "or": ("or", "0"),
+    "max": ("max", "-INFINITY", "INT32_MIN"), "min": ("min", "INFINITY", "INT32_MAX"),
 }  # fmt: skip
-"""By how entries are combined the operation that takes in one more, and with what it begins."""
+"""By how entries are combined the operation that takes in one more, and with what it begins; the
+last is what integers begin with."""
 
 FUNCTIONS: Mapping[str, str] = {
     "max": "static float @max(float a, float b) { return a < b || b != b ? b : a; }",

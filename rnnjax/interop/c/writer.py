@@ -139,11 +139,12 @@ class Writer(Walker):
         if name in ("gather", "dynamic_slice") and known:
             at = taken(equation, ins[0].shape, given[1:])
             return None if at is None else self._view(ins[0], at)
-        if name in ("concatenate", "pad") and (parts := _parts(equation, ins, numbers(shape))):
-            into = self._buffer(shape, kind)
-            for value, places in parts:
-                self.assign(into.at(places), self._alike(value, places.shape))
-            return into
+        if name == "concatenate":
+            ends = np.cumsum([v.shape[p["dimension"]] for v in ins])[:-1]
+            return self._joined(shape, kind, ins, np.split(numbers(shape), ends, p["dimension"]))
+        if name == "pad" and min(map(min, p["padding_config"])) >= 0:
+            parts = numbers(shape), numbers(shape)[inside(equation)]
+            return self._joined(shape, kind, ins[::-1], parts)
         if name == "dot_general" and known:
             zero, w = self.constant(np.zeros(shape, out.dtype)), self.constant(given[1], True)
             products = ((ins[0], w.leaves[0]),) if given[1].size else ()
@@ -241,7 +242,14 @@ class Writer(Walker):
         text, leaves = form.format(*(bare(v.text) for v in ins)), [v.leaves for v in ins]
         return Value(text, (*itertools.chain(*leaves),), shape, kind, products, self._label)
 
-    def _combined(self, value: Value, p: Any, operation: str, start: float) -> Value | None:
+    def _joined(self, shape: Any, kind: str, values: Sequence[Value], parts: Any) -> Value:
+        """An array of values at places, each over what was there before."""
+        into = self._buffer(shape, kind)
+        for value, places in zip(values, parts, strict=True):
+            self.assign(into.at(places), self._alike(value, places.shape))
+        return into
+
+    def _combined(self, value: Value, p: Any, operation: str, *starts: str) -> Value | None:
         """The reduction over axes, or along one the results so far."""
         if not (form := FORMS.get(value.kind, {}).get(operation)):
             return None
@@ -251,10 +259,8 @@ class Writer(Walker):
             self.assign(into.at(along[1:]), into.at(along[:-1]), form)
             return into
         kept = tuple(n for axis, n in enumerate(value.shape) if axis not in p["axes"])
-        into, ends = self._buffer(kept, value.kind), np.iinfo(np.int32)
-        whole = np.int32(np.clip(start, ends.min, ends.max))
-        first = {"f": np.float32(start), "b": np.bool_(start)}.get(value.kind, whole)
-        self.assign(into, Value(literals(np.asarray(first))[0], (), kept, value.kind))
+        into, start = self._buffer(kept, value.kind), starts[-1 if value.kind == "i" else 0]
+        self.assign(into, Value(start, (), kept, value.kind))
         places = np.broadcast_to(np.expand_dims(into.places, p["axes"]), value.shape)
         self.assign(into.at(places), value if operation == "add" else self.stored(value), form)
         return into
@@ -313,18 +319,6 @@ class Writer(Walker):
             found.append(leaf)
         if leaves[0].places.size:
             self.loops.append(Loop(label, text, tuple(found)))
-
-
-def _parts(equation: Any, values: Sequence[Value], places: np.ndarray) -> Any:
-    """Which places of an array that others are joined in each takes; None if some are outside."""
-    p = equation.params
-    if equation.primitive.name == "concatenate":
-        ends = np.cumsum([v.shape[p["dimension"]] for v in values])[:-1]
-        return [*zip(values, np.split(places, ends, p["dimension"]), strict=True)]
-    value, padding = values
-    if min(map(min, p["padding_config"])) < 0:
-        return None
-    return [(padding, places), (value, places[inside(equation)])]
 
 
 def affine(places: np.ndarray) -> Any:

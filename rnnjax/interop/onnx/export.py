@@ -231,16 +231,16 @@ def _write_node(
     op_type, attributes = attributes_to_onnx(cell, reverse=reverse)
     wide = [v if isinstance(v, str) or not v.any() else w.constant(v, "h") for v in values[:count]]
     starts = [w.view("Unsqueeze", v, [0]) if isinstance(v, str) else "" for v in wide]
-    outer = w.scope  # of the layer, which may hold several nodes
-    w.scope = starts[0].removesuffix("_h") if starts[0].endswith("_h") else outer
-    weights = zip("WRBP", params_to_onnx(cell, params), strict=True)
-    *held, P = ("" if array is None else w.constant(array, letter) for letter, array in weights)
-    outputs = [w.value(name) for name in ("Y", "Y_h", "Y_c")[: 1 + count]]
-    name = outputs[0] if w.scope in w.labels else w.scope
-    w.labels.add(name)
-    inputs = [values[count], *held, "lengths" * lengths, *starts, *([P] if P else [])]
-    w.add(op_type, *inputs, outputs=outputs, name=name, **attributes)
-    w.scope = outer
+    # A layer may hold several nodes.
+    scope = starts[0].removesuffix("_h") if starts[0].endswith("_h") else w.scope
+    with w.set(scope=scope):
+        weights = zip("WRBP", params_to_onnx(cell, params), strict=True)
+        *held, P = ("" if array is None else w.constant(array, letter) for letter, array in weights)
+        outputs = [w.value(name) for name in ("Y", "Y_h", "Y_c")[: 1 + count]]
+        name = outputs[0] if scope in w.labels else scope
+        w.labels.add(name)
+        inputs = [values[count], *held, "lengths" * lengths, *starts, *([P] if P else [])]
+        w.add(op_type, *inputs, outputs=outputs, name=name, **attributes)
     ys, *ends = (w.view("Squeeze", y, [int(i == 0)]) for i, y in enumerate(outputs))
     return [*ends, ys]
 
@@ -265,14 +265,12 @@ def _written(model: Model, states: bool, lengths: bool) -> Any:
         ys = [ys[name] for name in network.names] if isinstance(ys, dict) else ys
         return ys, jax.tree.map(lambda leaf: leaf[None], [after[name] for name in begin])
 
-    def traced_of(xs: Any, carry: Any, batch: Any) -> tuple[Any, list[str]]:
-        one = jax.ShapeDtypeStruct((batch,), np.int32) if lengths else None
-        begin = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), carry)
-        begin = begin if states else type(begin)()
-        return jax.make_jaxpr(program)(params, xs, one, begin), _names(begin)
-
     params = jax.tree.map(_float32, dict(model.params))
-    traced, begin = of_any(dataclasses.replace(model, params=params), traced_of, None)
+    xs, carry, batch = of_any(dataclasses.replace(model, params=params), None)
+    one = jax.ShapeDtypeStruct((batch,), np.int32) if lengths else None
+    start = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), carry)
+    start = start if states else type(start)()
+    traced, begin = jax.make_jaxpr(program)(params, xs, one, start), _names(start)
     w, values = Writer(), jax.tree.leaves(params)
     for path, array in jax.tree_util.tree_leaves_with_path(params):
         w.called[id(array)] = jax.tree_util.keystr(path[-1:], simple=True)

@@ -114,11 +114,6 @@ def _divide(xp: Any, x: Any, y: Any) -> Any:
     return x // y + ((x % y != 0) & ((x < 0) != (y < 0)))
 
 
-def _power(xp: Any, x: Any, y: Any) -> Any:
-    """``x ** y``, of the type of ``x``."""
-    return xp.power(x, y).astype(x.dtype if xp is np else jax.dtypes.canonicalize_dtype(x.dtype))
-
-
 @_by_jax
 def _gemm(at: At, a: Any, b: Any, c: Any = None) -> Any:
     """``alpha a b + beta c``."""
@@ -150,29 +145,6 @@ def _softmax(function: Callable[..., Any]) -> Run:
         return function(x, axis=first if new else tuple(range(first, x.ndim)))
 
     return _by_jax(run)
-
-
-def _cumsum(at: At, x: Any, axis_input: Any) -> Any:
-    (number,) = at.integers(axis_input, "axis")
-    axis = at.axis(number, x.ndim)
-    return at.by_jax(lambda x: jnp.cumsum(x, axis=axis, dtype=x.dtype), x)
-
-
-@_channels_last
-def _batch_norm(at: At, x: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> Any:
-    return shared.normalize(x, mean, variance, at.get("epsilon", 1e-5), scale, bias)
-
-
-@_channels_last
-def _instance_norm(at: At, x: Any, scale: Any, bias: Any) -> Any:
-    return shared.standardize(x, range(1, x.ndim - 1), at.get("epsilon", 1e-5), scale, bias)
-
-
-@_by_jax
-def _layer_norm(at: At, x: Any, scale: Any, bias: Any = None) -> Any:
-    """Normalise each row over the axes from ``axis`` on; return only the first output."""
-    axes = range(at.axis(at.get("axis", -1), x.ndim), x.ndim)
-    return shared.standardize(x, axes, at.get("epsilon", 1e-5), scale, bias)
 
 
 def _placed(at: At, x: Any, sizes: Sequence[int]) -> tuple[Any, Any, Any]:
@@ -477,7 +449,8 @@ OPERATORS: Mapping[str, Run] = {
     "Add": _broadcast("add"), "Div": _broadcast(_divide), "Max": _folded("maximum"),
     "Mean": _broadcast(lambda xp, *xs: functools.reduce(xp.add, xs) / len(xs)),
     "Min": _folded("minimum"), "Mul": _broadcast("multiply"),
-    "Pow": _broadcast(_power), "Sub": _broadcast("subtract"), "Sum": _folded("add"),
+    "Pow": _broadcast(lambda xp, x, y: xp.power(x, y).astype(xp.asarray(x).dtype)),  # of x's type
+    "Sub": _broadcast("subtract"), "Sum": _folded("add"),
     "GreaterOrEqual": _broadcast("greater_equal"), "LessOrEqual": _broadcast("less_equal"),
     "Neg": _broadcast("negative"), "Not": _broadcast("logical_not"),
     "LogSoftmax": _softmax(jax.nn.log_softmax), "Softmax": _softmax(jax.nn.softmax),
@@ -489,8 +462,18 @@ OPERATORS: Mapping[str, Run] = {
     "ReduceL2": lambda at, x, axes=None: module_of(x).sqrt(
         _reduction("sum")(at, x * x, axes)
     ).astype(x.dtype),
-    "BatchNormalization": _batch_norm, "InstanceNormalization": _instance_norm, "Clip": _clip,
-    "Conv": _conv, "CumSum": _cumsum, "Dropout": _dropout,
+    "BatchNormalization": _channels_last(
+        lambda at, x, scale, bias, mean, variance: shared.normalize(
+            x, mean, variance, at.get("epsilon", 1e-5), scale, bias)),
+    "InstanceNormalization": _channels_last(lambda at, x, *by: shared.standardize(
+        x, range(1, x.ndim - 1), at.get("epsilon", 1e-5), *by)),
+    # Over the axes from one on; only its first output is made.
+    "LayerNormalization": _by_jax(lambda at, x, scale, bias=None: shared.standardize(
+        x, range(at.axis(at.get("axis", -1), x.ndim), x.ndim), at.get("epsilon", 1e-5), scale, bias,
+    )),
+    "CumSum": lambda at, x, axis: at.by_jax(functools.partial(
+        jnp.cumsum, axis=at.axis(*at.integers(axis, "axis"), x.ndim), dtype=x.dtype), x),
+    "Clip": _clip, "Conv": _conv, "Dropout": _dropout,
     "ConvTranspose": _conv_transpose,
     "Concat": lambda at, *xs: at.bound([sum(x.size for x in xs)])
     and module_of(*xs).concatenate(xs, axis=at.get("axis", 1)),
@@ -504,7 +487,7 @@ OPERATORS: Mapping[str, Run] = {
         x, None if axes is None else tuple(at.integers(axes, "axes"))
     ),
     "Flatten": _flatten, "Gather": _gather, "GatherElements": _gather_elements,
-    "GatherND": _gather_nd, "Gemm": _gemm, "LayerNormalization": _layer_norm,
+    "GatherND": _gather_nd, "Gemm": _gemm,
     "MatMul": _by_jax(lambda at, *xs: jnp.matmul(*xs)),
     "NonZero": _nonzero, "OneHot": _one_hot, "Pad": _pad, "Range": _range, "Reshape": _reshape,
     "ReverseSequence": _reverse_sequence, "ScatterND": _scatter_nd, "Slice": _slice,

@@ -6,19 +6,21 @@ nodes. So what is written is what runs here, and a layer needs no writer of its 
 
 import ast
 import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
 
 from rnnjax.errors import InteropError
 from rnnjax.interop.functions import operator_of
-from rnnjax.interop.jaxprs import ENTRYWISE, Walker, scan_sizes
+from rnnjax.interop.jaxprs import ENTRYWISE, OTHERS, Walker, scan_sizes
 from rnnjax.interop.onnx.read import import_onnx
 
 _TYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -40,6 +42,37 @@ def marked(write: Callable[..., Sequence[Value]], plain: Callable[..., Any], *ar
     return jax.tree.unflatten(jax.tree.structure(result), made)
 
 
+def _log1p(p: Any, x: Any) -> Any:
+    """``log(1 + x)``, where ``u = 1 + x`` is rounded: ``log(u) x / (u - 1)`` makes up for that."""
+    log = jnp.log(u := 1 + x)
+    return jnp.where(x < 1, jnp.where(u == 1, x, log * (x / (u - 1))), log)
+
+
+def _round(p: Any, x: Any) -> Any:
+    """To the nearest whole number; of two to the even one, as ONNX has it, or away from 0."""
+    near = lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN)
+    between = not int(p["rounding_method"]) and abs(x - near) == 0.5
+    return None if between is False else jnp.where(between, x + 0.5 * jnp.sign(x), near)
+
+
+RULES: Mapping[str, Callable[..., Any]] = {
+    **OTHERS,
+    "erfc": lambda p, x: 1 - lax.erf(x),
+    "exp2": lambda p, x: lax.pow(lax.full_like(x, 2), x),
+    # exp(x) - 1 = tanh(x / 2) (exp(x) + 1), which keeps its digits where x is small.
+    "expm1": lambda p, x: jnp.tanh(x / 2) * (jnp.exp(x) + 1),
+    "is_finite": lambda p, x: x - x == 0,
+    "log1p": _log1p,
+    "log2": lambda p, x: jnp.log(x) / math.log(2),
+    "ne": lambda p, x, y: ~lax.eq(x, y),
+    "round": _round,
+    "select_n": lambda p, which, *cases: None if which.dtype == bool else functools.reduce(
+        lambda y, i: jnp.where(which == i, cases[i], y), range(1, len(cases)), cases[0]),
+    "square": lambda p, x: x * x,
+}  # fmt: skip
+"""By an operation what it is in terms of others; None where ONNX has it."""
+
+
 class Writer(Walker):
     """The nodes and constants of a graph that is being written.
 
@@ -48,6 +81,7 @@ class Writer(Walker):
     """
 
     unknown = str
+    rules = RULES
 
     def __init__(self) -> None:
         self.onnx = import_onnx()
@@ -113,22 +147,16 @@ class Writer(Walker):
         self.claim(name)
         for axis, size in enumerate(sizes):
             if not isinstance(size, int) and str(size) not in self._sizes:
-                with self._at_first():
+                with self.set(nodes=self._first):
                     made = self.add("Shape", name, start=axis, end=axis + 1)
                 self._sizes[str(size)] = made
         return self.info(name, dtype, sizes)
-
-    @contextlib.contextmanager
-    def _at_first(self) -> Iterator[None]:
-        outer, self.nodes = self.nodes, self._first
-        yield
-        self.nodes = outer
 
     def shape(self, sizes: Sequence[Any]) -> Any:
         """Return the array of some sizes, or its name where some of them are open."""
         if all(isinstance(size, int | np.integer) for size in sizes):
             return np.array(sizes, np.int64)
-        with self._at_first():
+        with self.set(nodes=self._first):
             parts = [self._size(ast.parse(str(size), mode="eval").body) for size in sizes]
             return self.add("Concat", *parts, axis=0) if len(parts) > 1 else parts[0]
 
@@ -186,12 +214,11 @@ class Writer(Walker):
 
     def made(self, equation: Any, given: list[Value]) -> Sequence[Value]:
         """Write an equation in the scope of its layer; some calls of ours are one operator."""
-        outer = self.scope
-        self.scope = outer or str(equation.source_info.name_stack).partition("/")[0]
         known = operator_of(equation.params.get("name"))
-        made = [self.add(known[0], *given, **known[1])] if known else super().made(equation, given)
-        self.scope = outer
-        return made
+        with self.set(scope=self.scope or str(equation.source_info.name_stack).partition("/")[0]):
+            return (
+                [self.add(known[0], *given, **known[1])] if known else super().made(equation, given)
+            )
 
     def computes(self, equation: Any) -> bool:
         """Whether no size is open, and JAX computes it here."""
@@ -241,12 +268,12 @@ class Writer(Walker):
         return self.onnx.helper.make_graph(nodes, "rnnjax", inputs, infos, held)
 
     @contextlib.contextmanager
-    def inside(self) -> Iterator[None]:
-        """Write nodes of a graph in a node, whose values are not seen around it."""
-        outer = self.nodes, self._views, self._thin
-        self.nodes, self._views, self._thin = [], {**self._views}, {**self._thin}
+    def set(self, **attributes: Any) -> Iterator[None]:
+        """Write with other attributes, and then go on with those before."""
+        outer = {name: getattr(self, name) for name in attributes}
+        vars(self).update(attributes)
         yield
-        self.nodes, self._views, self._thin = outer
+        vars(self).update(outer)
 
 
 _VIEWS: Mapping[str, tuple[Callable[..., Any], str]] = {
@@ -263,38 +290,6 @@ def _every(nodes: Iterable[Any]) -> Iterator[Any]:
         yield node
         for attribute in node.attribute:
             yield from _every(attribute.g.node)
-
-
-def _cast(w: Writer, equation: Any, x: Any) -> Any:
-    before, after = (one[0].aval.dtype for one in (equation.invars, equation.outvars))
-    return x if before == after else w.cast(x, after)
-
-
-def _select(w: Writer, equation: Any, which: Any, *cases: Any) -> Any:
-    """The case of that number, or the second one where a boolean is true."""
-    made, dtype = cases[0], equation.invars[0].aval.dtype
-    for i, case in enumerate(cases[1:], 1):
-        there = which if dtype.kind == "b" else w.add("Equal", which, np.array(i, dtype))
-        made = w.add("Where", there, case, made)
-    return made
-
-
-def _log1p(w: Writer, _: Any, x: Any) -> Any:
-    """``log(1 + x)``, where ``u = 1 + x`` is rounded: ``log(u) x / (u - 1)`` makes up for that."""
-    u = w.add("Add", x, _F1)
-    usual, lost = w.add("Log", u), w.add("Sub", u, _F1)
-    exact = w.add("Where", w.add("Equal", lost, _F0), x, w.add("Mul", usual, w.add("Div", x, lost)))
-    return w.add("Where", w.add("Less", x, _F1), exact, usual)
-
-
-def _round(w: Writer, equation: Any, x: Any) -> Any:
-    """To the nearest whole number; of two to the even one, as ONNX has it, or away from 0."""
-    near = w.add("Round", x)
-    if int(equation.params["rounding_method"]):
-        return near
-    between = w.add("Equal", w.add("Abs", w.add("Sub", x, near)), np.float32(0.5))
-    away = w.add("Add", x, w.add("Mul", w.add("Sign", x), np.float32(0.5)))
-    return w.add("Where", between, away, near)
 
 
 def _logical(op_type: str) -> Callable[..., Any]:
@@ -336,16 +331,15 @@ def _broadcast(w: Writer, equation: Any, x: Any) -> Any:
 
 
 def _slice(w: Writer, equation: Any, x: Any) -> Any:
-    names = "start_indices", "limit_indices", "strides"
-    starts, ends, steps = (equation.params[name] for name in names)
-    shape = equation.invars[0].aval.shape
-    steps = steps or (1,) * len(shape)
-    axes = [i for i in range(len(shape)) if (starts[i], ends[i], steps[i]) != (0, shape[i], 1)]
-    ends = [_EVERYTHING if ends[i] is shape[i] or ends[i] == shape[i] else ends[i] for i in axes]
-    return w.add(
-        "Slice", x, w.shape([starts[i] for i in axes]), w.shape(ends), w.shape(axes),
-        w.shape([steps[i] for i in axes]),
-    )  # fmt: skip
+    p, shape = equation.params, equation.invars[0].aval.shape
+    steps = p["strides"] or (1,) * len(shape)
+    each = zip(p["start_indices"], p["limit_indices"], range(len(shape)), steps, strict=True)
+    ways = [
+        (start, _EVERYTHING if end is shape[axis] or end == shape[axis] else end, axis, step)
+        for start, end, axis, step in each
+        if (start, end, step) != (0, shape[axis], 1)
+    ]
+    return w.add("Slice", x, *map(w.shape, zip(*ways, strict=True))) if ways else x
 
 
 def _flipped(w: Writer, x: Any, axes: Sequence[int]) -> Any:
@@ -532,7 +526,8 @@ def _scan(w: Writer, equation: Any, *values: Value) -> list[str]:
     if states == len(values):  # Scan goes along something
         begin.append(w.add("ConstantOfShape", w.shape([p["length"]])))
         infos.append(w.info(w.value("step"), np.float32, []))
-    with w.inside():
+    # Values of a graph in a node are not seen around it.
+    with w.set(nodes=[], _views={**w._views}, _thin={**w._thin}):
         made = w.run(program, [*values[:consts], *names])
         ends = {w.value("made"): one for one in made}
         body = w.graph(infos, ends, [var.aval for var in program.jaxpr.outvars], whole=False)
@@ -554,8 +549,6 @@ def _one(op_type: str, **attributes: Any) -> Callable[..., Any]:
     return lambda w, equation, *xs: w.add(op_type, *xs, **attributes)
 
 
-_F0, _F1 = np.float32(0), np.float32(1)
-
 PRIMITIVES: Mapping[str, Callable[..., Any]] = {
     **{name: _one(name.capitalize()) for name in (
         "abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf",
@@ -564,18 +557,11 @@ PRIMITIVES: Mapping[str, Callable[..., Any]] = {
     "logistic": _one("Sigmoid"), "eq": _one("Equal"), "gt": _one("Greater"), "lt": _one("Less"),
     "ge": _one("GreaterOrEqual"), "le": _one("LessOrEqual"), "rem": _one("Mod", fmod=1),
     "and": _logical("And"), "or": _logical("Or"), "xor": _logical("Xor"), "not": _logical("Not"),
-    "is_finite": lambda w, _, x: w.add("Equal", w.add("Sub", x, x), np.float32(0)),
-    "ne": lambda w, _, x, y: w.add("Not", w.add("Equal", x, y)),
-    "square": lambda w, _, x: w.add("Mul", x, x),
-    # exp(x) - 1 = tanh(x / 2) (exp(x) + 1), which keeps its digits where x is small.
-    "expm1": lambda w, _, x: w.add(
-        "Mul", w.add("Tanh", w.add("Mul", x, np.float32(0.5))), w.add("Add", w.add("Exp", x), _F1)),
-    "log1p": _log1p, "exp2": lambda w, _, x: w.add("Pow", np.float32(2), x),
-    "log2": lambda w, _, x: w.add("Div", w.add("Log", x), np.float32(math.log(2))),
+    "round": _one("Round"), "select_n": lambda w, _, which, *xs: w.add("Where", which, *xs[::-1]),
     "integer_pow": lambda w, e, x: w.add(
         "Pow", x, np.asarray(e.params["y"], e.invars[0].aval.dtype)),
-    "round": _round, "erfc": lambda w, _, x: w.add("Sub", _F1, w.add("Erf", x)),
-    "convert_element_type": _cast, "select_n": _select,
+    "convert_element_type": lambda w, e, x: (
+        x if e.invars[0].aval.dtype == e.params["new_dtype"] else w.cast(x, e.params["new_dtype"])),
     "reshape": _reshape, "broadcast_in_dim": _broadcast, "slice": _slice, "pad": _pad,
     "transpose": lambda w, e, x: w.view("Transpose", x, e.params["permutation"]),
     "tile": lambda w, e, x: w.add("Tile", x, w.shape(e.params["reps"])),
