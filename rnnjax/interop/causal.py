@@ -26,9 +26,9 @@ from rnnjax.interop.jaxprs import (
     SLIDING,
     Walker,
     inside,
+    moved,
     numbers,
     scan_sizes,
-    taken,
 )
 
 _NEVER, _ANY = 2**40, 2**50
@@ -128,6 +128,8 @@ class Spans(Walker):
         shape = avals[0].shape
         if name in MOVES:
             return MOVES[name](spans[0], p, shape)
+        if given and (at := moved(equation, given[1:])) is not None:
+            return spans[0].ravel()[at, ...]
         if name == "convert_element_type" and _widens(equation.invars[0].aval, avals[0]):
             return spans
         if name in ENTRYWISE:
@@ -145,10 +147,6 @@ class Spans(Walker):
             return either(key, spans[0].over([p["axis"]], key), place)
         if name == "dot_general":
             return _product(key, spans, p["dimension_numbers"], shape)
-        known = name in ("gather", "dynamic_slice")
-        known = known and not any(isinstance(x, Span) for x in given[1:])
-        if known and (at := taken(equation, spans[0].shape, given[1:])) is not None:
-            return spans[0].ravel()[at, ...]
         if name == "gather" and spans[0].none.all():  # rows of a table
             offsets = p["dimension_numbers"].offset_dims
             row = Span.numbers([n if axis in offsets else 1 for axis, n in enumerate(shape)])

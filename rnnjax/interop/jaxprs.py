@@ -43,13 +43,6 @@ def numbers(shape: Sequence[int]) -> np.ndarray:
     return np.arange(math.prod(shape)).reshape(shape)
 
 
-def taken(equation: Any, shape: Sequence[int], indices: Sequence[Any]) -> Any:
-    """The numbers of the entries that known indices take; None if some are outside."""
-    lost = {key: -1 for key in equation.params if key == "fill_value"}
-    at = np.asarray(equation.primitive.bind(numbers(shape), *indices, **equation.params | lost))
-    return at if at.min(initial=0) >= 0 else None
-
-
 def inside(equation: Any) -> tuple[slice, ...]:
     """Where in what is padded, or cut off by no less than nothing, its operand stands."""
     ways = zip(equation.params["padding_config"], equation.invars[0].aval.shape, strict=True)
@@ -85,6 +78,23 @@ MOVES: Mapping[str, Callable[..., Any]] = {
     "tile": lambda x, p, shape: np.tile(x, p["reps"]),
 }
 """By an operation that only moves entries what it makes of their numbers, and of a shape."""
+
+
+def moved(equation: Any, others: Sequence[Any]) -> Any:
+    """The numbers of the entries of the first operand that stand in a result, or in each of some.
+
+    None if the operation does more than move, by known indices or none, or takes what is outside.
+    """
+    p, before = equation.params, numbers(equation.invars[0].aval.shape)
+    if move := MOVES.get(equation.primitive.name):
+        return move(before, p, equation.outvars[0].aval.shape)
+    known = all(type(x) is np.ndarray for x in others)  # of which a Span is a subclass
+    if equation.primitive.name not in ("gather", "dynamic_slice") or not known:
+        return None
+    lost = {key: -1 for key in p if key == "fill_value"}
+    at = np.asarray(equation.primitive.bind(before, *others, **p | lost))
+    return at if at.min(initial=0) >= 0 else None
+
 
 ENTRYWISE = {
     "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh",

@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from rnnjax.errors import InteropError
 from rnnjax.interop.c.forms import FORMS, REDUCTIONS, TYPES, kind_of, literals
-from rnnjax.interop.jaxprs import MOVES, Walker, inside, numbers, taken
+from rnnjax.interop.jaxprs import Walker, inside, moved, numbers
 
 _INDICES = "ijklmnopqr"  # of loops
 _NEUTRAL = re.compile(r"(?<=\()(1\.0f \*|0\.0f \+) | ([*/] 1\.0f|[+-] 0\.0f)(?=\))")
@@ -129,23 +130,17 @@ class Writer(Walker):
         shape, kind, of = out.shape, kind_of(out.dtype), ins[0].kind if ins else ""
         if not kind:
             return None
-        if name in MOVES:
-            moved = MOVES[name](numbers(ins[0].shape), p, shape)
-            if not isinstance(moved, list):
-                return self._view(ins[0], moved)
-            whole = self.stored(ins[0]) if ins[0].products else ins[0]
-            return [self._view(whole, part) for part in moved]
-        known = not any(isinstance(x, Value) for x in given[1:])
-        if name in ("gather", "dynamic_slice") and known:
-            at = taken(equation, ins[0].shape, given[1:])
-            return None if at is None else self._view(ins[0], at)
+        if ins and (at := moved(equation, given[1:])) is not None:
+            several = isinstance(at, list) and ins[0].products
+            whole = self.stored(ins[0]) if several else ins[0]
+            return jax.tree.map(lambda places: self._view(whole, places), at)
         if name == "concatenate":
             ends = np.cumsum([v.shape[p["dimension"]] for v in ins])[:-1]
             return self._joined(shape, kind, ins, np.split(numbers(shape), ends, p["dimension"]))
         if name == "pad" and min(map(min, p["padding_config"])) >= 0:
             parts = numbers(shape), numbers(shape)[inside(equation)]
             return self._joined(shape, kind, ins[::-1], parts)
-        if name == "dot_general" and known:
+        if name == "dot_general" and not isinstance(given[1], Value):
             zero, w = self.constant(np.zeros(shape, out.dtype)), self.constant(given[1], True)
             products = ((ins[0], w.leaves[0]),) if given[1].size else ()
             return zero._replace(products=products, label=self._label)
