@@ -102,59 +102,48 @@ CELLS = {
 }
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_every_cell(name: str, check: Any, assert_close: Any) -> None:
-    """Written, run, read back, run, and written again."""
-    model = made(Recurrent("rnn", CELLS[name]))
+LAST, BACK = {"return_sequences": False}, {"reverse": True}
+OPTIONS: dict[str, tuple[Any, Any]] = {
+    "reverse": (CELLS["gru"], BACK), "computed_order": (CELLS["gru"], BACK | {"keep_order": False}),
+    "last": (CELLS["lstm"], LAST), "last_reverse": (CELLS["simple"], LAST | BACK),
+    "last_stack": (CELLS["stack"], LAST), "last_both": (CELLS["both"], LAST),
+    "last_both_reverse": (CELLS["both"], LAST | BACK), "last_both_sum": (CELLS["both_sum"], LAST),
+    "last_stack_of_both": (CELLS["both_stacked"], LAST),
+    "both_reverse": (CELLS["both_stacked"], BACK),
+    "repeated": (CELLS["stack"], {"masked_outputs": "last"}),
+}  # fmt: skip
+HEADED = {  # whose last output is no state
+    "regularized_last": Regularized(LSTMCell(HIDDEN), recurrent_dropout=0.3),
+    "projected_last": rnnjax.ProjectionLSTMCell(HIDDEN, proj_size=2),
+    "heads_last": rnnjax.MLSTMCell(HIDDEN, heads=2),
+}
+ROWS: dict[str, list[Any]] = {
+    **{name: [Recurrent("rnn", cell)] for name, cell in CELLS.items()},
+    **{name: [Recurrent("rnn", cell, **options)] for name, (cell, options) in OPTIONS.items()},
+    **{name: [Recurrent("rnn", cell, **LAST), Dense("d", 3)] for name, cell in HEADED.items()},
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_cell_and_option(name: str, check: Any, assert_close: Any) -> None:
+    """Written, run, and cells also read back, run, and written again.
+
+    Guards a node's direction, and its lengths; with these a last output that is no state is
+    gathered for each row.
+    """
+    model = made(*ROWS[name])
     proto, given, expected = check(model)
+    if name in OPTIONS:
+        return
     read = reader.load(proto)
     assert not any(isinstance(layer.cell, Bidirectional) for layer in read.layers.values())
-    theirs = [read.params[layer] for layer in read.layers]
-    for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_array_equal(a, b)
+    if name in CELLS:
+        theirs = [read.params[layer] for layer in read.layers]
+        for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_array_equal(a, b)
     assert to_proto(read) == proto
-    _, ys = jax.jit(read.__call__)(given)
+    ys = at_once(read, given)[1]
     assert_close(ys["ys"] if isinstance(ys, dict) else ys, expected, TOLERANCE)
-
-
-# --- Options of a recurrent layer ---
-
-OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "reverse": (GRUCell(HIDDEN), {"reverse": True}),
-    "computed_order": (GRUCell(HIDDEN), {"reverse": True, "keep_order": False}),
-    "last": (LSTMCell(HIDDEN), {"return_sequences": False}),
-    "last_reverse": (SimpleRNNCell(HIDDEN), {"return_sequences": False, "reverse": True}),
-    "last_stack": (CELLS["stack"], {"return_sequences": False}),
-    "last_both": (CELLS["both"], {"return_sequences": False}),
-    "last_both_reverse": (CELLS["both"], {"return_sequences": False, "reverse": True}),
-    "last_both_sum": (CELLS["both_sum"], {"return_sequences": False}),
-    "last_stack_of_both": (CELLS["both_stacked"], {"return_sequences": False}),
-    "both_reverse": (CELLS["both_stacked"], {"reverse": True}),
-    "repeated": (CELLS["stack"], {"masked_outputs": "last"}),
-}
-
-
-@pytest.mark.parametrize("name", OPTIONS)
-def test_every_option(name: str, check: Any) -> None:
-    """Guards a node's direction, and its lengths."""
-    cell, options = OPTIONS[name]
-    check(made(Recurrent("rnn", cell, **options)))
-
-
-LAST = {
-    "regularized": Regularized(LSTMCell(HIDDEN), recurrent_dropout=0.3),
-    "projected": rnnjax.ProjectionLSTMCell(HIDDEN, proj_size=2),
-    "heads": rnnjax.MLSTMCell(HIDDEN, heads=2),
-}
-
-
-@pytest.mark.parametrize("name", LAST)
-def test_the_last_output_that_is_no_state(name: str, check: Any, assert_close: Any) -> None:
-    """With lengths it is gathered for each row."""
-    model = made(Recurrent("rnn", LAST[name], return_sequences=False), Dense("head", 3))
-    proto, given, ys = check(model)
-    read = at_once(reader.load(proto), given)[1]
-    assert_close(read["ys"] if isinstance(read, dict) else read, ys, TOLERANCE)
 
 
 def test_a_plain_model_needs_no_states(assert_close: Any) -> None:
@@ -291,22 +280,20 @@ def test_narrow_parameters_are_written_in_float32() -> None:
 
 def test_arguments(tmp_path: Path) -> None:
     model = made(Recurrent("gru", GRUCell(2)))
-    with pytest.raises(
-        InvalidInputError, match=r"model must be a rnnjax\.interop\.Model, .*but is GRUCell"
-    ):
-        to_proto(GRUCell(2))
-    with pytest.raises(InvalidInputError, match="metadata must be strings, but has 'a': 3"):
-        to_proto(model, metadata={"a": 3})
     save(model, tmp_path / "a.onnx", metadata={"a": "1"})
     read = reader.load(tmp_path / "a.onnx")
     assert to_proto(read) == to_proto(model, metadata={"a": "1"})
-    for option in ({"states": False}, {"lengths": True}):
-        with pytest.raises(InvalidInputError, match="written as the graph that it was read from"):
-            to_proto(read, **option)
     again = to_proto(read, metadata={"a": "2"})
     assert [(entry.key, entry.value) for entry in again.metadata_props] == [("a", "2")]
-    with pytest.raises(InvalidInputError, match="lengths are for recurrent layers"):
-        to_proto(made(Dense("dense", 2)), lengths=True)
+    for bad, options, says in (
+        (GRUCell(2), {}, r"model must be a rnnjax\.interop\.Model, .*but is GRUCell"),
+        (model, {"metadata": {"a": 3}}, "metadata must be strings, but has 'a': 3"),
+        (read, {"states": False}, "written as the graph that it was read from"),
+        (read, {"lengths": True}, "written as the graph that it was read from"),
+        (made(Dense("dense", 2)), {"lengths": True}, "lengths are for recurrent layers"),
+    ):
+        with pytest.raises(InvalidInputError, match=says):
+            to_proto(bad, **options)
 
 
 def test_parameters_in_float64_are_refused(x64: None) -> None:
