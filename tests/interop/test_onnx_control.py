@@ -1,6 +1,7 @@
 """Branches and loops of ONNX: what is known is chosen when the graph is read, the rest runs."""
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -97,22 +98,20 @@ def test_branches_that_do_not_fit_are_refused_in_a_sentence() -> None:
 # --- Loops ---
 
 
-def looped(nodes: list[Any], states: list[str], outputs: list[str]) -> Any:
+def looped(nodes: list[Any], states: str, outputs: list[str]) -> Any:
     """What a loop runs: a condition and states, and what a step makes."""
     inputs = [value("i", [], TensorProto.INT64), value("more", [], TensorProto.BOOL)]
-    return graph_of(nodes, [*inputs, *map(value, states)], outputs)
+    return graph_of(nodes, [*inputs, *map(value, states.split())], outputs)
 
 
 def loop_of(count: list[Any], goes_on: list[Any], outputs: list[str], **arrays: Any) -> Any:
     """``s = 0.5 s + x``, with what a step makes behind the state."""
     nodes = [
-        node("Mul", ["s", "half"], ["h"]),
-        node("Add", ["h", "x"], ["next"]),
-        node("Neg", ["next"], ["minus"]),
-        *goes_on,
-    ]
-    inside = looped(nodes, ["s"], ["again", "next", "minus"][: 1 + len(outputs)])
-    loop = node("Loop", ["n", "", "x"], outputs, body=inside)
+        node("Mul", ["s", "half"], ["h"]), node("Add", ["h", "x"], ["next"]),
+        node("Neg", ["next"], ["minus"]), *goes_on,
+    ]  # fmt: skip
+    inside = looped(nodes, "s", ["again", "next", "minus"][: 1 + len(outputs)])
+    loop = node("Loop", ["n" if "n" in arrays or count else "", "", "x"], outputs, body=inside)
     inputs = [value("x", [2]), value("steps", [], TensorProto.INT64)]
     arrays |= {"half": np.float32(0.5), "one": np.float32(1)}
     return proto_of([*count, loop], inputs, outputs, **arrays)
@@ -133,46 +132,24 @@ def test_a_loop_with_a_number_of_trips_is_a_scan(steps: int, assert_close: Any) 
         np.testing.assert_allclose(slopes, [2 - 0.5**7] * 2, rtol=1e-6)
 
 
-def test_a_loop_may_have_no_state() -> None:
-    inside = looped([SAME, node("Mul", ["i", "i"], ["square"])], [], ["again", "square"])
-    loop = node("Loop", ["n", ""], ["y"], body=inside)
-    model = rnnjax_onnx.load(proto_of([loop], [value("x", [2])], ["y"], n=np.array(4)))
-    assert model(normal(2))[1].tolist() == [0, 1, 4, 9]
-
-
-BELOW = [
-    node("ReduceSum", ["next"], ["sum"], keepdims=0),
-    node("Less", ["sum", "one"], ["again"]),
-]
+BELOW = [node("ReduceSum", ["next"], ["sum"], keepdims=0), node("Less", ["sum", "one"], ["again"])]
+ENDLESS = node("Loop", ["", "yes", "x"], ["y"], body=looped([], "s", ["more", "s"]))
 REFUSED = {
     "the number of an input": (
-        loop_of([node("Identity", ["steps"], ["n"])], [SAME], ["y"]),
-        "how many steps it runs follows from an input",
-    ),
+        loop_of([node("Identity", ["steps"], ["n"])], [SAME], ["y"]), "steps it runs follows from"),
     "the condition of an input": (
-        loop_of([], BELOW, ["y"], n=np.array(9)),
-        "how many steps it runs follows from an input",
-    ),
+        loop_of([], BELOW, ["y"], n=np.array(9)), "how many steps it runs follows from an input"),
     "trips": (loop_of([], [SAME], ["y", "all"], n=np.array(2**60)), "but at most 1,048,576"),
-    "neither": (loop_of([], [SAME], ["y"], n=np.array(1)), "nothing ends it: it has no number of"),
-    "no node": (
-        proto_of(
-            [node("Loop", ["", "yes", "x"], ["y"], body=looped([], ["s"], ["more", "s"]))],
-            [value("x", [2]), value("steps", [], TensorProto.INT64)],
-            ["y"],
-            yes=np.array(True),
-        ),
-        "nothing ends it",
-    ),
     "trips alone": (loop_of([], [SAME], ["y"], n=np.array(2**60)), "but at most 1,048,576"),
-}
+    "neither": (loop_of([], [SAME], ["y"]), "nothing ends it: it has no number of"),
+    "no node": (proto_of([ENDLESS], [value("x", [2]), value("steps", [], TensorProto.INT64)], ["y"],
+                         yes=np.array(True)), "nothing ends it"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_unknown_and_endless_numbers_of_steps_are_refused(name: str) -> None:
     proto, message = REFUSED[name]
-    if name == "neither":
-        proto.graph.node[-1].input[0] = ""
     model = rnnjax_onnx.load(proto)
     with pytest.raises(InteropError, match=message) as caught:
         jax.jit(model.apply)(model.params, {"x": normal(2), "steps": np.array(9)})
@@ -182,14 +159,10 @@ def test_unknown_and_endless_numbers_of_steps_are_refused(name: str) -> None:
 def test_a_layer_in_a_loop_begins_anew_in_each_step(assert_close: Any) -> None:
     """What a step hands on is what the graph says, no carry."""
     arrays = {**weights_of("in", HIDDEN), "one": np.array([1])}
-    inside = looped(
-        [lstm("in", "s", "Y"), node("Squeeze", ["Y", "one"], ["next"]), SAME],
-        ["s"],
-        ["again", "next"],
-    )
-    inputs, loop = [value("x")], node("Loop", ["n", "", "x"], ["y"], body=inside)
-    model = rnnjax_onnx.load(proto_of([loop], inputs, ["y"], n=np.array(3), **arrays))
-    once = rnnjax_onnx.load(proto_of([lstm("in", "x", "y")], inputs, ["y"], **arrays))
+    nodes = [lstm("in", "s", "Y"), node("Squeeze", ["Y", "one"], ["next"]), SAME]
+    loop = node("Loop", ["n", "", "x"], ["y"], body=looped(nodes, "s", ["again", "next"]))
+    model = rnnjax_onnx.load(proto_of([loop], [value("x")], ["y"], n=np.array(3), **arrays))
+    once = rnnjax_onnx.load(proto_of([lstm("in", "x", "y")], [value("x")], ["y"], **arrays))
     xs = expected = normal(4, 2, HIDDEN)
     carry, ys = model(xs)
     for _ in range(3):
@@ -200,10 +173,9 @@ def test_a_layer_in_a_loop_begins_anew_in_each_step(assert_close: Any) -> None:
 
 def test_a_scan_runs_a_recurrent_equation(assert_close: Any) -> None:
     nodes = [
-        node("Mul", ["s", "half"], ["h"]),
-        node("Add", ["h", "x_t"], ["next"]),
+        node("Mul", ["s", "half"], ["h"]), node("Add", ["h", "x_t"], ["next"]),
         node("Identity", ["next"], ["y_t"]),
-    ]
+    ]  # fmt: skip
     inside = graph_of(nodes, [value("s", [3]), value("x_t", [3])], ["next", "y_t"])
     scan = node("Scan", ["s0", "x"], ["last", "y"], body=inside, num_scan_inputs=1)
     arrays = {"s0": np.ones(3, np.float32), "half": np.float32(0.5)}
@@ -214,50 +186,46 @@ def test_a_scan_runs_a_recurrent_equation(assert_close: Any) -> None:
         rnnjax_onnx.load(proto_of([scan], [value("x", ["T", 3])], ["y"], **arrays))
 
 
+# --- Loops that count ---
+
+NEXT = node("Add", ["n", "one"], ["n1"])
+ON = [NEXT, node("Less", ["n1", "end"], ["again"])]
+# As converters of while loops write it: its end is the shape of an input, not its numbers.
+SUMMED = [
+    node("Gather", ["x", "n"], ["x_t"]), node("Add", ["s", "x_t"], ["t"]),
+    node("Tanh", ["t"], ["next"]), node("Identity", ["next"], ["y_t"]), *ON,
+]  # fmt: skip
+SIZE = [node("Shape", ["x"], ["sizes"]), node("Gather", ["sizes", "zero"], ["end"])]
+# As TensorFlow writes ``x[i]``: its size is 1 if that axis is squeezed.
+SLICED = [
+    node("Unsqueeze", ["n", "first"], ["start"]), NEXT, node("Unsqueeze", ["n1", "first"], ["to"]),
+    node("Slice", ["x", "start", "to", "first"], ["part"]),
+    node("Squeeze", ["part", "squeezed"], ["x_t"]), node("Sub", ["x_t", "s"], ["next"]), SAME,
+]  # fmt: skip
+
+
+def counting(
+    shape: Any, nodes: Any, given: str, *made: str, around: Any = (), **arrays: Any
+) -> Any:
+    """A loop of a state that counts and another one; ``given`` are its inputs."""
+    outputs, inside = ["last", "y"][: len(made)], looped(nodes, "n s", ["again", "n1", *made])
+    loop = node("Loop", given.split(" "), ["", *outputs], body=inside)
+    proto = proto_of([*around, loop], [value("x", shape)], outputs, zero=0, one=1, **arrays)
+    return rnnjax_onnx.load(proto)
+
+
 @pytest.mark.parametrize("steps", [5, 7000])
 def test_a_loop_that_counts_in_a_state_runs(steps: int, assert_close: Any) -> None:
-    """As converters of while loops write it: its end is the shape of an input, not its numbers."""
-    nodes = [
-        node("Gather", ["x", "n"], ["x_t"]),
-        node("Add", ["s", "x_t"], ["t"]),
-        node("Tanh", ["t"], ["next"]),
-        node("Identity", ["next"], ["y_t"]),
-        node("Add", ["n", "one"], ["n1"]),
-        node("Less", ["n1", "end"], ["again"]),
-    ]
-    inside = looped(nodes, ["n", "s"], ["again", "n1", "next", "y_t"])
-    around = [
-        node("Shape", ["x"], ["sizes"]),
-        node("Gather", ["sizes", "zero"], ["end"]),
-        node("Loop", ["trips", "", "zero", "s0"], ["", "last", "y"], body=inside),
-    ]
-    arrays = {"zero": 0, "one": 1, "trips": 2**63 - 1, "s0": np.zeros(2, np.float32)}
-    proto = proto_of(around, [value("x", ["T", 2])], ["last", "y"], **arrays)
-    x, state, ys = normal(steps, 2), np.zeros(2), []
-    for x_t in x:
-        state = np.tanh(state + x_t)
-        ys.append(state)
-    _, made = jax.jit(rnnjax_onnx.load(proto).__call__)(x)
-    assert_close(made, {"last": state, "y": np.stack(ys)}, TOLERANCE)
+    given, x = {"around": SIZE, "trips": 2**63 - 1, "s0": np.zeros(2, np.float32)}, normal(steps, 2)
+    model = counting(["T", 2], SUMMED, "trips  zero s0", "next", "y_t", **given)
+    ys = [*itertools.accumulate(x, lambda s, x_t: np.tanh(s + x_t), initial=np.zeros(2))][1:]
+    assert_close(jax.jit(model.__call__)(x)[1], {"last": ys[-1], "y": np.stack(ys)}, TOLERANCE)
 
 
 @pytest.mark.parametrize("squeezed", [0, -2, 1])
 def test_a_loop_slices_the_step_that_it_counts(squeezed: int, assert_close: Any) -> None:
-    """As TensorFlow writes ``x[i]``: its size is 1 if that axis is squeezed."""
-    nodes = [
-        node("Unsqueeze", ["n", "first"], ["start"]),
-        node("Add", ["n", "one"], ["n1"]),
-        node("Unsqueeze", ["n1", "first"], ["end"]),
-        node("Slice", ["x", "start", "end", "first"], ["part"]),
-        node("Squeeze", ["part", "squeezed"], ["x_t"]),
-        node("Sub", ["x_t", "s"], ["next"]),
-        SAME,
-    ]
-    inside = looped(nodes, ["n", "s"], ["again", "n1", "next"])
-    loop = node("Loop", ["trips", "", "zero", "s0"], ["", "y"], body=inside)
-    arrays = {"zero": 0, "one": 1, "trips": 5, "s0": normal(2), "first": [0]}
-    proto = proto_of([loop], [value("x", [5, 2])], ["y"], squeezed=[squeezed], **arrays)
-    model, x = rnnjax_onnx.load(proto), normal(5, 2)
+    arrays, x = {"trips": 5, "s0": normal(2), "first": [0], "squeezed": [squeezed]}, normal(5, 2)
+    model = counting([5, 2], SLICED, "trips  zero s0", "next", **arrays)
     if squeezed == 1:  # of any size
         with pytest.raises(InteropError, match="its starts follow from the values of an input"):
             model(x)
@@ -269,20 +237,24 @@ def test_a_loop_slices_the_step_that_it_counts(squeezed: int, assert_close: Any)
 def test_nodes_that_nothing_runs_are_not_counted() -> None:
     """Only what ends a loop is run to count its steps; the layers in it are not."""
     end, layers = 4000, 40
-    nodes = [node("Add", [f"h{i}", "x"], [f"h{i + 1}"]) for i in range(layers)]
-    nodes += [node("Add", ["n", "one"], ["n1"]), node("Less", ["n1", "end"], ["again"])]
-    inside = looped(nodes, ["n", "h0"], ["again", "n1", f"h{layers}"])
-    loop = node("Loop", ["", "yes", "zero", "x"], ["", "y"], body=inside)
-    arrays = {"zero": 0, "one": 1, "end": end, "yes": np.array(True)}
+    nodes = [node("Add", [f"h{i}", "x"], [f"h{i + 1}"]) for i in range(1, layers)]
+    nodes = [node("Add", ["s", "x"], ["h1"]), *nodes, node("Identity", [f"h{layers}"], ["next"])]
+    model = counting([2], nodes + ON, " yes zero x", "next", end=end, yes=np.array(True))
     x = np.float32([1, -2])
-    model = rnnjax_onnx.load(proto_of([loop], [value("x", [2])], ["y"], **arrays))
     np.testing.assert_array_equal(model(x)[1], (1 + end * layers) * x)
+
+
+def test_a_loop_may_have_no_state() -> None:
+    nodes = [SAME, node("Mul", ["i", "i"], ["square"])]
+    loop = node("Loop", ["n", ""], ["y"], body=looped(nodes, "", ["again", "square"]))
+    model = rnnjax_onnx.load(proto_of([loop], [value("x", [2])], ["y"], n=np.array(4)))
+    assert model(normal(2))[1].tolist() == [0, 1, 4, 9]
 
 
 def test_trips_of_loops_in_each_other_are_bounded() -> None:
     inside = [node("Add", ["s", "s"], ["next"])]
     for state in ("s", "s", "x"):
-        step = looped([*inside, SAME], ["s"], ["again", "next"])
+        step = looped([*inside, SAME], "s", ["again", "next"])
         inside = [node("Loop", ["n", "", state], ["next"], body=step)]
     model = rnnjax_onnx.load(proto_of(inside, [value("x", [1])], ["next"], n=np.array(1000)))
     message = "loops in each other run 1,000,000,000 trips, but at most 1,048,576 are run; check"
