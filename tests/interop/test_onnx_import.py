@@ -398,50 +398,46 @@ def test_constant_states_are_trained_and_a_carry_takes_their_place(assert_close:
     assert_close(second, longer[TIME:], TOLERANCE)
 
 
-def test_constant_lengths(assert_close: Any) -> None:
-    """Steps after a row's last are zero, and its states are those of that step."""
-    held, lengths = weights(4), np.array([2, 5, 1], np.int32)
-    model = rnnjax_onnx.load(one_lstm(["n"], n=lengths, direction="reverse", **held))
-    alone = one_lstm(direction="reverse", **held)
-    xs = normal(TIME, BATCH, FEATURES)
-    carry, ys = jax.device_get(jax.jit(model.__call__)(xs))
-    assert not np.any(ys[2:, :, 0])
+@pytest.mark.parametrize("way", ["constant", "batch first", "time first"])
+def test_lengths_go_to_the_nodes(way: str, assert_close: Any) -> None:
+    """Of the graph, or of a call, where the axis of time is that of the nodes.
+
+    Steps after a row's last are zero, and its states are those of that step.
+    """
+    lengths, held = np.array([2, 5, 1], np.int32), weights(4)
+    proto = tagger() if way == "batch first" else one_lstm(direction="reverse", **held)
+    given: Any = {"lengths": lengths}
+    model = rnnjax_onnx.load(proto)
+    if way == "constant":
+        model = rnnjax_onnx.load(one_lstm(["n"], n=lengths, direction="reverse", **held))
+        given = {}
+    axis, xs = int(way != "batch first"), normal(BATCH, TIME, FEATURES)
+    xs = xs.swapaxes(0, axis)
+    carry, ys = jax.device_get(jax.jit(lambda xs: model(xs, **given))(xs))
+    ys = ys[:, 0] if axis else ys
     for row, length in enumerate(lengths):
-        expected = by_reference(alone, {"x": xs[:length, row : row + 1]})
-        assert_close(ys[:length, :, row], expected["Y"][:, :, 0], TOLERANCE)
-        assert_close(carry["lstm"].cell[row], expected["Yc"][0, 0], TOLERANCE)
+        alone = by_reference(proto, {"x": xs.take([row], axis).take(range(length), 1 - axis)})
+        mine, expected = ys.take(row, axis), alone["Y"][:, 0, 0] if axis else alone["y"][0]
+        assert_close(mine[:length], expected, TOLERANCE)
+        if axis:
+            assert not mine[length:].any()
+            assert_close(carry["lstm"].cell[row], alone["Yc"][0, 0], TOLERANCE)
 
 
-def test_lengths_of_a_graph_go_to_its_nodes(assert_close: Any) -> None:
-    """Batch first, or time first in both directions; the axis of time is that of the nodes."""
-    lengths = np.array([2, 5, 1])
-    for proto, first in ((tagger(), False), (one_lstm(direction="reverse"), True)):
-        model = rnnjax_onnx.load(proto)
-        xs = normal(BATCH, TIME, FEATURES)
-        _, ys = jax.jit(lambda xs, n, model=model: model(xs, lengths=n))(
-            xs.swapaxes(0, 1) if first else xs, lengths
-        )
-        ys = ys[:, 0].swapaxes(0, 1) if first else ys
-        for row, length in enumerate(lengths):
-            x = xs[row : row + 1, :length]
-            alone = by_reference(proto, {"x": x.swapaxes(0, 1) if first else x})
-            expected = alone["Y"][:, 0, 0] if first else alone["y"][0]
-            assert_close(ys[row, :length], expected, TOLERANCE)
+def lstm(x: str, y: str) -> Any:
+    return node("LSTM", [x, "W", "R", "B"], [y], hidden_size=HIDDEN)
 
 
 @pytest.mark.parametrize(
     "nodes",
     [
-        [node("LSTM", ["x", "W", "R", "B"], ["Y"], hidden_size=HIDDEN),
-         node("ReduceMean", ["Y"], ["y"], axes=[0])],
-        [node("LSTM", ["x", "W", "R", "B"], ["Y"], hidden_size=HIDDEN),
-         node("Gather", ["Y", "last"], ["y"], axis=0)],
-        [node("Softmax", ["x"], ["s"], axis=0),
-         node("LSTM", ["s", "W", "R", "B"], ["y"], hidden_size=HIDDEN)],
+        [lstm("x", "Y"), node("ReduceMean", ["Y"], ["y"], axes=[0])],
+        [lstm("x", "Y"), node("Gather", ["Y", "last"], ["y"], axis=0)],
+        [node("Softmax", ["x"], ["s"], axis=0), lstm("s", "y")],
         [node("Relu", ["x"], ["y"])],
     ],
     ids=["mean", "last", "before", "no state"],
-)  # fmt: skip
+)
 def test_lengths_are_for_graphs_whose_other_nodes_keep_steps_apart(nodes: Any) -> None:
     given = [value("x", ["a", "b", FEATURES])], ["y"]
     model = rnnjax_onnx.load(proto_of(nodes, *given, **weights(4), last=np.int64(-1)))
@@ -456,10 +452,9 @@ def test_a_clip_that_nothing_reaches_is_none(assert_close: Any) -> None:
 
 
 def test_dropout_drops_with_a_key() -> None:
-    drop = node("Dropout", ["x"], ["d"], ratio=0.5)
-    lstm = node("LSTM", ["d", "W", "R", "B"], ["Y"], hidden_size=HIDDEN)
+    nodes = [node("Dropout", ["x"], ["d"], ratio=0.5), lstm("d", "Y")]
     inputs = [value("x", [None, None, FEATURES])]
-    model = rnnjax_onnx.load(proto_of([drop, lstm], inputs, ["Y"], opset=11, **weights(4)))
+    model = rnnjax_onnx.load(proto_of(nodes, inputs, ["Y"], opset=11, **weights(4)))
     xs = normal(TIME, BATCH, FEATURES)
     plain, dropped = jax.jit(lambda key: (model(xs)[1], model(xs, key=key)[1]))(jax.random.key(0))
     assert np.max(np.abs(plain - dropped)) > 1e-3
@@ -515,55 +510,40 @@ def put_type(graph: Any) -> None:
 
 
 BAD = {
-    "missing input": (
-        changed(lambda graph: graph.node[0].input.insert(0, "nowhere")),
-        "no earlier node, input or initialiser makes its input",
-    ),
+    "missing input": (changed(lambda graph: graph.node[0].input.insert(0, "nowhere")),
+                      "no earlier node, input or initialiser makes its input"),
     "cycle": (changed(cycle), "no earlier node"),
-    "operator": (
-        changed(lambda graph: setattr(graph.node[0], "domain", "com.example")),
-        "the operator LSTM of 'com.example' is not read here; export",
-    ),
-    "branch": (
-        changed(lambda graph: graph.node.append(
-            node("If", ["x"], ["z"], then_branch=graph, else_branch=graph)
-        )),
-        "its branches should have no inputs, but one has",
-    ),
-    "direction": (one_lstm(direction="up"), "'up' is no direction"),
-    "type of attribute": (one_lstm(hidden_size=4.0), "Mismatched attribute type"),
-    "attribute": (one_lstm(units=4), "Unrecognized attribute: units"),
-    "hidden_size": (one_lstm(hidden_size=3), "its W is float32.1, 16, 2., but with 3"),
-    "directions": (one_lstm(direction="bidirectional"), "2 directions it should be floats"),
-    "clip": (one_lstm(clip=1.0), "it clips at 1.0, which no cell does"),
-    "a clip of nothing that ends": (
-        one_lstm(clip=50000.0, activations=["Sigmoid", "Relu", "Relu"]),
-        "node 0 .LSTM.: it clips at 50000.0",
-    ),
-    "coupled": (one_lstm(input_forget=1), "input_forget is not read here; exp"),
-    "activation": (one_lstm(activations=["Sin", "Tanh", "Tanh"]), "'Sin' is not an activ"),
-    "activations": (one_lstm(activations=["Tanh"]), "1 activations, but LSTM takes 3"),
-    "numbers": (
-        one_lstm(activations=["Sigmoid", "Elu", "Tanh"], activation_alpha=[0.0, 0.5, 0.0]),
-        "activation_alpha has numbers that none of the activations Sigmoid, Elu, Tanh takes",
-    ),
-    "numbers of a line": (
-        one_lstm(activations=["Sigmoid", "Affine", "Tanh"], activation_alpha=[2.0]),
-        "the activation Affine with .'alpha': 2.0, 'beta': 0.0. is none that a cell has",
-    ),
-    "rank": (one_lstm(W=normal(16, 2)), "its W is float32.16, 2."),
-    "integers": (one_lstm(R=np.zeros((1, 16, 4), np.int32)), "its R is int32"),
+    "operator": (changed(lambda graph: setattr(graph.node[0], "domain", "com.example")),
+                 "the operator LSTM of 'com.example' is not read here; export"),
+    "branch": (changed(lambda graph: graph.node.append(
+        node("If", ["x"], ["z"], then_branch=graph, else_branch=graph)
+    )), "its branches should have no inputs, but one has"),
+    "output": (changed(lambda graph: graph.output.append(value("z", None))),
+               "nothing makes the graph's"),
+    "left out": (changed(lambda graph: graph.node.append(node("Mul", ["x", ""], ["z"]))),
+                 "input 1 is marked single but has an empty string"),
+    "float64": (changed(put_type), "jax_enable_x64"),
+    **{says: (one_lstm(**attributes), says) for attributes, says in [
+        ({"direction": "up"}, "'up' is no direction"),
+        ({"hidden_size": 4.0}, "Mismatched attribute type"),
+        ({"units": 4}, "Unrecognized attribute: units"),
+        ({"hidden_size": 3}, "its W is float32.1, 16, 2., but with 3"),
+        ({"direction": "bidirectional"}, "2 directions it should be floats"),
+        ({"clip": 1.0}, "it clips at 1.0, which no cell does"),
+        ({"clip": 50000.0, "activations": ["Sigmoid", "Relu", "Relu"]},  # which does not end
+         "node 0 .LSTM.: it clips at 50000.0"),
+        ({"input_forget": 1}, "input_forget is not read here; exp"),
+        ({"activations": ["Sin", "Tanh", "Tanh"]}, "'Sin' is not an activ"),
+        ({"activations": ["Tanh"]}, "1 activations, but LSTM takes 3"),
+        ({"activations": ["Sigmoid", "Elu", "Tanh"], "activation_alpha": [0.0, 0.5, 0.0]},
+         "activation_alpha has numbers that none of the activations Sigmoid, Elu, Tanh takes"),
+        ({"activations": ["Sigmoid", "Affine", "Tanh"], "activation_alpha": [2.0]},
+         "the activation Affine with .'alpha': 2.0, 'beta': 0.0. is none that a cell has"),
+        ({"W": normal(16, 2)}, "its W is float32.16, 2."),
+        ({"R": np.zeros((1, 16, 4), np.int32)}, "its R is int32"),
+    ]},
     "size": (claim("W", [1, 16, 2**40]), "takes 70368744177664 bytes, but 128 are there"),
     "negative": (claim("W", [1, -16, -2]), "its shape is"),
-    "output": (
-        changed(lambda graph: graph.output.append(value("z", None))),
-        "nothing makes the graph's",
-    ),
-    "left out": (
-        changed(lambda graph: graph.node.append(node("Mul", ["x", ""], ["z"]))),
-        "input 1 is marked single but has an empty string",
-    ),
-    "float64": (changed(put_type), "jax_enable_x64"),
     "newer": (proto_of([], [], [], opset=1000), "opset 1000"),
     "empty": (b"", "holds no whole ONNX graph"),
     "a zip": (b"PK\x03\x04 nothing", "holds no whole ONNX graph"),
@@ -604,6 +584,7 @@ def test_bad_arguments() -> None:
         streamed({"x": xs, "h": normal(1, 4, HIDDEN), "c": normal(1, 4, HIDDEN)})
 
 
+WIDE = {"kernel_shape": [2**30], "pads": [2**29] * 2}
 ABSURD: dict[str, tuple[list[Any], dict[str, Any]]] = {
     # Nodes, each with the operator, the names of its inputs, and its attributes; and arrays.
     "zeros": ([("ConstantOfShape", ["a"], {})], {"a": np.array([2**20, 2**20])}),
@@ -611,38 +592,24 @@ ABSURD: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "tiles": ([("Tile", ["b", "a"], {})], {"b": normal(4), "a": np.array([2**40])}),
     "numbers": ([("Range", ["z", "a", "d"], {})], {"z": 0, "a": 2**60, "d": 1}),
     "vectors": ([("OneHot", ["z", "a", "d"], {})], {"z": [0], "a": 2**60, "d": [0, 1]}),
-    "reflections": ([("Pad", ["x", "a"], {"mode": "reflect"})], {"a": [0, 0, 2**40, 0, 0, 0]}),
-    "many reflections": (
-        [("Pad", ["x", "a"], {"mode": "reflect"})],
-        {"a": [0, 0, 50_000, 0, 0, 0]},
-    ),
+    **{f"reflections {n}": ([("Pad", ["x", "a"], {"mode": "reflect"})], {"a": [0, 0, n, 0, 0, 0]})
+       for n in (2**40, 50_000)},
     "less than nothing": ([("Pad", ["x", "a"], {})], {"a": [0, 0, -(2**40), 0, 0, 0]}),
     "more around than away": ([("Pad", ["x", "a"], {})], {"a": [0, 2**62, 0, 0, -(2**62), 0]}),
-    "more around a constant": (
-        [("ConstantOfShape", ["size"], {}), ("Pad", ["y0", "a"], {})],
-        {"a": [2**62, 0, -(2**62), 0], "size": [2, 3]},
-    ),
-    "a convolution": ([("Conv", ["x", "K"], {"pads": [2**30, 2**30]})], {"K": normal(1, 1, 3)}),
-    "a transposed convolution": (
-        [("ConvTranspose", ["x", "K"], {"strides": [2**30]})],
-        {"K": normal(1, 1, 3)},
-    ),
-    "its own shape": (
-        [("ConvTranspose", ["x", "K"], {"output_shape": [2**62]})],
-        {"K": normal(1, 1, 3)},
-    ),
-    "a maximum": ([("MaxPool", ["x"], {"kernel_shape": [2**30], "pads": [2**29] * 2})], {}),
-    "a mean": ([("AveragePool", ["x"], {"kernel_shape": [2**30], "pads": [2**29] * 2})], {}),
+    "more around a constant": ([("ConstantOfShape", ["size"], {}), ("Pad", ["y0", "a"], {})],
+                               {"a": [2**62, 0, -(2**62), 0], "size": [2, 3]}),
+    **{f"{name} {more}": ([(name, ["x", "K"], more)], {"K": normal(1, 1, 3)})
+       for name, more in (("Conv", {"pads": [2**30] * 2}), ("ConvTranspose", {"strides": [2**30]}),
+                          ("ConvTranspose", {"output_shape": [2**62]}))},
+    "a maximum": ([("MaxPool", ["x"], WIDE)], {}), "a mean": ([("AveragePool", ["x"], WIDE)], {}),
     "the sum of nothing, many times": (
         [("ConstantOfShape", ["size"], {}), ("ReduceSum", ["y0", "axis"], {"keepdims": 0})],
-        {"size": [0, 2**17, 2**17], "axis": [0]},
-    ),
+        {"size": [0, 2**17, 2**17], "axis": [0]}),
     "nothing, in an absurd shape": (
         [("Slice", ["x", "z", "z"], {}), ("Reshape", ["y0", "a"], {"allowzero": 1})],
-        {"z": [0], "a": [0, 2**62]},
-    ),
+        {"z": [0], "a": [0, 2**62]}),
     "more parts than outputs": ([("Split", ["x"], {"num_outputs": 2**28})], {}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ABSURD)
