@@ -280,16 +280,40 @@ def test_integers_beyond_32_bits_become_no_others() -> None:
             run()
 
 
+SUMS = {"kernel_shape": [2, 3], "strides": [2, 3], "ceil_mode": 1, "count_include_pad": 1}
+BY_RUNTIME: list[tuple[str, dict[str, Any]]] = [
+    # As PyTorch exports nn.AvgPool2d(ceil_mode=True): zeros around count, and nothing beyond them.
+    *(("AveragePool", SUMS | {"pads": pads}) for pads in ([0, 0, 0, 0], [1, 0, 0, 1])),
+    # The reference of `onnx` takes neither groups nor sizes.
+    *(("ConvTranspose", options) for options in (
+        {},
+        {"strides": [3, 2], "pads": [1, 0, 0, 1], "output_padding": [1, 0]},
+        {"dilations": [2, 1], "strides": [1, 2], "group": 2},
+        {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
+        {"strides": [2, 3], "output_shape": [9, 12]},
+        {"strides": [2, 3], "output_shape": [9, 11], "auto_pad": "SAME_UPPER"},
+    )),
+]  # fmt: skip
+
+
 @needs_runtime
-@pytest.mark.parametrize("pads", [[0, 0, 0, 0], [1, 0, 0, 1]])
-def test_a_mean_counts_zeros_around_and_nothing_beyond(pads: list[int], assert_close: Any) -> None:
-    """As PyTorch exports nn.AvgPool2d(ceil_mode=True), and as onnxruntime runs it."""
-    options = {"kernel_shape": [2, 3], "strides": [2, 3], "ceil_mode": 1, "count_include_pad": 1}
-    nodes = [node("AveragePool", ["x"], ["y"], pads=pads, **options)]
-    x = normal(2, 3, 7, 8)
-    proto = proto_of(nodes, [value("x", x.shape)], ["y"], opset=19)
+@pytest.mark.parametrize(("op_type", "options"), BY_RUNTIME)
+def test_what_onnxruntime_computes_too(
+    op_type: str, options: dict[str, Any], assert_close: Any
+) -> None:
+    held, x = dict[str, Any](), normal(2, 4, 7, 8)
+    if op_type == "ConvTranspose":
+        held, x = (
+            {"w": normal(4, 2, 3, 2), "b": normal(2 * options.get("group", 1))},
+            x[..., :5, :4],
+        )
+    proto = alone(op_type, x.shape, opset=19, held=held, **options)
     (expected,) = session(proto).run(None, {"x": x})
-    assert_close(rnnjax_onnx.load(proto)(x)[1], expected, TOLERANCE)
+    model = rnnjax_onnx.load(proto)
+    assert_close(model(x)[1], expected, TOLERANCE)
+    assert jax.tree.map(np.shape, dict(model.params.get("constants", {}))) == jax.tree.map(
+        np.shape, held
+    )
 
 
 def test_what_an_old_dropout_keeps_is_of_the_type_of_its_input() -> None:
@@ -299,30 +323,6 @@ def test_what_an_old_dropout_keeps_is_of_the_type_of_its_input() -> None:
         kept = rnnjax_onnx.load(proto)(normal(2))[1]["kept"]
         assert kept.dtype == kind
         assert kept.all()
-
-
-@needs_runtime
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"strides": [3, 2], "pads": [1, 0, 0, 1], "output_padding": [1, 0]},
-        {"dilations": [2, 1], "strides": [1, 2], "group": 2},
-        {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
-        {"strides": [2, 3], "output_shape": [9, 12]},
-        {"strides": [2, 3], "output_shape": [9, 11], "auto_pad": "SAME_UPPER"},
-    ],
-)
-def test_a_transposed_convolution(options: dict[str, Any], assert_close: Any) -> None:
-    """As onnxruntime runs it: the reference of `onnx` takes neither groups nor sizes."""
-    held = {"w": normal(4, 2, 3, 2), "b": normal(2 * options.get("group", 1))}
-    x = normal(2, 4, 5, 4)
-    nodes = [node("ConvTranspose", ["x", "w", "b"], ["y"], **options)]
-    proto = proto_of(nodes, [value("x", x.shape)], ["y"], **held)
-    (expected,) = session(proto).run(None, {"x": x})
-    model = rnnjax_onnx.load(proto)
-    assert_close(model(x)[1], expected, TOLERANCE)
-    assert model.params["constants"]["w"].shape == (4, 2, 3, 2)
 
 
 def test_relu_has_no_derivative_at_zero() -> None:
@@ -360,108 +360,81 @@ def test_a_graph_of_64_bits_has_a_state_of_64(begun: bool, x64: None) -> None:
 
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+ORDER = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 
 
 @st.composite
-def drawn_nodes(draw: st.DrawFn) -> dict[str, Any]:
-    """Everything about a node but its numbers, which follow from the seed."""
-    op_type = draw(st.sampled_from(RECURRENT))
-    direction = draw(st.sampled_from(["forward", "reverse", "bidirectional"]))
-    directions = 2 if direction == "bidirectional" else 1
-    optional = {"B", "sequence_lens", "initial_h"}
-    optional |= {"initial_c", "P"} if op_type == "LSTM" else set()
-    config = {
-        "op_type": op_type,
-        "directions": directions,
-        "sizes": [draw(st.integers(1, 4)) for _ in range(4)],  # time, batch, features, hidden
-        "inputs": {name for name in sorted(optional) if draw(st.booleans())},
-        "outputs": draw(st.integers(1, 7 if op_type == "LSTM" else 3)),  # bits: which are read
-        "opset": draw(st.sampled_from([7, 11, 14, 22])),
-        "seed": draw(st.integers(0, 2**16)),
-    }
-    attributes: dict[str, Any] = {}
+def drawn_nodes(draw: st.DrawFn) -> tuple[Any, ...]:
+    """The operator, its attributes and arrays, which outputs are read as bits, and the opset."""
+
+    def one_of(*of: Any) -> Any:
+        return draw(st.sampled_from(of))
+
+    op_type, direction = one_of(*RECURRENT), one_of("forward", "reverse", "bidirectional")
+    time, batch, features, hidden = (draw(st.integers(1, 4)) for _ in range(4))
+    rng, n, rows = np.random.default_rng(draw(st.integers(0, 2**16))), 1, GATES[op_type] * hidden
+    attributes: dict[str, Any] = {"hidden_size": hidden}
     if direction != "forward" or draw(st.booleans()):
-        attributes["direction"] = direction
+        attributes["direction"], n = direction, 1 + (direction == "bidirectional")
+    shapes = {
+        "X": (time, batch, features), "W": (n, rows, features), "R": (n, rows, hidden),
+        "B": (n, 2 * rows), "initial_h": (n, batch, hidden), "initial_c": (n, batch, hidden),
+        "P": (n, 3 * hidden),
+    }  # fmt: skip
+    arrays = {
+        name: (0.7 * rng.standard_normal(shape)).astype(np.float32)
+        for name, shape in shapes.items()
+        if name in "XWR" or ((op_type == "LSTM" or name[-1] not in "cP") and one_of(1, 1, 0))
+    }
+    if draw(st.booleans()):
+        arrays["sequence_lens"] = rng.integers(1, time + 1, batch).astype(np.int32)
     if op_type == "GRU" and draw(st.booleans()):
         attributes["linear_before_reset"] = 1
     if draw(st.booleans()):
-        slots = {"LSTM": 3, "GRU": 2, "RNN": 1}[op_type]
-        names = []
-        for slot in range(slots * directions):
+        slots, names = {"LSTM": 3, "GRU": 2, "RNN": 1}[op_type], list[str]()
+        for slot in range(slots * n):
             # The gates have to stay bounded, or numbers grow out of all proportion.
             gate = op_type != "RNN" and slot % slots == 0
             again = op_type == "LSTM" and slot % slots == 2  # candidate and output have one
-            drawn = st.sampled_from(SQUASHING if gate else sorted(NEEDS))
-            names.append(names[-1] if again else draw(drawn))
+            names.append(names[-1] if again else one_of(*(SQUASHING if gate else sorted(NEEDS))))
         attributes["activations"] = names
         for key, lowest in (("alpha", 0.25), ("beta", 0.5)):
             takers = [name for name in names if key in NEEDS[name]]
             if takers and draw(st.booleans()):
-                number = draw(st.sampled_from([lowest, 0.375, 0.75]))
-                attributes[f"activation_{key}"] = [number] * len(takers)
-    config["attributes"] = attributes
-    return config
+                attributes[f"activation_{key}"] = [one_of(lowest, 0.375, 0.75)] * len(takers)
+    read = draw(st.integers(1, 7 if op_type == "LSTM" else 3))
+    return op_type, attributes, arrays, read, one_of(7, 11, 14, 22)
 
 
-def arrays_of(config: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Random inputs of the node, by the operator's names."""
-    rng = np.random.default_rng(config["seed"])
-    time, batch, features, hidden = config["sizes"]
-    n, gates = config["directions"], GATES[config["op_type"]]
-    shapes = {
-        "X": (time, batch, features),
-        "W": (n, gates * hidden, features),
-        "R": (n, gates * hidden, hidden),
-        "B": (n, 2 * gates * hidden),
-        "initial_h": (n, batch, hidden),
-        "initial_c": (n, batch, hidden),
-        "P": (n, 3 * hidden),
-    }
-    arrays = {
-        name: (0.7 * rng.standard_normal(shape)).astype(np.float32)
-        for name, shape in shapes.items()
-        if name in ("X", "W", "R") or name in config["inputs"]
-    }
-    if "sequence_lens" in config["inputs"]:
-        arrays["sequence_lens"] = rng.integers(1, time + 1, batch).astype(np.int32)
-    return arrays
+def without_end(names: list[str]) -> list[str]:
+    """Names without the last ones that are empty."""
+    return names[: len(names) - next(i for i, name in enumerate(names[::-1]) if name)]
 
 
-ORDER = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
-
-
-def make_model(config: dict[str, Any], arrays: dict[str, np.ndarray], *, outputs: list[str]) -> Any:
+def make_model(op_type: str, attributes: Any, arrays: Any, opset: int, outputs: list[str]) -> Any:
     """A model of one node, with its weights as initialisers."""
-    order = ORDER if config["op_type"] == "LSTM" else ORDER[:6]
-    inputs = [name if name in arrays else "" for name in order]
-    while not inputs[-1]:
-        inputs.pop()
-    attributes = {**config["attributes"], "hidden_size": config["sizes"][3]}
-    node = helper.make_node(config["op_type"], inputs, outputs, **attributes)
-    weights = [name for name in ("W", "R", "B", "P") if name in arrays]
-    given = [described(n, x) for n, x in arrays.items() if n not in weights]
-    held, names = {name: arrays[name] for name in weights}, filter(None, outputs)
-    return proto_of([node], given, [*names], opset=config["opset"], **held)
+    inputs = without_end([name if name in arrays else "" for name in ORDER])
+    held = {name: array for name, array in arrays.items() if name in "WRBP"}
+    given = [described(n, x) for n, x in arrays.items() if n not in held]
+    nodes = [node(op_type, inputs, outputs, **attributes)]
+    return proto_of(nodes, given, [*filter(None, outputs)], opset=opset, **held)
 
 
-def check_node(config: dict[str, Any], assert_close: Any) -> bool:
+def check_node(drawn: Any, assert_close: Any) -> bool:
     """Outputs and states equal both implementations; True if the reference could judge."""
-    arrays = arrays_of(config)
-    names = ["Y", "Y_h", "Y_c"] if config["op_type"] == "LSTM" else ["Y", "Y_h"]
-    proto = make_model(config, arrays, outputs=names)
+    op_type, attributes, arrays, read, opset = drawn
+    names = ["Y", "Y_h", "Y_c"] if op_type == "LSTM" else ["Y", "Y_h"]
+    proto = make_model(op_type, attributes, arrays, opset, names)
     fed = {one.name: arrays[one.name] for one in proto.graph.input}
     expected = dict(zip(names, session(proto).run(None, fed), strict=True))
     # The reference ignores most of the attributes.
-    judged = "activations" not in config["attributes"] and "sequence_lens" not in arrays
+    judged = "activations" not in attributes and "sequence_lens" not in arrays
     if judged:
         assert_close(by_reference(proto, fed), expected, TOLERANCE)
-    names = [name if config["outputs"] >> i & 1 else "" for i, name in enumerate(expected)]
-    while not names[-1]:
-        names.pop()
-    proto = make_model(config, arrays, outputs=names)
+    names = without_end([name if read >> i & 1 else "" for i, name in enumerate(expected)])
+    proto = make_model(op_type, attributes, arrays, opset, names)
     model = rnnjax_onnx.load(proto.SerializeToString())
-    given = {value.name: arrays[value.name] for value in proto.graph.input}
-    carry, ys = jax.device_get(jax.jit(model.__call__)(given))
+    carry, ys = jax.device_get(jax.jit(model.__call__)(fed))
     data = model.network.outputs
     ys = ys if len(data) > 1 else {data[0]: ys}
     assert_close(ys, {name: expected[name] for name in data}, TOLERANCE)
@@ -486,8 +459,8 @@ def test_drawn_nodes(count: int, assert_close: Any) -> None:
 
     @drawn(count)
     @given(drawn_nodes())
-    def check(config: dict[str, Any]) -> None:
-        judged.append(check_node(config, assert_close))
+    def check(drawn: Any) -> None:
+        judged.append(check_node(drawn, assert_close))
         if len(judged) % 50 == 0:
             jax.clear_caches()
 
