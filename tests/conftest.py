@@ -26,7 +26,6 @@ MORE_PROGRAMS = {
     "tests/interop/test_c.py::test_operations": 80,
     "tests/interop/test_c.py::test_weights_of_8_bits_are_as_near_as_the_header_says": 80,
     "tests/interop/test_c_models.py::test_models_are_what_their_framework_computes": 150,
-    "tests/interop/test_c_models.py::test_a_model_with_weights_of_8_bits": 80,
     "tests/interop/test_options.py::test_options_leave_or_are_named": 120,
     # A program for each of ONNX's own cases.
     "tests/interop/test_onnx_nodes.py::test_node_cases": 150,

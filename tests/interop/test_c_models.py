@@ -239,7 +239,31 @@ def of_a_state() -> Any:
     return keras.Model(x, layers.LSTM(4, name="second")(x, initial_state=states))
 
 
-LAST = {"name": "last"}
+def over_time() -> Any:
+    """A softmax whose axis is the last one, as is that of the features elsewhere."""
+    x = keras.Input((None, FEATURES))
+    scores = keras.ops.sum(layers.LSTM(4, return_sequences=True)(x), axis=-1)
+    return keras.Model(x, layers.Softmax()(scores))
+
+
+def for_a_batch() -> Model:
+    proto = from_onnx.to_proto(random_model(Recurrent("a", GRUCell(4)), inputs=3), states=False)
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 32
+    return from_onnx.load(proto)
+
+
+def of_any_size() -> Any:
+    x = keras.Input((None, None), name="any")
+    return keras.Model(x, layers.Add()([x, x]))
+
+
+def padded(masked: bool = True, **options: Any) -> Model:
+    """Padding needs a state that holds the output, where a model has a mask and says no zeros."""
+    row = [Masking("m")] * masked + [Recurrent("lru", rnnjax.LRUCell(4), **options)]
+    return random_model(*row, inputs=FEATURES)
+
+
+LAST: Any = {"name": "last"}
 WHOLE: list[tuple[Any, str]] = [
     (lambda: keras_model(layers.Bidirectional(layers.LSTM(2))), r"'\w+', Bidirectional\(LSTMCell"),
     (lambda: keras_model(layers.LSTM(2, go_backwards=True)), r"'\w+', LSTMCell\(2\), reverse"),
@@ -258,22 +282,27 @@ WHOLE: list[tuple[Any, str]] = [
     # These would go on from one step to the next, where each begins a sequence of its own.
     (lambda: behind(layers.RepeatVector(3), layers.LSTM(3, **LAST)), "'last'"),
     (lambda: behind(layers.RepeatVector(3), layers.Conv1D(3, 2, padding="causal", **LAST)), "'la"),
+    (over_time, "'softmax.*, does not"),
+]
+REFUSED = [
+    *((build, f"takes one step at a time, but layer {named}") for build, named in WHOLE),
+    (for_a_batch, "one row, but the graph is for 32; export it for one"),
+    (of_any_size, "input 'any' has a shape that is not known"),
+    (lambda: padded(return_sequences=False), r"layer 'lru', LRUCell.* does not hold"),
+    (lambda: padded(masked_outputs="last"), r"layer 'lru', LRUCell.* does not hold"),
 ]
 
 
-@pytest.mark.parametrize(("build", "named"), WHOLE, ids=range(len(WHOLE)))
-def test_what_takes_no_steps_is_refused_by_name(build: Any, named: str, tmp_path: Path) -> None:
-    with pytest.raises(InteropError, match=f"takes one step at a time, but layer {named}"):
-        c.save(from_keras.load(build()), tmp_path / "model.c")
+@pytest.mark.parametrize(("build", "says"), REFUSED, ids=range(len(REFUSED)))
+def test_what_c_does_not_take_is_refused_by_name(build: Any, says: str, tmp_path: Path) -> None:
+    made, kind = build(), InvalidInputError if "not known" in says else InteropError
+    with pytest.raises(kind, match=says):
+        c.save(made if isinstance(made, Model) else from_keras.load(made), tmp_path / "model.c")
 
 
-def test_a_softmax_over_time_is_refused(tmp_path: Path) -> None:
-    """Its axis is the last one, and so is that of the features elsewhere."""
-    x = keras.Input((None, FEATURES))
-    scores = keras.ops.sum(layers.LSTM(4, return_sequences=True)(x), axis=-1)
-    model = from_keras.load(keras.Model(x, layers.Softmax()(scores)))
-    with pytest.raises(InteropError, match=r"layer 'softmax.*, does not"):
-        c.save(model, tmp_path / "model.c")
+@pytest.mark.parametrize("options", [{}, {"masked": False, "return_sequences": False}])
+def test_padding_of_zeros_and_no_padding_need_no_output(options: Any, tmp_path: Path) -> None:
+    c.save(padded(**options), tmp_path / "model.c")
 
 
 TURNED = node("Transpose", ["x"], ["a"], perm=[0, 2, 1])
@@ -315,37 +344,6 @@ def test_a_graph_without_a_state_is_its_step(tmp_path: Path) -> None:
     check(models, tmp_path)
 
 
-def test_a_graph_for_a_batch_is_refused_by_its_size(tmp_path: Path) -> None:
-    proto = from_onnx.to_proto(random_model(Recurrent("a", GRUCell(4)), inputs=3), states=False)
-    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 32
-    with pytest.raises(InteropError, match="one row, but the graph is for 32; export it for one"):
-        c.save(from_onnx.load(proto), tmp_path / "model.c")
-
-
-def test_an_input_of_unknown_size_is_refused(tmp_path: Path) -> None:
-    x = keras.Input((None, None), name="any")
-    model = from_keras.load(keras.Model(x, layers.Add()([x, x])))
-    with pytest.raises(InvalidInputError, match="input 'any' has a shape that is not known"):
-        c.save(model, tmp_path / "model.c")
-
-
-def test_padding_needs_a_state_that_holds_the_output(tmp_path: Path) -> None:
-    """Where a model has no mask, or says zeros, it is not needed."""
-    masked, cell = Masking("m"), rnnjax.LRUCell(4)
-    for refused, given in [
-        (True, [masked, Recurrent("lru", cell, return_sequences=False)]),
-        (True, [masked, Recurrent("lru", cell, masked_outputs="last"), Dense("d", 2)]),
-        (False, [masked, Recurrent("lru", cell)]),
-        (False, [Recurrent("lru", cell, return_sequences=False)]),
-    ]:
-        model = random_model(*given, inputs=FEATURES)
-        if refused:
-            with pytest.raises(InteropError, match=r"layer 'lru', LRUCell.* does not hold"):
-                c.save(model, tmp_path / "model.c")
-        else:
-            c.save(model, tmp_path / "model.c")
-
-
 def test_a_learned_state_is_where_a_model_begins(tmp_path: Path) -> None:
     cell = rnnjax.LearnedCarry(GRUCell(4))
     params = jax.device_get(begun(cell, FEATURES))
@@ -370,15 +368,6 @@ def test_a_causal_convolution_goes_on_from_its_window() -> None:
         run(xs, resets=np.ones((TIME, 2), bool))
     shapes = [leaf.shape for name, leaf in end.items() if name.startswith("conv")]
     assert shapes == [(2, 4, FEATURES), (2, 1, 4)]
-
-
-def test_a_model_with_weights_of_8_bits(tmp_path: Path) -> None:
-    """Of ids: a table is no matrix, and stays."""
-    model, xs = from_keras.load(KERAS["text"]()), inputs(True)
-    c.save(model, tmp_path / "small.c", weights="int8", data=xs[:, None])
-    stream = Stream(library(tmp_path), tmp_path, "small")
-    ys = np.stack([stream.step(x) for x in xs])
-    assert 1e-5 < distance(ys, np.asarray(at_once(model, xs[:, None])[1])[:, 0]) < 0.05
 
 
 @pytest.mark.slow
