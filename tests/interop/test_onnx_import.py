@@ -89,12 +89,20 @@ def test_what_is_no_weight_is_not_trained() -> None:
 # --- What PyTorch exports ---
 
 
+def module_of(run: Callable[..., Any], **parts: Any) -> Any:
+    """A module of PyTorch of parts by their names, which ``run`` takes and inputs."""
+
+    nn: Any = pytest.importorskip("torch", reason="torch is in the extra `parity`").nn
+    module = type("Module", (nn.Module,), {"forward": run})()
+    for name, part in parts.items():
+        module.add_module(name, part)
+    return module
+
+
 class Export:
     """A module of PyTorch with random weights, and its ONNX file."""
 
-    def __init__(
-        self, module: Any, given: tuple[Any, ...], names: list[str], **options: Any
-    ) -> None:
+    def __init__(self, module: Any, given: Sequence[Any], names: list[str], **options: Any) -> None:
         import torch
 
         self.module, self.tensors = module, given
@@ -115,29 +123,22 @@ class Export:
 def torch_tagger(kind: str, fold: bool = True, **options: Any) -> Export:
     """Embedding, recurrent layers with states in and out, and a linear layer."""
     torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
-    sides = 2 if options.get("bidirectional") else 1
+    sides, lstm = 2 if options.get("bidirectional") else 1, kind == "LSTM"
 
-    class Tagger(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding = torch.nn.Embedding(7, FEATURES)
-            self.rnn = getattr(torch.nn, kind)(FEATURES, HIDDEN, **options)
-            self.fc = torch.nn.Linear(sides * HIDDEN, 6)
+    def run(module: Any, ids: Any, *states: Any) -> Any:
+        ys, finals = module.rnn(module.embedding(ids), states if lstm else states[0])
+        return module.fc(ys), *(finals if lstm else (finals,))
 
-        def forward(self, ids: Any, *states: Any) -> Any:
-            ys, finals = self.rnn(self.embedding(ids), states if kind == "LSTM" else states[0])
-            return self.fc(ys), *(finals if kind == "LSTM" else (finals,))
-
+    rnn = getattr(torch.nn, kind)(FEATURES, HIDDEN, **options)
+    parts = {"embedding": torch.nn.Embedding(7, FEATURES), "rnn": rnn}
+    module = module_of(run, **parts, fc=torch.nn.Linear(sides * HIDDEN, 6))
     shape = (BATCH, TIME) if options.get("batch_first") else (TIME, BATCH)
     ids = torch.tensor(np.random.default_rng(2).integers(0, 7, shape))
-    states = [
-        torch.tensor(normal(sides * options.get("num_layers", 1), BATCH, HIDDEN))
-        for _ in range(2 if kind == "LSTM" else 1)
-    ]
+    sizes = sides * options.get("num_layers", 1), BATCH, HIDDEN
+    states = [torch.tensor(normal(*sizes)) for _ in range(1 + lstm)]
     names = ["ids", "h", "c"][: 1 + len(states)]
     axes = {name: {1: "batch"} for name in names} | {"ids": {0: "a", 1: "b"}}
-    written = {"dynamic_axes": axes, "do_constant_folding": fold}
-    return Export(Tagger(), (ids, *states), names, **written)
+    return Export(module, (ids, *states), names, dynamic_axes=axes, do_constant_folding=fold)
 
 
 def first_of(model: Any, ys: Any) -> Any:
@@ -235,20 +236,15 @@ def test_packed_sequences_and_computed_states_of_torch(fold: bool, assert_close:
     """Zeros of a computed shape as states, an input of lengths, weights put together by nodes."""
     torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
 
-    class Packed(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gru = torch.nn.GRU(FEATURES, HIDDEN, bidirectional=True)
+    def run(module: Any, x: Any, lengths: Any) -> Any:
+        ys, h = module.gru(torch.nn.utils.rnn.pack_padded_sequence(x, lengths))
+        return torch.nn.utils.rnn.pad_packed_sequence(ys)[0], h
 
-        def forward(self, x: Any, lengths: Any) -> Any:
-            pack = torch.nn.utils.rnn.pack_padded_sequence(x, lengths)
-            ys, h = self.gru(pack)
-            return torch.nn.utils.rnn.pad_packed_sequence(ys)[0], h
-
+    module = module_of(run, gru=torch.nn.GRU(FEATURES, HIDDEN, bidirectional=True))
     given = torch.tensor(normal(TIME, BATCH, FEATURES)), torch.tensor([TIME, 3, 2])
     axes = {"x": {0: "time", 1: "batch"}, "lengths": {0: "batch"}}
     options = {"do_constant_folding": fold, "dynamic_axes": axes}
-    export = Export(Packed(), given, ["x", "lengths"], **options)
+    export = Export(module, given, ["x", "lengths"], **options)
     model = rnnjax_onnx.load(export.file)
     carry, ys = at_once(model, export.given)
     assert_close(jax.tree.leaves(ys)[0], export.outputs[0], TOLERANCE)
@@ -267,55 +263,39 @@ def test_packed_sequences_and_computed_states_of_torch(fold: bool, assert_close:
 
 def enhancer(norm: str) -> Any:
     """Strided convolutions with normalised weights, an LSTM, and their transposes behind it."""
-    import torch
-    from torch import nn
+    torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
+    nn, turned = torch.nn, torch.nn.ConvTranspose1d
+    normed = (nn.utils.parametrizations if norm == "parametrized" else nn.utils).weight_norm
 
-    where = nn.utils.parametrizations if norm == "parametrized" else nn.utils
+    def run(module: Any, x: Any) -> Any:
+        y = nn.functional.glu(module.down[1](module.slope(module.down[0](x))), dim=1)
+        y = y + module.lstm(y.transpose(1, 2))[0].transpose(1, 2)
+        return torch.tanh(module.up[1](torch.relu(module.up[0](y))))
 
-    class Enhancer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            normed = where.weight_norm
-            self.down = nn.ModuleList(
-                [normed(nn.Conv1d(a, b, 4, 2, padding=1)) for a, b in ((1, 4), (4, 12))]
-            )
-            self.lstm = nn.LSTM(6, 6, batch_first=True)
-            self.up = nn.ModuleList(
-                [
-                    normed(nn.ConvTranspose1d(6, 4, 4, 2, padding=1, output_padding=1, groups=2)),
-                    normed(nn.ConvTranspose1d(4, 1, 4, 2, padding=1, dilation=2)),
-                ]
-            )
-            self.slope = nn.PReLU(4)
-
-        def forward(self, x: Any) -> Any:
-            y = nn.functional.glu(self.down[1](self.slope(self.down[0](x))), dim=1)
-            y = y + self.lstm(y.transpose(1, 2))[0].transpose(1, 2)
-            return torch.tanh(self.up[1](torch.relu(self.up[0](y))))
-
-    return Enhancer()
+    down = [normed(nn.Conv1d(a, b, 4, 2, padding=1)) for a, b in ((1, 4), (4, 12))]
+    up = [
+        normed(turned(6, 4, 4, 2, padding=1, output_padding=1, groups=2)),
+        normed(turned(4, 1, 4, 2, padding=1, dilation=2)),
+    ]
+    lstm, slope = nn.LSTM(6, 6, batch_first=True), nn.PReLU(4)
+    return module_of(run, down=nn.ModuleList(down), lstm=lstm, up=nn.ModuleList(up), slope=slope)
 
 
 def crnn(_: str) -> Any:
     """Images of text: convolutions, pools whose last window is not whole, and both directions."""
-    from torch import nn
+    nn = pytest.importorskip("torch", reason="torch is in the extra `parity`").nn
+    image = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.MaxPool2d(2, 2, ceil_mode=True), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(),
+        nn.MaxPool2d((3, 2), (2, 1), padding=(1, 0), ceil_mode=True),
+    )  # fmt: skip
 
-    class CRNN(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.image = nn.Sequential(
-                nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
-                nn.MaxPool2d(2, 2, ceil_mode=True), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(),
-                nn.MaxPool2d((3, 2), (2, 1), padding=(1, 0), ceil_mode=True),
-            )  # fmt: skip
-            self.rnn = nn.LSTM(6 * 3, 4, bidirectional=True, num_layers=2)
-            self.head = nn.Linear(8, 5)
+    def run(module: Any, x: Any) -> Any:
+        y = module.image(x).flatten(1, 2).permute(2, 0, 1)
+        return module.head(module.rnn(y)[0]).log_softmax(2)
 
-        def forward(self, x: Any) -> Any:
-            y = self.image(x).flatten(1, 2).permute(2, 0, 1)
-            return self.head(self.rnn(y)[0]).log_softmax(2)
-
-    return CRNN()
+    rnn = nn.LSTM(6 * 3, 4, bidirectional=True, num_layers=2)
+    return module_of(run, image=image, rnn=rnn, head=nn.Linear(8, 5))
 
 
 FILES: list[Any] = [
