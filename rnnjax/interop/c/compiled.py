@@ -17,7 +17,7 @@ import numpy as np
 from rnnjax.cells.base import Carry
 from rnnjax.checks import check_size
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.c.forms import kind_of
+from rnnjax.interop.c.forms import ARRAYS, kind_of
 from rnnjax.interop.c.program import Program, program_of
 from rnnjax.interop.c.source import written
 
@@ -30,7 +30,6 @@ _WIDE = ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64
 _OPTIONS = [
     "-O3", "-march=native", *_WIDE, "-shared", "-fPIC", "-o", "net.so", "-xc", "net.c", "-lm",
 ]  # fmt: skip
-_TYPES = {"f": np.float32, "i": np.int32, "b": np.int32, "q": np.int8}  # of arrays of C, by kinds
 
 
 class _Compiled(NamedTuple):
@@ -80,7 +79,7 @@ class Stream:
             at += leaf.size
         # The buffers of a single step, whose addresses are bound once: that saves 3 us a call.
         self._x, self._y = (
-            {key: np.zeros((*batch, *program.shapes[key]), _TYPES[kind_of(one.dtype)])
+            {key: np.zeros((*batch, *program.shapes[key]), ARRAYS[kind_of(one.dtype)])
              for key, one in arrays.items()}
             for arrays in (program.inputs, program.outputs)
         )  # fmt: skip
@@ -248,7 +247,7 @@ def stream(  # noqa: D417  # `save` tells of the others
         )
     program = program_of(what, input_size, weights, data)
     source, header, constants = written(program, "net", data, apart=True)
-    arrays = [_aligned(one.astype(_TYPES[kind_of(one.dtype)])) for one in constants]
+    arrays = [*map(_aligned, constants)]
     library = _built(source, header)
     library.net_bind(_addresses(arrays))
     return Stream(_Compiled(program, library, arrays), rows)

@@ -8,6 +8,7 @@ import numpy as np
 
 TYPES = {"f": "float", "i": "int32_t", "b": "int32_t", "q": "int8_t"}
 """The types of C by kinds: floating-point numbers, integers, booleans, and integers of 8 bits."""
+ARRAYS: Mapping[str, Any] = {"f": np.float32, "i": np.int32, "b": np.int32, "q": np.int8}
 BYTES = {"float": 4, "int32_t": 4, "int8_t": 1}
 
 
@@ -30,7 +31,8 @@ def literals(array: np.ndarray) -> list[str]:
     if kind_of(array.dtype) != "f":
         return [str(int(number)) for number in array.ravel().tolist()]
     odd = {"nan": "NAN", "inf": "INFINITY", "-inf": "(-INFINITY)"}
-    texts = [f"{number:.9g}" for number in array.ravel().astype(np.float32).tolist()]
+    # One format of all takes half the time of one for each.
+    texts = ("%.9g " * array.size % (*array.ravel().astype(np.float32).tolist(),)).split()
     return [odd.get(text, text + ("f" if "." in text or "e" in text else ".0f")) for text in texts]
 
 

@@ -61,7 +61,7 @@ def written(
             f"the file would call an array or a function {min(taken)!r:.80}, as the model calls an "
             "input or an output; give the file another name"
         )
-    weights = sum(array.size * BYTES[_type(array)] for array, _ in constants.values())
+    weights = sum(array.nbytes for array, _ in constants.values())
     header = _header(program, name, weights, scratch, signature, notes)
     # The header of another save, or of one that was cut off, has a state of other sizes.
     both = "0x" + hashlib.sha256(f"{source}{header}".encode()).hexdigest()[:8]
@@ -125,14 +125,8 @@ def _type(array: Any) -> str:
 
 
 def _numbers(array: np.ndarray) -> str:
-    flat, eights = array.ravel().astype(np.float32), range(0, array.size, 8)
-    if kind_of(array.dtype) == "f" and np.isfinite(flat).all() and (flat != np.rint(flat)).all():
-        # One format of eight weights takes half the time of eight; 2 would be no number of C.
-        each = (flat[i : i + 8].tolist() for i in eights)
-        rows = [", ".join(["%.9gf"] * len(eight)) % (*eight,) for eight in each]
-    else:
-        texts = literals(array)
-        rows = [", ".join(texts[i : i + 8]) for i in eights]
+    texts = literals(array)
+    rows = [", ".join(texts[i : i + 8]) for i in range(0, array.size, 8)]
     return "{\n  " + ",\n  ".join(rows) + "\n}" if len(rows) > 1 else f"{{{rows[0]}}}"
 
 

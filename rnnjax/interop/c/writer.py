@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from rnnjax.errors import InteropError
-from rnnjax.interop.c.forms import FORMS, REDUCTIONS, TYPES, kind_of, literals
+from rnnjax.interop.c.forms import ARRAYS, FORMS, REDUCTIONS, TYPES, kind_of, literals
 from rnnjax.interop.jaxprs import Walker, inside, moved, numbers
 
 _INDICES = "ijklmnopqr"  # of loops
@@ -175,7 +175,7 @@ class Writer(Walker):
     def constant(self, array: np.ndarray, whole: bool = False, name: str = "") -> Value:
         """A constant of the file; equal ones are one, and copies along an axis are not written."""
         kind, name = kind_of(array.dtype), name or self._names.get(array.tobytes(), "")
-        base = array.astype({"f": np.float32, "q": np.int8}.get(kind, np.int32))
+        base = array.astype(ARRAYS.get(kind, np.int32))
         for axis in range(0 if whole or not array.size else array.ndim):
             first = base.take([0], axis)
             same = np.broadcast_to(first, base.shape).tobytes() == base.tobytes()  # 0 is not -0
