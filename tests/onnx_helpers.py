@@ -1,5 +1,6 @@
 """What the tests of ONNX share: small models, random arrays, and the reference of the format."""
 
+import ast
 import importlib.util
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +35,19 @@ def weights(gates: int, directions: int = 1, features: int = FEATURES) -> dict[s
 
 def value(name: str, shape: Sequence[Any] | None = None, kind: int = TensorProto.FLOAT) -> Any:
     return helper.make_tensor_value_info(name, kind, shape)
+
+
+def nodes_of(text: str) -> list[Any]:
+    """Nodes as ``Add x y > z; Softmax z > p axis=-1``, with ``_`` for what is left out."""
+    made = []
+    for one in text.split(";"):
+        before, after = one.split(">")
+        kind, *inputs = ("" if word == "_" else word for word in before.split())
+        outputs = [word for word in after.split() if "=" not in word]
+        more = (word.split("=") for word in after.split() if "=" in word)
+        read = {name: ast.literal_eval(value) for name, value in more}
+        made.append(node(kind, inputs, outputs, **read))
+    return made
 
 
 def graph_of(

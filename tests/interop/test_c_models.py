@@ -11,7 +11,7 @@ from c_helpers import Stream, library
 from cell_table import begun
 from interop_helpers import at_once, distance, random_model
 from made_models import randomized
-from onnx_helpers import needs_runtime, node, normal, proto_of, session, value
+from onnx_helpers import needs_runtime, nodes_of, normal, proto_of, session, value
 
 import rnnjax
 from rnnjax import GRUCell, LSTMCell, SimpleRNNCell, Stack
@@ -305,26 +305,22 @@ def test_padding_of_zeros_and_no_padding_need_no_output(options: Any, tmp_path: 
     c.save(padded(**options), tmp_path / "model.c")
 
 
-TURNED = node("Transpose", ["x"], ["a"], perm=[0, 2, 1])
-BACK = node("Transpose", ["b"], ["y"], perm=[0, 2, 1])
-DELAY = [node("Pad", ["x", "pads"], ["p"]), node("Slice", ["p", "from", "to", "along"], ["d"])]
+TURNED, BACK = "Transpose x > a perm=[0,2,1];", "; Transpose b > y perm=[0,2,1]"
 GRAPHS = {  # that are batch first, and have no state
-    "softmax": [node("Softmax", ["x"], ["y"], axis=1)],
-    "mean": [node("ReduceMean", ["x"], ["m"], axes=[1]), node("Sub", ["x", "m"], ["y"])],
-    "first": [node("Gather", ["x", "zero"], ["y"], axis=1)],
-    "delay": [*DELAY, node("Add", ["x", "d"], ["y"])],  # beyond what a few steps show
-    "long_ago": [TURNED, node("Conv", ["a", "w"], ["b"], pads=[8, 0], dilations=[8]), BACK],
-    "negative": [
-        TURNED, node("Conv", ["a", "w"], ["c"], pads=[1, 0]), node("Relu", ["c"], ["b"]), BACK,
-    ],
-}  # fmt: skip
+    "softmax": "Softmax x > y axis=1",
+    "mean": "ReduceMean x > m axes=[1]; Sub x m > y",
+    "first": "Gather x zero > y axis=1",
+    "delay": "Pad x pads > p; Slice p from to along > d; Add x d > y",  # of many steps
+    "long_ago": f"{TURNED} Conv a w > b pads=[8,0] dilations=[8] {BACK}",
+    "negative": f"{TURNED} Conv a w > c pads=[1,0]; Relu c > b {BACK}",
+}
 
 
 @pytest.mark.parametrize("batch", ["batch", 1])
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_graph_that_mixes_steps_is_refused(name: str, batch: Any, tmp_path: Path) -> None:
     """Also where it mixes no rows of the batch, which is before, and sees but negative numbers."""
-    graph = GRAPHS[name], [value("x", [batch, "time", FEATURES])], ["y"]
+    graph = nodes_of(GRAPHS[name]), [value("x", [batch, "time", FEATURES])], ["y"]
     w = -np.abs(normal(FEATURES, FEATURES, 2))
     delay = {"pads": [0, 300, 0, 0, 0, 0], "from": [0], "to": [-300], "along": [1]}
     model = from_onnx.load(
@@ -338,7 +334,7 @@ def test_a_graph_without_a_state_is_its_step(tmp_path: Path) -> None:
     """Its output may have another axis of time, and its input the name of a function of C."""
     models, xs = {}, inputs(False)
     for name, axes in {"rows": ["batch", "time"], "columns": ["time", "batch"]}.items():
-        nodes = [node("Abs", ["fabsf"], ["a"]), node("ReduceSum", ["a", "last"], ["y"], keepdims=0)]
+        nodes = nodes_of("Abs fabsf > a; ReduceSum a last > y keepdims=0")
         proto = proto_of(nodes, [value("fabsf", [*axes, FEATURES])], ["y"], last=np.array([-1]))
         models[name] = from_onnx.load(proto), xs, np.abs(xs).sum(-1, keepdims=True)
     check(models, tmp_path)

@@ -15,6 +15,7 @@ from onnx_helpers import (
     by_reference,
     graph_of,
     node,
+    nodes_of,
     normal,
     proto_of,
     value,
@@ -106,10 +107,7 @@ def looped(nodes: list[Any], states: str, outputs: list[str]) -> Any:
 
 def loop_of(count: list[Any], goes_on: list[Any], outputs: list[str], **arrays: Any) -> Any:
     """``s = 0.5 s + x``, with what a step makes behind the state."""
-    nodes = [
-        node("Mul", ["s", "half"], ["h"]), node("Add", ["h", "x"], ["next"]),
-        node("Neg", ["next"], ["minus"]), *goes_on,
-    ]  # fmt: skip
+    nodes = [*nodes_of("Mul s half > h; Add h x > next; Neg next > minus"), *goes_on]
     inside = looped(nodes, "s", ["again", "next", "minus"][: 1 + len(outputs)])
     loop = node("Loop", ["n" if "n" in arrays or count else "", "", "x"], outputs, body=inside)
     inputs = [value("x", [2]), value("steps", [], TensorProto.INT64)]
@@ -132,7 +130,7 @@ def test_a_loop_with_a_number_of_trips_is_a_scan(steps: int, assert_close: Any) 
         np.testing.assert_allclose(slopes, [2 - 0.5**7] * 2, rtol=1e-6)
 
 
-BELOW = [node("ReduceSum", ["next"], ["sum"], keepdims=0), node("Less", ["sum", "one"], ["again"])]
+BELOW = nodes_of("ReduceSum next > sum keepdims=0; Less sum one > again")
 ENDLESS = node("Loop", ["", "yes", "x"], ["y"], body=looped([], "s", ["more", "s"]))
 REFUSED = {
     "the number of an input": (
@@ -172,10 +170,7 @@ def test_a_layer_in_a_loop_begins_anew_in_each_step(assert_close: Any) -> None:
 
 
 def test_a_scan_runs_a_recurrent_equation(assert_close: Any) -> None:
-    nodes = [
-        node("Mul", ["s", "half"], ["h"]), node("Add", ["h", "x_t"], ["next"]),
-        node("Identity", ["next"], ["y_t"]),
-    ]  # fmt: skip
+    nodes = nodes_of("Mul s half > h; Add h x_t > next; Identity next > y_t")
     inside = graph_of(nodes, [value("s", [3]), value("x_t", [3])], ["next", "y_t"])
     scan = node("Scan", ["s0", "x"], ["last", "y"], body=inside, num_scan_inputs=1)
     arrays = {"s0": np.ones(3, np.float32), "half": np.float32(0.5)}
@@ -188,20 +183,15 @@ def test_a_scan_runs_a_recurrent_equation(assert_close: Any) -> None:
 
 # --- Loops that count ---
 
-NEXT = node("Add", ["n", "one"], ["n1"])
-ON = [NEXT, node("Less", ["n1", "end"], ["again"])]
+ON = nodes_of("Add n one > n1; Less n1 end > again")
 # As converters of while loops write it: its end is the shape of an input, not its numbers.
-SUMMED = [
-    node("Gather", ["x", "n"], ["x_t"]), node("Add", ["s", "x_t"], ["t"]),
-    node("Tanh", ["t"], ["next"]), node("Identity", ["next"], ["y_t"]), *ON,
-]  # fmt: skip
-SIZE = [node("Shape", ["x"], ["sizes"]), node("Gather", ["sizes", "zero"], ["end"])]
+SUMMED = nodes_of("Gather x n > x_t; Add s x_t > t; Tanh t > next; Identity next > y_t") + ON
+SIZE = nodes_of("Shape x > sizes; Gather sizes zero > end")
 # As TensorFlow writes ``x[i]``: its size is 1 if that axis is squeezed.
-SLICED = [
-    node("Unsqueeze", ["n", "first"], ["start"]), NEXT, node("Unsqueeze", ["n1", "first"], ["to"]),
-    node("Slice", ["x", "start", "to", "first"], ["part"]),
-    node("Squeeze", ["part", "squeezed"], ["x_t"]), node("Sub", ["x_t", "s"], ["next"]), SAME,
-]  # fmt: skip
+SLICED = nodes_of(
+    "Unsqueeze n first > start; Add n one > n1; Unsqueeze n1 first > to; Identity more > again; "
+    "Slice x start to first > part; Squeeze part squeezed > x_t; Sub x_t s > next"
+)
 
 
 def counting(
@@ -245,8 +235,8 @@ def test_nodes_that_nothing_runs_are_not_counted() -> None:
 
 
 def test_a_loop_may_have_no_state() -> None:
-    nodes = [SAME, node("Mul", ["i", "i"], ["square"])]
-    loop = node("Loop", ["n", ""], ["y"], body=looped(nodes, "", ["again", "square"]))
+    inside = looped([SAME, *nodes_of("Mul i i > square")], "", ["again", "square"])
+    loop = node("Loop", ["n", ""], ["y"], body=inside)
     model = rnnjax_onnx.load(proto_of([loop], [value("x", [2])], ["y"], n=np.array(4)))
     assert model(normal(2))[1].tolist() == [0, 1, 4, 9]
 

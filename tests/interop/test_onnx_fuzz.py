@@ -12,7 +12,7 @@ import onnx
 import pytest
 from interop_helpers import change, check_damaged, random_model
 from onnx import TensorProto, helper, numpy_helper
-from onnx_helpers import graph_of, node, normal, proto_of, value
+from onnx_helpers import graph_of, node, nodes_of, normal, proto_of, value
 
 import rnnjax
 from rnnjax.errors import InteropError, InvalidInputError
@@ -71,40 +71,30 @@ def heard() -> Any:
 
     state = value("s", [2, 4])
     step = graph_of(
-        [node("Mul", ["s", "half"], ["h"]), node("Add", ["h", "m"], ["t"]),
-         node("Identity", ["more"], ["again"])],
+        nodes_of("Mul s half > h; Add h m > t; Identity more > again"),
         [value("i", [], TensorProto.INT64), value("more", [], TensorProto.BOOL), state],
         ["again", "t", "h"],
-    )  # fmt: skip
-    scanned = graph_of(
-        [node("Add", ["s", "one"], ["t"]), node("Tanh", ["t"], ["u"])],
-        [state, value("one", [2, 4])],
-        ["t", "u"],
     )
+    given = [state, value("one", [2, 4])]
+    scanned = graph_of(nodes_of("Add s one > t; Tanh t > u"), given, ["t", "u"])
     branches = [graph_of([node(name, ["last"], [name])], [], [name]) for name in ("Neg", "Exp")]
-    nodes = [
-        node("Pad", ["x", "around"], ["p"], mode="reflect"),
-        node("Conv", ["p", "K", "k"], ["c"], group=2, dilations=[2], strides=[2], pads=[1, 1]),
-        node("Concat", ["c", "c", "c"], ["d"], axis=2),
-        node("MaxPool", ["d"], ["e"], kernel_shape=[2], strides=[2]),
-        node("AveragePool", ["e"], ["f"], kernel_shape=[2], count_include_pad=1, pads=[1, 0]),
-        node("Slice", ["f", "zero", "four", "two"], ["g"]),
-        node("BatchNormalization", ["g", "k", "k", "k", "k"], ["b"]),
-        node("ReduceMean", ["b"], ["w"], axes=[1], keepdims=0),
-        node("CumSum", ["w", "one"], ["m"]),
+    nodes = nodes_of("""
+        Pad x around > p mode='reflect';
+        Conv p K k > c group=2 dilations=[2] strides=[2] pads=[1,1]; Concat c c c > d axis=2;
+        MaxPool d > e kernel_shape=[2] strides=[2];
+        AveragePool e > f kernel_shape=[2] count_include_pad=1 pads=[1,0];
+        Slice f zero four two > g; BatchNormalization g k k k k > b;
+        ReduceMean b > w axes=[1] keepdims=0; CumSum w one > m""")
+    nodes += [
         node("Loop", ["trips", "", "m"], ["last", "all"], body=step),
         node("Scan", ["m", "all"], ["v", "us"], body=scanned, num_scan_inputs=1),
-        node("ReduceSum", ["v"], ["sum"], keepdims=0),
-        node("Less", ["sum", "half"], ["below"]),
+        *nodes_of("ReduceSum v > sum keepdims=0; Less sum half > below"),
         node("If", ["below"], ["z"], then_branch=branches[0], else_branch=branches[1]),
-        node("ArgMax", ["z"], ["place"], axis=1),
-        node("Tile", ["place", "times"], ["places"]),
-        node("OneHot", ["places", "four", "values"], ["hot"], axis=0),
-        node("GatherElements", ["z", "places"], ["there"], axis=1),
-        node("ScatterND", ["there", "where", "new"], ["put"]),
-        node("Expand", ["put", "shape"], ["wide"]),
-        node("Add", ["wide", "hot"], ["y"]),
     ]
+    nodes += nodes_of("""
+        ArgMax z > place axis=1; Tile place times > places; OneHot places four values > hot axis=0;
+        GatherElements z places > there axis=1; ScatterND there where new > put;
+        Expand put shape > wide; Add wide hot > y""")
     arrays = {
         "around": np.array([0, 0, 2, 0, 0, 1]), "zero": np.array([0]), "four": np.array([4]),
         "two": np.array([2]), "one": np.array(1), "trips": np.array(5), "times": np.array([1, 4]),

@@ -24,6 +24,7 @@ from onnx_helpers import (
     graph_of,
     needs_runtime,
     node,
+    nodes_of,
     normal,
     proto_of,
     session,
@@ -43,13 +44,11 @@ def tagger() -> Any:
     """Batch first, as a converter of Keras writes GRU, dense layer and softmax."""
     gru = {"hidden_size": HIDDEN, "linear_before_reset": 1}
     nodes = [
-        node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        *nodes_of("Transpose x > t perm=[1,0,2]"),
         node("GRU", ["t", "W", "R", "B"], ["Y", ""], "model/gru/scan", **gru),
-        node("Squeeze", ["Y", "one"], ["s"]),
-        node("Transpose", ["s"], ["b"], perm=[1, 0, 2]),
+        *nodes_of("Squeeze Y one > s; Transpose s > b perm=[1,0,2]"),
         node("MatMul", ["b", "kernel"], ["m"], "model/dense/MatMul"),
-        node("Add", ["m", "bias"], ["a"]),
-        node("Softmax", ["a"], ["y"], axis=-1),
+        *nodes_of("Add m bias > a; Softmax a > y axis=-1"),
     ]
     arrays = {"one": np.array([1]), "kernel": normal(HIDDEN, 3), "bias": normal(3)}
     return proto_of(nodes, [value("x", ["N", "T", FEATURES])], ["y"], **weights(3), **arrays)
@@ -74,14 +73,10 @@ def test_what_is_no_weight_is_not_trained() -> None:
     arrays: dict[str, Any] = dict.fromkeys(("scale", "shift", "mean", "variance"), np.ones(2, "f"))
     arrays |= {"kernel": normal(2, 1), "bias": normal(1), "epsilon": np.full(1, 1e-5, "f")}
     arrays |= {"half": np.float32(0.5), "values": np.array([0, 1], "f"), "depth": np.array(2)}
-    nodes = [
-        node("OneHot", ["ids", "depth", "values"], ["x"]),
-        node("BatchNormalization", ["x", "scale", "shift", "mean", "variance"], ["n"]),
-        node("Mul", ["n", "half"], ["m"]),
-        node("Add", ["m", "epsilon"], ["a"]),
-        node("MatMul", ["a", "kernel"], ["p"]),
-        node("Add", ["p", "bias"], ["y"]),
-    ]
+    nodes = nodes_of(
+        "OneHot ids depth values > x; BatchNormalization x scale shift mean variance > n; "
+        "Mul n half > m; Add m epsilon > a; MatMul a kernel > p; Add p bias > y"
+    )
     proto = proto_of(nodes, [value("ids", ["N"], TensorProto.INT64)], ["y"], **arrays)
     assert set(rnnjax_onnx.load(proto).params["constants"]) == {"scale", "shift", "kernel", "bias"}
 
@@ -332,14 +327,10 @@ def test_an_enhancer_and_a_reader_of_images_of_torch(
 
 def test_a_tensor_of_two_nodes_is_one_parameter(assert_close: Any) -> None:
     """One matrix both as the look-up table and, transposed, as the last layer."""
-    nodes = [
-        node("Gather", ["table", "ids"], ["x"]),
-        node("LSTM", ["x", "W", "R", "B"], ["Y"], hidden_size=HIDDEN),
-        node("Squeeze", ["Y", "one"], ["s"]),
-        node("MatMul", ["s", "down"], ["d"]),
-        node("Transpose", ["table"], ["up"], perm=[1, 0]),
-        node("MatMul", ["d", "up"], ["y"]),
-    ]
+    nodes = nodes_of(
+        f"Gather table ids > x; LSTM x W R B > Y hidden_size={HIDDEN}; Squeeze Y one > s; "
+        "MatMul s down > d; Transpose table > up perm=[1,0]; MatMul d up > y"
+    )
     arrays = {"table": normal(6, FEATURES), "down": normal(HIDDEN, FEATURES), "one": np.array([1])}
     inputs = [value("ids", ["T", "N"], TensorProto.INT64)]
     proto = proto_of(nodes, inputs, ["y"], **weights(4), **arrays)
@@ -404,23 +395,18 @@ def test_lengths_go_to_the_nodes(way: str, assert_close: Any) -> None:
             assert_close(carry["lstm"].cell[row], alone["Yc"][0, 0], TOLERANCE)
 
 
-def lstm(x: str, y: str) -> Any:
-    return node("LSTM", [x, "W", "R", "B"], [y], hidden_size=HIDDEN)
-
-
 @pytest.mark.parametrize(
     "nodes",
     [
-        [lstm("x", "Y"), node("ReduceMean", ["Y"], ["y"], axes=[0])],
-        [lstm("x", "Y"), node("Gather", ["Y", "last"], ["y"], axis=0)],
-        [node("Softmax", ["x"], ["s"], axis=0), lstm("s", "y")],
-        [node("Relu", ["x"], ["y"])],
+        "LSTM x W R B > Y hidden_size=4; ReduceMean Y > y axes=[0]",
+        "LSTM x W R B > Y hidden_size=4; Gather Y last > y axis=0",
+        "Softmax x > s axis=0; LSTM s W R B > y hidden_size=4",
+        "Relu x > y",
     ],
-    ids=["mean", "last", "before", "no state"],
 )
-def test_lengths_are_for_graphs_whose_other_nodes_keep_steps_apart(nodes: Any) -> None:
+def test_lengths_are_for_graphs_whose_other_nodes_keep_steps_apart(nodes: str) -> None:
     given = [value("x", ["a", "b", FEATURES])], ["y"]
-    model = rnnjax_onnx.load(proto_of(nodes, *given, **weights(4), last=np.int64(-1)))
+    model = rnnjax_onnx.load(proto_of(nodes_of(nodes), *given, **weights(4), last=np.int64(-1)))
     with pytest.raises(InvalidInputError, match="or use its own sequence_lens"):
         model(normal(TIME, BATCH, FEATURES), lengths=np.array([2, 5, 4]))
 
@@ -432,7 +418,7 @@ def test_a_clip_that_nothing_reaches_is_none(assert_close: Any) -> None:
 
 
 def test_dropout_drops_with_a_key() -> None:
-    nodes = [node("Dropout", ["x"], ["d"], ratio=0.5), lstm("d", "Y")]
+    nodes = nodes_of("Dropout x > d ratio=0.5; LSTM d W R B > Y hidden_size=4")
     inputs = [value("x", [None, None, FEATURES])]
     model = rnnjax_onnx.load(proto_of(nodes, inputs, ["Y"], opset=11, **weights(4)))
     xs = normal(TIME, BATCH, FEATURES)
