@@ -54,6 +54,13 @@ OTHERS: dict[str, Callable[..., Any]] = {
     "one_minus_square": lambda p, x: (1 + x) * (1 - x),  # which keeps its digits near 1
     "polynomial": lambda p, x, *of: functools.reduce(lambda y, c: y * x + c, reversed(of)),
     "rsqrt": lambda p, x: 1 / jnp.sqrt(x),
+    "select_n": lambda p, which, *cases: (
+        None
+        if which.dtype == bool
+        else functools.reduce(
+            lambda y, i: jnp.where(which == i, cases[i], y), range(1, len(cases)), cases[0]
+        )
+    ),
     "stack": lambda p, *xs: jnp.concatenate(
         [lax.expand_dims(x, [p["axis"]]) for x in xs], p["axis"]
     ),
@@ -61,7 +68,7 @@ OTHERS: dict[str, Callable[..., Any]] = {
         lax.index_in_dim(x, i, p["axis"], keepdims=False) for i in range(x.shape[p["axis"]])
     ],
 }
-"""By an operation what it is in terms of others: a function of its parameters and operands."""
+"""By an operation what others make of its parameters and operands; None if it stays."""
 
 MOVES: Mapping[str, Callable[..., Any]] = {
     "squeeze": lambda x, p, shape: x.reshape(shape),

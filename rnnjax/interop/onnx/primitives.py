@@ -6,7 +6,6 @@ nodes. So what is written is what runs here, and a layer needs no writer of its 
 
 import ast
 import contextlib
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -57,6 +56,8 @@ def _round(p: Any, x: Any) -> Any:
 
 RULES: Mapping[str, Callable[..., Any]] = {
     **OTHERS,
+    "cumsum": lambda p, x: None if not p["reverse"] else jnp.flip(
+        lax.cumsum(jnp.flip(x, p["axis"]), p["axis"]), p["axis"]),
     "erfc": lambda p, x: 1 - lax.erf(x),
     "exp2": lambda p, x: lax.pow(lax.full_like(x, 2), x),
     # exp(x) - 1 = tanh(x / 2) (exp(x) + 1), which keeps its digits where x is small.
@@ -66,8 +67,6 @@ RULES: Mapping[str, Callable[..., Any]] = {
     "log2": lambda p, x: jnp.log(x) / math.log(2),
     "ne": lambda p, x, y: ~lax.eq(x, y),
     "round": _round,
-    "select_n": lambda p, which, *cases: None if which.dtype == bool else functools.reduce(
-        lambda y, i: jnp.where(which == i, cases[i], y), range(1, len(cases)), cases[0]),
     "square": lambda p, x: x * x,
 }  # fmt: skip
 """By an operation what it is in terms of others; None where ONNX has it."""
@@ -99,13 +98,16 @@ class Writer(Walker):
 
     def add(
         self, op_type: str, *inputs: Any, outputs: Sequence[str] = (), name: str = "", **more: Any
-    ) -> str:
-        """Write a node with its attributes; the name of its first output. Inputs may be arrays."""
-        outputs = outputs or [self.value(op_type)]
+    ) -> Any:
+        """Write a node with its attributes; the name of its output, or the outputs that are given.
+
+        Inputs may be arrays.
+        """
+        given, outputs = outputs, outputs or [self.value(op_type)]
         names = [one if isinstance(one, str) else self.constant(one) for one in inputs]
         node = self.onnx.helper.make_node(op_type, names, outputs, name or outputs[0], **more)
         self.nodes.append(node)
-        return outputs[0]
+        return given or outputs[0]
 
     def constant(self, array: Any, name: str = "constant") -> str:
         """Write an array that is part of the model, once; its name."""
@@ -358,30 +360,6 @@ def _pad(w: Writer, equation: Any, x: Any, value: Any) -> Any:
     return _padded(w, x, config, value)
 
 
-def _split(w: Writer, equation: Any, x: Any) -> list[str]:
-    names = [w.value("Split") for _ in equation.outvars]
-    sizes, axis = w.shape(equation.params["sizes"]), equation.params["axis"]
-    w.add("Split", x, sizes, outputs=names, axis=axis)
-    return names
-
-
-def _reduction(op_type: str) -> Callable[..., Any]:
-    """One over the axes of the equation; those of booleans are of opset 20 on."""
-    return lambda w, equation, x: w.add(op_type, x, w.shape(equation.params["axes"]), keepdims=0)
-
-
-def _argmax(w: Writer, equation: Any, x: Any) -> Any:
-    (axis,) = equation.params["axes"]
-    x = w.cast(x, np.int32) if equation.invars[0].aval.dtype == bool else x
-    return w.cast(w.add("ArgMax", x, axis=axis, keepdims=0), equation.params["index_dtype"])
-
-
-def _cumsum(w: Writer, equation: Any, x: Any) -> Any:
-    axis, back = equation.params["axis"], equation.params["reverse"]
-    y = w.add("CumSum", _flipped(w, x, [axis]) if back else x, np.array(axis, np.int64))
-    return _flipped(w, y, [axis]) if back else y
-
-
 def _number(w: Writer, size: Any, dtype: Any) -> str:
     """An open size as a number."""
     return w.cast(w.add("Squeeze", w.shape([size]), w.shape([0])), dtype)
@@ -531,8 +509,8 @@ def _scan(w: Writer, equation: Any, *values: Value) -> list[str]:
         made = w.run(program, [*values[:consts], *names])
         ends = {w.value("made"): one for one in made}
         body = w.graph(infos, ends, [var.aval for var in program.jaxpr.outvars], whole=False)
-    ys = [w.value("Scan") for _ in made]
-    w.add("Scan", *begin, outputs=ys, body=body, num_scan_inputs=len(begin) - carried)
+    outputs, count = [w.value("Scan") for _ in made], len(begin) - carried
+    ys: list[str] = w.add("Scan", *begin, outputs=outputs, body=body, num_scan_inputs=count)
     if p["reverse"]:
         ys[carried:] = [_flipped(w, y, [0]) for y in ys[carried:]]
     return ys
@@ -568,10 +546,17 @@ PRIMITIVES: Mapping[str, Callable[..., Any]] = {
     "squeeze": lambda w, e, x: w.view("Squeeze", x, e.params["dimensions"]),
     "rev": lambda w, e, x: _flipped(w, x, e.params["dimensions"]),
     "concatenate": lambda w, e, *xs: w.add("Concat", *xs, axis=e.params["dimension"]),
-    "split": _split, "argmax": _argmax, "cumsum": _cumsum,
-    "reduce_sum": _reduction("ReduceSum"), "reduce_prod": _reduction("ReduceProd"),
-    "reduce_max": _reduction("ReduceMax"), "reduce_min": _reduction("ReduceMin"),
-    "reduce_or": _reduction("ReduceMax"), "reduce_and": _reduction("ReduceMin"),
+    "split": lambda w, e, x: w.add("Split", x, w.shape(e.params["sizes"]), axis=e.params["axis"],
+                                   outputs=[w.value("Split") for _ in e.outvars]),
+    "argmax": lambda w, e, x: w.cast(w.add(
+        "ArgMax", w.cast(x, np.int32) if e.invars[0].aval.dtype == bool else x,
+        axis=e.params["axes"][0], keepdims=0), e.params["index_dtype"]),
+    "cumsum": lambda w, e, x: w.add("CumSum", x, np.array(e.params["axis"], np.int64)),
+    # Those of booleans are of opset 20 on.
+    **{f"reduce_{name}": lambda w, e, x, kind=kind: w.add(
+        f"Reduce{kind}", x, w.shape(e.params["axes"]), keepdims=0) for name, kind in (
+        {"sum": "Sum", "prod": "Prod", "max": "Max", "min": "Min", "or": "Max", "and": "Min"}
+    ).items()},
     "dim_as_value": lambda w, e: _number(w, e.params["dim"], e.outvars[0].aval.dtype),
     "iota": _iota, "dot_general": _dot, "conv_general_dilated": _conv, "gather": _gather,
     "reduce_window_max": _window(True), "reduce_window_sum": _window(False), "scan": _scan,
