@@ -23,6 +23,7 @@ from rnnjax.interop.jaxprs import ENTRYWISE, OTHERS, Walker, scan_sizes
 from rnnjax.interop.onnx.read import import_onnx
 
 _TYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
+_LOGICAL = "and", "or", "xor", "not"
 _EVERYTHING = np.iinfo(np.int64).max  # the end of a slice: as far as there is
 
 
@@ -121,9 +122,10 @@ class Writer(Walker):
         """ONNX's number of a type."""
         return int(self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
-    def cast(self, x: str, dtype: Any) -> str:
+    def cast(self, x: Value, dtype: Any) -> Any:
         """An array in another type."""
-        return self.add("Cast", x, to=self.type(dtype))
+        known = not isinstance(x, str)
+        return np.asarray(x, dtype) if known else self.add("Cast", x, to=self.type(dtype))
 
     def claim(self, name: str) -> str:
         """Take a name that is seen from outside."""
@@ -240,6 +242,10 @@ class Writer(Walker):
                 f"layer {self.scope!r} computes {what}, which is not written to ONNX; write the "
                 "model by rnnjax.interop.export, or a layer without dtype"
             )
+        if name in _LOGICAL and outs[0].dtype != bool:
+            raise InteropError(
+                f"layer {self.scope!r} computes with the bits of integers; use booleans"
+            )
         before = self.before(given)
         whole = (v is b and a.shape for v, b, a in zip(given, before, ins, strict=True))
         # Nodes of ONNX broadcast the others.
@@ -292,17 +298,6 @@ def _every(nodes: Iterable[Any]) -> Iterator[Any]:
         yield node
         for attribute in node.attribute:
             yield from _every(attribute.g.node)
-
-
-def _logical(op_type: str) -> Callable[..., Any]:
-    def write(w: Writer, equation: Any, *xs: Any) -> Any:
-        if equation.outvars[0].aval.dtype != bool:
-            raise InteropError(
-                f"layer {w.scope!r} computes with the bits of integers; use booleans"
-            )
-        return w.add(op_type, *xs)
-
-    return write
 
 
 def _reshape(w: Writer, equation: Any, x: Any) -> Any:
@@ -414,28 +409,25 @@ def _conv(w: Writer, equation: Any, x: Any, kernel: Any) -> Any:
     return w.view("Transpose", y, np.argsort(out).tolist())
 
 
-def _window(maximum: bool) -> Callable[..., Any]:
+def _window(w: Writer, equation: Any, x: Any) -> Any:
     """A pool whose batch and channels are two axes without a window, or new ones."""
-
-    def write(w: Writer, equation: Any, x: Any) -> Any:
-        names = "window_dimensions", "window_strides", "padding", "window_dilation"
-        every = list(zip(*(equation.params[name] for name in names), strict=True))
-        still = [i for i, one in enumerate(every) if one == (1, 1, (0, 0), 1)]
-        still = still[: min(2, len(every) - 1)]
-        space = [i for i in range(len(every)) if i not in still]
-        order, new = [*still, *space], [*range(2 - len(still))]
-        x = w.view("Unsqueeze", w.view("Transpose", x, order), new)
-        sizes, strides, around, dilations = zip(*(every[i] for i in space), strict=True)
-        x, pads = _surrounded(w, x, around, np.float32(-np.inf if maximum else 0))
-        more: Any = {} if maximum else {"count_include_pad": 1}
-        y = w.add(
-            "MaxPool" if maximum else "AveragePool", x, kernel_shape=sizes, strides=strides,
-            pads=pads, dilations=dilations, **more,
-        )  # fmt: skip
-        y = y if maximum else w.add("Mul", y, np.float32(math.prod(sizes)))
-        return w.view("Transpose", w.view("Squeeze", y, new), np.argsort(order).tolist())
-
-    return write
+    maximum = equation.primitive.name == "reduce_window_max"
+    names = "window_dimensions", "window_strides", "padding", "window_dilation"
+    every = list(zip(*(equation.params[name] for name in names), strict=True))
+    still = [i for i, one in enumerate(every) if one == (1, 1, (0, 0), 1)]
+    still = still[: min(2, len(every) - 1)]
+    space = [i for i in range(len(every)) if i not in still]
+    order, new = [*still, *space], [*range(2 - len(still))]
+    x = w.view("Unsqueeze", w.view("Transpose", x, order), new)
+    sizes, strides, around, dilations = zip(*(every[i] for i in space), strict=True)
+    x, pads = _surrounded(w, x, around, np.float32(-np.inf if maximum else 0))
+    more: Any = {"kernel_shape": sizes, "strides": strides, "pads": pads, "dilations": dilations}
+    if maximum:
+        y = w.add("MaxPool", x, **more)
+    else:
+        mean = w.add("AveragePool", x, **more, count_include_pad=1)
+        y = w.add("Mul", mean, np.float32(math.prod(sizes)))
+    return w.view("Transpose", w.view("Squeeze", y, new), np.argsort(order).tolist())
 
 
 def _gather(w: Writer, equation: Any, x: Any, ids: Any) -> Any:
@@ -449,8 +441,7 @@ def _gather(w: Writer, equation: Any, x: Any, ids: Any) -> Any:
     certain = p["mode"] == lax.GatherScatterMode.PROMISE_IN_BOUNDS or not isinstance(ids, str)
     away = [*numbers.collapsed_slice_dims]
     if not count and certain and not batch:
-        starts = np.asarray(ids, np.int64) if not isinstance(ids, str) else w.cast(ids, np.int64)
-        sizes = w.shape([p["slice_sizes"][axis] for axis in along])
+        starts, sizes = w.cast(ids, np.int64), w.shape([p["slice_sizes"][axis] for axis in along])
         part = w.add("Slice", x, starts, w.add("Add", starts, sizes), w.shape(along))
         return w.view("Squeeze", part, away)
     rest = [i for i in range(len(shape)) if i not in (*batch, *along)]
@@ -464,7 +455,7 @@ def _gather(w: Writer, equation: Any, x: Any, ids: Any) -> Any:
     ids = there = w.view("Transpose", ids, [*first, count])
     alone = len(along) == 1 and not batch
     if not certain or not alone:
-        ids = there = w.cast(ids if isinstance(ids, str) else w.constant(ids), np.int64)
+        ids = there = w.cast(ids, np.int64)
     if not certain:
         end = w.add("Sub", w.shape([shape[along[0]]]), np.array([1]))
         there = w.add("Max", w.add("Min", ids, end), np.array([0]))
@@ -531,10 +522,9 @@ PRIMITIVES: Mapping[str, Callable[..., Any]] = {
     **{name: _one(name.capitalize()) for name in (
         "abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf",
         "exp", "floor", "log", "neg", "sign", "sin", "sinh", "sqrt", "tan", "tanh",
-        "add", "div", "max", "min", "mul", "pow", "sub")},
+        "add", "div", "max", "min", "mul", "pow", "sub", *_LOGICAL)},
     "logistic": _one("Sigmoid"), "eq": _one("Equal"), "gt": _one("Greater"), "lt": _one("Less"),
     "ge": _one("GreaterOrEqual"), "le": _one("LessOrEqual"), "rem": _one("Mod", fmod=1),
-    "and": _logical("And"), "or": _logical("Or"), "xor": _logical("Xor"), "not": _logical("Not"),
     "round": _one("Round"), "select_n": lambda w, _, which, *xs: w.add("Where", which, *xs[::-1]),
     "integer_pow": lambda w, e, x: w.add(
         "Pow", x, np.asarray(e.params["y"], e.invars[0].aval.dtype)),
@@ -559,7 +549,7 @@ PRIMITIVES: Mapping[str, Callable[..., Any]] = {
     ).items()},
     "dim_as_value": lambda w, e: _number(w, e.params["dim"], e.outvars[0].aval.dtype),
     "iota": _iota, "dot_general": _dot, "conv_general_dilated": _conv, "gather": _gather,
-    "reduce_window_max": _window(True), "reduce_window_sum": _window(False), "scan": _scan,
+    "reduce_window_max": _window, "reduce_window_sum": _window, "scan": _scan,
     "onnx": _by_mark,
 }  # fmt: skip
 """By the name of an operator of JAX, what writes its nodes."""
