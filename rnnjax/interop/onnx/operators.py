@@ -52,19 +52,16 @@ def _channels_last(function: Run) -> Run:
     return _by_jax(run)
 
 
-def _activation(kind: str, ours: str = "") -> Run:
+def _activation(at: At, x: Any) -> Any:
     """A function by its operator, and by our name unless it has numbers."""
-
-    def run(at: At, x: Any) -> Any:
-        numbers = dict(at.node.attributes)
-        if ours and numbers:
-            raise InteropError(
-                f"it should have ONNX's own numbers, but has {numbers}; export basic operators"
-            )
-        function = FUNCTIONS[ours] if ours else Nonlinearity(kind, **{**NUMBERED[kind], **numbers})
-        return at.by_jax(function, x)
-
-    return run
+    kind, numbers = at.node.op_type, dict(at.node.attributes)
+    if kind in NUMBERED:
+        return at.by_jax(Nonlinearity(kind, **{**NUMBERED[kind], **numbers}), x)
+    if numbers:
+        raise InteropError(
+            f"it should have ONNX's own numbers, but has {numbers}; export basic operators"
+        )
+    return at.by_jax(FUNCTIONS[_OURS[kind]], x)
 
 
 def _clip(at: At, x: Any, min: Any = None, max: Any = None) -> Any:
@@ -136,15 +133,13 @@ def _reduction(name: str) -> Run:
     return run
 
 
-def _softmax(function: Callable[..., Any]) -> Run:
-    """JAX's function over an axis; before opset 13 over it and all later axes, as one."""
-
-    def run(at: At, x: Any) -> Any:
-        new = at.run.graph.opset >= 13
-        first = at.axis(at.get("axis", -1 if new else 1), x.ndim)
-        return function(x, axis=first if new else tuple(range(first, x.ndim)))
-
-    return _by_jax(run)
+@_by_jax
+def _softmax(at: At, x: Any) -> Any:
+    """Over an axis, also its logarithm; before opset 13 over it and all later axes, as one."""
+    function = jax.nn.softmax if at.node.op_type == "Softmax" else jax.nn.log_softmax
+    new = at.run.graph.opset >= 13
+    first = at.axis(at.get("axis", -1 if new else 1), x.ndim)
+    return function(x, axis=first if new else tuple(range(first, x.ndim)))
 
 
 def _placed(at: At, x: Any, sizes: Sequence[int]) -> tuple[Any, Any, Any]:
@@ -215,18 +210,16 @@ def _conv_transpose(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
     return shared.conv(x, turned, bias, (1,) * rank, around, steps, groups, strides)
 
 
-def _pool(maximum: bool) -> Run:
-    def run(at: At, x: Any) -> Any:
-        if any(at.node.outputs[1:]):
-            raise InteropError("its second output, of places, is not read here; leave it out")
-        sizes = at.get("kernel_shape")
-        strides, dilations, given, pads = _window(at, x, sizes)
-        if at.get("count_include_pad", 0):  # zeros that are given count; those beyond them do not
-            x = jnp.pad(x, [(0, 0), *given, (0, 0)])
-            pads = [(0, high - own) for (_, high), (_, own) in zip(pads, given, strict=True)]
-        return shared.pool(x, maximum, sizes, strides, pads, dilations)
-
-    return _channels_last(run)
+@_channels_last
+def _pool(at: At, x: Any) -> Any:
+    if any(at.node.outputs[1:]):
+        raise InteropError("its second output, of places, is not read here; leave it out")
+    sizes, maximum = at.get("kernel_shape"), at.node.op_type == "MaxPool"
+    strides, dilations, given, pads = _window(at, x, sizes)
+    if at.get("count_include_pad", 0):  # zeros that are given count; those beyond them do not
+        x = jnp.pad(x, [(0, 0), *given, (0, 0)])
+        pads = [(0, high - own) for (_, high), (_, own) in zip(pads, given, strict=True)]
+    return shared.pool(x, maximum, sizes, strides, pads, dilations)
 
 
 def _whole_pool(name: str) -> Run:
@@ -418,6 +411,8 @@ _SMALL = (
     "Floor", "Greater", "Less", "Log", "Reciprocal", "Round", "Sign", "Sin", "Sinh", "Sqrt", "Tan",
     "Where",
 )  # fmt: skip
+_OTHER = "Affine", "Softmax", "LogSoftmax", "Gelu"
+_OURS = {kind: name for name, (kind, _) in ONNX.items() if kind not in _OTHER}
 _REDUCTIONS = ("Max", "Mean", "Min", "Prod", "Sum")
 
 # Left out on purpose, for no recurrent model was seen to have them: quantised numbers, Affine,
@@ -426,12 +421,7 @@ OPERATORS: Mapping[str, Run] = {
     **dict.fromkeys(RECURRENT, recurrent),
     **{name: _broadcast(name.lower()) for name in _SMALL},
     # A relu's derivative at 0 is 0, unlike that of a maximum.
-    **{
-        kind: _activation(kind, name)
-        for name, (kind, _) in ONNX.items()
-        if kind not in ("Affine", "Softmax", "LogSoftmax", "Gelu")
-    },
-    **{kind: _activation(kind) for kind in NUMBERED},
+    **dict.fromkeys((*_OURS, *NUMBERED), _activation),
     **{name: _broadcast(f"logical_{name.lower()}") for name in ("And", "Or", "Xor")},
     **{f"Reduce{name}": _reduction(name.lower()) for name in _REDUCTIONS},
     "Cast": lambda at, x: _as_type(at, x, dtype_of(at.get("to", 0), "what a Cast makes")),
@@ -453,8 +443,7 @@ OPERATORS: Mapping[str, Run] = {
     "Sub": _broadcast("subtract"), "Sum": _folded("add"),
     "GreaterOrEqual": _broadcast("greater_equal"), "LessOrEqual": _broadcast("less_equal"),
     "Neg": _broadcast("negative"), "Not": _broadcast("logical_not"),
-    "LogSoftmax": _softmax(jax.nn.log_softmax), "Softmax": _softmax(jax.nn.softmax),
-    "AveragePool": _pool(False), "MaxPool": _pool(True),
+    "LogSoftmax": _softmax, "Softmax": _softmax, "AveragePool": _pool, "MaxPool": _pool,
     "GlobalAveragePool": _whole_pool("mean"), "GlobalMaxPool": _whole_pool("max"),
     "ArgMax": lambda at, x: module_of(x).argmax(
         x, axis=at.axis(at.get("axis", 0), x.ndim), keepdims=bool(at.get("keepdims", 1))
