@@ -34,6 +34,7 @@ from rnnjax.interop.jaxprs import (
 _NEVER, _ANY = 2**40, 2**50
 """The first step of what follows from none, and of what may follow from any."""
 _TURNS = 2**10  # of a loop that is followed turn by turn
+_TOO_FEW = InvalidInputError, InteropError, TypeError, ValueError, IndexError  # steps there
 
 
 class Span(np.recarray):
@@ -282,9 +283,12 @@ def follows(
         counted: to which number it might count steps; more are followed.
     """
     steps = _more_than(max(11, counted + 2), (start, inputs(1)))
-    with np.errstate(over="ignore"):  # in which hashes wrap
-        each = ((run, start, inputs(n), inputs(n + 1), n, windows) for n in (1, steps))
-        one, many = itertools.starmap(_followed, each)
+    try:
+        with np.errstate(over="ignore"):  # in which hashes wrap
+            each = ((run, start, inputs(n), inputs(n + 1), n, windows) for n in (1, steps))
+            one, many = itertools.starmap(_followed, each)
+    except _TOO_FEW:
+        return False
     return bool(many) and all(_alike(*each, steps) for each in zip(one, many, strict=True))
 
 
@@ -299,7 +303,7 @@ def keeps_apart(run: Callable[[Any], Any], inputs: Callable[[int], Any]) -> bool
             program = jax.make_jaxpr(run)(inputs(steps))
             spans, given = Spans(steps, []), _given(0, inputs(steps), inputs(steps + 1))
             made = [*map(spans.span, spans.run(program, given))]
-    except (InvalidInputError, InteropError, TypeError, ValueError):
+    except _TOO_FEW:
         return False
     for y in made:
         ways = [_along(y.shape, axis) for axis, n in enumerate(y.shape) if n == steps]

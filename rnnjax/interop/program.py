@@ -15,7 +15,7 @@ from jax.export import Exported
 
 from rnnjax.cells.base import Params
 from rnnjax.engine import Scan
-from rnnjax.errors import InteropError, InvalidInputError, RnnjaxError
+from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.interop.arrays import input_size
 from rnnjax.interop.causal import follows
 from rnnjax.interop.layers import Context, Embedding, OneHotIds, Recurrent
@@ -182,7 +182,7 @@ def streams(model: Model, start: Any) -> bool:
     Without a free axis all that a graph takes is one step. Without a state a free axis may be time
     or the batch, and neither may mix.
     """
-    network, verdicts, windows = model.network, list[bool](), list[int]()
+    network, windows = model.network, list[int]()
     context = Context(method=Scan(), language="steps")
     for name in sorted(start):  # the steps before are the second axis of a window, behind the batch
         own = -1 if isinstance(network.uses[name], Recurrent) else 1
@@ -192,13 +192,9 @@ def streams(model: Model, start: Any) -> bool:
         after, ys = network.run(model.params, xs, carry, None, context)
         return {name: after[name] for name in carry}, ys
 
-    for axis in range(2):
-        shapes = functools.partial(inputs_of, model, axis=axis)
-        if shapes(2) != shapes(1):
-            try:
-                verdicts.append(follows(run, start, shapes, windows, _counted(network)))
-            except (InvalidInputError, InteropError, TypeError, ValueError):  # too few for a node
-                verdicts.append(False)
+    ways = [functools.partial(inputs_of, model, axis=axis) for axis in range(2)]
+    free = [shapes for shapes in ways if shapes(2) != shapes(1)]
+    verdicts = [follows(run, start, shapes, windows, _counted(network)) for shapes in free]
     return not verdicts or (any if jax.tree.leaves(start) else all)(verdicts)
 
 
