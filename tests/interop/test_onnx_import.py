@@ -605,17 +605,14 @@ def test_fewer_outputs_than_are_named_are_said() -> None:
 # --- Data outside of the file ---
 
 
-def put_outside(tensor: Any, folder: pathlib.Path, **places: str) -> None:
-    """Its data in another file; ``places`` replace what the model says of it."""
+def outside(proto: Any, tensor: Any, folder: pathlib.Path, **places: str) -> pathlib.Path:
+    """A model with a tensor's data in another file; ``places`` replace what it says of these."""
     (folder / "data.bin").write_bytes(b"12345678" + tensor.raw_data)
     entries = {"location": "data.bin", "offset": "8", "length": str(len(tensor.raw_data))} | places
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
     for key, text in entries.items():
         tensor.external_data.add(key=key, value=text)
-
-
-def written(proto: Any, folder: pathlib.Path) -> pathlib.Path:
     (folder / "model.onnx").write_bytes(proto.SerializeToString())
     return folder / "model.onnx"
 
@@ -640,8 +637,7 @@ def test_external_data_beside_the_model(
     """They are in the model behind, so that it can be saved elsewhere."""
     proto, tensor, xs = make()
     expected = by_reference(proto, {"x": xs})["y"]
-    put_outside(tensor, tmp_path)
-    path = written(proto, tmp_path)
+    path = outside(proto, tensor, tmp_path)
     model = rnnjax_onnx.load(path)
     (tmp_path / "data.bin").unlink()
     for one in (model, rnnjax_onnx.load(rnnjax_onnx.to_proto(model))):
@@ -667,7 +663,7 @@ def test_external_data_elsewhere_are_refused(
     places: dict[str, str], message: str, tmp_path: pathlib.Path
 ) -> None:
     proto, tensor, _ = an_initializer()
-    put_outside(tensor, tmp_path, **places)
+    path = outside(proto, tensor, tmp_path, **places)
     (tmp_path / "link.bin").symlink_to(tmp_path / "data.bin")
     with pytest.raises(InteropError, match=message):
-        rnnjax_onnx.load(written(proto, tmp_path))
+        rnnjax_onnx.load(path)
