@@ -295,7 +295,9 @@ GRAPHS = {  # that are batch first, and have no state
     "softmax": "Softmax x > y axis=1",
     "mean": "ReduceMean x > m axes=[1]; Sub x m > y",
     "first": "Gather x zero > y axis=1",
-    "delay": "Pad x pads > p; Slice p from to along > d; Add x d > y",  # of many steps
+    # Of more steps than are followed.
+    "delay": "Pad x pads > p; Slice p from to along > d; Add x d > y",
+    "joined": "Concat held x > p axis=1; Slice p from to along > d; Add x d > y",
     "long_ago": f"{TURNED} Conv a w > b pads=[8,0] dilations=[8] {BACK}",
     "negative": f"{TURNED} Conv a w > c pads=[1,0]; Relu c > b {BACK}",
 }
@@ -307,7 +309,13 @@ def test_a_graph_that_mixes_steps_is_refused(name: str, batch: Any, tmp_path: Pa
     """Also where it mixes no rows of the batch, which is before, and sees but negative numbers."""
     graph = nodes_of(GRAPHS[name]), [value("x", [batch, "time", FEATURES])], ["y"]
     w = -np.abs(normal(FEATURES, FEATURES, 2))
-    delay = {"pads": [0, 300, 0, 0, 0, 0], "from": [0], "to": [-300], "along": [1]}
+    delay: dict[str, Any] = {
+        "pads": [0, 1300, 0, 0, 0, 0],
+        "from": [0],
+        "to": [-1300],
+        "along": [1],
+    }
+    delay["held"] = np.zeros((1, 1300, FEATURES), np.float32)
     model = from_onnx.load(
         proto_of(*graph, zero=np.int64(0), w=w, **{key: np.array(n) for key, n in delay.items()})
     )
