@@ -349,7 +349,8 @@ def _alike(one: Span, many: Span, steps: int) -> bool:
     """Whether entries follow from what those of the one step do, as many steps later."""
     shape, single = many.shape, one.shape
     along = [axis for axis, n in enumerate(shape[: len(single)]) if n != single[axis]]
-    if len(single) != len(shape) or len(along) > 1 or any(single[axis] != 1 for axis in along):
+    grown = all((single[axis], shape[axis]) == (1, steps) for axis in along)
+    if len(single) != len(shape) or len(along) > 1 or not grown:
         return False
     later = _along(shape, along[0]) if along else steps - 1
     return not _differ(one.wide(shape).later(later), many)

@@ -260,7 +260,7 @@ WHOLE: list[tuple[Any, str]] = [
     # Other steps than the last, a state behind the last one, and outputs that ran backwards.
     *(
         (lambda part=part: first(lambda y: y[:, part]), "'get_item")
-        for part in (0, -2, np.s_[-3:], np.s_[::2])
+        for part in (0, -2, np.s_[-3:], np.s_[::2], np.s_[:20])
     ),
     (lambda: first(lambda y: layers.LSTM(2, **LAST)(y[:, -1, None])), "'last"),
     (lambda: first(layers.LSTM(2, go_backwards=True, name="back")), "'back"),
