@@ -138,6 +138,7 @@ ENDS: dict[str, Any] = {
     "largest": lambda x, n: x.max(0), "some": lambda x, n: x[-1 - n % 4 :].max(0),
     "first": lambda x, n: x[0], "last again": lambda x, n: jnp.stack([x[-1]] * 3),
     "both": lambda x, n: (x, x[-1]), "last three": lambda x, n: x[-3:],
+    "cut": lambda x, n: x[:20],
 }  # fmt: skip
 
 
