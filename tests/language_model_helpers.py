@@ -17,6 +17,7 @@ from experiments.language_models import folders
 from rnnjax.training import save_params
 
 PROMPT, BATCH, VOCABULARY = 77, 2, 100
+PROBLEMS = "missing_keys", "unexpected_keys", "mismatched_keys"  # that from_pretrained tells
 _RNG = np.random.default_rng(0)
 # Without a pad id, which the peers take for a mask.
 TOKENS = _RNG.integers(3, VOCABULARY, (PROMPT, BATCH)).astype(np.int32)
@@ -302,7 +303,7 @@ def check_saved(pair: Pair, folder: Path, module_class: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module, said = module_class.from_pretrained(folder, output_loading_info=True)
-    assert not any(said[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert not any(said[key] for key in PROBLEMS)
     _, logits = pair.apply(params, TOKENS, pair.begin())
     close(logits_of(module.eval(), TOKENS), logits)
     assert np.abs(np.asarray(logits) - logits_of(pair.module, TOKENS)).max() > 1e-4

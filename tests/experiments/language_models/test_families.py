@@ -1,9 +1,14 @@
-"""Families of language models beside transformers: the same checks of each, from a table."""
+"""Families of language models beside transformers: the same checks of each, from a table.
+
+RWKV-7 beside the package of its authors, and its gradients beside those in float64. Those of its
+memory are held against a loop in tests/test_functions.py.
+"""
 
 import functools
-import json
 import math
 import re
+import types
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,7 @@ import language_model_helpers as helpers
 import numpy as np
 import pytest
 
-from experiments.language_models import folders
+from experiments.language_models import folders, rwkv7
 from rnnjax import InvalidInputError
 from rnnjax.interop.torch import load_state_dict
 
@@ -134,11 +139,22 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         "one head, larger values": {"num_heads": 1, "v_dim_factor": 2.0},
     },
 }  # fmt: skip
-ALL = [
-    pytest.param((kind, name), id=f"{kind}, {name}", marks=pytest.mark.slow if i else ())
-    for kind, configs in CONFIGS.items()
-    for i, name in enumerate(configs)
-]
+RWKV7 = {
+    "two layers": rwkv7.Config(helpers.VOCABULARY, 128, 64, 2, 160, (16, 24, 40, 8)),
+    "one layer, one head": rwkv7.Config(helpers.VOCABULARY, 64, 64, 1, 256, (8, 8, 16)),
+    "values of the first layer twice": rwkv7.Config(
+        helpers.VOCABULARY, 192, 64, 3, 96, (32, 8, 16, 16), unread=True
+    ),
+}
+PEERS, OURS = (
+    [
+        pytest.param((kind, name), id=f"{kind}, {name}", marks=pytest.mark.slow if i else ())
+        for kind, configs in table.items()
+        for i, name in enumerate(configs)
+    ]
+    for table in (CONFIGS, {"RWKV7": RWKV7})
+)
+ALL = [*PEERS, *OURS]
 
 
 def open_gates(config: Any) -> Any:
@@ -151,8 +167,83 @@ def open_gates(config: Any) -> Any:
     return module
 
 
+def drawn(config: rwkv7.Config, dtype: str = "float32") -> dict[str, Any]:
+    """Random tensors of a file, such that all that they do is seen in the logits."""
+    rng, found = np.random.default_rng(config.layers), {}
+    for name, shape in rwkv7.shapes(config).items():
+        last = name.split(".")[-1]
+        if last.startswith("x_") or last == "k_a":
+            value = rng.uniform(0, 1, shape)
+        elif last == "k_k" or ("ln" in name and last == "weight"):
+            value = rng.uniform(0.5, 1.5, shape)
+        elif last == "weight" and name != "emb.weight":
+            value = rng.standard_normal(shape) / math.sqrt(shape[1])
+        else:
+            scales = {"w0": 3, "r_k": 0.3, "bias": 0.1, "a0": 1, "v0": 1, "weight": 1}
+            value = rng.standard_normal(shape) * scales.get(last, 1 / math.sqrt(shape[0]))
+        found[name] = torch.tensor(value).to(getattr(torch, dtype))
+    return found
+
+
+class RWKV7Package:
+    """The model of the authors' package, with the calls of one of transformers."""
+
+    def __init__(self, path: Path, kind: str = "fp32") -> None:
+        self.path, self.kind = path, kind
+
+    @functools.cached_property
+    def model(self) -> Any:
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is deprecated
+            for name in ("V7", "JIT", "CUDA"):
+                patch.setenv(f"RWKV_{name}_ON", str(int(name == "V7")))
+            package = pytest.importorskip("rwkv.model")
+            return package.RWKV(str(self.path.with_suffix("")), f"cpu {self.kind}")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, **_: Any) -> Any:
+        """And what we read from the file is what is in it."""
+        from safetensors.torch import load_file
+
+        tensors = load_file(folder / "model.safetensors")
+        read = folders.read(folder / "model.safetensors")
+        for name, x in read.params.items():
+            np.testing.assert_array_equal(x, tensors[name])
+        torch.save(tensors, folder / "model.pth")
+        return cls(folder / "model.pth"), dict.fromkeys(helpers.PROBLEMS)
+
+    def eval(self) -> Any:
+        return self
+
+    def float(self) -> Any:
+        return RWKV7Package(self.path)
+
+    def __call__(self, ids: Any, use_cache: bool = False) -> Any:
+        rows = [self.model.forward(row.tolist(), None, full_output=True)[0] for row in ids]
+        return types.SimpleNamespace(logits=torch.stack(rows))
+
+    def generate(self, ids: Any, max_new_tokens: int, **_: Any) -> Any:
+        rows, scores = ids.tolist(), []
+        for row in rows:
+            logits, state = self.model.forward(row, None)
+            scores.append([])
+            for _ in range(max_new_tokens):
+                scores[-1].append(logits)
+                row.append(int(logits.argmax()))
+                logits, state = self.model.forward(row[-1:], state)
+        each = [torch.stack(step) for step in zip(*scores, strict=True)]
+        return types.SimpleNamespace(sequences=torch.tensor(rows), scores=each)
+
+
 def made(family: Any, folder: Path, dtype: str = "float32", **more: Any) -> helpers.Pair:
     kind, name = family
+    if kind == "RWKV7":
+        path = folder / "model.pth"
+        torch.save(drawn(RWKV7[name], dtype), path)
+        package = RWKV7Package(path, {"float32": "fp32", "bfloat16": "bf16"}[dtype])
+        pair = helpers.Pair(package, path, folders.read(path))
+        assert (pair.model.config, pair.model.ends) == (RWKV7[name], [0])
+        return pair
     config = getattr(transformers, f"{kind}TextConfig" if kind == "Qwen3_5" else f"{kind}Config")
     sizes = {"vocab_size": helpers.VOCABULARY, **SIZES.get(kind, {}), **CONFIGS[kind][name], **more}
     make = open_gates if kind == "xLSTM" else getattr(transformers, f"{kind}ForCausalLM")
@@ -187,6 +278,7 @@ def test_a_prompt_equals_the_peers(pair: helpers.Pair) -> None:
     helpers.check_prompt(pair)
 
 
+@pytest.mark.parametrize("pair", PEERS, indirect=True)
 def test_gradients_are_the_peers(pair: helpers.Pair) -> None:
     """Of the loss, by every tensor of a file."""
     kind = kind_of(pair)
@@ -300,33 +392,36 @@ def test_public_files_and_those_of_transformers_are_read(family: Any, tmp_path: 
         np.testing.assert_array_equal(x, files[1][name])
 
 
-@pytest.fixture(scope="module")
-def xlstm(tmp_path_factory: Any) -> helpers.Pair:
-    return first("xLSTM", tmp_path_factory.mktemp("xlstm"))
-
-
-def test_a_carry_keeps_its_types_where_float64_is_on(xlstm: helpers.Pair) -> None:
+def test_a_carry_keeps_its_types_where_float64_is_on(tmp_path: Path) -> None:
+    xlstm = first("xLSTM", tmp_path)
     with jax.enable_x64(True):
         begin = xlstm.begin()
         after, _ = jax.eval_shape(xlstm.apply, xlstm.model.params, helpers.TOKENS, begin)
     assert {x.dtype for x in jax.tree.leaves((begin, after))} == {np.dtype(np.float32)}
 
 
-def test_what_it_would_compute_otherwise_is_refused(xlstm: helpers.Pair, tmp_path: Path) -> None:
-    values = json.loads((xlstm.folder / "config.json").read_bytes())
-    for name, value in {
-        "weight_mode": "fused", "num_hidden_layers": 0, "hidden_size": "64", "use_bias": 1,
-        "num_heads": 5, "gate_soft_cap": 0.0, "v_dim_factor": 0.0, "slstm_at": [1],
-        "inference_state_dtype": "bfloat16",
-    }.items():  # fmt: skip
-        (tmp_path / "config.json").write_text(json.dumps(values | {name: value}))
-        with pytest.raises(InvalidInputError, match=rf"^{name} of config.json .*; "):
-            folders.read_config(tmp_path)
-
-
-def test_num_blocks_is_the_number_of_layers(xlstm: helpers.Pair, tmp_path: Path) -> None:
-    """So transformers builds them, whatever num_hidden_layers says."""
-    values = json.loads((xlstm.folder / "config.json").read_bytes())
-    assert values["num_blocks"] == xlstm.model.config.layers
-    (tmp_path / "config.json").write_text(json.dumps(values | {"num_hidden_layers": 7}))
-    assert folders.read_config(tmp_path)[1] == xlstm.model.config
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda z: z.pop("blocks.1.att.r_k"),
+            "of an RWKV-7, such as .*, but are blocks.0.att.a0, ",
+        ),
+        (lambda z: z.update({"emb.weight": torch.zeros(3)}), "of an RWKV-7"),
+        (lambda z: z.update({"blocks.1.att.r_k": torch.zeros(2, 0)}), "of an RWKV-7"),
+        (lambda z: z.pop("blocks.1.ffn.x_k"), "'blocks.1.ffn.x_k' is missing from the file; "),
+        (lambda z: z.pop("blocks.0.ln0.bias"), "'blocks.0.ln0.bias' is missing from the file; "),
+        (lambda z: z.update({"blocks.1.ffn.s0": torch.zeros(3)}), "'blocks.1.ffn.s0' is in the "),
+        (lambda z: z.update({"blocks.99.ln1.bias": torch.zeros(3)}), "of an RWKV-7"),
+        (
+            lambda z: z.update({"blocks.0.att.w1": torch.zeros(3, 4)}),
+            r"w1' must have shape \(128, ",
+        ),
+    ],
+)
+def test_other_tensors_are_refused(change: Any, said: str, tmp_path: Path) -> None:
+    tensors = drawn(RWKV7["two layers"])
+    change(tensors)
+    torch.save(tensors, tmp_path / "model.pth")
+    with pytest.raises(InvalidInputError, match=said):
+        folders.read(tmp_path / "model.pth")
