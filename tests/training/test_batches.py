@@ -54,11 +54,12 @@ def test_tensors_are_rows_too():
 
 @pytest.mark.parametrize(
     "given",
-    [{"batch_size": 2.0}, {"batch_size": 0}, {"batch_size": 5}, {"seed": -1}, {"axis": -1}],
-)
+    [{"batch_size": 2.0}, {"batch_size": 0}, {"batch_size": 5}, {"seed": -1}, {"axis": -1},
+     {"arrays": [1, 2, 3]}, {"arrays": {}}],
+)  # fmt: skip
 def test_minibatches_of_odd_sizes(given):
     with pytest.raises(InvalidInputError):
-        minibatches(np.ones((4, 3)), **{"batch_size": 2, "axis": 0, **given})
+        minibatches(**{"arrays": np.ones((4, 3)), "batch_size": 2, "axis": 0, **given})
 
 
 # As keras.src.trainers.data_adapters.array_slicing.train_validation_split has them (3.15).

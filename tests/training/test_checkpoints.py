@@ -508,6 +508,9 @@ def test_parameters_in_one_file(tmp_path, monkeypatch):
         load_params(path, {"cell": {"kernel": 1.0, "none": None}, "layers": PARAMS["layers"]})
     with pytest.raises(InvalidInputError, match="is a file, and has no step 3"):
         load_params(path, step=3)
+    np.savez(tmp_path / "archive.npz", np.ones(3))  # as torch.save and Keras write one
+    with pytest.raises(RnnjaxError, match=r"it is an archive, .*; call rnnjax.interop.load$"):
+        load_params(tmp_path / "archive.npz")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", refused)
         with pytest.raises(

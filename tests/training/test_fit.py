@@ -126,6 +126,11 @@ def both(*_):
     fail()
 
 
+# In validation: it stops before the data of the next epoch are read.
+VALIDATED = {"evaluate": lambda _: send(signal.SIGTERM)() and {"validation_loss": 1.0},
+             "data": lambda epoch: [batches, pytest.fail][epoch](epoch)}  # fmt: skip
+
+
 SAVED = "stopped after step 4, saved in {0}/checkpoints/4; the same call"
 FAILED = "stopped by it and by an error; there is no checkpoint"
 
@@ -136,6 +141,7 @@ FAILED = "stopped by it and by an error; there is no checkpoint"
         ({"progress": At(4, send(signal.SIGTERM))}, None, f"SIGTERM: {SAVED}"),
         ({"progress": At(15, send(signal.SIGTERM))}, None, "SIGTERM: the run was done, and is sav"),
         ({"progress": At(2, both)}, RuntimeError, f"SIGTERM: {FAILED}"),
+        (VALIDATED, None, "SIGTERM: stopped after step 5, saved in"),
         ({"evaluate": both}, RuntimeError, f"SIGTERM: {FAILED}"),
         ({"progress": At(4, send(signal.SIGINT))}, KeyboardInterrupt, f"SIGINT: {SAVED}"),
         ({"progress": At(4, send(signal.SIGINT)), "folder": None}, KeyboardInterrupt,
@@ -333,27 +339,21 @@ def test_an_ignored_signal_stays_ignored_and_a_second_ctrl_c_ends_at_once(tmp_pa
         run(tmp_path / "other", At(2, send(signal.SIGINT, signal.SIGINT)))
 
 
-def test_a_signal_in_validation_stops_before_the_next_epoch(tmp_path):
-    def evaluate(params):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return {"validation_loss": 1.0}
-
-    def data(epoch):
-        return [batches, pytest.fail][epoch](epoch)
-
-    result = run(tmp_path, data=data, evaluate=evaluate)
-    assert (int(result.state.step), result.stopped_by) == (5, signal.SIGTERM)
-
-
 def test_a_run_without_its_checkpoints_is_not_begun_anew_silently(tmp_path, capsys):
+    """A third attempt, which wrote no checkpoint, does not replace the records either."""
+    (tmp_path / "steps.jsonl").write_text("of somebody else\n")
     run(tmp_path, epochs=1)
+    assert (tmp_path / "steps.jsonl.before").read_text() == "of somebody else\n"
     (tmp_path / "checkpoints" / "5" / "about.json").write_text("{")
     with pytest.warns(UserWarning, match="5 is damaged"), pytest.raises(CheckpointError):
         run(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
     before = {name: (tmp_path / name).read_text() for name in ("steps.jsonl", "epochs.jsonl")}
-    run(tmp_path, Progress(io.StringIO()))
-    assert "its records so far are moved to *.before" in capsys.readouterr().out
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="an accident"):
+            run(tmp_path, Progress(io.StringIO()), hooks=[At(2, fail)])
+    assert capsys.readouterr().out.count("its records so far are moved to *.before") == 1
+    run(tmp_path)
     assert len(read_lines(tmp_path / "steps.jsonl")) == 15
     assert {name: (tmp_path / f"{name}.before").read_text() for name in before} == before
 
@@ -367,17 +367,6 @@ def test_the_run_of_a_later_version_is_left_as_it_is(tmp_path):
         run(tmp_path)
     assert before == {each: each.read_bytes() for each in tmp_path.rglob("*.json*")}
     assert load_params(tmp_path)["kernel"].shape == (2, 4)
-
-
-def test_files_of_somebody_else_in_a_new_folder_are_moved(tmp_path, capsys):
-    """A third attempt, which wrote no checkpoint, does not replace the records either."""
-    (tmp_path / "steps.jsonl").write_text("mine\n")
-    for _ in range(2):
-        with pytest.raises(RuntimeError, match="an accident"):
-            run(tmp_path, At(2, fail))
-    run(tmp_path)
-    assert (tmp_path / "steps.jsonl.before").read_text() == "mine\n"
-    assert len(read_lines(tmp_path / "steps.jsonl")) == 15
 
 
 @pytest.mark.parametrize("name", ["steps.jsonl", "epochs.jsonl", "result.json"])
@@ -511,6 +500,13 @@ def zeros(cell):
         ({"batches": {"text": np.array(["a", "b"])}}, r"batches\['text'\] is of type <U1; encode"),
         ({"params": {"n": jnp.arange(3)}}, r"params\['n'\] is int32, which has no gradient"),
         ({"hooks": True}, "hooks must be a list of hooks and of functions .* but is True"),
+        ({"hooks": [EarlyStopping]}, r"but is a list of 1; pass \[EarlyStopping"),
+        ({"batches": lambda epoch: iter([None]), "run_dir": None}, "must have a first axis of ste"),
+        ({"evaluate": iter([np.ones((2, 2))]), "epochs": 2}, "evaluate must last for 2 epochs"),
+        ({"skip_nonfinite": True}, "skip_nonfinite must be an integer from 0 up, but is True"),
+        ({"sharding": Sharding.over(1, rows_axis="rows")}, "rows_axis must be a whole number"),
+        *(({"params": params}, r"leave random state out, as .*nnx.split\(module, nnx.P")
+          for params in ({"w": jnp.ones(2), "key": jax.random.key(0)}, {"n": jnp.uint32(0)})),
         ({"hooks": [lambda state, summary: summary.update(state={"params": state.params})]},
          "what hooks write into summary must be JSON"),
         ({"hooks": [lambda state, summary: 3]}, r"<lambda> returns must be True to .* but is 3"),
@@ -519,8 +515,9 @@ def zeros(cell):
     ],
 )  # fmt: skip
 def test_what_a_program_gets_wrong_is_one_sentence(tmp_path, change, message):
-    with pytest.raises(InvalidInputError, match=message):
-        tiny(run_dir=tmp_path / "run", **change)
+    with pytest.raises(InvalidInputError, match=message) as error:
+        tiny(**{"run_dir": tmp_path / "run", **change})
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,20 @@ import optax
 import pytest
 
 from rnnjax import CheckpointError, InvalidInputError
-from rnnjax.training import EarlyStopping, ReduceOnPlateau, Sharding, Silent, fit, hooks
+from rnnjax.training import (
+    EarlyStopping,
+    ReduceOnPlateau,
+    Sharding,
+    Silent,
+    TrainState,
+    fit,
+    hooks,
+)
 from rnnjax.training.hooks import CSVLog, Hook, Progress, TensorBoard
 
 POINTS = np.tile(np.linspace(0, 1, 8, dtype=np.float32), (4, 1))
 SGD = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
+RATE = np.float32(1e-9)
 
 
 def line(params, batch, key):
@@ -47,11 +56,18 @@ def train(epochs=3, folder=None, hooks=(), optimizer=SGD, **options):
     ],
 )
 def test_early_stopping_waits_for_an_improvement(options, values, epochs):
-    hook, ended = EarlyStopping(monitor="score", **options), []
+    """Where it ends a run, the other hook that waits reduces the rate for the first time."""
+    hook, other = (kind(monitor="score", **options) for kind in (EarlyStopping, ReduceOnPlateau))
+    state = TrainState(0, (), SGD.init(())._replace(hyperparams={"learning_rate": RATE}), (), 0)
+    ended, reduced = [], []
     for value in (*values, 9.0, 9.0):
-        hook.history = [*hook.history, {"score": value}]
-        ended.append(hook.on_epoch(None, {}))
+        hook.history = other.history = [*hook.history, {"score": value}]
+        ended.append(hook.on_epoch(state, {}))
+        reduced.append(other.on_epoch(state, {}))
     assert ended.index(True) + 1 == epochs
+    first = next(each for each in reduced if each is not None)
+    assert reduced.index(first) + 1 == epochs
+    assert first.opt_state.hyperparams["learning_rate"] == pytest.approx(1e-10)
 
 
 def test_a_longer_patience_goes_on_and_the_same_call_does_nothing(tmp_path):
@@ -121,6 +137,7 @@ def test_the_rate_falls_on_a_plateau_and_after_a_kill_the_same(tmp_path):
         ({"factor": 1}, SGD, "factor must be between 0 and 1, but is 1"),
         ({"factor": 0}, SGD, "factor must be between 0 and 1, but is 0"),
         ({"monitor": "score"}, SGD, "monitor must be a measure .* is 'score', and there"),
+        ({"monitor": 3}, SGD, "monitor must be a measure of an epoch, but is 3, and there are"),
         ({}, optax.adam(0.1), "one learning_rate, but holds none.*inject_hyp"),
         ({}, optax.inject_hyperparams(optax.sgd)(optax.cosine_decay_schedule(0.1, 9)),
          "one learning_rate, but holds two, as.*inject_hyp"),

@@ -329,7 +329,7 @@ def test_a_partial_batch_is_filled_up_or_runs_as_it_is():
     assert int(filled.state.step) == 14
     keys = jax.random.split(jax.random.key(0), 2)
     assert (pad_rows(keys, 3)[0] == keys[np.array([0, 1, 0])]).all()
-    for batch in (np.ones((7, 2)), np.ones((0, 2)), (np.ones(2), np.ones(3))):
+    for batch in (np.ones((7, 2)), np.ones((0, 2)), (np.ones(2), np.ones(3)), None):
         with pytest.raises(InvalidInputError, match="same number of rows in all leaves, from 1 to"):
             pad_rows(batch, 6)
 

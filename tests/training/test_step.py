@@ -108,8 +108,9 @@ def test_a_state_that_was_given_away_and_what_is_none_is_told():
 
 @pytest.mark.parametrize(
     ("change", "start", "stop"),
-    [({}, 0, 8), ({}, -1, 3), ({}, 4, 3), ({}, 0.5, 3), ({"rows": np.ones(6)}, 0, 2)],
-)
+    [({}, 0, 8), ({}, -1, 3), ({}, 4, 3), ({}, 0.5, 3), ({}, "first", 1), ({}, 0, None),
+     ({"rows": np.ones(6)}, 0, 2)],
+)  # fmt: skip
 def test_steps_that_are_not_there_are_not_done(change, start, stop):
     """JAX would take the last one again."""
     with pytest.raises(InvalidInputError, match=f"axis of steps, .*{start} to {stop} came"):

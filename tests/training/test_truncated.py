@@ -164,6 +164,7 @@ def test_what_does_not_fit_a_truncated_loss_is_said(streams: Any, state: TrainSt
         (run, losses, streams, "^batches must be a Window, .* but is a tuple of 2"),
         (exchanged, losses, window, r"^run must return a carry like .* return \(carry, outputs\)"),
         (lambda *_: [1, 2], losses, window, r"^run must return .*, but returned a list of 2"),
+        (run, lambda *_: None, window, r"^losses must return .*, but returned None"),
         (
             run,
             lambda ys, targets: ys - targets,
