@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -40,36 +41,63 @@ OLMO: dict[str, Any] = {
     "max_position_embeddings": 64, "rope_parameters": {"rope_theta": 500.0},
 }  # fmt: skip
 
-# Fields as config.json of recurrentgemma-2b and of Qwen3.5-27B has them.
-GRIFFIN_2B: dict[str, Any] = {
-    "_block_types": ["recurrent", "recurrent", "attention"], "attention_bias": False,
-    "architectures": ["RecurrentGemmaForCausalLM"], "attention_dropout": 0.0,
-    "attention_window_size": 2048, "conv1d_width": 4, "embeddings_scale_by_sqrt_dim": True,
-    "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2560,
-    "intermediate_size": 15360, "logits_soft_cap": 30.0, "lru_width": 2560,
-    "model_type": "recurrent_gemma", "num_attention_heads": 10, "num_hidden_layers": 26,
-    "num_key_value_heads": 1, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-06,
-    "rope_theta": 10000.0, "vocab_size": 256000, "w_init_variance_scale": 0.01,
+XLSTM: dict[str, Any] = {
+    "model_type": "xlstm", "vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2,
+    "num_heads": 4, "qk_dim_factor": 1.0, "ffn_round_up_to_multiple_of": 8,
 }  # fmt: skip
-QWEN_27B: dict[str, Any] = {
-    "architectures": ["Qwen3_5ForConditionalGeneration"], "image_token_id": 248056,
-    "model_type": "qwen3_5", "tie_word_embeddings": False, "video_token_id": 248057,
-    "vision_config": {"model_type": "qwen3_5"}, "vision_start_token_id": 248053,
-    "vision_end_token_id": 248054, "text_config": {
-        "attention_bias": False, "attention_dropout": 0.0, "attn_output_gate": True,
-        "dtype": "bfloat16", "eos_token_id": 248044, "full_attention_interval": 4,
-        "head_dim": 256, "hidden_act": "silu", "hidden_size": 5120, "initializer_range": 0.02,
-        "intermediate_size": 17408, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
-        "linear_num_key_heads": 16, "linear_num_value_heads": 48, "linear_value_head_dim": 128,
-        "mamba_ssm_dtype": "float32", "max_position_embeddings": 262144, "mlp_only_layers": [],
-        "model_type": "qwen3_5_text", "mtp_num_hidden_layers": 1, "num_attention_heads": 24,
-        "mtp_use_dedicated_embeddings": False, "num_hidden_layers": 64, "num_key_value_heads": 4,
-        "partial_rotary_factor": 0.25, "rms_norm_eps": 1e-06, "use_cache": True,
-        "vocab_size": 248320, "rope_parameters": {
-            "mrope_interleaved": True, "mrope_section": [11, 11, 10], "rope_type": "default",
-            "rope_theta": 10000000, "partial_rotary_factor": 0.25,
+
+# How many numbers public models have, and their config.json. Of the fourth 2.0 thousand millions
+# are no embedding, as Botev et al. (2024) say.
+PUBLIC: dict[str, tuple[int, dict[str, Any]]] = {
+    "mamba-130m-hf": (129_135_360, {
+        "model_type": "mamba", "hidden_size": 768, "intermediate_size": 1536, "d_model": 768,
+        "d_inner": 1536, "n_layer": 24, "num_hidden_layers": 24, "vocab_size": 50280,
+        "time_step_rank": 48, "fused_add_norm": True, "rms_norm": True, "ssm_cfg": {},
+        "pad_vocab_size_multiple": 8, "state_size": 16, "time_step_init_scheme": "random",
+    }),
+    "Mamba-Codestral-7B": (7_285_403_648, {
+        "model_type": "mamba2", "hidden_size": 4096, "intermediate_size": 8192, "num_heads": 128,
+        "head_dim": 64, "n_groups": 8, "num_hidden_layers": 64, "state_size": 128,
+        "norm_before_gate": True, "rms_norm": True, "time_step_init_scheme": "random",
+        "time_step_limit": [0.0, math.inf], "time_step_scale": 1.0, "vocab_size": 32768,
+    }),
+    "xLSTM-7b": (6_865_424_896, {
+        "model_type": "xlstm", "embedding_dim": 4096, "num_blocks": 32, "num_heads": 8,
+        "vocab_size": 50304, "head_dim": 512, "qk_dim_factor": 0.5, "ffn_proj_factor": 2.667,
+        "ffn_round_up_to_multiple_of": 64, "chunkwise_kernel": "chunkwise--triton_xl_chunk",
+        "add_qk_norm": False, "force_bos_token_insert": True, "tie_word_embeddings": False,
+    }),
+    "recurrentgemma-2b": (2_682_862_080, {
+        "_block_types": ["recurrent", "recurrent", "attention"], "attention_bias": False,
+        "architectures": ["RecurrentGemmaForCausalLM"], "attention_dropout": 0.0,
+        "attention_window_size": 2048, "conv1d_width": 4, "embeddings_scale_by_sqrt_dim": True,
+        "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2560,
+        "intermediate_size": 15360, "logits_soft_cap": 30.0, "lru_width": 2560,
+        "model_type": "recurrent_gemma", "num_attention_heads": 10, "num_hidden_layers": 26,
+        "num_key_value_heads": 1, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-06,
+        "rope_theta": 10000.0, "vocab_size": 256000, "w_init_variance_scale": 0.01,
+    }),
+    "Qwen3.5-27B": (26_895_998_464, {
+        "architectures": ["Qwen3_5ForConditionalGeneration"], "image_token_id": 248056,
+        "model_type": "qwen3_5", "tie_word_embeddings": False, "video_token_id": 248057,
+        "vision_config": {"model_type": "qwen3_5"}, "vision_start_token_id": 248053,
+        "vision_end_token_id": 248054, "text_config": {
+            "attention_bias": False, "attention_dropout": 0.0, "attn_output_gate": True,
+            "dtype": "bfloat16", "eos_token_id": 248044, "full_attention_interval": 4,
+            "head_dim": 256, "hidden_act": "silu", "hidden_size": 5120, "initializer_range": 0.02,
+            "intermediate_size": 17408, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+            "linear_num_key_heads": 16, "linear_num_value_heads": 48, "linear_value_head_dim": 128,
+            "mamba_ssm_dtype": "float32", "max_position_embeddings": 262144, "mlp_only_layers": [],
+            "model_type": "qwen3_5_text", "mtp_num_hidden_layers": 1, "num_attention_heads": 24,
+            "mtp_use_dedicated_embeddings": False, "num_hidden_layers": 64,
+            "num_key_value_heads": 4,
+            "partial_rotary_factor": 0.25, "rms_norm_eps": 1e-06, "use_cache": True,
+            "vocab_size": 248320, "rope_parameters": {
+                "mrope_interleaved": True, "mrope_section": [11, 11, 10], "rope_type": "default",
+                "rope_theta": 10000000, "partial_rotary_factor": 0.25,
+            },
         },
-    },
+    }),
 }  # fmt: skip
 
 
@@ -85,34 +113,47 @@ def without(values: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in names}
 
 
-def test_the_public_recurrent_gemma_has_older_fields() -> None:
-    older = without(GRIFFIN, "rope_parameters", "block_types") | {
-        "_block_types": GRIFFIN["block_types"], "rope_theta": 500.0, "partial_rotary_factor": 0.5,
-        "embeddings_scale_by_sqrt_dim": True, "head_dim": 8, "attention_dropout": 0.0,
-        "torch_dtype": "bfloat16",
-    }  # fmt: skip
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_configs_have_fields_that_change_nothing(name: str, tmp_path: Path) -> None:
+    count, values = PUBLIC[name]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    family, config, _ = folders.read_config(tmp_path)
+    assert sum(map(math.prod, family.shapes(config).values())) == count
+
+
+def test_layers_and_rotations_follow_from_fewer_fields() -> None:
     config = read(GRIFFIN)
-    assert read(older) == config
     assert config.kinds == ("recurrent", "recurrent", "attention", "recurrent")
     assert (config.rotary, config.tied, config.channels) == ((4, 500.0), True, 16)
-
-
-def test_public_configs_are_read() -> None:
-    config = read(GRIFFIN_2B)
-    sizes = {name: math.prod(shape) for name, shape in recurrent_gemma.shapes(config).items()}
-    embedding = sizes[recurrent_gemma.EMBEDDING]
-    # Botev et al. (2024) say 0.7 and 2.0 thousand millions.
-    assert (embedding, sum(sizes.values()) - embedding) == (655_360_000, 2_027_502_080)
-    config = read(QWEN_27B)
-    assert sum(map(math.prod, gated_delta.shapes(config).values())) == 26_895_998_464
-    assert (config.rotary, config.prefix) == ((64, 1e7), "model.language_model.")
-
-
-def test_the_layers_of_qwen_follow_from_an_interval() -> None:
     config = read(QWEN)
     assert config.kinds == ("linear_attention", "full_attention") * 2
-    assert read(QWEN | {"layer_types": list(config.kinds)}) == config
     assert config.rotary == (8, 500.0)
+
+
+OLDER = {
+    "_block_types": GRIFFIN["block_types"], "rope_theta": 500.0, "partial_rotary_factor": 0.5,
+    "embeddings_scale_by_sqrt_dim": True, "head_dim": 8, "attention_dropout": 0.0,
+    "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "left_out", "others"),
+    [
+        # The public model has older fields.
+        (GRIFFIN, ("rope_parameters", "block_types"), OLDER),
+        (QWEN, (), {"layer_types": ["linear_attention", "full_attention"] * 2}),
+        # So transformers builds them, whatever num_hidden_layers says.
+        (XLSTM, (), {"num_blocks": 2, "num_hidden_layers": 7}),
+        # A size that is null is one that is left out, as of those that follow from others.
+        *((values, names, dict.fromkeys(names)) for values, *names in (
+            (GRIFFIN, "lru_width"), (OLMO, "num_key_value_heads"), (QWEN, "layer_types"),
+            (OLMO, "linear_num_key_heads", "linear_value_head_dim"),
+        )),
+    ],
+)  # fmt: skip
+def test_a_config_in_other_words(values: Any, left_out: Any, others: Any) -> None:
+    assert read(without(values, *left_out) | others) == read(values)
 
 
 def test_what_olmo_hybrid_leaves_out_is_what_transformers_takes() -> None:
@@ -133,19 +174,6 @@ def test_what_olmo_hybrid_leaves_out_is_what_transformers_takes() -> None:
         assert peer.rope_parameters["rope_theta"] is None
         assert read(values).rotary == (0, 1.0)
     assert read(without(OLMO, "rope_parameters")).rotary == (8, 1e4)
-
-
-def test_a_size_that_is_null_is_one_that_is_left_out() -> None:
-    """So transformers' classes have those that follow from others; a null base is no position."""
-    for values, *names in (
-        (GRIFFIN, "lru_width", "num_key_value_heads"),
-        (OLMO, "num_key_value_heads", "linear_num_key_heads", "linear_value_head_dim"),
-        (QWEN, "layer_types"),
-    ):
-        left_out = without(values, *names)
-        assert read(left_out | dict.fromkeys(names)) == read(left_out)
-    with pytest.raises(InvalidInputError, match=r"rope_theta .* above 0, but is null"):
-        read(QWEN | {"rope_parameters": {"rope_theta": None}})
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -185,13 +213,6 @@ def test_local_attention_needs_no_capacity(tmp_path: Path) -> None:
         assert np.isfinite(logits).all()
 
 
-def test_full_attention_refuses_what_has_no_room(tmp_path: Path) -> None:
-    model = helpers.drawn(tmp_path, state_size=None, **QWEN)
-    carry = gated_delta.begin(model.config, 1, 5)
-    with pytest.raises(InvalidInputError, match=r"capacity 5 .* at most 5 more, but got 6; begin"):
-        gated_delta.apply(model.config, model.params, np.ones((6, 1), np.int32), carry)
-
-
 @pytest.mark.parametrize(
     ("values", "change", "said"),
     [
@@ -214,6 +235,7 @@ def test_full_attention_refuses_what_has_no_room(tmp_path: Path) -> None:
         (QWEN, {"attn_output_gate": False}, "attn_output_gate .* must be true"),
         (QWEN, {"hidden_act": "gelu"}, 'hidden_act .* but is "gelu"'),
         (QWEN, {"linear_num_key_heads": 4}, "linear_num_key_heads .* a divisor of the 2 heads"),
+        (QWEN, {"rope_parameters": {"rope_theta": None}}, "rope_theta .* above 0, but is null"),
         (OLMO, {"hidden_act": "gelu"}, 'hidden_act .* but is "gelu"'),
         (OLMO, {"layer_types": ["sliding_attention"] * 2}, "layer_types .* or 'full_attention'"),
         (OLMO, {"linear_num_key_heads": 3}, "linear_num_key_heads .* a divisor of the 2 heads"),
@@ -225,6 +247,11 @@ def test_full_attention_refuses_what_has_no_room(tmp_path: Path) -> None:
             {"text_config": QWEN | {"output_gate_type": "tanh"}},
             "text_config.output_gate_type of config.json",
         ),
+        *((XLSTM, {name: value}, f"^{name} of config.json .*; ") for name, value in {
+            "weight_mode": "fused", "num_hidden_layers": 0, "hidden_size": "64", "use_bias": 1,
+            "num_heads": 5, "gate_soft_cap": 0.0, "v_dim_factor": 0.0, "slstm_at": [1],
+            "inference_state_dtype": "bfloat16",
+        }.items()),
     ],
 )  # fmt: skip
 def test_another_model_is_refused_by_the_name_of_its_field(
