@@ -10,6 +10,7 @@ import pytest
 from experiments.shared import runs
 from experiments.text_generator import train as training
 from experiments.text_generator.checkpoints import described
+from experiments.text_generator.config import Architecture, Text, Train
 from experiments.text_generator.data import Data
 from experiments.text_generator.model import CharacterModel
 from rnnjax.training import Checkpoints, fitting
@@ -40,9 +41,13 @@ def traced_once():
 
 @pytest.fixture(scope="session")
 def untrained():
-    """The folder of a run that has done no step: nothing is compiled to train it."""
+    """The run in a folder with a text, which has done no step: nothing is compiled to train it."""
 
-    def untrained(config):
+    def untrained(folder, content, *, layers=1, hidden_size=4, encoding="utf-8", **options):
+        (folder / "text.txt").write_text(content, encoding=encoding)
+        text = Text(str(folder / "text.txt"), encoding=encoding, **options)
+        model = Architecture(layers=layers, hidden_size=hidden_size)
+        config = Train(text=text, model=model, run_dir=folder / "run")
         data = Data.load(config.text, config.seed)
         model = CharacterModel.build(config.model, len(data.vocabulary))
         state = training.new_state(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.text_generator.config import Architecture, Text, Train
+from experiments.text_generator.config import Architecture
 from experiments.text_generator.evaluate import Evaluate, run_evaluation
 from experiments.text_generator.inspect import Inspect, run_inspection
 from experiments.text_generator.model import CELLS, CharacterModel, surprise
@@ -215,11 +215,8 @@ CORPUS = (
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory, untrained):
-    folder = tmp_path_factory.mktemp("inspected")
-    (folder / "text.txt").write_text(CORPUS * 30)
-    text = Text(corpus=str(folder / "text.txt"), vocabulary="learned", validation=0.3)
-    model = Architecture(layers=2, hidden_size=6)
-    return untrained(Train(text=text, model=model, run_dir=folder / "run"))
+    options = {"vocabulary": "learned", "validation": 0.3, "layers": 2, "hidden_size": 6}
+    return untrained(tmp_path_factory.mktemp("inspected"), CORPUS * 30, **options)
 
 
 def embedded(page):

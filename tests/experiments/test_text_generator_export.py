@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.text_generator.config import Architecture, CellName, Text, Train
+from experiments.text_generator.config import Architecture, CellName
 from experiments.text_generator.export import export, how_to_run, to_interop
 from experiments.text_generator.model import CharacterModel
 from rnnjax import InteropError, InvalidInputError
@@ -119,8 +119,7 @@ def test_what_cannot_be_written(random_like, tmp_path):
 
 def test_the_folder_of_a_run(program, text, untrained, tmp_path):
     onnx = pytest.importorskip("onnx")
-    corpus, model = str(tmp_path / "text.txt"), Architecture(layers=2, hidden_size=4)
-    untrained(Train(text=Text(corpus), model=model, run_dir=tmp_path / "run"))
+    untrained(tmp_path, text, layers=2)
     made = program("text_generator", "export", "--run-dir", "run", "--to", "model.onnx").stdout
     assert "wrote model.onnx (" in made
     assert "wrote model.onnx.vocabulary.json" in made

@@ -226,29 +226,22 @@ def test_samples_are_those_up_to_the_checkpoint(train, resume, text, tmp_path):
 
 
 @pytest.fixture
-def begun(untrained, tmp_path, monkeypatch):
-    """Make the folder ``run`` of a model of ``text.txt``."""
+def begun(untrained, tmp_path):
+    """Make the folder ``run`` of a model of a text."""
 
-    def begun(**options):
-        monkeypatch.chdir(tmp_path)
-        text = Text("text.txt", seq_length=10, batch_size=4, **options)
-        model = Architecture(layers=1, hidden_size=4)
-        untrained(Train(text=text, model=model, run_dir=tmp_path / "run"))
-        return ["--run-dir", "run"]
+    def begun(text, **options):
+        return ["--run-dir", untrained(tmp_path, text, seq_length=10, batch_size=4, **options)]
 
     return begun
 
 
 def test_another_text_is_read_as_it_is_said_to_be(train, begun, generator, refused, tmp_path):
     """A line says how much of it the vocabulary lacks."""
-    inside = "café or naïve\n" * 30
-    (tmp_path / "text.txt").write_text(
-        f"*** START OF IT ***\n{inside}*** END OF IT ***\n", encoding="latin-1"
-    )
+    text = f"*** START OF IT ***\n{'café or naïve ' * 30}\n*** END OF IT ***\n"
+    run = begun(text, vocabulary="learned", encoding="latin-1", strip_licence=True)
     options = ["--epochs", "1", "--encoding", "latin-1", "--strip-licence"]
     lost = "; 60 others were dropped, which --vocabulary learned keeps"
     assert f"(68 in the vocabulary{lost})" in train(*options, to="tutorial").stdout
-    run = begun(vocabulary="learned", encoding="latin-1", strip_licence=True)
     (tmp_path / "utf8.txt").write_text("café", encoding="utf-8")
     (tmp_path / "latin.txt").write_text("café", encoding="latin-1")
     utf8 = generator("evaluate", "utf8.txt", *run).stdout
@@ -265,8 +258,7 @@ def test_another_text_is_read_as_it_is_said_to_be(train, begun, generator, refus
 
 @pytest.mark.parametrize("vocabulary", ["tutorial", "lines"])
 def test_what_is_not_scored_is_said(begun, generator, refused, text, tmp_path, vocabulary):
-    (tmp_path / "text.txt").write_text(f"{text}é", encoding="utf-8")
-    run = begun(vocabulary=vocabulary)
+    run = begun(f"{text}é", vocabulary=vocabulary)
     own = f"; 1 of the {len(text) + 1} characters of the whole text (0.28%) were"
     assert own in generator("evaluate", *run).stdout
     (tmp_path / "other.txt").write_text("the cat ñ\nand é, ñ ran.\n", encoding="utf-8")
@@ -289,8 +281,7 @@ def test_what_is_not_scored_is_said(begun, generator, refused, text, tmp_path, v
 
 
 def test_bits_are_of_what_the_vocabulary_counts(begun, generator, tmp_path):
-    (tmp_path / "text.txt").write_text("Ёлка, ель и ёж. " * 30, encoding="utf-8")
-    run = begun(vocabulary="bytes")
+    run = begun("Ёлка, ель и ёж. " * 30, vocabulary="bytes")
     (tmp_path / "other.txt").write_text("ёж и ель", encoding="utf-8")
     printed = generator("evaluate", "other.txt", *run).stdout
     per_byte = float(re.search(r"([\d.]+) bits per byte", printed)[1])
@@ -300,7 +291,7 @@ def test_bits_are_of_what_the_vocabulary_counts(begun, generator, tmp_path):
 
 
 def test_the_text_of_a_run_is_not_replaced_by_a_page(begun, refused, text, tmp_path):
-    run = begun()
+    run = begun(text)
     for command in (["inspect", "--to", "text.txt"], ["evaluate", "--json", "text.txt"]):
         assert "replace" in refused(*command, *run)
     assert (tmp_path / "text.txt").read_text() == text
