@@ -188,14 +188,6 @@ def test_wrong_uses_get_one_sentence_and_status_2(generate, arguments, message):
     assert message in result.stderr
 
 
-def answer(trained, text, turn, stop):
-    """What the model answers to all that was said, read from the start, and whether it stopped."""
-    key = jax.random.fold_in(jax.random.key(3), turn)
-    written = drawn_after(trained, text, key, Sampling(1.0))
-    said, found, _ = written.partition(stop or "what it cannot write")
-    return said, bool(found)
-
-
 @pytest.mark.parametrize(
     ("stop", "stopping"), [("\n", {True}), ("", {False}), ("bc", {True, False})]
 )
@@ -210,10 +202,13 @@ def test_a_conversation_goes_on_from_all_that_was_said(generate, trained, stop, 
             text, turn = "de.", 0
             continue
         text += line + "\n"
-        said, stopped = answer(trained, text, turn, stop)
-        ends.add(stopped)
+        # What the model answers to all that was said, read from the start.
+        key = jax.random.fold_in(jax.random.key(3), turn)
+        written = drawn_after(trained, text, key, Sampling(1.0))
+        said, stopped, _ = written.partition(stop or "what it cannot write")
+        ends.add(bool(stopped))
         expected.append(said)
-        text += said + (stop if stopped else "\n")
+        text += said + (stopped or "\n")
         turn += 1
     assert result.stdout == "".join(said + "\n" for said in expected)
     assert ends == stopping

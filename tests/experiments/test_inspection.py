@@ -157,21 +157,13 @@ def test_counting_properties_count():
     assert values[odd].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
 
 
-def quoting(length, seed):
-    """A text in which some words are quoted, with line breaks."""
-    rng = np.random.default_rng(seed)
-    words = []
-    while sum(map(len, words)) < length:
+def test_a_planted_unit_ranks_first_and_its_score_is_the_held_out_one():
+    rng, words = np.random.default_rng(1), []  # of which some are quoted, with line breaks
+    while sum(map(len, words)) < 8000:
         word = "".join(rng.choice(list("abcdefgh"), rng.integers(1, 8)))
         words.append(f'"{word} {word}"' if rng.random() < 0.2 else word)
         words.append("\n" if rng.random() < 0.1 else " ")
-    return list("".join(words)[:length])
-
-
-def test_a_planted_unit_ranks_first_and_its_score_is_the_held_out_one():
-    characters = quoting(8000, seed=1)
-    values = properties(characters)
-    rng = np.random.default_rng(2)
+    values = properties(list("".join(words)[:8000]))
     states = rng.normal(size=(8000, 200))
     states[:, 137] = 0.3 - 2.0 * values["inside quotes"] + 0.2 * rng.normal(size=8000)
     scores = score(states, values)
@@ -219,18 +211,13 @@ def run_dir(tmp_path_factory, untrained):
     return untrained(tmp_path_factory.mktemp("inspected"), CORPUS * 30, **options)
 
 
-def embedded(page):
-    """The data of a page, as a browser would find it."""
-    return json.loads(page.split('id="data">')[1].split("</script>")[0])
-
-
 def test_inspect_writes_a_page_of_the_text_held_out(run_dir, tmp_path, capsys):
     to = tmp_path / "page.html"
     assert run_inspection(Inspect(to, run_dir=run_dir)) == 0
     page = to.read_text(encoding="utf-8")
     assert "the validation part of text.txt" in page
     assert "position in the line" in capsys.readouterr().out
-    data = embedded(page)
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     assert {group["kind"] for group in data["groups"]} == {"hidden", "cell"}
     assert [gate["name"] for gate in data["gates"]] == ["i", "f", "o"]
     assert len(page.encode()) < LIMIT

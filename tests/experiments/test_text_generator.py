@@ -30,15 +30,6 @@ def arrays(run_dir):
     return str(saved.step), {name: array.tobytes() for name, array in saved._arrays.items()}
 
 
-def wait_for_step(process, run_dir, step):
-    """Wait until the records of the run have reached a step."""
-    path = run_dir / "steps.jsonl"
-    while process.poll() is None:
-        if path.exists() and path.read_text().count("\n") >= step:
-            return
-        time.sleep(0.01)
-
-
 WINDOWS = ["--epochs", "3", "--dropout", "0.2"]
 PLAIN_STREAMS = ["--epochs", "3", "--carry-state", "--forget", "0.1", "--validation", "0.1",
                  "--accumulate", "2"]  # fmt: skip
@@ -51,7 +42,7 @@ def kill_and_resume(train, resume, start, tiny, tmp_path, mode, signals, seed=0)
     train(*options, to="whole")
     whole = arrays(tmp_path / "whole")
     steps = (tmp_path / "whole" / "steps.jsonl").read_text()
-
+    path = tmp_path / "run" / "steps.jsonl"
     rng = random.Random(seed)
     begin = functools.partial(start, "text_generator", "train", *tiny, *options)
     # Moments drawn over the run: when a step is reached, and a little later.
@@ -59,14 +50,17 @@ def kill_and_resume(train, resume, start, tiny, tmp_path, mode, signals, seed=0)
         signals, sorted(rng.randint(1, steps.count("\n")) for _ in signals), strict=True
     ):
         victim = begin("--run-dir", "run")
-        wait_for_step(victim, tmp_path / "run", moment)
+        while victim.poll() is None:
+            if path.exists() and path.read_text().count("\n") >= moment:
+                break
+            time.sleep(0.01)
         time.sleep(rng.random() * 0.1)
         os.kill(victim.pid, number)
         assert victim.wait(timeout=300) in (-number, 128 + number, 0)
         begin = functools.partial(start, "text_generator", "train", "--resume")
     resume()  # in here, which spares a process
     assert arrays(tmp_path / "run") == whole
-    assert (tmp_path / "run" / "steps.jsonl").read_text() == steps
+    assert path.read_text() == steps
 
 
 def test_a_killed_run_ends_like_the_undisturbed_one(train, resume, start, tiny, long, tmp_path):

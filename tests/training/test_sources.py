@@ -78,15 +78,6 @@ def loader():
     return data.DataLoader(data.TensorDataset(*rows), batch_size=ROWS)
 
 
-def tensors():
-    return pytest.importorskip("tensorflow").data.Dataset.from_tensor_slices((XS, YS))
-
-
-def grains():
-    grain = pytest.importorskip("grain")
-    return grain.MapDataset.source(list(zip(XS, YS, strict=True))).to_iter_dataset()
-
-
 class OnDisk:
     """An array that is read when it is cut, as h5py's."""
 
@@ -140,8 +131,10 @@ SOURCES = {
     "a state in a dict": lambda: Loader(lambda: Stated(dict)),
     "a state in bytes": lambda: Loader(lambda: Stated(bytes)),
     "a DataLoader": loader,
-    "tf.data": tensors,
-    "grain": grains,
+    "tf.data": lambda: pytest.importorskip("tensorflow").data.Dataset.from_tensor_slices((XS, YS)),
+    "grain": lambda: (
+        pytest.importorskip("grain").MapDataset.source(list(zip(XS, YS, strict=True)))
+    ).to_iter_dataset(),
 }
 
 

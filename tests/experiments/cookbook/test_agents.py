@@ -1,6 +1,5 @@
 """The two programs of reinforcement learning, and the task of POPGym that they share."""
 
-import functools
 from types import SimpleNamespace
 
 import jax
@@ -124,22 +123,15 @@ def test_which_of_three_actions_is_worth_most_is_learned(program):
     assert rewards[:3].mean() < 0.6 < 0.8 < rewards[-3:].mean()
 
 
-@functools.cache
-def trained(program, name, memory, remembers=True):
-    """Parameters at first and at last, and all rewards and ends, in float64."""
-    task, config = TASKS[name], program.Config(**TINY[program])
-    agent = Agent(memory, config.units, heads(program, task))
-    with jax.enable_x64(True):
-        first = agent.begin(jax.random.split(jax.random.key(3), 3)[0], task)
-        train = program.learner(config, task, agent, remembers)
-        return jax.device_get((first, *jax.jit(train)(jax.random.key(3))))
-
-
 @pytest.mark.slow
 @PROGRAMS
+@pytest.mark.usefixtures("x64")
 def test_without_memory_something_else_is_learned(program):
+    task, config = TASKS["t_maze"], program.Config(**TINY[program])
+    agent = Agent(LayerRNN, config.units, heads(program, task))
     with_memory, without = (
-        trained(program, "t_maze", LayerRNN, remembers)[1] for remembers in (True, False)
+        jax.jit(program.learner(config, task, agent, remembers))(jax.random.key(3))[0]
+        for remembers in (True, False)
     )
     apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), with_memory, without)
     assert max(jax.tree.leaves(apart)) > 1e-3

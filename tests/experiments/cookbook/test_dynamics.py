@@ -16,8 +16,6 @@ from experiments.cookbook import dynamics as program
 from experiments.cookbook.common import dynamics
 from rnnjax.errors import InvalidInputError
 
-EYE = np.eye(4)
-
 
 @dataclasses.dataclass(frozen=True)
 class System(rnnjax.Cell):
@@ -75,7 +73,7 @@ def test_the_fixed_point_of_a_linear_map_and_its_slow_directions():
     x = np.array([0.3, -0.7])
     points = dynamics.fixed_points(cell, params, np.zeros((3, 4)), x)
     turn = params["recurrent_kernel"]
-    expected = (x @ params["kernel"] + params["bias"]) @ np.linalg.inv(EYE - turn)
+    expected = (x @ params["kernel"] + params["bias"]) @ np.linalg.inv(np.eye(4) - turn)
     np.testing.assert_allclose(points.states, [expected], atol=1e-6)
     np.testing.assert_allclose(points.jacobians, [turn.T], atol=1e-12)
     assert points.residuals.max() < dynamics.RESIDUAL

@@ -17,16 +17,11 @@ def source():
     return images.small_digits("made")["train"]
 
 
-def unpatched(films):
-    cut = films.reshape(*films.shape[:2], 10, 10, 2, 2).swapaxes(3, 4)
-    return cut.reshape(*films.shape[:2], FRAME, FRAME)
-
-
 @pytest.mark.smoke
 def test_digits_move_by_a_pixel_and_bounce(source):
     drawn = images.draw_films(source, 50, 0)
-    films, targets = unpatched(drawn["films"]), drawn["targets"]
-    assert films.shape == (FRAMES, 50, FRAME, FRAME)
+    cut = drawn["films"].reshape(FRAMES, 50, 10, 10, 2, 2).swapaxes(3, 4)
+    films, targets = cut.reshape(FRAMES, 50, FRAME, FRAME), drawn["targets"]
     assert ((targets > 0).sum(axis=-1) == 2).all()
     assert ((targets > 0) == (targets[0] > 0)).all()  # digits stay, their ways change
     assert (np.ptp(targets, axis=0) > 0).any()
@@ -43,10 +38,6 @@ def test_digits_move_by_a_pixel_and_bounce(source):
     assert found > 50
 
 
-def sentences(words):
-    return [" ".join(WORDS[i] for i in one if i) for one in words.T]
-
-
 @pytest.mark.smoke
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
 def test_sentences_say_what_is_in_scenes_and_parts_share_no_place(part):
@@ -56,7 +47,7 @@ def test_sentences_say_what_is_in_scenes_and_parts_share_no_place(part):
     digits[:, 0, 0] = (labels + 1) / 10
     drawn = images.draw_scenes((digits, labels), part, 400, 0)
     found = set()
-    for scene, said in zip(drawn["scenes"][0], sentences(drawn["words"]), strict=True):
+    for scene, words in zip(drawn["scenes"][0], drawn["words"].T, strict=True):
         lit = np.argwhere(scene).tolist()
         places = [(*place, round(10 * float(scene[*place])) - 1) for place in lit]
         assert all(max(place) <= SCENE - DIGIT for place in lit)
@@ -71,7 +62,7 @@ def test_sentences_say_what_is_in_scenes_and_parts_share_no_place(part):
             relation = "above" if is_column else "left of"
             expected = f"a {first} {relation} {'another' if first == second else 'a'} {second}"
         found.add(expected.translate(str.maketrans("0123456789", "#" * 10)))
-        assert said == expected
+        assert " ".join(WORDS[i] for i in words if i) == expected
     assert found == {"a #", "a # above a #", "a # left of a #", "a # above another #",
                      "a # left of another #"}  # fmt: skip
 

@@ -1,4 +1,3 @@
-import functools
 import itertools
 
 import jax
@@ -64,23 +63,22 @@ def test_padding_changes_nothing(small):
     assert noisy != mean
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def logarithms(model, params, german, before):
-    """Return the log probabilities of words ``(time, sentences, words)`` after those before."""
-    carry, memory = model.read(params, german)
-    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (before.shape[1], *x.shape)), carry)
-    _, ys = rnnjax.unroll(model.decoder, params["decoder"], params["english"][before], carry)
-    logits, _ = model.choose(params, ys.reshape(-1, 8), memory)
-    return jax.nn.log_softmax(logits.at[:, :END].set(-jnp.inf)).reshape(*before.shape, -1)
-
-
 def test_a_wide_beam_finds_the_best_of_all_translations(small):
     model, params = small
     german, most = np.array([6, 6, 4]), 3
     every = np.array(list(itertools.product([END, 4, 5], repeat=most)))
     before = np.insert(every[:, :-1], 0, BEGIN, axis=1).T
-    log = np.asarray(logarithms(model, params, german, before))
-    scores = []
+
+    @jax.jit
+    def logarithms(params):
+        """Return the log probabilities of words ``(time, sentences, words)`` after those before."""
+        carry, memory = model.read(params, german)
+        carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (before.shape[1], *x.shape)), carry)
+        _, ys = rnnjax.unroll(model.decoder, params["decoder"], params["english"][before], carry)
+        logits, _ = model.choose(params, ys.reshape(-1, 8), memory)
+        return jax.nn.log_softmax(logits.at[:, :END].set(-jnp.inf)).reshape(*before.shape, -1)
+
+    log, scores = np.asarray(logarithms(params)), []
     for row, words in enumerate(every):
         length = [*words, END].index(END)
         total = sum(log[time, row, words[time]] for time in range(min(length + 1, most)))
