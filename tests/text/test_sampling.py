@@ -167,10 +167,12 @@ def carry_of(*rows):
 @pytest.mark.parametrize("impl", ["threefry2x32", "unsafe_rbg"])
 def test_a_row_draws_what_it_draws_alone_with_its_key(params, impl):
     tokens, key = np.array([0, 3, 1, 2, 2]), jax.random.key(7, impl=impl)
-    options = {"length": 20, "sampling": Sampling(1.2, 3, 0.95, 1.2, 3)}
-    carry, together = sample(step, params, carry_of(5), tokens, key=key, **options)
+    options = {"length": 20, "sampling": Sampling(1.2, 3, 0.95, 9.0, 3)}
+    history = np.random.default_rng(0).integers(0, 4, (4, 5))
+    carry, together = sample(step, params, carry_of(5), tokens, key=key, history=history, **options)
     keys = jnp.stack([jax.random.fold_in(key, row) for row in range(5)])
-    after, ids = sample(step, params, carry_of(4), tokens[1:], key=keys[1:], **options)
+    more = {"key": keys[1:], "history": history[:, 1:]}
+    after, ids = sample(step, params, carry_of(4), tokens[1:], **more, **options)
     together = np.asarray(together)
     np.testing.assert_array_equal(ids, together[:, 1:])
     np.testing.assert_allclose(after, np.asarray(carry)[1:], atol=1e-6)
@@ -178,7 +180,8 @@ def test_a_row_draws_what_it_draws_alone_with_its_key(params, impl):
     # Nor does it need a batch, nor does the length matter; and the keys of old mean the same.
     last = keys[4] if impl == "unsafe_rbg" else jax.random.key_data(keys[4])
     options["length"] = 6
-    alone, ids = sample(step, params, carry_of(), tokens[4], key=last, **options)
+    more = {"key": last, "history": history[:, 4]}
+    alone, ids = sample(step, params, carry_of(), tokens[4], **more, **options)
     np.testing.assert_array_equal(ids, together[:6, 4])
     assert alone.shape == (5,)
 
@@ -232,15 +235,6 @@ STOPS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5).map(tuple),
 PENALTY = {"sampling": Sampling(0.9, repetition_penalty=1.3, penalty_window=3),
            "history": np.array([[1, -1, 2], [0, 3, 1]])}  # fmt: skip
 STREAMS = [(chunk, more) for chunk in (1, 3, 14) for more in ({}, PENALTY)]
-
-
-def test_one_text_without_a_batch_is_a_batch_of_one(params):
-    key, history = jax.random.key(1), [1, 0, 3, 3]
-    given = {"length": 8, "sampling": PENALTY["sampling"]}
-    _, ids = sample(step, params, carry_of(), 2, key=key, history=history, **given)
-    batch = {"key": key[None], "history": np.array(history)[:, None]}
-    _, rows = sample(step, params, carry_of(1), np.array([2]), **batch, **given)
-    np.testing.assert_array_equal(ids, rows[:, 0])
 
 
 @EXAMPLES

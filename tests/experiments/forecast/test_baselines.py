@@ -1,15 +1,9 @@
 import numpy as np
 import pytest
 
-from experiments.forecast import baselines
+from experiments.forecast import baselines, made
 
 STATSMODELS = pytest.importorskip("statsmodels.tsa.api")
-
-
-def wave(length, seed=0, growth=1.0):
-    time = np.arange(length)
-    noise = np.random.default_rng(seed).normal(size=length)
-    return 100 + growth * time + 20 * np.sin(time * np.pi / 6) + noise
 
 
 def test_the_naive_ways_repeat_and_their_width_grows():
@@ -42,7 +36,7 @@ def test_arima_and_its_variance_are_those_of_statsmodels():
 @pytest.mark.parametrize("growth", [0.0, 1.0])
 def test_ets_and_its_variance_are_those_of_statsmodels(growth):
     pandas = pytest.importorskip("pandas")
-    values = wave(72, growth=growth)
+    values = made.single("seasonal", length=72).values[:, 0] + (growth - 0.2) * np.arange(72)
     ahead = baselines.ets(values, 72, 15, period=12)
     model = STATSMODELS.ETSModel
     trends = [{}, {"trend": "add"}, {"trend": "add", "damped_trend": True}]

@@ -184,7 +184,6 @@ FILES = {
     ),
     "31/12/2020": (newest_first(DAYS, "%d/%m/%Y"), {}, DAILY),
     "working days": (table(DAYS[BUSY], VALUES[BUSY]), {}, (DAYS, np.where(BUSY, VALUES, nan))),
-    "years": (newest_first(YEARS, "%Y"), {"target": "value"}, (YEARS, VALUES)),
     "another column of dates first": (
         LOADED, {}, twice("2, 3, 4, 5, 6, 7, 8, 9, 92 more") + "2021-01-01 of 'loaded'; leave",
     ),
@@ -229,10 +228,6 @@ FILES = {
     "Unix milliseconds": (newest_first(DAYS, lambda day: seconds(day) + "000"), {}, DAILY),
     "two forms": (
         PLAIN + newest_first(axis("2020-04-10", 60), "%d.%m.%Y")[11:], {}, date("08.06.2020", 102),
-    ),
-    "months, by their form": (
-        newest_first(MONTHS[:12], "%d/%m/%Y"), {"date_form": "%d/%m/%Y"},
-        (MONTHS[:12], VALUES[:12]),
     ),
     "no form": (
         newest_first(DAYS, "%A %d %B %Y"), {},
