@@ -17,6 +17,12 @@ from experiments.language_models import folders
 from rnnjax.training import save_params
 
 PROMPT, BATCH, VOCABULARY = 77, 2, 100
+QWEN = {
+    "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 12,
+    "full_attention_interval": 2,
+}  # fmt: skip
 PROBLEMS = "missing_keys", "unexpected_keys", "mismatched_keys"  # that from_pretrained tells
 _RNG = np.random.default_rng(0)
 # Without a pad id, which the peers take for a mask.

@@ -16,13 +16,6 @@ TINY = ["--layers", "2", "--hidden-size", "16", "--batch-size", "8", "--seq-leng
         "--corpus", "text.txt", "--sample-length", "4"]  # fmt: skip
 
 
-@pytest.fixture
-def text(tmp_path):
-    rng = random.Random(0)
-    words = ["the", "cat", "sat", "on", "a", "mat", "and", "ran."]
-    (tmp_path / "text.txt").write_text(" ".join(rng.choice(words) for _ in range(800)))
-
-
 def ends(status, *processes):
     """The outputs of processes that have to end with this status."""
     outputs = [process.communicate(timeout=200)[0] for process in processes]
@@ -51,7 +44,9 @@ def losses(run_dir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [["--carry-state"], ["--cell", "gru", "--embedding-size", "8"]])
-def test_every_mesh_has_the_losses_of_one_device(start, text, tmp_path, mode):
+def test_every_mesh_has_the_losses_of_one_device(start, tmp_path, mode):
+    words = random.Random(0).choices(["the", "cat", "sat", "on", "a", "mat", "and", "ran."], k=800)
+    (tmp_path / "text.txt").write_text(" ".join(words))
     options = ["train", *TINY, *mode, "--epochs", "2", "--test", "0.1", "--validation", "0.1"]
     ends(0, start("text_generator", *options, "--run-dir", "alone"))
     whole = losses(tmp_path / "alone")

@@ -50,10 +50,6 @@ def loss_fn(params, batch, key):
     return jnp.mean((batch["xs"] @ params - batch["ys"]) ** 2)
 
 
-def carried_loss(params, carry, batch, key):
-    return loss_fn(params, batch, key) + carry.mean(), (carry / 2, {})
-
-
 def measured(params):
     return {"validation_loss": float(jnp.sum(params**2)) + 100 * INDEX}
 
@@ -101,15 +97,6 @@ def ends(state, summary):
     return jax.process_count() - 1 == INDEX and summary["epoch"] == 2
 
 
-def halves(state, summary):
-    """A hook whose processes return the same, but of a carry that is divided each its rows."""
-    return jax.tree.map(lambda leaf: leaf / 2 if leaf.ndim else leaf, state)
-
-
-def returns_its_own(state, summary):
-    return dataclasses.replace(state, params=plus_index(state.params))
-
-
 def plus_index(leaf):
     return leaf + np.float32(INDEX)
 
@@ -125,8 +112,12 @@ def together(folder, ways, over):
     seen = {"restored": restored(folder / "checkpoints")}
     for name, options in ways.items():  # and goes on
         seen[name] = [told(folder / name, epochs, **options) for epochs in (2, 4)]
-    seen["carried"] = [told(folder / "carried", 3, loss=carried_loss, carry=jnp.ones(ROWS),
-                            sharding=over, hooks=[Silent(), halves])]  # fmt: skip
+    seen["carried"] = [told(
+        folder / "carried", 3, carry=jnp.ones(ROWS), sharding=over,
+        loss=lambda p, carry, b, key: (loss_fn(p, b, key) + carry.mean(), (carry / 2, {})),
+        # Its processes return the same, but of a carry that is divided each its rows.
+        hooks=[Silent(), lambda s, _: jax.tree.map(lambda x: x / 2 if x.ndim else x, s)],
+    )]  # fmt: skip
     # Batch after batch, with data to measure on, until a hook of one process ends the run.
     hooks = [Silent(), EarlyStopping(9), ends]
     seen["stream"] = [told(folder / "stream", 4, batches=stream, sharding=over,
@@ -144,9 +135,10 @@ def refused(folder):
         "epochs": lambda: train(folder / "whole", 5 + INDEX),
         "raises": lambda: train(folder / "raises", 1, evaluate=on_the_first_alone),
         "unread": lambda: train(folder / "unread", 1, batches=on_the_first_alone),
-        "a state": lambda: train(folder / "s", 2, hooks=[Silent(), returns_its_own]),
+        "a state": lambda: train(folder / "s", 2, hooks=[
+            Silent(), lambda s, _: dataclasses.replace(s, params=plus_index(s.params))]),
         "doubled": lambda: train(folder / "d", 1, batches=DATA.__call__, sharding=OVER),
-    }.items():
+    }.items():  # fmt: skip
         try:
             call()
         except Exception as error:

@@ -376,20 +376,14 @@ def test_a_model_without_finite_probabilities_has_no_bits(
     assert "must give finite probabilities" in refused("evaluate", "nan", "--corpus", "text.txt")
 
 
-QWEN = {
-    "model_type": "qwen3_5_text", "hidden_size": 32, "num_hidden_layers": 2, "head_dim": 16,
-    "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
-    "linear_value_head_dim": 12, "full_attention_interval": 2, "state_size": None,
-}  # fmt: skip
-
-
 def test_full_attention_has_room_for_a_text_or_reads_it_in_windows(
     command: Any, refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("experiments.language_models.gated_delta")
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    model = helpers.drawn(tmp_path / "model", **QWEN)
+    model = helpers.drawn(
+        tmp_path / "model", model_type="qwen3_5_text", state_size=None, **helpers.QWEN
+    )
     assert model.attends
     shown = command("show", "model").stdout
     assert "the state of 2048 tokens has " in shown

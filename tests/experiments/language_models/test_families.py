@@ -67,12 +67,7 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "Qwen3_5": {
-        "shared keys of both kinds": {
-            "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-            "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
-            "linear_value_head_dim": 12, "full_attention_interval": 2,
-        },
+        "shared keys of both kinds": helpers.QWEN,
         "a key for each head, biases, tied": {
             "hidden_size": 48, "num_hidden_layers": 3, "intermediate_size": 32,
             "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 24,
