@@ -24,9 +24,8 @@ def heads(program, task):
     return (task.actions, 1) if program is ppo else (task.actions,)
 
 
-@pytest.fixture(scope="module")
-def played():
-    """Two episodes and a little more of 50 rows, with an action that is always 0."""
+def test_a_pack_has_thirteen_cards_of_each_suit_and_the_one_before_is_asked_for():
+    """In two episodes and a little more of 50 rows, with an action that is always 0."""
     task = RepeatPrevious()
 
     def step(state, key):
@@ -35,11 +34,8 @@ def played():
         return later, (task.begins(state), task.observe(state), *outcome)
 
     keys = jax.random.split(KEY, 110)
-    return [np.asarray(a) for a in jax.lax.scan(step, task.reset(KEY, (50,)), keys)[1]]
-
-
-def test_a_pack_has_thirteen_cards_of_each_suit_and_the_one_before_is_asked_for(played):
-    begins, seen, reward, ended, success = played
+    played = jax.lax.scan(step, task.reset(KEY, (50,)), keys)[1]
+    begins, seen, reward, ended, success = map(np.asarray, played)
     assert np.flatnonzero(begins[:, 0]).tolist() == [0, 51, 102]
     assert np.flatnonzero(ended[:, 0]).tolist() == [50, 101]
     suits, expected = seen.argmax(axis=-1), np.zeros((102, 50))
