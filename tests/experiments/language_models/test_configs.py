@@ -1,22 +1,28 @@
-"""The config.json of models with attention, as public folders have it."""
+"""The config.json of models, as public folders have it, and tokens that a model has not."""
 
 import dataclasses
+import functools
 import importlib
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import language_model_helpers as helpers
 import numpy as np
 import pytest
 
-from experiments.language_models import folders, gated_delta, recurrent_gemma
+from experiments.language_models import folders, gated_delta, recurrent_gemma, rwkv7
+from experiments.language_models.blocks import Carry
 from experiments.language_models.folders import Fields
 from rnnjax import InvalidInputError
 
 pytest.importorskip("tokenizers")
+MAMBA2: dict[str, Any] = {
+    "model_type": "mamba2", "num_heads": 4, "head_dim": 8, "state_size": 4, "n_groups": 1,
+}  # fmt: skip
 GRIFFIN: dict[str, Any] = {
     "model_type": "recurrent_gemma", "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 4,
     "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -42,8 +48,8 @@ OLMO: dict[str, Any] = {
 }  # fmt: skip
 
 XLSTM: dict[str, Any] = {
-    "model_type": "xlstm", "vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2,
-    "num_heads": 4, "qk_dim_factor": 1.0, "ffn_round_up_to_multiple_of": 8,
+    "model_type": "xlstm", "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 2,
+    "num_heads": 2, "qk_dim_factor": 1.0, "ffn_round_up_to_multiple_of": 8,
 }  # fmt: skip
 
 # How many numbers public models have, and their config.json. Of the fourth 2.0 thousand millions
@@ -261,3 +267,49 @@ def test_another_model_is_refused_by_the_name_of_its_field(
         read(values | change)
     assert "config.json" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# ---- tokens
+
+# qwen3_5 and falcon_mamba are of the files of others.
+OF_EACH_FILE: list[dict[str, Any]] = [
+    {}, MAMBA2, GRIFFIN, QWEN, OLMO, XLSTM, {"model_type": "rwkv7"}
+]  # fmt: skip
+
+
+def test_every_family_is_there() -> None:
+    names = [values.get("model_type", "mamba") for values in OF_EACH_FILE]
+    files = {folders.FAMILIES.get(name, name) for name in names}
+    assert files == {*folders.FAMILIES.values(), "rwkv7"}
+
+
+@pytest.mark.parametrize("values", OF_EACH_FILE, ids=lambda of: of.get("model_type", "mamba"))
+def test_a_token_that_a_model_has_not_is_no_other_one(values: Any, tmp_path: Path) -> None:
+    """JAX takes an id behind the last for the last, and one below 0 for one from the end."""
+    if values.get("model_type") == "rwkv7":
+        family, config = rwkv7, rwkv7.Config(300, 16, 8, 2, 24, (4, 4, 4, 4))
+        rng, shapes = np.random.default_rng(0), rwkv7.shapes(config).items()
+        params = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes}
+    else:
+        model = helpers.drawn(tmp_path, **{"state_size": None} | values if values else {})
+        family, config, params = model.family, model.config, model.params
+    apply = functools.partial(family.apply, config)
+    carry = family.begin(config, 3, 4)
+    tokens = np.array([[1, 2, 3], [299, 0, 7], [5, 300, -1], [8, 8, 8]], np.int32)
+    for wrong in (tokens[:, :2], tokens[:, ::2], jax.numpy.array(tokens)):
+        with pytest.raises(
+            InvalidInputError, match="must be ids from 0 to 299, but go from"
+        ):
+            apply(params, wrong, carry)
+    with pytest.raises(InvalidInputError, match=r"of one step at least, but have shape \(0, 3\)"):
+        apply(params, tokens[:0], carry)
+    with pytest.raises(InvalidInputError, match=r"of one step at least, but have shape \(3,\)"):
+        apply(params, tokens[0], carry)
+    # Steps before it may be NaN too, by products over all steps with weights of 0. No other row is.
+    finite = np.isfinite(jax.jit(apply)(params, tokens, carry)[1]).all(axis=-1)
+    assert finite[:, 0].all()
+    assert not finite[2:, 1:].any()
+    if isinstance(carry, Carry) and values is not GRIFFIN:  # which looks at a window
+        for run in (jax.jit(apply), functools.partial(jax.eval_shape, apply), apply):
+            with pytest.raises(InvalidInputError, match="must be given at most 4 more, but got 5"):
+                run(params, np.zeros((5, 3), np.int32), carry)
