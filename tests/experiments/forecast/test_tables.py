@@ -84,9 +84,6 @@ def zoned(day):  # from the 88th on it is summer
 PLAIN = table(DAYS, VALUES)
 BUSY = np.is_busday(DAYS)
 SUMMER = [f"2020-03-{28 + k // 24} {k % 24:02}:00+0{1 + (k > 25)}:00" for k in range(72) if k != 26]
-IRREGULAR = HOURS[:100] + 60 * np.random.default_rng(0).integers(0, 25, 100).astype(
-    "timedelta64[s]"
-)
 LATE = np.where(np.arange(100) < 60, DAYS, DAYS + np.timedelta64(730, "D"))
 MIDDLES = MONTHS.astype("datetime64[D]") + np.tile(np.array([27, 14], "timedelta64[D]"), 50)
 LOADED = table(["2021-01-01"] * 100, DAYS, VALUES, head=("loaded", "date", "value"))
@@ -187,7 +184,6 @@ FILES = {
     "another column of dates first": (
         LOADED, {}, twice("2, 3, 4, 5, 6, 7, 8, 9, 92 more") + "2021-01-01 of 'loaded'; leave",
     ),
-    "irregular minutes": (table(IRREGULAR, VALUES), {}, "must have one row for each time, but "),
     "two columns of a name": (
         table(DAYS, VALUES, VALUES, head=("date", "value", "value")), {"target": "value"},
         "another name for each column, but line 1 has 'value' twice; rename one",
@@ -238,7 +234,6 @@ FILES = {
     ),
     "a form of numbers": (newest_first(DAYS, "%y%j"), {"date_form": "%y%j"}, DAILY),
     "another form": (PLAIN, {"date_form": "%d/%m/%Y"}, "dates, but line 2 has '2020-01-01'; "),
-    "words": ("a,b\nq,2\nr,3\n", {"target": "b"}, "'a' of my.csv must hold dates, but line 2 "),
     "a year that is none": (
         table([*range(1920, 1940), 19400], range(21)), {}, date("19400", 22, "'1920'"),
     ),

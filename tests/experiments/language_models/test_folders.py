@@ -88,7 +88,6 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "experts": (config(model_type="qwen3_5_moe"), '"qwen3_5_moe", a mixture of experts, but'),
     "kimi": (config(model_type="kimi_linear"), "a mixture of experts"),
     "quantised": (config(quantization_config={"bits": 4}), "quantised weights"),
-    "an unknown field": (config(rope_theta=1e4), "rope_theta of config.json is 10000.0, but is"),
     "a field of two lines": (config(**{"a\nb\x1b": 1}), r"a\\nb\\x1b of config.json is 1, but"),
     "another activation": (config(hidden_act="gelu"), 'hidden_act of config.json must be "silu"'),
     "a size that is text": (config(hidden_size="16"), 'to 2147483647, but is "16"'),
@@ -102,8 +101,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an end out of reach": (config(eos_token_id=[0, 300]), "ids below 300, but is .0, 300.; get"),
     "another recurrence": (config(ssm_cfg={"layer": "Mamba2"}), "ssm_cfg of config.json must be"),
     "a flag that is a number": (config(use_bias=1), "use_bias of config.json must be true or"),
-    "other sizes": (config(hidden_size=32), "must have shape"),
-    "another kind": (config(use_bias=True), "'backbone.layers.0.mixer.in_proj.bias' is missing"),
+    "other sizes": (config(hidden_size=32), r"shape \(300, 32\), as other .* has \(300, 16\)"),
     "a limit in reverse": (config(**MAMBA2, time_step_limit=[2, 1]), "two numbers, the lower"),
     "heads that do not fit": (config(**MAMBA2 | {"num_heads": 5}), "num_heads 5 of head_dim 8"),
     "no tensors": (lambda f: (f / "model.safetensors").unlink(), "must have one of model.safeten"),
@@ -113,10 +111,6 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a head that is not tied": (
         lambda f: rewrite(f, **{HEAD: tensors_of(f)[EMBEDDING] + 1}),
         f"{HEAD!r} is in the file, but in no such model",
-    ),
-    "another shape": (
-        lambda f: rewrite(f, **{EMBEDDING: np.ones((300, 15), np.float32)}),
-        r"must have shape \(300, 16\), as other sizes of the model say, but has \(300, 15\)",
     ),
     "integers": (
         lambda f: rewrite(f, **{EMBEDDING: np.ones((300, 16), np.int8)}), "but is int8; quantised",
