@@ -239,11 +239,8 @@ def test_local_attention_needs_no_capacity(tmp_path: Path) -> None:
         (OLMO, {"rope_parameters": {"rope_type": "yarn"}}, 'rope_parameters.rope_type .*"yarn"'),
         (OLMO, {"partial_rotary_factor": 0.5}, "all entries of a head are rotated"),
         (OLMO, {"linear_allow_neg_eigval": 1}, "linear_allow_neg_eigval .* true or false"),
-        (
-            {"model_type": "qwen3_5", "text_config": QWEN},
-            {"text_config": QWEN | {"output_gate_type": "tanh"}},
-            "text_config.output_gate_type of config.json",
-        ),
+        ({"model_type": "qwen3_5"}, {"text_config": QWEN | {"output_gate_type": "tanh"}},
+         "text_config.output_gate_type of config.json"),
         *((XLSTM, {name: value}, f"^{name} of config.json .*; ") for name, value in {
             "weight_mode": "fused", "num_hidden_layers": 0, "hidden_size": "64", "use_bias": 1,
             "num_heads": 5, "gate_soft_cap": 0.0, "v_dim_factor": 0.0, "slstm_at": [1],
