@@ -3,6 +3,8 @@
 import functools
 import os
 import signal
+import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -188,6 +190,39 @@ def environment() -> Callable[..., dict[str, str]]:
         return os.environ | own | more
 
     return environment
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    def free_port() -> int:
+        with socket.socket() as listener:
+            listener.bind(("localhost", 0))
+            return int(listener.getsockname()[1])
+
+    return free_port
+
+
+@pytest.fixture(scope="module")
+def begin(environment: Callable[..., dict[str, str]]) -> Iterator[Callable[..., Any]]:
+    """Start a process; what still runs, with all that it has started, ends with the tests."""
+    running = []
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+
+    def begin(
+        command: Any, devices: int = 1, cwd: Any = None, files: Any = pipes, **own: Any
+    ) -> Any:
+        process = subprocess.Popen(
+            command, cwd=cwd, env=environment(devices, **own), text=True, start_new_session=True,
+            **files,
+        )  # fmt: skip
+        running.append(process)
+        return process
+
+    yield begin
+    for process in running:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 @pytest.fixture(autouse=True)

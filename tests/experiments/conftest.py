@@ -150,20 +150,13 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 
 
 @pytest.fixture
-def start(tmp_path, environment):
-    """Start a program in a process of its own, and go on; it is ended with the test."""
-    processes = []
+def start(tmp_path, begin):
+    """Start a program in a process of its own, and go on."""
+    together = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 
-    def start(name, *arguments, devices=1, files=None, **variables):
-        files = files or {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(
-            [sys.executable, "-c", HEED_INTERRUPTS, f"experiments.{name}", *map(str, arguments)],
-            cwd=tmp_path, env=environment(devices, **variables), text=True, **files,
-        )  # fmt: skip
-        processes.append(process)
-        return process
+    def start(name, *arguments, devices=1, files=together, **variables):
+        command = [sys.executable, "-c", HEED_INTERRUPTS, f"experiments.{name}"]
+        given = map(str, arguments)
+        return begin([*command, *given], devices, cwd=tmp_path, files=files, **variables)
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+    return start

@@ -2,7 +2,6 @@
 
 import json
 import random
-import socket
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +22,9 @@ def ends(status, *processes):
     return outputs
 
 
-def two(start, devices, *arguments):
+def two(start, port, devices, *arguments):
     """The program in two processes that meet on this machine."""
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        where = f"localhost:{listener.getsockname()[1]}"
-    meet = {"JAX_COORDINATOR_ADDRESS": where, "JAX_NUM_PROCESSES": "2"}
+    meet = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
     return [
         start("text_generator", *arguments, devices=devices, JAX_PROCESS_ID=str(index), **meet)
         for index in (0, 1)
@@ -44,7 +40,7 @@ def losses(run_dir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [["--carry-state"], ["--cell", "gru", "--embedding-size", "8"]])
-def test_every_mesh_has_the_losses_of_one_device(start, tmp_path, mode):
+def test_every_mesh_has_the_losses_of_one_device(start, free_port, tmp_path, mode):
     words = random.Random(0).choices(["the", "cat", "sat", "on", "a", "mat", "and", "ran."], k=800)
     (tmp_path / "text.txt").write_text(" ".join(words))
     options = ["train", *TINY, *mode, "--epochs", "2", "--test", "0.1", "--validation", "0.1"]
@@ -55,10 +51,10 @@ def test_every_mesh_has_the_losses_of_one_device(start, tmp_path, mode):
         more = [*options, "--mesh", mesh, "--run-dir", mesh]
         ends(0, start("text_generator", *more, devices=8))
         assert np.abs(losses(tmp_path / mesh) - whole).max() < 1e-5
-    ends(0, *two(start, 2, *options, "--mesh", "auto", "--run-dir", "two"))
+    ends(0, *two(start, free_port(), 2, *options, "--mesh", "auto", "--run-dir", "two"))
     assert np.abs(losses(tmp_path / "two") - whole).max() < 1e-5
     more = ["train", "--resume", "--epochs", "3", "--run-dir", "8", "--mesh", "4"]
-    assert f"resumes from step {len(whole)}" in ends(0, *two(start, 2, *more))[0]
+    assert f"resumes from step {len(whole)}" in ends(0, *two(start, free_port(), 2, *more))[0]
 
 
 def test_the_cores_are_taken_where_it_pays_unless_a_mesh_is_asked_for():

@@ -150,13 +150,17 @@ def test_what_a_patience_cannot_be(options, optimizer, named):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_what_a_hook_writes_is_in_the_history_and_in_all_files_after_a_resume_too(tmp_path, first):
-    """Numbers of NumPy and JAX too; once, and also of an epoch in which a hook then fails."""
+    """Numbers of NumPy and JAX too; once, and also of an epoch in which a hook then fails.
+
+    So is a state that it returns.
+    """
     table, folder = CSVLog(tmp_path / "log.csv"), tmp_path / "run"
 
     def write(state, summary):
         summary["half"] = jnp.float32(summary["epoch"] / 2)
         summary["seen"] = np.arange(summary["epoch"])
         summary["loss"] = -summary["epoch"]
+        return dataclasses.replace(state, params={"w": state.params["w"] / 2})
 
     def go(epochs, *more):
         given = [table, write, *more] if first else [write, *more, table]
@@ -177,7 +181,10 @@ def test_what_a_hook_writes_is_in_the_history_and_in_all_files_after_a_resume_to
     with pytest.raises(AssertionError, match="an accident"):
         go(4, killed(3))
     check(history, expected[2:])
-    check(go(3).history)
+    result = go(3)
+    check(result.history)
+    whole, plain = train(3, hooks=[write]), train(3)
+    assert result.state.params == whole.state.params != plain.state.params
     last = json.loads((folder / "result.json").read_text())["last"]
     assert {n: last[n] for n in expected[0]} == expected[-1]
 
@@ -250,16 +257,6 @@ def test_an_error_of_a_hook_names_the_hook_and_another_shape_too():
             InvalidInputError, match=r"the hook .*spoil must return a state like the one"
         ):
             train(1, hooks=[spoil])
-
-
-def test_a_hook_may_return_a_state(tmp_path):
-    def halve(state, summary):
-        return dataclasses.replace(state, params={"w": state.params["w"] / 2})
-
-    whole = train(4, None, [halve])
-    train(2, tmp_path, [halve])
-    result = train(4, tmp_path, [halve])
-    assert result.state.params["w"] == whole.state.params["w"] != train(4).state.params["w"]
 
 
 def test_hooks_hear_of_everything_in_turn(tmp_path):

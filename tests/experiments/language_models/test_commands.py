@@ -327,8 +327,10 @@ def test_matrices_decay_and_neither_vectors_nor_rates() -> None:
     assert {name for name, x in updates.items() if np.any(x)} == {"in_proj.weight"}
 
 
-@pytest.mark.usefixtures("model")
-def test_a_wrong_use_gets_one_sentence(refused: Any, tmp_path: Path) -> None:
+def test_a_wrong_use_gets_one_sentence(refused: Any, model: Model, tmp_path: Path) -> None:
+    params = {name: np.full(x.shape, np.nan, x.dtype) for name, x in model.params.items()}
+    folders.write(tmp_path / "nan", model, params)
+    assert "must give finite probabilities" in refused("evaluate", "nan", "--corpus", "text.txt")
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("the")
     corpus = ("--corpus", "text.txt")
@@ -364,16 +366,8 @@ def test_a_wrong_use_gets_one_sentence(refused: Any, tmp_path: Path) -> None:
     old = ("--context", 32, "--run-dir", "old", "--resume")
     assert "old/model must be a new folder" in refused("finetune", "model", *corpus, *old)
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"model", "text.txt", "empty.txt", "short.txt", "old"}
+    assert left == {"model", "text.txt", "empty.txt", "short.txt", "old", "nan"}
     assert not list((tmp_path / "old" / "checkpoints").iterdir())
-
-
-def test_a_model_without_finite_probabilities_has_no_bits(
-    refused: Any, model: Model, tmp_path: Path
-) -> None:
-    params = {name: np.full(x.shape, np.nan, x.dtype) for name, x in model.params.items()}
-    folders.write(tmp_path / "nan", model, params)
-    assert "must give finite probabilities" in refused("evaluate", "nan", "--corpus", "text.txt")
 
 
 def test_full_attention_has_room_for_a_text_or_reads_it_in_windows(
