@@ -62,6 +62,17 @@ def untrained():
     return untrained
 
 
+@pytest.fixture(scope="session")
+def character_model(random_like):
+    """Make a model for so many characters, and draw parameters for it."""
+
+    def character_model(size, layers=2, seed=0, **options):
+        model = CharacterModel.build(Architecture(layers=layers, **options), size)
+        return model, random_like(lambda: model.init(jax.random.key(0)), seed)
+
+    return character_model
+
+
 @pytest.fixture
 def text(tmp_path):
     """What most runs of the text generator read: of one length, which is compiled once."""

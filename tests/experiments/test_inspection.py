@@ -7,10 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.text_generator.config import Architecture
 from experiments.text_generator.evaluate import Evaluate, run_evaluation
 from experiments.text_generator.inspect import Inspect, run_inspection
-from experiments.text_generator.model import CELLS, CharacterModel, surprise
+from experiments.text_generator.model import CELLS, surprise
 from experiments.text_generator.pages import LIMIT
 from experiments.text_generator.pages.properties import PROPERTIES, properties, score
 from experiments.text_generator.pages.recording import record
@@ -19,11 +18,6 @@ from rnnjax.errors import NonFiniteError
 
 SIZE = 11
 BLOCKS = "mamba2", "gated_delta"  # whose states are matrices
-
-
-def model_of(random_like, cell="lstm", **options):
-    model = CharacterModel.build(Architecture(cell=cell, layers=2, hidden_size=4, **options), SIZE)
-    return model, random_like(jax.eval_shape(model.init, jax.random.key(0)), seed=3)
 
 
 def by_hand(model, params, ids):
@@ -47,8 +41,8 @@ def by_hand(model, params, ids):
         *(pytest.param(cell, {}, marks=pytest.mark.slow) for cell in CELLS if cell not in BLOCKS),
     ],
 )
-def test_the_recording_is_what_stepping_by_hand_gives(random_like, cell, options):
-    model, params = model_of(random_like, cell, **options)
+def test_the_recording_is_what_stepping_by_hand_gives(character_model, cell, options):
+    model, params = character_model(SIZE, seed=3, cell=cell, hidden_size=4, **options)
     ids = np.random.default_rng(0).integers(0, SIZE, 1013)  # more than a piece, and not whole ones
     recording = record(model, params, ids)
     few = 25
@@ -78,9 +72,9 @@ def test_the_recording_is_what_stepping_by_hand_gives(random_like, cell, options
         ("minlstm", "", ("hidden",)),
     ],
 )
-def test_gates_are_those_that_the_step_computes_with(random_like, cell, letters, kinds):
+def test_gates_are_those_that_the_step_computes_with(character_model, cell, letters, kinds):
     noise = {"recurrent_dropout": 0.5} if cell == "gru" else {}
-    model, params = model_of(random_like, cell, **noise)
+    model, params = character_model(SIZE, seed=3, cell=cell, hidden_size=4, **noise)
     ids = np.array([1, 5, 2, 7, 3])
     recording = record(model, params, ids)
     assert [(g.layer, g.name) for g in recording.gates] == [(k, c) for k in (0, 1) for c in letters]
@@ -105,11 +99,11 @@ def test_gates_are_those_that_the_step_computes_with(random_like, cell, letters,
             np.testing.assert_allclose(hidden, gates[layer, "o"] * np.tanh(cells), atol=2e-3)
 
 
-def test_too_short_a_text_and_a_broken_model_are_refused(random_like):
-    model, params = model_of(random_like)
+def test_too_short_a_text_and_a_broken_model_are_refused(character_model):
+    model, params = character_model(SIZE, hidden_size=4)
     with pytest.raises(InvalidInputError, match="needs at least 2 characters, but has 1"):
         record(model, params, np.array([1]))
-    blocks, own = model_of(random_like, "mamba2", embedding_size=4)
+    blocks, own = character_model(SIZE, cell="mamba2", hidden_size=4, embedding_size=4)
     with pytest.raises(InvalidInputError, match="must have vectors of units as its state"):
         record(blocks, own, np.array([1, 2, 3]))
     broken = params | {"bias": np.full_like(params["bias"], np.nan)}

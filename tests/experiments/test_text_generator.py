@@ -106,18 +106,9 @@ def test_train_generate_evaluate(generator, tiny, refused, text, tmp_path):
     assert len((run_dir / "epochs.jsonl").read_text().splitlines()) == 3
 
 
-@pytest.fixture(scope="module")
-def model():
-    return CharacterModel.build(Architecture(layers=2, hidden_size=9), 68)
-
-
-@pytest.fixture(scope="module")
-def params(model, random_like):
-    return random_like(lambda: model.init(jax.random.key(0)), 0)
-
-
-def test_greedy_writing_is_the_most_probable_character_of_the_whole_text_so_far(model, params):
+def test_greedy_writing_is_the_most_probable_character_of_the_whole_text_so_far(character_model):
     """The carried state gives what the tutorial computes by reading everything again."""
+    model, params = character_model(68, hidden_size=9)
     vocabulary = Vocabulary.tutorial()
     text = write_sample(model, vocabulary, Train(sample_length=12), params, epoch=1)
     assert len(text) == 13
@@ -129,7 +120,8 @@ def test_greedy_writing_is_the_most_probable_character_of_the_whole_text_so_far(
         assert np.asarray(logits)[end - 1, 0].argmax() == vocabulary.encode(text[end])[0]
 
 
-def test_the_loss_leaves_out_windows_of_weight_0(model, params):
+def test_the_loss_leaves_out_windows_of_weight_0(character_model):
+    model, params = character_model(68, hidden_size=9)
     rng = np.random.default_rng(0)
     batch = {"inputs": rng.integers(0, 68, (3, 6)), "targets": rng.integers(0, 68, (3, 6))}
     loss_fn = jax.jit(make_loss(model, carry_state=False))
@@ -180,8 +172,9 @@ def test_the_loss_drops_and_forgets_in_training(random_like):
         jax.jit(noisy)(params, (), batch, jax.random.key(5))
 
 
-def test_each_row_of_an_evaluation_has_read_what_comes_before(model, params, monkeypatch):
+def test_each_row_of_an_evaluation_has_read_what_comes_before(character_model, monkeypatch):
     """The first begins with the text, and the others 256 characters before their own part."""
+    model, params = character_model(68, hidden_size=9)
     ids = np.random.default_rng(0).integers(0, 68, 2060)  # two rows of 1,030 characters
     losses = surprise(model, params, ids)
     assert losses.shape == (2059,)

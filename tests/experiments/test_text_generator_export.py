@@ -11,9 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.text_generator.config import Architecture, CellName
 from experiments.text_generator.export import export, how_to_run, to_interop
-from experiments.text_generator.model import CharacterModel
 from rnnjax import InteropError, InvalidInputError
 from rnnjax.text import Vocabulary
 
@@ -22,12 +20,6 @@ for package, extra in {"onnx": "onnx", "h5py": "keras-files", "safetensors": "sa
 
 VOCABULARY = Vocabulary("abcé\n🙂")
 TIME = 5
-
-
-def small(random_like, cell: CellName = "lstm", **options):
-    options = Architecture(cell=cell, layers=2, hidden_size=4, **options)
-    model = CharacterModel.build(options, len(VOCABULARY))
-    return model, random_like(jax.eval_shape(model.init, jax.random.key(0)), 0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -49,8 +41,8 @@ def ids():
         ("simple", "simple_rnn", True),
     ],
 )
-def test_the_layers_give_the_logits(cell, name, stacked, random_like, assert_close, ids):
-    model, params = small(random_like, cell)
+def test_the_layers_give_the_logits(cell, name, stacked, character_model, assert_close, ids):
+    model, params = character_model(len(VOCABULARY), cell=cell, hidden_size=4)
     expected = unroll(model, params, ids)
     layers = to_interop(model, params, stacked=stacked)
     assert_close(jax.jit(layers.__call__)(ids)[1], expected, 1e-6)
@@ -66,11 +58,11 @@ LEARNED = {"embedding_size": 4, "tied": True, "dropout": 0.2, "recurrent_dropout
     ("suffix", "options"),
     [(".onnx", LEARNED), (".keras", {}), (".weights.h5", LEARNED), (".safetensors", {})],
 )
-def test_what_is_printed_runs(suffix, options, random_like, assert_close, ids, tmp_path):
+def test_what_is_printed_runs(suffix, options, character_model, assert_close, ids, tmp_path):
     """The lines that a user is told, in their framework, give our logits."""
     peers = {".onnx": "onnxruntime", ".safetensors": "torch"}
     peer = pytest.importorskip(peers.get(suffix, "keras"), reason="it is in the extra `parity`")
-    model, params = small(random_like, **options)
+    model, params = character_model(len(VOCABULARY), hidden_size=4, **options)
     expected = unroll(model, params, ids)
     path = tmp_path / f"model{suffix}"
     export(model, VOCABULARY, params, path)
@@ -104,8 +96,8 @@ def test_what_is_printed_runs(suffix, options, random_like, assert_close, ids, t
     assert_close(ys, np.asarray(expected), 1e-5)
 
 
-def test_what_cannot_be_written(random_like, tmp_path):
-    model, params = small(random_like, "gru_reset_before")
+def test_what_cannot_be_written(character_model, tmp_path):
+    model, params = character_model(len(VOCABULARY), cell="gru_reset_before", hidden_size=4)
     with pytest.raises(InteropError, match="reset_after"):
         export(model, VOCABULARY, params, tmp_path / "model.safetensors")
     assert not [*tmp_path.iterdir()]

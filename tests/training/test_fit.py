@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import signal
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -304,6 +304,12 @@ def test_a_folder_of_an_impossible_name_is_told(tmp_path):
         run(tmp_path / ("a" * 300))
 
 
+def elsewhere(call):
+    """Call it in another thread, and wait for it."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(call).result()
+
+
 def test_two_processes_cannot_write_to_one_folder(tmp_path):
     fcntl = pytest.importorskip("fcntl", reason="locks are those of POSIX")
     # Of what has opened the file, not of a process; and it would share the lock, if it could.
@@ -316,18 +322,12 @@ def test_two_processes_cannot_write_to_one_folder(tmp_path):
 
     # Nor two threads, which share the process's lock.
     def second():
-        with pytest.raises(CheckpointError, match="another thread writes to") as error:
+        with pytest.raises(CheckpointError, match="another thread writes to"):
             run(tmp_path)
-        refused.append(error)
 
-    def begin_another():
-        thread = threading.Thread(target=second)
-        thread.start()
-        thread.join()
-
-    refused = []
-    assert len(run(tmp_path, At(4, begin_another)).history) == 3
-    assert refused
+    begins = At(4, functools.partial(elsewhere, second))
+    assert len(run(tmp_path, begins).history) == 3
+    assert begins.reached == float("inf")
 
 
 def test_an_ignored_signal_stays_ignored_and_a_second_ctrl_c_ends_at_once(tmp_path):
@@ -604,13 +604,8 @@ def test_runs_at_once_share_options_and_data_and_are_refused_what_keeps_a_state(
                 train(1, *hooks, **options)
         found.append(train(2))
 
-    def begin_second():
-        thread = threading.Thread(target=second)
-        thread.start()
-        thread.join()
-
     found = []
-    found.append(train(1, At(2, begin_second), *kept, **read))
+    found.append(train(1, At(2, functools.partial(elsewhere, second)), *kept, **read))
     alone = train(2), train(1, *kept, batches=POINTS)
     for ours, expected in zip(found, alone, strict=True):
         assert bits(ours.state) == bits(expected.state)
