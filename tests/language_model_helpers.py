@@ -303,9 +303,11 @@ def check_bfloat16(pair: Pair) -> None:
 
 
 def check_saved(pair: Pair, folder: Path, module_class: Any) -> None:
-    """One step of SGD, saved in the peer's layout and read by the peer."""
+    """One step of SGD, saved in the peer's layout and read again, by us and by the peer."""
     params = trained(pair)
-    folders.write(folder, pair.model, params)
+    again = folders.read(folders.write(folder, pair.model, params)).params
+    assert again.keys() == params.keys()
+    assert all(np.array_equal(again[name], x) for name, x in params.items())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module, said = module_class.from_pretrained(folder, output_loading_info=True)
