@@ -501,7 +501,7 @@ def zeros(cell):
         ({"params": {"n": jnp.arange(3)}}, r"params\['n'\] is int32, which has no gradient"),
         ({"hooks": True}, "hooks must be a list of hooks and of functions .* but is True"),
         ({"hooks": [EarlyStopping]}, r"but is a list of 1; pass \[EarlyStopping"),
-        ({"batches": lambda epoch: iter([None]), "run_dir": None}, "must have a first axis of ste"),
+        ({"batches": lambda epoch: iter([None])}, "must be arrays of num.*, but one is None"),
         ({"evaluate": iter([np.ones((2, 2))]), "epochs": 2}, "evaluate must last for 2 epochs"),
         ({"skip_nonfinite": True}, "skip_nonfinite must be an integer from 0 up, but is True"),
         ({"sharding": Sharding.over(1, rows_axis="rows")}, "rows_axis must be a whole number"),
