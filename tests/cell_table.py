@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -31,6 +32,20 @@ def blank(cell: Any, features: int = FEATURES) -> Any:
     """Parameters, all zero, for what does not look at their numbers: none is compiled."""
     shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), features))
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def refusals(rows: Any) -> Any:
+    """A test of calls, each with what its error says: that is one sentence, and short."""
+
+    @pytest.mark.parametrize(("call", "message"), rows, ids=range(len(rows)))
+    def refused(call: Callable[[], Any], message: str) -> None:
+        with pytest.raises(rnnjax.InvalidInputError, match=message) as error:
+            call()
+        assert {ValueError, rnnjax.RnnjaxError} < {*type(error.value).__mro__}
+        assert len(str(error.value)) < 400
+        assert not re.search(r"\n|\. ", str(error.value))
+
+    return refused
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import CELLS, WAYS, begun, grid
+from cell_table import CELLS, WAYS, begun, grid, refusals
 
 import rnnjax
-from rnnjax import InvalidInputError
 
 KEY = jax.random.key(0)
 
@@ -72,8 +71,7 @@ def looked(x):
     return LOOKING.step(looking(), LOOKING.initial_carry((2,)), x)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
+test_what_does_not_fit_is_said = refusals(
     [
         (lambda: rnnjax.pool(ONES, "first"), "must be"),
         (lambda: rnnjax.pool(ONES, "max", jnp.ones((2, 3), bool)), "valid must have shape"),
@@ -98,11 +96,8 @@ def looked(x):
         (lambda: LOOKING.step(LOOKING.init(KEY, 2), None, ONES[0]), r"give cell.over\(params, mem"),
         (lambda: looking(ONES[..., :3]), "check memory_size"),
         (lambda: looked(rnnjax.OneHot(np.array([0, 1]), 2)), "AttentionCell needs vectors"),
-    ],
+    ]
 )
-def test_what_does_not_fit_is_said(call, message):
-    with pytest.raises(InvalidInputError, match=message):
-        call()
 
 
 def test_attention_by_products_against_its_definition(assert_close):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import begun
+from cell_table import begun, refusals
 from jax.sharding import AxisType, PartitionSpec
 from reference import sigmoid
 
@@ -482,46 +482,42 @@ def test_a_convolution_is_cut_anywhere_and_equals_the_cell(assert_close):
     assert_close(program.call(xs, wide), rnnjax.causal_convolution(xs, wide), 1e-12)
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (((4, 2, 3), (2, 4)), r"taps must be \(n, features\).* has \(2, 4\)"),
-        (((4, 2, 3), (0, 3)), "taps must be"),
-        (((4, 2, 3), (2, 3), (4,)), r"bias must have shape \(3,\)"),
-        (((4, 2, 3), (2, 3), (3,), (2, 2, 3)), r"carry must have shape \(2, 1, 3\)"),
-    ],
-)
-def test_what_a_convolution_refuses(given, message):
-    with pytest.raises(InvalidInputError, match=message):
-        rnnjax.causal_convolution(*map(jnp.zeros, given))
+def convolve(*shapes):
+    return rnnjax.causal_convolution(*map(jnp.zeros, shapes))
 
 
 REAL, MATRICES = FORMS["real"], FORMS["matrices"]
 MEMORY = MEMORIES["DeltaNet (Schlag et al., 2021)"]
 NO_MEMORY = r"must be a rnnjax\.Memory with query"
+run = linear_recurrence
 
 
-@pytest.mark.parametrize(
-    ("given", "options", "message"),
+def remember(**changes):
+    return matrix_memory(MEMORY._replace(**changes))
+
+
+test_what_is_refused = refusals(
     [
-        ((REAL[0][:-1], REAL[1]), {}, "decay must have the shape of drive.*check the"),
-        ((REAL[0][..., :0], REAL[1][..., :0]), {}, "that there are features"),
-        ((MATRICES[0][..., :0, :0], MATRICES[1][..., :0]), {}, "that there are features"),
-        ((*REAL[:2], REAL[2][:-1]), {}, r"carry must have shape.*none is time"),
-        ((MATRICES[0] * 1j, MATRICES[1]), {}, "must be real where decay is matrices"),
-        (REAL, {"method": rnnjax.Fused()}, r"method must be Auto\(\), Parallel\(\) or Scan\(\)"),
-        (REAL, {"method": type("Own", (rnnjax.Scan,), {})()}, "method must be .*, but is Own"),
-        (REAL, {"method": rnnjax.Parallel(4)}, "chunk must be None"),
-        (MEMORY._replace(value=VALUE[:-1]), {}, "value must have shape .* check its axes"),
-        (MEMORY._replace(beta=BY_KEY), {}, "beta must have shape"),
-        (MEMORY._replace(log_beta=BY_HEAD), {}, "no log_beta"),
-        (MEMORY._replace(removal_key=KEY), {}, "removal_query and removal_key both or neither"),
-        (MEMORY._replace(removal_key=KEY, removal_query=KEY), {}, "and not erase with them"),
-        (MEMORY._replace(value=VALUE[:, :, :1]), {}, "heads that divide those of the value"),
-        *((wrong, {}, NO_MEMORY) for wrong in (MEMORY._asdict(), QUERY, MEMORY._replace(key=None))),
-    ],
-    ids=range(17),
+        (lambda: convolve((4, 2, 3), (2, 4)), r"taps must be \(n, features\).* has \(2, 4\)"),
+        (lambda: convolve((4, 2, 3), (0, 3)), "taps must be"),
+        (lambda: convolve((4, 2, 3), (2, 3), (4,)), r"bias must have shape \(3,\)"),
+        (lambda: convolve((4, 2, 3), (2, 3), (3,), (2, 2, 3)), r"carry must have .* \(2, 1, 3\)"),
+        (lambda: run(REAL[0][:-1], REAL[1]), "decay must have the shape of drive.*check the"),
+        (lambda: run(REAL[0][..., :0], REAL[1][..., :0]), "that there are features"),
+        (lambda: run(MATRICES[0][..., :0, :0], MATRICES[1][..., :0]), "that there are features"),
+        (lambda: run(*REAL[:2], REAL[2][:-1]), r"carry must have shape.*none is time"),
+        (lambda: run(MATRICES[0] * 1j, MATRICES[1]), "must be real where decay is matrices"),
+        (lambda: run(*REAL, method=rnnjax.Fused()), r"must be Auto\(\), Parallel\(\) or Scan\(\)"),
+        (lambda: run(*REAL, method=type("Own", (rnnjax.Scan,), {})()), "method must be .* is Own"),
+        (lambda: run(*REAL, method=rnnjax.Parallel(4)), "chunk must be None"),
+        (lambda: remember(value=VALUE[:-1]), "value must have shape .* check its axes"),
+        (lambda: remember(beta=BY_KEY), "beta must have shape"),
+        (lambda: remember(log_beta=BY_HEAD), "no log_beta"),
+        (lambda: remember(removal_key=KEY), "removal_query and removal_key both or neither"),
+        (lambda: remember(removal_key=KEY, removal_query=KEY), "and not erase with them"),
+        (lambda: remember(value=VALUE[:, :, :1]), "heads that divide those of the value"),
+        (lambda: remember(key=None), NO_MEMORY),
+        (lambda: matrix_memory(MEMORY._asdict()), NO_MEMORY),
+        (lambda: matrix_memory(QUERY), NO_MEMORY),
+    ]
 )
-def test_what_is_refused(given, options, message):
-    with pytest.raises(InvalidInputError, match=message):
-        linear_recurrence(*given, **options) if type(given) is tuple else matrix_memory(given)
