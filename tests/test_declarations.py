@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import CELLS, OwnPastCell, OwnStepCell, UserCell, begun
+from cell_table import CELLS, OwnPastCell, OwnStepCell, UserCell, begun, blank, refusals
 from jax.extend.core import jaxprs_in_params
 
 import rnnjax
@@ -131,17 +131,6 @@ class AxisOneRNNCell(rnnjax.SimpleRNNCell):
         return rnnjax.SimpleRNNCarry(jnp.tanh(x - 0.1 * x.mean(axis=1, keepdims=True)))
 
 
-@pytest.mark.parametrize("steps", [2, 600])
-@pytest.mark.parametrize(
-    ("cell", "other"),
-    [(AxisOneCell(4), Parallel()), (AxisOneRNNCell(4), rnnjax.Auto())],
-    ids=str,
-)
-def test_an_update_is_given_one_step(cell, other, steps, equal_to_scan):
-    lengths = np.array([steps, steps // 2])
-    equal_to_scan(cell, [Fused(), other], (2,), steps=steps, scale=0.3, lengths=lengths)
-
-
 class SkipCell(rnnjax.SimpleRNNCell):
     """A residual cell with a kernel only where the sizes differ."""
 
@@ -150,12 +139,6 @@ class SkipCell(rnnjax.SimpleRNNCell):
         if input_size != self.hidden_size:
             params["skip"] = rnnjax.Param((self.hidden_size, self.hidden_size), "zeros")
         return params
-
-
-def test_parameters_have_the_same_names_for_every_size():
-    SkipCell(4).init(jax.random.key(0), 3)
-    with pytest.raises(InvalidInputError, match="skip differs between 1 and 4 features; make it"):
-        SkipCell(4).init(jax.random.key(0), 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,28 +176,6 @@ class BiasedCell(rnnjax.SimpleRNNCell):
     def parameters(self, input_size):
         bias = rnnjax.Param((self.hidden_size,), "zeros", Role.BIAS)
         return super().parameters(input_size) | {"recurrent_bias": bias}
-
-
-UNADDED = r"of NarrowKernelCell\({0}\) must .* {1} and {0}; write additive = False"
-
-
-@pytest.mark.parametrize("method", [Scan(), Fused()])
-@pytest.mark.parametrize(
-    ("cell", "features", "message"),
-    [
-        (type("Other", (rnnjax.MinGRUCell,), {"coupling": "affine"})(4), 3, r"be a rnnjax\.Coup"),
-        (SkipCell(4), 4, "same names and roles"),
-        (MaskedKernelCell(4, role=Role.LOOP), 3, r"Role\.LOOP knows only state @ params"),
-        (NarrowKernelCell(1), 3, UNADDED.format(1, 2)),
-        (NarrowKernelCell(4), 3, UNADDED.format(4, 8)),
-        (BiasedCell(4), 3, "recurrent_bias is one too.*role UNIT"),
-    ],
-    ids=range(6),
-)
-def test_what_is_declared_wrongly_names_the_cure(cell, features, message, method):
-    params = {name: np.zeros(of[0], "f") for name, of in cell.parameters(features).items()}
-    with pytest.raises(InvalidInputError, match=message):
-        rnnjax.unroll(cell, params, np.ones((5, 2, features), "f"), method=method)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,25 +260,6 @@ class SquaredCell(LinearCell):
         return new, new.hidden * carry.hidden
 
 
-@pytest.mark.parametrize(
-    ("cell", "methods"),
-    [
-        (MaskedKernelCell(4), [Fused(), *map(Fused, (1, 9))]),  # of seven steps
-        (DecayingCell(4), [Fused(), Fused(keep_every=3)]),
-        (PairCell(4), [Fused()]),
-        (LinearCell(4), [Fused(), Parallel()]),
-        (SquaredCell(4), [Parallel()]),
-    ],
-    ids=str,
-)
-def test_what_only_an_update_reads_by_every_method(cell, methods, equal_to_scan):
-    """Guards the gradient of raw features."""
-    resets = np.zeros((7, 2), bool)
-    resets[2, 1] = resets[5] = True
-    marks = {"lengths": np.array([7, 4]), "resets": resets}
-    equal_to_scan(cell, methods, (2,), steps=7, features=3, **marks)
-
-
 def test_raw_features_are_not_in_a_product():
     cell = DecayingCell(4, dtype=jnp.bfloat16)
     params = begun(cell, 3)
@@ -326,51 +268,6 @@ def test_raw_features_are_not_in_a_product():
     xs, raw = split_raw(cell, jnp.full((2, 3), gap))
     assert xs.shape == (2, 2)
     assert raw["gap"].tolist() == [[gap]] * 2
-
-
-def test_where_raw_features_are_refused():
-    cell, xs = DecayingCell(4), jnp.ones((7, 2, 3))
-    params = begun(cell, 3)
-    none = {**params, "kernel": params["kernel"][:0]}
-    alone = r"input_size of DecayingCell.* at least 2, .*gap, but is 1; .*write gates = \(\)"
-    for call in (
-        lambda: rnnjax.unroll(cell, none, xs[..., :1]),
-        lambda: cell.init(jax.random.key(0), input_size=1),
-    ):
-        with pytest.raises(InvalidInputError, match=alone):
-            call()
-    one_hot = rnnjax.OneHot(jnp.zeros((7, 2), int), 3)
-    for given, message in [
-        (one_hot, r"but has 0; give the pair \(xs, raw\), .* with its gap \(1\)"),
-        ((xs[..., :2], xs), r"but has 3; give the pair .* its gap \(1\)"),
-        ((xs[..., :2], xs[1:, :, :1]), r"same axes before the last, .* check the order of both"),
-        ((xs[..., :2], one_hot), "vectors or a OneHot, and an array of raw features"),
-        ((jnp.zeros((7, 2), int), xs[..., :1]), r"ids are given as rnnjax\.OneHot\(ids, size\)"),
-    ]:
-        with pytest.raises(InvalidInputError, match=message):
-            rnnjax.unroll(cell, params, given)
-    plain = rnnjax.LSTMCell(4)
-    with pytest.raises(InvalidInputError, match=r"LSTMCell\(4\) names.* give the first part alone"):
-        rnnjax.unroll(plain, plain.init(jax.random.key(0), 2), (xs[..., :2], xs[..., :1]))
-    # A combination speaks of its own raw features, not of those of a layer.
-    stack = rnnjax.Stack([cell, plain])
-    for odd in (one_hot, (xs, xs)):
-        with pytest.raises(InvalidInputError, match=r"that a Stack names|Stack.* names"):
-            rnnjax.unroll(stack, stack.init(jax.random.key(0), 3), odd)
-    with pytest.raises(InvalidInputError, match=r"OwnStep.* names, .* the first part alone"):
-        rnnjax.unroll(OwnStepCell(4), {}, (xs, xs))
-    with pytest.raises(InvalidInputError, match=r"input_size of a Stack must be more than.*gap"):
-        rnnjax.Stack([plain, cell]).init(jax.random.key(0), 1)
-
-    with pytest.raises(InvalidInputError, match=r"'gap' of a Stack must have one size .* 1 and 2"):
-        rnnjax.Stack([cell, WideGap(4)])
-    with pytest.raises(InvalidInputError, match=r"update of Forgetful.*unexpected keyword.*'gap'"):
-        rnnjax.unroll(Forgetful(4), params, xs)
-
-
-class Forgetful(DecayingCell):
-    def update(self, params, x, carry):
-        return carry
 
 
 class SumCell(UserCell):
@@ -385,38 +282,15 @@ class SumCell(UserCell):
         return rnnjax.SimpleRNNCarry(jnp.exp(-gap * gap) * carry.hidden + value)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-def test_a_cell_of_raw_features_alone(reverse, equal_to_scan):
-    resets = np.zeros((7, 2), bool)
-    resets[2, 1] = resets[5] = True
-    given = {"steps": 7, "features": 5, "reverse": reverse, "resets": resets}
-    equal_to_scan(SumCell(4), [Fused(), Fused(2), Parallel()], (2,), **given)
-
-
-def test_a_cell_without_gates_reads_no_inputs(equal_to_scan):
-    """A kernel without columns is no sign that all inputs are raw."""
-    equal_to_scan(Gateless(4), [Fused(), Parallel()], (2,), steps=4, features=5)
-
-
 class Gateless(SumCell):
+    """A kernel without columns is no sign that all inputs are raw."""
+
     raw = {"gap": 1}
     coupling = Coupling.CONTRACTING
 
     def update(self, params, x, carry, gap):
         more = 1 + x.sum(axis=-1, keepdims=True)
         return rnnjax.SimpleRNNCarry(jnp.exp(-gap * gap) * carry.hidden + more)
-
-
-@pytest.mark.parametrize(
-    ("name", "sizes"),
-    [
-        ("raw", ("gap",)), ("raw", {"x": 1}), ("raw", {"gap": 0}), ("loop", ("kernel_2",)),
-        ("loop", {"own": 1.5}), ("loop", {"own": (4, 0)}), ("loop", {"kernel": 1}), ("loop", None),
-    ],
-)  # fmt: skip
-def test_sizes_that_are_none_are_refused_where_they_are_declared(name, sizes):
-    with pytest.raises(InvalidInputError, match=rf"^{name} of Odd must have names other than"):
-        type("Odd", (DecayingCell,), {name: sizes})
 
 
 CODES = 5_000
@@ -500,10 +374,6 @@ def test_a_pair_goes_wherever_inputs_go(random_like, assert_close):
     program = jax.export.export(jax.jit(functools.partial(rnnjax.unroll, cell)))(own, both)
     again = jax.export.deserialize(program.serialize())
     assert_close(again.call(own, both)[1], ys, 1e-6)
-
-
-class WideGap(DecayingCell):
-    raw = {"gap": 2}
 
 
 def test_dropout_of_inputs_drops_no_raw_features():
@@ -636,27 +506,11 @@ class PartCell(TurnedCell):
         return carry, carry.hidden.real
 
 
-@pytest.mark.parametrize(
-    ("cell", "message"),
-    [
-        (TurnedCell(3), r"update of TurnedCell\(3\) cannot run: it returned .hidden complex64"),
-        (FractionCell(3), r"update of FractionCell\(3\) cannot run: it returned .count float32"),
-    ],
-)
-def test_a_state_that_would_lose_a_part_is_refused(cell, message):
-    params, xs = begun(cell, 2), jnp.ones((4, 3, 2))
-    for method in (Scan(), rnnjax.Auto()):
-        with pytest.raises(InvalidInputError, match=message):
-            rnnjax.unroll(cell, params, xs, method=method)
-
-
 @pytest.mark.parametrize("method", [Scan(), Fused()], ids=str)
 def test_a_real_output_of_a_complex_state_is_real(method):
     cell = PartCell(3)
     params, xs = begun(cell, 2), jnp.ones((4, 3, 2))
     assert rnnjax.unroll(cell, params, xs, method=method)[1].dtype == jnp.float32
-    with pytest.raises(InvalidInputError, match=r"carry\.hidden must be complex64, but is float32"):
-        rnnjax.unroll(cell, params, xs, rnnjax.SimpleRNNCarry(jnp.zeros((3, 3))), method=method)
 
 
 @pytest.mark.usefixtures("x64")
@@ -689,15 +543,6 @@ class ClippedCell(rnnjax.MinGRUCell):
         return super().update(params, x, jax.tree.map(clipped, carry))
 
 
-def test_a_derivative_of_ones_own_that_a_promise_cannot_use_names_the_cell():
-    cell = ClippedCell(3)
-    params, xs = begun(cell, 2), jnp.ones((4, 3, 2))
-    rnnjax.unroll(cell, params, xs, method=Fused())
-    message = r"update of ClippedCell\(3\) must have a derivative forwards.*custom_vjp; .*Fused"
-    with pytest.raises(InvalidInputError, match=message):
-        rnnjax.unroll(cell, params, xs)
-
-
 @pytest.mark.parametrize("method", [Scan(), rnnjax.Auto()], ids=str)
 def test_gates_of_a_memory_that_are_closed(method):
     """A decay and a weight of zero, whose logarithms are minus infinity."""
@@ -714,3 +559,122 @@ def test_gates_of_a_memory_that_are_closed(method):
     xs = np.random.default_rng(0).normal(size=(40, 3, 2)).astype("f")
     carry, ys = rnnjax.unroll(cell, params, xs, method=method)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((carry, ys)))
+
+
+# ---- all of them, by every method; and what is declared or given wrongly
+
+AXES = (AxisOneCell(4), Parallel()), (AxisOneRNNCell(4), rnnjax.Auto())
+
+
+@pytest.mark.parametrize(
+    ("cell", "methods", "given"),
+    [
+        (MaskedKernelCell(4), [Fused(), *map(Fused, (1, 9))], {}),  # of seven steps
+        (DecayingCell(4), [Fused(), Fused(keep_every=3)], {}),
+        (PairCell(4), [Fused()], {}),
+        (LinearCell(4), [Fused(), Parallel()], {}),
+        (SquaredCell(4), [Parallel()], {}),
+        (ClippedCell(3), [Fused()], {}),
+        (Gateless(4), [Fused(), Parallel()], {"features": 5}),
+        *(
+            (SumCell(4), [Fused(), Fused(2), Parallel()], {"features": 5, "reverse": reverse})
+            for reverse in (False, True)
+        ),
+        *(
+            (cell, [Fused(), other], {"steps": steps, "scale": 0.3})
+            for cell, other in AXES
+            for steps in (2, 600)
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, rnnjax.Cell) else "",
+)
+def test_what_only_an_update_reads_by_every_method(cell, methods, given, equal_to_scan):
+    """Guards the gradient of raw features, and that an update is given one step."""
+    given = {"steps": 7, "features": 3} | given
+    resets = np.zeros((given["steps"], 2), bool)
+    resets[2:3, 1] = resets[5:6] = True
+    lengths = np.array([given["steps"], given["steps"] // 2])
+    equal_to_scan(cell, methods, (2,), lengths=lengths, resets=resets, **given)
+
+
+KEY, XS, IDS = jax.random.key(0), np.ones((7, 2, 3), "f"), np.zeros((7, 2), int)
+X, GAP, ONE_HOT = XS[..., :2], XS[..., 2:], rnnjax.OneHot(IDS, 3)
+CELL, LSTM, STEP = DecayingCell(4), rnnjax.LSTMCell(4), OwnStepCell(4)
+NONE = {**blank(CELL, 3), "kernel": np.zeros((0, 8), "f")}
+
+
+def over(xs, cell=CELL, features=3, params=None, **given):
+    return rnnjax.unroll(cell, params or blank(cell, features), xs, **given)
+
+
+def declared(cell, features, method):
+    params = {name: np.zeros(of[0], "f") for name, of in cell.parameters(features).items()}
+    return over(np.ones((5, 2, features), "f"), cell, params=params, method=method)
+
+
+def odd(*base, name="Odd", **declared):
+    return type(name, base or (DecayingCell,), declared)
+
+
+ALONE = r"input_size of DecayingCell.* at least 2, .*gap, but is 1; .*write gates = \(\)"
+UNADDED = r"of NarrowKernelCell\({0}\) must .* {1} and {0}; write additive = False"
+CANNOT = r"update of {}\(3\) cannot run: it returned .{}"
+COMPLEX = r"carry\.hidden must be complex64, but is float32"
+test_what_is_declared_or_given_wrongly_names_the_cure = refusals(
+    [
+        (lambda: SkipCell(4).init(KEY, 4), "skip differs between 1 and 4 features; make it"),
+        *(
+            (functools.partial(declared, *given, method), message)
+            for method in (Scan(), Fused())
+            for *given, message in (
+                (odd(rnnjax.MinGRUCell, coupling="affine")(4), 3, r"be a rnnjax\.Coup"),
+                (SkipCell(4), 4, "same names and roles"),
+                (MaskedKernelCell(4, role=Role.LOOP), 3, r"Role\.LOOP knows only state @ params"),
+                (NarrowKernelCell(1), 3, UNADDED.format(1, 2)),
+                (NarrowKernelCell(4), 3, UNADDED.format(4, 8)),
+                (BiasedCell(4), 3, "recurrent_bias is one too.*role UNIT"),
+            )
+        ),
+        *(
+            (lambda of={name: sizes}: odd(**of), rf"^{name} of Odd must have names other than")
+            for name, all_sizes in (
+                ("raw", [("gap",), {"x": 1}, {"gap": 0}]),
+                ("loop", [("kernel_2",), {"own": 1.5}, {"own": (4, 0)}, {"kernel": 1}, None]),
+            )
+            for sizes in all_sizes
+        ),
+        # raw features
+        (lambda: over(GAP, params=NONE), ALONE),
+        (lambda: CELL.init(KEY, input_size=1), ALONE),
+        (lambda: over(ONE_HOT), r"but has 0; give the pair \(xs, raw\), .* with its gap \(1\)"),
+        (lambda: over((X, XS)), r"but has 3; give the pair .* its gap \(1\)"),
+        (lambda: over((X, GAP[1:])), "same axes before the last, .* check the order of both"),
+        (lambda: over((X, ONE_HOT)), "vectors or a OneHot, and an array of raw features"),
+        (lambda: over((IDS, GAP)), r"ids are given as rnnjax\.OneHot\(ids, size\)"),
+        (lambda: over((X, GAP), LSTM, 2), r"LSTMCell\(4\) names.* give the first part alone"),
+        (lambda: over((XS, XS), STEP), "OwnStep.* names, .* the first part alone"),
+        # A combination speaks of its own raw features, not of those of a layer.
+        (lambda: over(ONE_HOT, rnnjax.Stack([CELL, LSTM])), "that a Stack names"),
+        (lambda: over((XS, XS), rnnjax.Stack([CELL, LSTM])), "that a Stack names"),
+        (lambda: rnnjax.Stack([LSTM, CELL]).init(KEY, 1), "input_size of a Stack must be .*gap"),
+        (lambda: rnnjax.Stack([CELL, odd(raw={"gap": 2})(4)]), "'gap' of a Stack .* 1 and 2"),
+        (lambda: over(XS, odd(update=lambda self, params, x, carry: carry)(4)),
+         r"update of Odd.*unexpected keyword.*'gap'"),
+        # states
+        *(
+            (functools.partial(over, X, cell, 2, method=method), CANNOT.format(*said))
+            for method in (Scan(), rnnjax.Auto())
+            for cell, *said in (
+                (TurnedCell(3), "TurnedCell", "hidden complex64"),
+                (FractionCell(3), "FractionCell", "count float32"),
+            )
+        ),
+        *(
+            (functools.partial(over, X, PartCell(3), 2, carry=begun, method=method), COMPLEX)
+            for begun in [rnnjax.SimpleRNNCarry(np.zeros((2, 3), "f"))]
+            for method in (Scan(), Fused())
+        ),
+        (lambda: over(X, ClippedCell(3), 2),
+         r"update of ClippedCell\(3\) must have a derivative forwards.*custom_vjp; .*Fused"),
+    ]
+)  # fmt: skip
