@@ -64,53 +64,8 @@ def test_the_types_of_combinations_follow() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Named(rnnjax.Cell[SimpleRNNCarry]):
-    """A cell of one's own that names its carry."""
-
-    hidden_size: int
-    carry = SimpleRNNCarry
-    gates = ("h",)
-
-    def update(self, params: Any, x: Any, carry: SimpleRNNCarry) -> SimpleRNNCarry:
-        return SimpleRNNCarry(jnp.tanh(x))
-
-
-@dataclasses.dataclass(frozen=True)
-class Unnamed(rnnjax.Cell):
-    """A cell that does not."""
-
-    hidden_size: int
-    carry = SimpleRNNCarry
-    gates = ("h",)
-
-    def update(self, params: Any, x: Any, carry: Any) -> Any:
-        return SimpleRNNCarry(jnp.tanh(x))
-
-
-def test_a_cell_of_ones_own_may_name_its_carry() -> None:
-    named, unnamed = Named(5), Unnamed(5)
-    assert_type(unroll(named, drawn(named), XS)[0], SimpleRNNCarry)
-    carry, _ = unroll(unnamed, drawn(unnamed), XS)
-    assert_type(carry, Any)
-    assert isinstance(carry, SimpleRNNCarry)
-
-
-def test_arguments_in_another_order_are_a_type_error() -> None:
-    """mypy is strict: a comment below that ignored no error would be one itself."""
-    cell = rnnjax.LSTMCell(5)
-    with pytest.raises(InvalidInputError):
-        unroll(cell, XS, drawn(cell))  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError):
-        unroll(drawn(cell), cell, XS)  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError):
-        unroll(rnnjax.LSTMCell, drawn(cell), XS)  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError):
-        unroll(cell, drawn(cell), XS, GRUCarry(XS[0]))  # type: ignore[misc]
-
-
-@dataclasses.dataclass(frozen=True)
 class ByValue(rnnjax.Cell[SimpleRNNCarry]):
-    """A cell that declares values, and what depends on a field in a line."""
+    """A cell that names its carry, and declares values, and what depends on a field in a line."""
 
     hidden_size: int
     carry = SimpleRNNCarry
@@ -156,6 +111,27 @@ class ByProperty(rnnjax.Cell):
 
     def update(self, params: Any, x: Any, carry: Any, gap: Any) -> Any:
         return carry
+
+
+def test_a_cell_of_ones_own_may_name_its_carry() -> None:
+    named, unnamed = ByValue(5), ByProperty(4)
+    assert_type(unroll(named, drawn(named), XS)[0], SimpleRNNCarry)
+    carry, _ = unroll(unnamed, drawn(unnamed), XS)
+    assert_type(carry, Any)
+    assert isinstance(carry, SimpleRNNCarry)
+
+
+def test_arguments_in_another_order_are_a_type_error() -> None:
+    """mypy is strict: a comment below that ignored no error would be one itself."""
+    cell = rnnjax.LSTMCell(5)
+    with pytest.raises(InvalidInputError):
+        unroll(cell, XS, drawn(cell))  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError):
+        unroll(drawn(cell), cell, XS)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError):
+        unroll(rnnjax.LSTMCell, drawn(cell), XS)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError):
+        unroll(cell, drawn(cell), XS, GRUCarry(XS[0]))  # type: ignore[misc]
 
 
 class OfTheLibrary(rnnjax.GRUCell):
