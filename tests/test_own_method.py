@@ -10,6 +10,7 @@ import pytest
 from cell_table import CELLS, OwnStepCell
 
 import rnnjax
+from rnnjax.checks import brief
 
 PAGE = Path(__file__).parents[1] / "docs" / "your-own-method.md"
 
@@ -29,19 +30,17 @@ MARKS = {
 }
 
 
+NOISY = rnnjax.Regularized(rnnjax.LSTMCell(3), zoneout_hidden=0.3, recurrent_dropout=0.2)
+
+
+SOME = [*map(CELLS.get, ("lstm", "gru", "minlstm")), OwnStepCell(3), NOISY]
+
+
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("name", ["lstm", "gru", "minlstm"])
-def test_it_gives_the_numbers_of_the_scan(name, reverse, newton, equal_to_scan):
-    equal_to_scan(CELLS[name], [newton()], reverse=reverse, tolerance=1e-5, **MARKS)
-
-
-def test_it_runs_a_cell_with_a_step_of_its_own(newton, equal_to_scan):
-    equal_to_scan(OwnStepCell(3), [newton()], tolerance=1e-5, **MARKS)
-
-
-def test_it_has_the_noise_of_training(newton, equal_to_scan):
-    noisy = rnnjax.Regularized(rnnjax.LSTMCell(3), zoneout_hidden=0.3, recurrent_dropout=0.2)
-    equal_to_scan(noisy, [newton()], key=jax.random.key(0))
+@pytest.mark.parametrize("cell", SOME, ids=brief)
+def test_it_gives_the_numbers_of_the_scan(cell, reverse, newton, equal_to_scan):
+    """Also of a cell with a step of its own, and with the noise of training."""
+    equal_to_scan(cell, [newton()], reverse=reverse, key=jax.random.key(0), **MARKS)
 
 
 def test_it_converges_over_many_steps_and_runs_one_by_one_where_it_does_not(newton, random_like):
