@@ -120,15 +120,6 @@ def test_another_platform_gets_no_form_of_the_cpu(name, monkeypatch):
     assert (here == changed_here) == (name in NO_FORM)
 
 
-def test_one_hot_inputs_are_written_and_read_back(random_like, assert_close):
-    cell = CELLS["lstm"]
-    params = random_like(lambda: cell.init(jax.random.key(0), 7), 1)
-    xs = rnnjax.OneHot(np.array([[1, 2], [0, 6]]), 7)
-    run = jax.jit(lambda params, xs: rnnjax.unroll(cell, params, xs)[1])
-    program = export.deserialize(export.export(run)(params, xs).serialize())
-    assert_close(program.call(params, xs), run(params, xs), 1e-6)
-
-
 def test_a_model_is_one_program_with_its_state(random_like, assert_close):
     """Step after step of any number of rows, without the model's classes."""
     stack = rnnjax.Stack([rnnjax.LSTMCell(4), rnnjax.GRUCell(3)])
