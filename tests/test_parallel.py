@@ -152,15 +152,6 @@ def random_recurrence(leaves, seed=5):
     )
 
 
-@pytest.mark.parametrize("marks", [{}, {"mask": MASK}])
-def test_the_last_output_where_the_carry_does_not_hold_it(marks, assert_close):
-    cell = TanhOutput(3)
-    params, xs = cell.init(KEY, 2), np.random.default_rng(2).normal(size=(TIME, BATCH, 2))
-    given = {"outputs": "last", **marks}
-    one, other = (rnnjax.unroll(cell, params, xs, method=m, **given) for m in (Parallel(), Scan()))
-    assert_close(one, other, 1e-5)
-
-
 @pytest.mark.parametrize("leaves", [1, 3])
 @pytest.mark.parametrize("resets", [None, RESETS], ids=["whole", "resets"])
 @pytest.mark.usefixtures("x64")
