@@ -45,7 +45,8 @@ def test_few_steps_of_many_rows_are_perhaps_a_batch_that_comes_first():
 
 
 def test_a_single_step_and_the_dial():
-    assert "a single step" in told(rnnjax.LSTMCell(4), 1)
+    for cell in (rnnjax.LSTMCell(4), rnnjax.MLSTMCell(4)):  # which has a memory
+        assert "chose Scan(), because a single step" in told(cell, 1)
     method = rnnjax.Fused(keep_every=10, product_dtype=jnp.bfloat16)
     text = told(rnnjax.LSTMCell(4), 100, method=method)
     assert "keeps the state before every 10 steps" in text
@@ -69,16 +70,6 @@ def loops_and_products(jaxpr):
     (loop,) = (eqn.params["jaxpr"] for eqn in equations(jaxpr) if eqn.primitive.name == "scan")
     inside, states = products(loop.jaxpr), [aval.shape for aval in loop.out_avals]
     return inside, products(jaxpr) - inside, states
-
-
-def test_auto_takes_products_for_a_matrix_memory():
-    """Guards that a matrix memory is not run step by step, which gives the same numbers."""
-    for cell, chosen in (
-        (rnnjax.MLSTMCell(4), "chose Parallel(), because"),
-        (rnnjax.LRUCell(4), "chose Fused(), because"),  # affine too, but a vector
-    ):
-        assert chosen in told(cell, platform="cpu")
-        assert "chose Scan()" in told(cell, 1, platform="cpu")
 
 
 @pytest.mark.parametrize(
