@@ -130,19 +130,6 @@ class GapCell(UserCell):
         return rnnjax.SimpleRNNCarry(keeps * carry.hidden + (1 - keeps) * jnp.tanh(x))
 
 
-class SubLSTMCell(UserCell):
-    """A user's cell whose gates subtract (Costa et al., 2017)."""
-
-    carry = rnnjax.LSTMCarry
-    gates = "i", "f", "z", "o"
-    coupling = rnnjax.Coupling.ELEMENTWISE
-
-    def update(self, params: Any, x: jax.Array, carry: rnnjax.LSTMCarry) -> rnnjax.LSTMCarry:
-        i, f, z, o = jnp.split(activate_gates(x, ["sigmoid"] * 4), 4, axis=-1)
-        cell = f * carry.cell + z - i
-        return rnnjax.LSTMCarry(jax.nn.sigmoid(cell) - o, cell)
-
-
 @dataclasses.dataclass(frozen=True)
 class SCRNCell(rnnjax.Cell):
     """A user's cell with slow units and two products in the loop (Mikolov et al., 2014)."""
@@ -263,7 +250,6 @@ def make_cells() -> dict[str, rnnjax.Cell]:
         "user-peephole": PeepholeCell(5),
         "user-gain": GainCell(5),
         "user-gap": GapCell(5),
-        "user-sub": SubLSTMCell(5),
         "user-scrn": SCRNCell(5, context_size=3),
         "user-step": OwnStepCell(5),
         "learned-carry": rnnjax.LearnedCarry(GRUCell(5)),

@@ -28,7 +28,7 @@ ELEMENTWISE = [
 assert len(ELEMENTWISE) == 6
 MIXED = [
     "simple", "lstm", "lstm-no-bias", "lstm-hard", "gru", "gru-no-bias", "peephole",
-    "mgu", "leaky", "user-peephole", "user-gain", "user-sub",
+    "mgu", "leaky", "user-peephole", "user-gain",
 ]  # fmt: skip
 # In an ordinary run those cells that differ in what a learner reads of one: one leaf or several,
 # parameters of the update, of the readout.
