@@ -17,7 +17,6 @@ import string
 import sys
 import tomllib
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +57,7 @@ PEERS = {"torch", "transformers", "tokenizers", "tensorflow", "onnxruntime", "eq
 ONE_AFTER_THE_OTHER = {"docs/do/language-models.md"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_fast() -> Iterator[None]:
-    """A page's programs run once: compiled without optimisations it takes 0.7 of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 
 def fences(page: str, *languages: str) -> list[str]:

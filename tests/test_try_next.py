@@ -14,7 +14,6 @@ import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -289,14 +288,7 @@ DONE = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiled_fast() -> Any:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    plt.close("all")
-
-
+@pytest.mark.usefixtures("compiled_fast")
 @pytest.mark.parametrize(("page", "case"), DONE)
 def test_what_a_page_says_to_try_runs(
     page: str, case: Try, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
