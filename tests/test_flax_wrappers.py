@@ -265,22 +265,34 @@ class LeakyNnx(nnx.RNNCellBase):
     num_feature_axes = property(lambda self: 1)
 
 
+# Of these Stoix's agents choose one by its name.
+AGENTS = ["LSTMCell", "OptimizedLSTMCell", "GRUCell", "MGUCell", "SimpleCell"]
+
+
 @pytest.mark.parametrize(
     ("form", "cell"),
-    [("linen", Leaky(HIDDEN)), ("linen", nn.ConvLSTMCell(2, (3,))), ("nnx", LeakyNnx())],
-    ids=["linen", "conv", "nnx"],
+    [
+        *(("linen", getattr(rnnjax.linen, name)(HIDDEN)) for name in AGENTS),
+        *(("linen", Leaky(HIDDEN)), ("linen", nn.ConvLSTMCell(2, (3,))), ("nnx", LeakyNnx())),
+    ],
+    ids=[*AGENTS, "linen", "conv", "nnx"],
 )
 def test_any_cell_of_flax_runs(form: str, cell: Any, assert_close: Any) -> None:
+    """With its parameters, bit for bit, as docs/from/purejaxrl.md says."""
     grid = (6,) * (cell.num_feature_axes - 1)
     inputs = np.random.default_rng(1).normal(size=(BATCH, TIME, *grid, FEATURES)).astype("f")
     run = functools.partial(both, form, lambda m: m.RNN(cell, return_carry=True))
     # And it has what Flax's has not: a reset begins anew with the module's own carry.
     marks = {"resets": np.tile(np.arange(TIME) == 2, (BATCH, 1))}
-    (_, outputs), whole = run(inputs, alone=marks)
+    shape = (BATCH, *grid, FEATURES)
+    begun = cell.initialize_carry(*((KEY, shape) if form == "linen" else (shape,)))
+    (_, outputs), whole = run(inputs, alone=marks, initial_carry=drawn(begun))
     part = run(inputs[:, 2:])
     assert_close(outputs[:, 2:], part[1][1], 1e-5)
     assert_close(outputs[:, :2], whole[1][:, :2], 1e-5)
     assert_close(*part, 1e-5)
+    if form == "linen":
+        assert_close(*(jax.jit(m.RNN(cell).init)(KEY, inputs) for m in MODULES[form]), 0)
 
 
 class Activated(nn.Module):
@@ -447,24 +459,29 @@ def test_types_are_those_of_flax(form: str, name: str, types: str, assert_close:
 # Cells of rnnjax.
 
 
+CONV = rnnjax.ConvLSTMCell(2, kernel_shape=(3,))
 SOME_STEPS = np.array([[0, 1, 2], [3, TIME, TIME + 1]])
 
 
 @pytest.mark.parametrize(
-    ("lengths", "flags"),
+    ("cell", "lengths", "flags"),
     [
-        (TIME - 1, {}),
-        (SOME_STEPS, {"time_major": True}),
-        (SOME_STEPS, {"reverse": True, "keep_order": True}),
+        (GRUCell(HIDDEN), TIME - 1, {}),
+        (GRUCell(HIDDEN), SOME_STEPS, {"time_major": True}),
+        (GRUCell(HIDDEN), SOME_STEPS, {"reverse": True, "keep_order": True}),
+        (CONV, LENGTHS, {}),
+        (Stack([CONV]), LENGTHS, {}),
     ],
-    ids=["alone", "time first", "reverse"],
+    ids=["alone", "time first", "reverse", "grid", "grids"],
 )
-def test_masks_resets_and_lengths(lengths: Any, flags: Any, assert_close: Any) -> None:
-    cell, rng, batch = GRUCell(HIDDEN), np.random.default_rng(0), np.shape(lengths)
+def test_masks_resets_and_lengths(cell: Any, lengths: Any, flags: Any, assert_close: Any) -> None:
+    """Guards that the grid of a convolution is not time."""
+    rng, batch, grid = np.random.default_rng(0), np.shape(lengths), (6,) * (lengths is LENGTHS)
     params = drawn(jax.eval_shape(lambda: cell.init(KEY, FEATURES)))
-    xs = rng.normal(size=(TIME, *batch, FEATURES)).astype(np.float32)
+    xs = rng.normal(size=(TIME, *batch, *grid, FEATURES)).astype(np.float32)
     marks = {"mask": rng.random((TIME, *batch)) < 0.7, "resets": rng.random((TIME, *batch)) < 0.3}
-    start, reverse = GRUCarry(np.ones(HIDDEN, np.float32)), "reverse" in flags
+    start = jax.tree.map(np.ones_like, cell.initial_carry((*batch, *grid) if grid else ()))
+    reverse = "reverse" in flags
     layer = rnnjax.linen.RNN(cell, return_carry=True, **flags)
     axis = 0 if "time_major" in flags else len(batch)
 
@@ -489,82 +506,6 @@ def test_lengths_may_leave_out_trailing_batch_axes_where_outputs_are_flipped() -
     some, all_ = (run(variables, xs, seq_lengths=np.array(n))
                   for n in ([2, TIME], [[2, 2], [TIME, TIME]]))  # fmt: skip
     np.testing.assert_array_equal(some, all_)
-
-
-class Scanned(nn.Module):
-    """A cell under ``nn.scan`` with resets by hand: PureJaxRL's ``ScannedRNN``, and Stoix's."""
-
-    cell: Any
-    units: int
-
-    @functools.partial(
-        nn.scan,
-        variable_broadcast="params",
-        in_axes=0,
-        out_axes=0,
-        split_rngs={"params": False},
-    )
-    @nn.compact
-    def __call__(self, carry: Any, x: Any) -> Any:
-        inputs, resets = x
-        cell = self.cell(self.units)
-        start = cell.initialize_carry(KEY, inputs.shape)
-        carry = jax.tree.map(lambda new, old: jnp.where(resets[:, None], new, old), start, carry)
-        return cell(carry, inputs)
-
-
-class DropIn(nn.Module):
-    """The module of docs/from/purejaxrl.md, for any of Flax's cells."""
-
-    cell: Any
-    units: int
-
-    @nn.compact
-    def __call__(self, carry: Any, x: Any) -> Any:
-        inputs, resets = x
-        cell = self.cell(self.units)
-        layer = rnnjax.linen.RNN(cell, time_major=True, return_carry=True)
-        return layer(inputs, initial_carry=carry, resets=resets)
-
-
-@pytest.mark.parametrize(
-    "name", ["LSTMCell", "OptimizedLSTMCell", "GRUCell", "MGUCell", "SimpleCell"]
-)
-def test_agents_keep_their_parameters_and_outputs(name: str, assert_close: Any) -> None:
-    """The cells of Stoix's agents, over a rollout with resets: same tree, bits and numbers."""
-    rng = np.random.default_rng(3)
-    xs = rng.normal(size=(20, BATCH, FEATURES)).astype(np.float32), rng.random((20, BATCH)) < 0.3
-    cell = getattr(nn, name)
-    assert getattr(rnnjax.linen, name) is cell
-    scanned, dropped = Scanned(cell, HIDDEN), DropIn(cell, HIDDEN)
-    carry = drawn(cell(HIDDEN).initialize_carry(KEY, (BATCH, FEATURES)))
-    expected, found = (jax.jit(model.init)(KEY, carry, xs) for model in (scanned, dropped))
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    assert found["params"].keys() == {f"{name}_0"}
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(one, other)  # bit for bit
-    variables = drawn(expected)
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def outputs_and_slopes(model: Any) -> Any:
-        def loss(variables: Any, carry: Any) -> Any:
-            out = model.apply(variables, carry, xs)
-            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(out)), out
-
-        slopes, out = jax.grad(loss, (0, 1), has_aux=True)(variables, carry)
-        return out, slopes
-
-    assert_close(outputs_and_slopes(dropped), outputs_and_slopes(scanned), 2e-6)
-
-
-def test_the_grid_of_a_convolution_is_not_time(assert_close: Any) -> None:
-    cell = rnnjax.ConvLSTMCell(2, kernel_shape=(3,))
-    inputs = np.random.default_rng(1).normal(size=(BATCH, TIME, 6, FEATURES)).astype(np.float32)
-    for one in (cell, Stack([cell])):
-        model = rnnjax.linen.RNN(one)
-        variables = drawn(jax.eval_shape(model.init, KEY, inputs))
-        _, ys = rnnjax.unroll(one, variables["params"]["cell"], np.swapaxes(inputs, 0, 1))
-        assert_close(model.apply(variables, inputs), np.swapaxes(ys, 0, 1), 1e-6)
 
 
 def test_marks_reach_both_directions(assert_close: Any) -> None:
