@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -131,15 +131,12 @@ class GapCell(UserCell):
 
 
 @dataclasses.dataclass(frozen=True)
-class SCRNCell(rnnjax.Cell):
+class SCRNCell(UserCell):
     """A user's cell with slow units and two products in the loop (Mikolov et al., 2014)."""
 
-    hidden_size: int
-    context_size: int
+    context_size: int = 3
     decay: float = 0.95
-    dtype: Any = None
-
-    carry: ClassVar[type[PeepholeCarry]] = PeepholeCarry
+    carry = PeepholeCarry
     gates = "hidden", "context"
     additive = False
 
@@ -250,7 +247,7 @@ def make_cells() -> dict[str, rnnjax.Cell]:
         "user-peephole": PeepholeCell(5),
         "user-gain": GainCell(5),
         "user-gap": GapCell(5),
-        "user-scrn": SCRNCell(5, context_size=3),
+        "user-scrn": SCRNCell(5),
         "user-step": OwnStepCell(5),
         "learned-carry": rnnjax.LearnedCarry(GRUCell(5)),
         "stack": Stack([LSTMCell(5), GRUCell(4), SimpleRNNCell(3)]),

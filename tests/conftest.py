@@ -116,14 +116,8 @@ def heeded() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.fixture(scope="session")
-def assert_close() -> Callable[..., None]:
-    return _assert_close
-
-
-@pytest.fixture(scope="session")
-def random_like() -> Callable[..., Any]:
-    return _random_like
+assert_close = pytest.fixture(lambda: _assert_close, scope="session")
+random_like = pytest.fixture(lambda: _random_like, scope="session")
 
 
 @pytest.fixture(scope="session")

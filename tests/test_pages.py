@@ -104,20 +104,17 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(
             if error.name not in lost:
                 raise
         else:
-            assert_shown(block, printed.getvalue())
+            # `python docs/outputs.py PAGE` writes what is expected here.
+            out = printed.getvalue()
+            assert not block["printed"] or OUTPUTS.same(out, block["printed"]), out
+            assert bool(plt.get_fignums()) == bool(block["picture"])
+            plt.close("all")
             continue
         lost |= {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_NAME"}
         if page in ONE_AFTER_THE_OTHER:
             break
     if missing:
         pytest.skip(f"{missing} not installed; the other blocks ran")
-
-
-def assert_shown(block: re.Match[str], printed: str) -> None:
-    """``python docs/outputs.py PAGE`` writes what is expected here."""
-    assert not block["printed"] or OUTPUTS.same(printed, block["printed"]), printed
-    assert bool(plt.get_fignums()) == bool(block["picture"])
-    plt.close("all")
 
 
 def test_what_is_shown_may_differ_by_rounding_alone() -> None:

@@ -100,7 +100,7 @@ def declares(change: Any, new: Any = None, **more: Any) -> Any:
     )
 
 
-class Remembers(rnnjax.Cell):
+class Remembers(UserCell):
     """A matrix memory."""
 
     carry = rnnjax.MatrixCarry
@@ -108,9 +108,6 @@ class Remembers(rnnjax.Cell):
     recurrent = None
     output = None
     carry_shapes = property(lambda self: {"memory": (1, self.hidden_size, self.hidden_size)})
-
-    def __init__(self, hidden_size: int) -> None:
-        object.__setattr__(self, "hidden_size", hidden_size)
 
     def memory(self, params: Any, x: jax.Array) -> rnnjax.Memory:
         q, k, v = jnp.split(x[..., None, :], 3, axis=-1)
