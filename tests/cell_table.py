@@ -19,6 +19,12 @@ from rnnjax.cells.activations import activate_gates
 # Not a batch of 4: XLA:CPU (jaxlib 0.10.2) sums a scan's bias gradient wrongly for some float64
 # shapes, such as batch 4 and hidden size 5, in plain JAX too.
 TIME, BATCH, FEATURES = 5, 3, 2
+# One row is whole, one has two steps, one has none; holes in two; borders at the first step, in
+# the middle, two in a row, and at a masked step.
+LENGTHS = np.array([5, 2, 0])
+MASK = np.array([[1, 1, 1], [1, 1, 1], [0, 1, 1], [1, 1, 0], [1, 0, 1]], bool)
+RESETS = np.array([[0, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 0, 1]], bool)
+ALL = {"lengths": LENGTHS, "mask": MASK, "resets": RESETS}
 # Gradients and outputs, as a part of the largest entry of each array.
 TOLERANCES = {"float64": 1e-10, "float32": 1e-5}
 
@@ -50,12 +56,20 @@ def refusals(rows: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class UserCell(rnnjax.Cell):
-    """What the cells of users have here unless they say something else: one gate, of one leaf."""
+    """What the cells of users have here unless they say something else: one gate, of one leaf.
+
+    Of ``own`` each is a vector that the update reads, and how it begins.
+    """
 
     hidden_size: int
     dtype: Any = None
     carry = rnnjax.SimpleRNNCarry
     gates = ("h",)
+    own = {}
+
+    def parameters(self, input_size: int) -> dict[str, rnnjax.Param]:
+        own = {name: rnnjax.Param((self.hidden_size,), init) for name, init in self.own.items()}
+        return super().parameters(input_size) | own
 
 
 class PeepholeCarry(NamedTuple):
@@ -100,10 +114,7 @@ class GainCell(UserCell):
     gates = "candidate", "z"
     coupling = rnnjax.Coupling.ELEMENTWISE
     output = None
-
-    def parameters(self, input_size: int) -> dict[str, rnnjax.Param]:
-        gain = rnnjax.Param((self.hidden_size,), "ones")
-        return super().parameters(input_size) | {"gain": gain}
+    own = {"gain": "ones"}
 
     def update(
         self, params: Any, x: jax.Array, carry: rnnjax.SimpleRNNCarry
@@ -118,10 +129,7 @@ class GapCell(UserCell):
 
     raw = {"gap": 1}
     coupling = rnnjax.Coupling.ELEMENTWISE
-
-    def parameters(self, input_size: int) -> dict[str, rnnjax.Param]:
-        speed = rnnjax.Param((self.hidden_size,), "unit_uniform")
-        return super().parameters(input_size) | {"speed": speed}
+    own = {"speed": "unit_uniform"}
 
     def update(
         self, params: Any, x: jax.Array, carry: rnnjax.SimpleRNNCarry, gap: jax.Array
@@ -165,14 +173,11 @@ class OwnPastCell(UserCell):
 
     linear: bool = False
     recurrent = None
+    own = {"own": "unit_uniform"}
 
     @property
     def coupling(self) -> rnnjax.Coupling:
         return rnnjax.Coupling.AFFINE if self.linear else rnnjax.Coupling.ELEMENTWISE
-
-    def parameters(self, input_size: int) -> dict[str, rnnjax.Param]:
-        own = rnnjax.Param((self.hidden_size,), "unit_uniform")
-        return super().parameters(input_size) | {"own": own}
 
     def update(
         self, params: Any, x: jax.Array, carry: rnnjax.SimpleRNNCarry

@@ -20,17 +20,7 @@ import rnnjax
 import rnnjax.linen
 import rnnjax.nnx
 import rnnjax.online
-from rnnjax import (
-    Auto,
-    Fused,
-    GRUCarry,
-    GRUCell,
-    InvalidInputError,
-    LSTMCarry,
-    LSTMCell,
-    Parallel,
-    Scan,
-)
+from rnnjax import Auto, Fused, GRUCarry, GRUCell, InvalidInputError, LSTMCell, Parallel, Scan
 from rnnjax.cells import Chrono, LegS, Ring
 from rnnjax.testing import check_cell
 
@@ -178,10 +168,7 @@ class Spiking(UserCell):
 
     carry = Voltage
     gates = ("x",)
-
-    def parameters(self, input_size: int) -> Any:
-        decay = rnnjax.Param((self.hidden_size,), "ones")
-        return super().parameters(input_size) | {"decay": decay}
+    own = {"decay": "ones"}
 
     def update(self, params: Any, x: Any, carry: Any) -> Any:
         v = params["decay"] * carry.v * (1 - carry.s) + x
@@ -343,7 +330,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: run(carry=GRU.initial_carry((BATCH,))), "must be shaped like .*LSTMCarry.*GRUCarry"),
     (lambda: run(carry=LSTM.initial_carry((TIME,))), r"den must .* \(4, 5\); .* are \(time, \*b"),
     (lambda: run(carry=CARRY._replace(cell=XS[0])), r"^carry.cell must have shape \(3, 5\), for"),
-    (lambda: run(carry=LSTMCarry(CARRY.hidden > 0, CARRY.cell)), "hidden must be floating-point"),
+    (lambda: run(carry=rnnjax.LSTMCarry(CARRY.hidden > 0, CARRY.cell)), "hidden must be floating"),
     (lambda: run(lengths=IDS[:, 0]), "lengths .*; give one for each row, and check which axis"),
     *(
         (lambda value=value: run(reverse=value), "reverse must be True or False")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import CELLS, OwnStepCell
+from cell_table import ALL, CELLS, OwnStepCell
 
 import rnnjax
 from rnnjax.checks import brief
@@ -23,13 +23,6 @@ def newton():
     return defined["Newton"]
 
 
-MARKS = {
-    "resets": np.arange(15).reshape(5, 3) % 7 == 3,
-    "mask": np.arange(15).reshape(5, 3) % 5 != 1,
-    "lengths": np.array([5, 3, 0]),
-}
-
-
 NOISY = rnnjax.Regularized(rnnjax.LSTMCell(3), zoneout_hidden=0.3, recurrent_dropout=0.2)
 
 
@@ -40,7 +33,7 @@ SOME = [*map(CELLS.get, ("lstm", "gru", "minlstm")), OwnStepCell(3), NOISY]
 @pytest.mark.parametrize("cell", SOME, ids=brief)
 def test_it_gives_the_numbers_of_the_scan(cell, reverse, newton, equal_to_scan):
     """Also of a cell with a step of its own, and with the noise of training."""
-    equal_to_scan(cell, [newton()], reverse=reverse, key=jax.random.key(0), **MARKS)
+    equal_to_scan(cell, [newton()], reverse=reverse, key=jax.random.key(0), **ALL)
 
 
 def test_it_converges_over_many_steps_and_runs_one_by_one_where_it_does_not(newton, random_like):

@@ -59,9 +59,7 @@ class TurningCell(UserCell):
     coupling = rnnjax.Coupling.AFFINE
     gates = "re", "im"
     recurrent = None
-
-    def parameters(self, input_size):
-        return super().parameters(input_size) | {"angle": rnnjax.Param((self.hidden_size,), "ones")}
+    own = {"angle": "ones"}
 
     def update(self, params, x, carry):
         re, im = jnp.split(x, 2, axis=-1)
