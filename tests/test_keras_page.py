@@ -28,14 +28,9 @@ LAYERS = re.findall(
     "SimpleRNN LSTM GRU RNN Bidirectional TimeDistributed StackedRNNCells Masking Embedding Layer",
 )
 # Words of Keras 2, and of all optimisers.
-ELSEWHERE = {
-    "input_shape",
-    "batch_input_shape",
-    "constants",
-    "implementation",
-    "learning_rate",
-    "lr",
-}
+ELSEWHERE = re.findall(
+    r"\w+", "input_shape batch_input_shape constants implementation learning_rate lr"
+)
 METHODS = ["compile", "fit", "evaluate", "predict"]
 STATE = training.TrainState(
     **dict.fromkeys(field.name for field in dataclasses.fields(training.TrainState))

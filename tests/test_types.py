@@ -18,15 +18,7 @@ import numpy as np
 import pytest
 
 import rnnjax
-from rnnjax import (
-    Coupling,
-    GRUCarry,
-    InvalidInputError,
-    LSTMCarry,
-    MatrixCarry,
-    SimpleRNNCarry,
-    unroll,
-)
+from rnnjax import Coupling, GRUCarry, InvalidInputError, LSTMCarry, SimpleRNNCarry, unroll
 
 ROOT = Path(__file__).parents[1]
 XS = jnp.ones((3, 2, 4))
@@ -60,7 +52,7 @@ def test_the_types_of_combinations_follow() -> None:
     assert_type(unroll(both, drawn(both), XS)[0], rnnjax.Directions)
     stack = rnnjax.Stack([gru])
     assert_type(unroll(stack, drawn(stack), XS)[0], tuple[Any, ...])
-    assert_type(rnnjax.Mamba2Cell(4).initial_carry(), MatrixCarry)
+    assert_type(rnnjax.Mamba2Cell(4).initial_carry(), rnnjax.MatrixCarry)
 
 
 @dataclasses.dataclass(frozen=True)
