@@ -72,6 +72,16 @@ class UserCell(rnnjax.Cell):
         return super().parameters(input_size) | own
 
 
+def with_parameters(base: type, more: Callable[..., dict[str, Any]], **declared: Any) -> Any:
+    """A class of cells with other parameters, of their units and features; None takes one away."""
+
+    def parameters(self: Any, input_size: int) -> Any:
+        found = base.parameters(self, input_size) | more(self.hidden_size, input_size)
+        return {name: param for name, param in found.items() if param is not None}
+
+    return type("Odd", (base,), {"parameters": parameters, **declared})
+
+
 class PeepholeCarry(NamedTuple):
     hidden: jax.Array
     memory: jax.Array

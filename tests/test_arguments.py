@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import OwnStepCell, UserCell, refusals
+from cell_table import OwnStepCell, UserCell, refusals, with_parameters
 from flax import nnx
 from jax import export
 from jax.sharding import AxisType, PartitionSpec
@@ -193,12 +193,7 @@ def odd(*bases: type, **declared: Any) -> Any:
 
 def declaring(**changes: Any) -> Any:
     """A cell that declares its parameters like this; those that are None it has not."""
-
-    def parameters(self: Any, input_size: int) -> Any:
-        declared = Firing.parameters(self, input_size) | changes
-        return {name: param for name, param in declared.items() if param is not None}
-
-    return odd(parameters=parameters)(4)
+    return with_parameters(Firing, lambda *_: changes)(4)
 
 
 def ran(cell: Any, **options: Any) -> Any:

@@ -9,7 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import CELLS, OwnPastCell, OwnStepCell, UserCell, begun, blank, refusals
+from cell_table import (
+    CELLS,
+    OwnPastCell,
+    OwnStepCell,
+    UserCell,
+    begun,
+    blank,
+    refusals,
+    with_parameters,
+)
 from jax.extend.core import jaxprs_in_params
 
 import rnnjax
@@ -131,16 +140,6 @@ class AxisOneRNNCell(rnnjax.SimpleRNNCell):
         return rnnjax.SimpleRNNCarry(jnp.tanh(x - 0.1 * x.mean(axis=1, keepdims=True)))
 
 
-class SkipCell(rnnjax.SimpleRNNCell):
-    """A residual cell with a kernel only where the sizes differ."""
-
-    def parameters(self, input_size):
-        params = super().parameters(input_size)
-        if input_size != self.hidden_size:
-            params["skip"] = rnnjax.Param((self.hidden_size, self.hidden_size), "zeros")
-        return params
-
-
 @dataclasses.dataclass(frozen=True)
 class MaskedKernelCell(rnnjax.SimpleRNNCell):
     """A cell that multiplies the state by a part of a kernel."""
@@ -155,27 +154,6 @@ class MaskedKernelCell(rnnjax.SimpleRNNCell):
     def update(self, params, x, carry):
         kernel = params["own"] * (1 - jnp.eye(self.hidden_size))
         return rnnjax.SimpleRNNCarry(jnp.tanh(x + carry.hidden @ kernel))
-
-
-class NarrowKernelCell(rnnjax.SimpleRNNCell):
-    """Its recurrent kernel is not as wide as its kernel, as for one gate of several."""
-
-    gates = "f", "n"
-
-    def parameters(self, input_size):
-        shape = self.hidden_size, self.hidden_size
-        own = {"recurrent_kernel": rnnjax.Param(shape, "orthogonal", Role.LOOP)}
-        return super().parameters(input_size) | own
-
-
-class BiasedCell(rnnjax.SimpleRNNCell):
-    """It has no product to which its second bias could be added."""
-
-    recurrent = None
-
-    def parameters(self, input_size):
-        bias = rnnjax.Param((self.hidden_size,), "zeros", Role.BIAS)
-        return super().parameters(input_size) | {"recurrent_bias": bias}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -616,8 +594,17 @@ def odd(*base, name="Odd", **declared):
     return type(name, base or (DecayingCell,), declared)
 
 
+SIMPLE, SQUARE = rnnjax.SimpleRNNCell, lambda n, role: rnnjax.Param((n, n), "orthogonal", role)
+# A kernel only where the sizes differ; one as for a gate of several; a bias without a product.
+SkipCell = with_parameters(SIMPLE, lambda h, n: {"skip": SQUARE(h, Role.UNIT)} if n != h else {})
+NarrowCell = with_parameters(
+    SIMPLE, lambda h, n: {"recurrent_kernel": SQUARE(h, Role.LOOP)}, gates=("f", "n")
+)
+BiasedCell = with_parameters(
+    SIMPLE, lambda h, n: {"recurrent_bias": rnnjax.Param((h,), role=Role.BIAS)}, recurrent=None
+)
 ALONE = r"input_size of DecayingCell.* at least 2, .*gap, but is 1; .*write gates = \(\)"
-UNADDED = r"of NarrowKernelCell\({0}\) must .* {1} and {0}; write additive = False"
+UNADDED = r"of Odd\({0}\) must .* {1} and {0}; write additive = False"
 CANNOT = r"update of {}\(3\) cannot run: it returned .{}"
 COMPLEX = r"carry\.hidden must be complex64, but is float32"
 test_what_is_declared_or_given_wrongly_names_the_cure = refusals(
@@ -630,8 +617,8 @@ test_what_is_declared_or_given_wrongly_names_the_cure = refusals(
                 (odd(rnnjax.MinGRUCell, coupling="affine")(4), 3, r"be a rnnjax\.Coup"),
                 (SkipCell(4), 4, "same names and roles"),
                 (MaskedKernelCell(4, role=Role.LOOP), 3, r"Role\.LOOP knows only state @ params"),
-                (NarrowKernelCell(1), 3, UNADDED.format(1, 2)),
-                (NarrowKernelCell(4), 3, UNADDED.format(4, 8)),
+                (NarrowCell(1), 3, UNADDED.format(1, 2)),
+                (NarrowCell(4), 3, UNADDED.format(4, 8)),
                 (BiasedCell(4), 3, "recurrent_bias is one too.*role UNIT"),
             )
         ),

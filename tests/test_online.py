@@ -1,13 +1,12 @@
 """The online learners, compared with backpropagation through time and dense influences."""
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import BATCH, CELLS, FEATURES, SINGLE, TOLERANCES, blank, refusals
+from cell_table import BATCH, CELLS, FEATURES, SINGLE, TOLERANCES, blank, refusals, with_parameters
 
 import rnnjax
 from rnnjax import Scan
@@ -225,25 +224,15 @@ def test_ids_are_one_hot_vectors(drawn, assert_close):
 # ---- refusals
 
 
-@dataclasses.dataclass(frozen=True)
-class SharedCell(rnnjax.MinGRUCell):
-    """All units read one number."""
-
-    coupling = rnnjax.Coupling.CONTRACTING
-
-    def parameters(self, input_size):
-        return super().parameters(input_size) | {"shared": rnnjax.Param((1,))}
-
-    def update(self, params, x, carry):
-        return super().update(params, x + params["shared"], carry)
+SharedCell = with_parameters(
+    rnnjax.MinGRUCell,
+    lambda *_: {"shared": rnnjax.Param((1,))},  # which all units read
+    update=lambda self, p, x, carry: rnnjax.MinGRUCell.update(self, p, x + p["shared"], carry),
+    coupling=rnnjax.Coupling.CONTRACTING,
+)
+DrawnCell = type("DrawnCell", (rnnjax.MinGRUCell,), {"is_stochastic": True})
 
 
-@dataclasses.dataclass(frozen=True)
-class DrawnCell(rnnjax.MinGRUCell):
-    is_stochastic = True
-
-
-@dataclasses.dataclass(frozen=True)
 class CountingCell(rnnjax.MinGRUCell):
     def initial_carry(self, batch_shape=(), dtype=None):
         carry = super().initial_carry(batch_shape, dtype)
