@@ -254,14 +254,3 @@ def test_a_delta_rule_over_chunks_calls_no_solver():
     text = loss.lower(params, xs).as_text()
     assert "custom_call" not in text
     assert "triangular_solve" not in text
-
-
-@pytest.mark.parametrize("name", ["mlstm", "by-key", "deltanet"])
-def test_a_nan_reaches_no_earlier_step_of_its_chunk(name, random_like):
-    """Nor any row but its own."""
-    cell = MEMORIES[name]
-    params, xs = random_like(lambda: (cell.init(KEY, 3), jnp.zeros((8, 2, 3))), 1)
-    run = jax.jit(lambda xs: rnnjax.unroll(cell, params, xs, method=Parallel(chunk=8))[1])
-    ys, spoilt = run(xs), run(np.where(np.arange(8)[:, None, None] == 5, np.nan, xs)[:, :1])
-    np.testing.assert_allclose(spoilt[:5, 0], ys[:5, 0], rtol=1e-5, atol=1e-6)
-    assert np.isnan(spoilt[5:]).any(axis=-1).all()

@@ -69,13 +69,17 @@ class TurningCell(UserCell):
         )
 
 
-CELLS = TABLE | {
-    "output": TanhOutput(4),
-    "turning": TurningCell(3),
-    "both-ways": rnnjax.Bidirectional(rnnjax.MinGRUCell(3)),
-    "zoneout": rnnjax.Regularized(rnnjax.MinGRUCell(4), zoneout_hidden=0.3),
-    "noisy": rnnjax.Regularized(rnnjax.LSTMCell(4), zoneout_hidden=0.3, recurrent_dropout=0.2),
-}
+CELLS = (
+    TABLE
+    | MEMORIES
+    | {
+        "output": TanhOutput(4),
+        "turning": TurningCell(3),
+        "both-ways": rnnjax.Bidirectional(rnnjax.MinGRUCell(3)),
+        "zoneout": rnnjax.Regularized(rnnjax.MinGRUCell(4), zoneout_hidden=0.3),
+        "noisy": rnnjax.Regularized(rnnjax.LSTMCell(4), zoneout_hidden=0.3, recurrent_dropout=0.2),
+    }
+)
 LSTM, XS = TABLE["lstm"], np.ones((100, 2, 2), "float32")
 ALONG = Parallel(axis_name="time")
 
@@ -302,13 +306,16 @@ def test_steps_are_divided_by_an_axis_of_the_mesh_alone():
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        ("deltanet", Parallel()),
+        *((name, Parallel()) for name in MEMORIES),
         ("mingru", divided),  # the NaN on one device, the reset on the next
     ],
 )
 @pytest.mark.usefixtures("x64")
 def test_no_nan_crosses_a_reset(name, method, assert_close):
-    """In one chunk of a matrix memory, or of a device's steps and those of the next."""
+    """In one chunk of a matrix memory, or of a device's steps and those of the next.
+
+    Nor reaches it an earlier step, or another row.
+    """
     cell, xs, carry = CELLS[name], drawn(TIME, BATCH, 2), start(CELLS[name], 0.0)
     resets, spoilt = np.zeros((TIME, BATCH), bool), np.array(xs)
     spoilt[2, 0], resets[5, 0] = np.nan, True
