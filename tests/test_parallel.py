@@ -3,14 +3,13 @@
 import collections
 import functools
 import re
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from cell_table import CELLS as TABLE
-from cell_table import OwnPastCell, OwnStepCell, UserCell, refusals
+from cell_table import OwnPastCell, OwnStepCell, refusals
 from jax.sharding import AxisType, PartitionSpec
 from test_linear_family import MEMORIES
 
@@ -47,39 +46,12 @@ class TanhOutput(rnnjax.MinGRUCell):
         return new, jnp.tanh(new.hidden)
 
 
-class Turn(NamedTuple):
-    hidden: jax.Array
-    imag: jax.Array
-
-
-class TurningCell(UserCell):
-    """A user's cell whose two leaves rotate by an angle that is a parameter."""
-
-    carry = Turn
-    coupling = rnnjax.Coupling.AFFINE
-    gates = "re", "im"
-    recurrent = None
-    own = {"angle": "ones"}
-
-    def update(self, params, x, carry):
-        re, im = jnp.split(x, 2, axis=-1)
-        cos, sin = 0.9 * jnp.cos(params["angle"]), 0.9 * jnp.sin(params["angle"])
-        return Turn(
-            cos * carry.hidden - sin * carry.imag + re, sin * carry.hidden + cos * carry.imag + im
-        )
-
-
-CELLS = (
-    TABLE
-    | MEMORIES
-    | {
-        "output": TanhOutput(4),
-        "turning": TurningCell(3),
-        "both-ways": rnnjax.Bidirectional(rnnjax.MinGRUCell(3)),
-        "zoneout": rnnjax.Regularized(rnnjax.MinGRUCell(4), zoneout_hidden=0.3),
-        "noisy": rnnjax.Regularized(rnnjax.LSTMCell(4), zoneout_hidden=0.3, recurrent_dropout=0.2),
-    }
-)
+CELLS = TABLE | MEMORIES
+CELLS |= {
+    "output": TanhOutput(4),
+    "both-ways": rnnjax.Bidirectional(rnnjax.MinGRUCell(3)),
+    "zoneout": rnnjax.Regularized(rnnjax.MinGRUCell(4), zoneout_hidden=0.3),
+}
 LSTM, XS = TABLE["lstm"], np.ones((100, 2, 2), "float32")
 ALONG = Parallel(axis_name="time")
 
@@ -122,11 +94,11 @@ def divided(cell, params, xs, carry, **given):
 # For what a method may see of cells, and in chunks of a memory that do not fit. All cells of the
 # library run by it in tests/test_reference.py, and with all marks in tests/test_laws.py.
 ROWS = [
-    *((name, Parallel(), "all") for name in ("turning", "output", "zoneout")),
+    *((name, Parallel(), "all") for name in ("output", "zoneout")),
     *((name, Parallel(5), "all") for name in ("mlstm", "deltanet")),
     *((name, divided, "all") for name in ("both-ways", "output")),
-    *((name, Parallel(), "one row") for name in ("turning", "deltanet")),
-    ("turning", divided, "lengths"),
+    *((name, Parallel(), "one row") for name in ("lru", "deltanet")),
+    ("lru", divided, "lengths"),
     *(("mingru", divided, f"no steps{way}") for way in ("", " in reverse")),
     *(pytest.param(name, divided, "all", marks=pytest.mark.slow) for name in ("rglru", "s6")),
 ]
@@ -250,13 +222,12 @@ def test_only_ends_cross_between_devices(reverse):
 
 
 @has_gather
-@pytest.mark.parametrize(("name", "size"), [("mingru", 1), ("turning", 0)], ids=["drawn", "zeros"])
+@pytest.mark.parametrize(("name", "size"), [("lru", 1), ("mingru", 0)], ids=["drawn", "zeros"])
 @pytest.mark.usefixtures("x64")
 def test_devices_along_rows_too_vmap_and_other_derivatives(name, size, assert_close):
     """A state of zeros changes forwards too."""
     cell, resets, xs = CELLS[name], RESETS[:8, :2], size * drawn(8, 2, 2)
-    params = parameters(cell)
-    params = params | {"bias": size * params["bias"]}
+    params = {n: leaf * (size or n != "bias") for n, leaf in parameters(cell).items()}
     mesh = jax.make_mesh((2, 2), ("rows", "time"), axis_types=(AxisType.Auto,) * 2)
     both = PartitionSpec("time", "rows")
 
@@ -431,7 +402,7 @@ def test_a_gradient_of_one_row_copies_no_projections(cell, method, most):
 
 def test_a_gradient_is_lowered_for_all_platforms():
     """What is kept for it is alike on all, though a platform's forward pass is its own."""
-    cell, xs = CELLS["turning"], jax.ShapeDtypeStruct((12, 2, 2), jnp.float32)
+    cell, xs = CELLS["lru"], jax.ShapeDtypeStruct((12, 2, 2), jnp.float32)
     params = shapes(cell)
 
     def loss(params, xs):
