@@ -414,25 +414,31 @@ def weighted(run: Callable[..., Any]) -> Callable[..., Any]:
     return both
 
 
-@functools.cache
-def compiled_loop(name: str) -> Callable[..., Any]:
-    """The loop of `rnnjax.unroll`'s docstring, and its gradients: nothing of the engine."""
+def where(marks: jax.Array, new: Any, old: Any) -> Any:
+    """The rows of one tree, and of another."""
+    return jax.tree.map(
+        lambda n, o: jnp.where(marks.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, old
+    )
 
-    def where(marks: jax.Array, new: Any, old: Any) -> Any:
-        return jax.tree.map(
-            lambda n, o: jnp.where(marks.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, old
-        )
+
+def plain_loop(cell: Any) -> Callable[..., Any]:
+    """The loop of `rnnjax.unroll`'s docstring: nothing of the engine."""
 
     def run(params: Any, xs: Any, carry: Any, start: Any, valid: Any, resets: Any) -> Any:
         def step(carry: Any, at: Any) -> Any:
             x, valid, reset = at
             carry = where(reset, start, carry)
-            new, y = CELLS[name].step(params, carry, x)
+            new, y = cell.step(params, carry, x)
             return where(valid, new, carry), where(valid, y, jnp.zeros_like(y))
 
         return jax.lax.scan(step, carry, (xs, valid, resets))
 
-    return jax.jit(weighted(run))
+    return run
+
+
+@functools.cache
+def compiled_loop(name: str) -> Callable[..., Any]:
+    return jax.jit(weighted(plain_loop(CELLS[name])))
 
 
 def loop(name: str, arguments: Any, weights: Any, marks: dict[str, Any], reverse: bool) -> Any:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import OwnStepCell, UserCell, refusals, with_parameters
+from cell_table import OwnStepCell, UserCell, plain_loop, refusals, where, with_parameters
 from flax import nnx
 from jax import export
 from jax.sharding import AxisType, PartitionSpec
@@ -496,23 +496,6 @@ def known(tree: Any) -> Any:
     return jax.tree.map(bits, tree)
 
 
-def where(marks: Any, new: Any, old: Any) -> Any:
-    """The rows of one carry, and of another."""
-    rows = [marks.reshape(-1, *[1] * (leaf.ndim - 1)) for leaf in jax.tree.leaves(old)]
-    return jax.tree.map(jnp.where, jax.tree.unflatten(jax.tree.structure(old), rows), new, old)
-
-
-def by_hand(cell: Any, params: Any, xs: Any, carry: Any, mask: Any, resets: Any) -> Any:
-    """The loop of `rnnjax.unroll`'s docstring."""
-    ys = []
-    for x, valid, reset in zip(xs, mask, resets, strict=True):
-        carry = where(reset, cell.initial_carry((BATCH,)), carry)
-        new, y = cell.step(params, carry, x)
-        carry = where(valid, new, carry)
-        ys.append(jnp.where(valid[:, None], y, 0))
-    return carry, jnp.stack(ys)
-
-
 def tenths(cell: Any) -> Any:
     return jax.tree.map(lambda p: np.full(p.shape, 0.1, p.dtype), drawn(cell))
 
@@ -522,15 +505,15 @@ def test_a_carry_of_a_users_own_has_a_type_of_its_own(cell: Any, assert_close: A
     """With a carry, masks and resets, alone and in layers, it is the loop of its steps."""
     params, begun, one = tenths(cell), cell.initial_carry((BATCH,)), cell.initial_carry()
     stack = rnnjax.Stack([rnnjax.Bidirectional(cell, merge="sum"), cell])
-    all_params = rnnjax.Directions(params, params), params
+    all_params, hand = (rnnjax.Directions(params, params), params), plain_loop(cell)
 
     @jax.jit
     def run(xs: Any) -> Any:
-        first, y = by_hand(cell, params, xs, begun, **MARKS)
+        first, y = hand(params, xs, begun, begun, *MARKS.values())
         # A border is crossed on the way from the step behind it to that before.
         borders = np.concatenate([MARKS["resets"][1:], np.zeros((1, BATCH), bool)])[::-1]
-        back, z = by_hand(cell, params, xs[::-1], first, MARKS["mask"][::-1], borders)
-        second, ys = by_hand(cell, params, y + z[::-1], back, **MARKS)
+        back, z = hand(params, xs[::-1], first, begun, MARKS["mask"][::-1], borders)
+        second, ys = hand(params, y + z[::-1], back, begun, *MARKS.values())
         expected = (rnnjax.Directions(first, back), second), ys
         rows, carries = MARKS["mask"][0], (rnnjax.Directions(begun, first), back)
         return [

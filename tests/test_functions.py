@@ -1,12 +1,13 @@
 """Recurrences without a cell: the numbers of plain loops in float64, and their gradients."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import begun, refusals
+from cell_table import begun, plain_loop, refusals
 from jax.sharding import AxisType, PartitionSpec
 from reference import sigmoid
 
@@ -38,16 +39,11 @@ def loop(step, state, arrays, reverse, valid=None, again=None):
     borders = np.roll(borders, -1, axis=0) if reverse else borders
     borders[-1:] &= not reverse
 
-    def rows(marks, leaf):
-        return marks.reshape(*marks.shape, *[1] * (leaf.ndim - marks.ndim))
-
-    def marked(state, at):
-        arrays, again, valid = at
-        state = jnp.where(rows(again, state), 0, state)
-        new, y = step(state, arrays)
-        return jnp.where(rows(valid, new), new, state), jnp.where(rows(valid, y), y, 0)
-
-    return jax.lax.scan(marked, state, (arrays, borders, valid), reverse=reverse)
+    run = plain_loop(SimpleNamespace(step=lambda _, state, arrays: step(state, arrays)))
+    turned = functools.partial(jax.tree.map, lambda leaf: leaf[::-1] if reverse else leaf)
+    start = jax.tree.map(jnp.zeros_like, state)
+    state, ys = run(None, turned(arrays), state, start, turned(valid), turned(borders))
+    return state, turned(ys)
 
 
 def compared(ways, plain, arrays, assert_close):
