@@ -26,7 +26,6 @@ import rnnjax.linen
 import rnnjax.online
 from rnnjax import Coupling, Fused, InvalidInputError, Parallel, Role, Scan
 from rnnjax.cells.step import split_raw
-from rnnjax.online import SnAp1
 from rnnjax.testing import _coupling_holds
 
 # A memory is affine by what it is, and has no update of its own.
@@ -376,20 +375,6 @@ def test_attention_beside_a_time_gap(random_like, assert_close):
         return cell.step(ready, carry, x)[1][:, :4], expected
 
     assert_close(*both(params, np.ones((2, 3), np.float32)), 1e-6)
-
-
-@pytest.mark.parametrize("learner", [rnnjax.online.RTRL, SnAp1])
-def test_learning_online_beside_a_time_gap(learner, random_like, assert_close):
-    """Both give the gradient of the whole sequence if the units of a cell do not interact."""
-    cell = LinearCell(3)
-    params = random_like(lambda: cell.init(jax.random.key(0), 3), 1)
-    xs = random_like(jax.ShapeDtypeStruct((6, 2, 3), "f"), 2)
-    learning = learner(cell)
-    state = learning.init(params, (2,))
-    for x in xs:
-        state, y, pull = learning.step(params, state, x)
-    expected = jax.grad(lambda p: rnnjax.unroll(cell, p, xs)[1][-1].sum())(params)
-    assert_close(pull(jnp.ones_like(y)), expected, 1e-5)
 
 
 @pytest.mark.parametrize("kind", [rnnjax.LRUCell, rnnjax.S5Cell])
