@@ -26,6 +26,7 @@ CELLS = [
     rnnjax.GRUCell(HIDDEN, reset_after=False),
     rnnjax.SLSTMCell(HIDDEN),
 ]
+MIXED = rnnjax.LSTMCell(HIDDEN)
 FORMS = {
     Forward.ROWS: (10**9, 10**9),
     Forward.ROWS_TRANSPOSED: (0, 10**9),
@@ -64,14 +65,17 @@ def make(cell, batch, random_like):
     [
         *((cell, (3,)) for cell in CELLS),
         *((CELLS[3], batch) for batch in ((), (2, 3))),
+        (MIXED, (3,)),
         pytest.param(rnnjax.LayerNormLSTMCell(HIDDEN), (3,), marks=pytest.mark.slow),
         pytest.param(rnnjax.LRUCell(HIDDEN, state_size=3), (3,), marks=pytest.mark.slow),
     ],
     ids=lambda value: str(value) if isinstance(value, tuple) else type(value).__name__,
 )
 def test_every_form_computes_the_same_step(cell, batch, forms, random_like, assert_close):
-    """Guards the place of each kernel where both are one."""
-    given = make(cell, batch, random_like)
+    """Guards the place of each kernel where both are one, and kernels of two types."""
+    params, carry, x = make(cell, batch, random_like)
+    if cell is MIXED:
+        params["kernel"] = params["kernel"].astype(jnp.bfloat16)
 
     @jax.jit
     def steps(params, carry, x):
@@ -79,7 +83,7 @@ def test_every_form_computes_the_same_step(cell, batch, forms, random_like, asse
         for form in forms():
             ready, laid_out = rnnjax.prepare(cell, params, x)
             assert isinstance(ready, rnnjax.layers.Prepared)
-            if form is Forward.ROWS_TRANSPOSED and cell in JOINED:
+            if form is Forward.ROWS_TRANSPOSED and cell in (*JOINED, MIXED):
                 assert ready.inputs is None
                 assert ready.states.forward is Forward.FEATURES_FIRST
                 with pytest.raises(rnnjax.InvalidInputError, match="as init returns them, but"):
@@ -91,7 +95,8 @@ def test_every_form_computes_the_same_step(cell, batch, forms, random_like, asse
             results.append(ready.step(laid_out, carry, x))
         return results, cell.step(params, carry, x)
 
-    results, expected = steps(*given)
+    with jax.numpy_dtype_promotion("strict"):
+        results, expected = steps(params, carry, x)
     for result in results:
         assert_close(result, expected, 1e-5)
 
@@ -117,16 +122,6 @@ def test_one_hot_inputs_are_looked_up_in_every_form(cell, forms, random_like, as
     for results, expected in steps(params, carry, ids, dense):
         for result in results:
             assert_close(result, expected, 1e-5)
-
-
-def test_kernels_of_two_types_are_prepared(form, random_like, assert_close):
-    cell = rnnjax.LSTMCell(HIDDEN)
-    params, carry, x = make(cell, (3,), random_like)
-    params = {**params, "kernel": params["kernel"].astype(jnp.bfloat16)}
-    with jax.numpy_dtype_promotion("strict"):
-        expected = cell.step(params, carry, x)
-        ready, laid_out = rnnjax.prepare(cell, params, x)
-        assert_close(ready.step(laid_out, carry, x), expected, 1e-5)
 
 
 def test_all_layers_of_a_stack_are_prepared(form, random_like, assert_close):
