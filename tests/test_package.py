@@ -54,13 +54,11 @@ def test_shapes_are_asked_of_numpy():
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
-        ("LSTM", "; write rnnjax.LSTMCell"),
         ("Steps", "; write rnnjax.engine.Steps"),
         ("Explanation", "; write rnnjax.engine"),
         ("Pooling", "; write rnnjax.layers.Pooling"),
         ("Packed", "; write rnnjax.packing.Packed"),
         ("Metrics", "; write rnnjax.training.Metrics"),
-        ("Perceptron", "; the words of other libraries stand in docs/from$"),
     ],
 )
 def test_a_missing_name_is_told_by_the_one_that_is_meant(name, meant):
