@@ -506,24 +506,6 @@ class ClippedCell(rnnjax.MinGRUCell):
         return super().update(params, x, jax.tree.map(clipped, carry))
 
 
-@pytest.mark.parametrize("method", [Scan(), rnnjax.Auto()], ids=str)
-def test_gates_of_a_memory_that_are_closed(method):
-    """A decay and a weight of zero, whose logarithms are minus infinity."""
-
-    class ClosedCell(rnnjax.MLSTMCell):
-        def memory(self, params, x):
-            closed = jnp.where(x[..., :1] > 0, -jnp.inf, 0)
-            memory = super().memory(params, x)
-            decay, beta = memory.log_decay + closed, memory.log_beta
-            return memory._replace(log_decay=decay, log_beta=beta - jnp.inf * (x[..., 1:2] > 1))
-
-    cell = ClosedCell(4)
-    params = begun(cell, 2)
-    xs = np.random.default_rng(0).normal(size=(40, 3, 2)).astype("f")
-    carry, ys = rnnjax.unroll(cell, params, xs, method=method)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((carry, ys)))
-
-
 # ---- all of them, by every method; and what is declared or given wrongly
 
 AXES = (AxisOneCell(4), Parallel()), (AxisOneRNNCell(4), rnnjax.Auto())

@@ -132,6 +132,15 @@ def half_below(key: Any, shape: Any, dtype: Any) -> jax.Array:
     return jnp.array([0.5, -0.5, 0.5, -0.5], dtype)
 
 
+class Closed(rnnjax.MLSTMCell):
+    """Decays and weights of zero, whose logarithms are minus infinity."""
+
+    def memory(self, params: Any, x: Any) -> Any:
+        memory = super().memory(params, x)
+        decay = memory.log_decay + jnp.where(x[..., :1] > 0, -jnp.inf, 0)
+        return memory._replace(log_decay=decay, log_beta=jnp.where(x[..., 1:2] > 1, -jnp.inf, 0))
+
+
 COUNT = itertools.count()
 LIES = {
     # rows that interact
@@ -228,6 +237,7 @@ TRUTHS = {
     "honest": lie(),
     "read": lie(base=Read),
     "remembers": lie(base=Remembers),
+    "closed": Closed(4),
     # What is read of a memory that is empty, behind a mask, is divided by too.
     "remembers-a-mean": lie(
         base=Remembers,
