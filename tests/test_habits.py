@@ -27,10 +27,6 @@ def run(**more: Any) -> Any:
     return rnnjax.unroll(CELL, PARAMS, XS, **more)
 
 
-def run_on(xs: Any) -> Any:
-    return rnnjax.unroll(CELL, PARAMS, xs)
-
-
 def train(**more: Any) -> Any:
     return fit(lambda *_: 0.0, PARAMS, optax.sgd(0.1), XS, 1, key=jax.random.key(0), **more)
 
@@ -131,7 +127,7 @@ TRIES: dict[str, list[tuple[Callable[[], Any], str]]] = {
     ],
     "Haiku": [
         (lambda: CELL.initial_state(2), "cell.initial_carry((8,))"),
-        (lambda: run_on((XS, np.zeros((5, 2), bool))), "resets=xs"),
+        (lambda: rnnjax.unroll(CELL, PARAMS, (XS, XS[..., 0] > 0)), "resets=xs"),
         (lambda: rnnjax.DeepRNN([CELL]), "Stack([...])"),
     ],
     "darts": [(lambda: rnnjax.RNNModel("LSTM"), "docs/from/darts.md")],
