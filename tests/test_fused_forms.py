@@ -16,17 +16,10 @@ from rnnjax.cells.activations import RESIDUAL
 from rnnjax.cells.step import apply_update, loop_params, update_params
 from rnnjax.engine.core.custom_primitive import equations
 from rnnjax.engine.core.masking import StepMarks, Steps
-from rnnjax.engine.fused import matmul
+from rnnjax.engine.fused import matmul, residuals
 from rnnjax.engine.fused.matmul import Backward, Forward, Products
 from rnnjax.engine.fused.plan import LayerPlan
 from rnnjax.engine.fused.recurrence import Recurrence
-from rnnjax.engine.fused.residuals import (
-    Layer,
-    given_of,
-    residual_map_of,
-    saving_step_of,
-    update_input_of,
-)
 
 FEATURES, TIME = 6, 5
 KINDS = [rnnjax.SimpleRNNCell, rnnjax.GRUCell]  # one sum or two halves; an LSTM's is a sum too
@@ -235,15 +228,15 @@ def test_what_is_taken_from_the_function_that_jax_vjp_returns(random_like, asser
     cell = rnnjax.PeepholeLSTMCell(4)  # which multiplies its state by parameters in the update
     params = random_like(lambda: cell.init(jax.random.key(0), 3), 0)
     plan = LayerPlan.of(cell, params, (TIME, 2, 3), None, "cpu")
-    layer = Layer(cell, plan, False, params, Steps())
+    layer = residuals.Layer(cell, plan, False, params, Steps())
     here, there = (random_like(lambda: cell.initial_carry((2,)), seed) for seed in (1, 2))
 
     def derivatives(projected):
         used = update_params(cell, params)
-        one = residual_map_of(layer, here, projected, {})
-        saved = saving_step_of(layer)(there, projected, StepMarks())[2]
-        of_another = one.vjp_fn(saved, given_of(used, there, {}))
-        x = update_input_of(layer)(there, projected)
+        one = residuals.residual_map_of(layer, here, projected, {})
+        saved = residuals.saving_step_of(layer)(there, projected, StepMarks())[2]
+        of_another = one.vjp_fn(saved, residuals.given_of(used, there, {}))
+        x = residuals.update_input_of(layer)(there, projected)
         plain = jax.vjp(functools.partial(apply_update, cell, raw={}), used, x, there)[1]
         d = there, there.hidden  # any numbers
         found.append((one, saved))
