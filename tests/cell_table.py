@@ -157,10 +157,7 @@ class SCRNCell(UserCell):
     carry = PeepholeCarry
     gates = "hidden", "context"
     additive = False
-
-    @property
-    def carry_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"hidden": (self.hidden_size,), "memory": (self.context_size,)}
+    carry_shapes = property(lambda s: {"hidden": (s.hidden_size,), "memory": (s.context_size,)})
 
     def parameters(self, input_size: int) -> dict[str, rnnjax.Param]:
         hidden, context = self.hidden_size, self.context_size
@@ -202,10 +199,7 @@ class OwnStepCell(rnnjax.Cell):
 
     hidden_size: int
     dtype: Any = None
-
-    @property
-    def output_size(self) -> int:
-        return 2 * self.hidden_size
+    output_size = property(lambda self: 2 * self.hidden_size)
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
         return {"kernel": jnp.ones((input_size + self.hidden_size, self.hidden_size))}

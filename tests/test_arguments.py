@@ -146,9 +146,7 @@ class Sizeless(rnnjax.Cell):
 class Shaped(Sizeless):
     """A cell with shapes of its own, which needs no such field."""
 
-    @property
-    def carry_shapes(self) -> Any:
-        return {"hidden": (HIDDEN,)}
+    carry_shapes = property(lambda self: {"hidden": (HIDDEN,)})
 
     def parameters(self, input_size: int) -> Any:
         kernel = rnnjax.Param((input_size, HIDDEN), "ones", rnnjax.Role.INPUT)

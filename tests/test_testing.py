@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import CELLS, UserCell
+from cell_table import CELLS, UserCell, with_parameters
 
 import rnnjax
 from rnnjax import Coupling, Param, Role, SimpleRNNCarry
@@ -81,22 +81,17 @@ def backwards(rule: Any) -> Any:
 
 
 def with_parameter(shape: tuple[int, ...], new: Any, init: str = "zeros", **more: Any) -> Any:
-    def parameters(self: Any, input_size: int) -> dict[str, Param]:
-        return Honest.parameters(self, input_size) | {"own": Param(shape, init)}
-
     def update(self: Any, p: Any, x: Any, carry: Any, **raw: Any) -> Any:
         x = jnp.concatenate([x, *raw.values()], axis=-1)
         return SimpleRNNCarry(new(p["own"], x, carry.hidden))
 
-    more = {"coupling": Coupling.CONTRACTING} | more
-    return lie(parameters=parameters, update=update, **more)
+    base = with_parameters(Honest, lambda *_: {"own": Param(shape, init)})
+    return lie(base=base, update=update, **{"coupling": Coupling.CONTRACTING} | more)
 
 
 def declares(change: Any, new: Any = None, **more: Any) -> Any:
     """Other parameters, which may depend on the number of features."""
-    return lie(
-        new, parameters=lambda self, size: Honest.parameters(self, size) | change(size), **more
-    )
+    return lie(new, with_parameters(Honest, lambda _, size: change(size)), **more)
 
 
 class Remembers(UserCell):
