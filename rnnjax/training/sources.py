@@ -410,7 +410,7 @@ class Source:
     def _check_numbers(self, tree: Any) -> None:
         if not jax.tree.leaves(tree):
             raise InvalidInputError(
-                f"{self.name} must be arrays of numbers, but one is {tree!r}; yield trees of them"
+                f"{self.name} must be arrays of numbers, but one is {tree!r}; give trees of them"
             )
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if not is_key(leaf) and (leaf.dtype.kind in "OSTUMm" or leaf.dtype.names):
