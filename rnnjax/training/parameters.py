@@ -100,10 +100,11 @@ def save_params(path: str | os.PathLike[str], params: Any) -> None:
         name = _name(keys)
         dtype = dtype_of(leaf)
         if dtype not in DTYPES.values() or name == "__metadata__":
-            came = f"are {brief(params)}; of a result of fit give result.params"
-            came = f"{name} is {dtype}; cast it, or rename it" if name else came
+            came = f"{name} is {dtype}" if name else f"are {brief(params)}"
+            advice = "cast it, or rename it" if name else "of a result of fit give result.params"
             raise InvalidInputError(
-                f"params must be arrays of numbers of a type that safetensors has, but {came}"
+                f"params must be arrays of numbers of a type that safetensors has, but {came}; "
+                f"{advice}"
             )
         if name in arrays:
             raise InvalidInputError(f"two arrays of params have the path {name}; rename a key")
