@@ -24,7 +24,7 @@ def test_only_a_failed_test_is_one_that_noticed(status: int | None, output: str,
 
 
 def test_too_few_are_fewer_than_chance_leaves() -> None:
-    """Of 33 a night, and of 200 by hand, whose mean is then known better."""
+    """A night draws 33; a run by hand draws 200, whose share is known better."""
     fails = [[n for n in range(most) if mutants.likely(n, most) < mutants.CHANCE][-1] + 1
              for most in (33, 200)]  # fmt: skip
     assert fails == [25, 170]

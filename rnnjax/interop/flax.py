@@ -156,7 +156,7 @@ def to_params(model: Model, *, form: Form | None = None) -> Any:
     """
     if form not in (None, "linen", "nnx"):
         raise InvalidInputError(f"form should be 'linen' or 'nnx', but is {form!r}")
-    layers = [*with_parameters(model, "Flax")]
+    layers = with_parameters(model, "Flax")
     name, layer, params = layers[0] if len(layers) == 1 else ("", None, None)
     rows = [*rows_of(name, layer.cell, params, "Flax")] if isinstance(layer, Recurrent) else []
     if len(rows) != 1:

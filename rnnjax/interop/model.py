@@ -474,18 +474,20 @@ WithParameters = Recurrent | Dense | Embedding
 """The layers that are read of parameters; the others a caller says."""
 
 
-def with_parameters(model: Model, where: str) -> Iterator[tuple[str, WithParameters, Any]]:
+def with_parameters(model: Model, where: str) -> list[tuple[str, WithParameters, Any]]:
     """The layers that have parameters, with these, by their names."""
     check_model(model)
+    found: list[tuple[str, WithParameters, Any]] = []
     for name in dict.fromkeys([*model.layers, *model.params]):
         layer = model.layers.get(name)
         if isinstance(layer, WithParameters) and type(layer) in KNOWN and name in model.params:
             check_options(layer, (), repr(name), where)
-            yield name, layer, model.params[name]
+            found.append((name, layer, model.params[name]))
         elif isinstance(layer, WithParameters) and name not in model.params:
             raise InvalidInputError(f"params have no entry for {name!r}; make them with its init")
         elif model.params.get(name):
             raise InteropError(f"{where} has no module for {name!r}, {layer!r:.80}; leave it out")
+    return found
 
 
 def rows_of(

@@ -244,7 +244,7 @@ def test_a_save_that_is_cut_off_leaves_a_pair_that_does_not_compile(
 
 
 def test_what_depends_on_parameters_alone_is_computed_before(tmp_path: Path) -> None:
-    """And the same each time, to the byte."""
+    """A second save writes the same bytes."""
     _, source, header = saved(tmp_path, rnnjax.LRUCell(4))
     assert not {"expf", "cosf"} & {*re.findall(r"\w+", source)}
     assert saved(tmp_path, rnnjax.LRUCell(4))[1:] == (source, header)

@@ -303,7 +303,7 @@ def test_activations_that_a_module_was_read_with_stay_its_own() -> None:
 
 
 def test_biases_that_have_no_place() -> None:
-    """Of half precision, where other arrays cannot follow; the sums are in test_torch_files.py."""
+    """Half precision is refused where sums round; test_torch_files.py has the sums themselves."""
     for dtype, form, says in (
         ("bfloat16", "linen", "add up in bfloat16, which rounds; cast them"),
         ("float32", "nnx", "a recurrent_bias of its candidate that is not zero"),

@@ -371,7 +371,7 @@ def test_constant_states_are_trained_and_a_carry_takes_their_place(assert_close:
 
 @pytest.mark.parametrize("way", ["constant", "batch first", "time first"])
 def test_lengths_go_to_the_nodes(way: str, assert_close: Any) -> None:
-    """Of the graph, or of a call, where the axis of time is that of the nodes.
+    """A graph has lengths, or a call gives them along the time axis of the nodes.
 
     Steps after a row's last are zero, and its states are those of that step.
     """

@@ -341,7 +341,7 @@ AROUND[Stack] = Stack([LSTMCell(5)] * 2)
 def test_a_field_of_tomorrow_and_a_class_derived(
     kind: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """Of a cell, and of what is around cells."""
+    """Both are refused for a cell and for what stands around cells."""
     around = kind in AROUND
     name = next((name for name, one in TABLE.items() if one is OF_CELLS.get(kind)), "one")
     method = "unroll_layers" if around else "update"

@@ -251,7 +251,7 @@ def test_drawn_files_are_read_to_the_bit(form: str, monkeypatch: pytest.MonkeyPa
 @needs_torch
 @pytest.mark.parametrize("new", [True, False])
 def test_a_checkpoint_of_torch(new: bool, tmp_path: pathlib.Path) -> None:
-    """Of any protocol, also of parameters with attributes."""
+    """Any protocol of pickle is read, and parameters that have attributes."""
     module, path = MODULES["tagger"](), tmp_path / "a.pt"
     optimizer = torch.optim.Adam(module.parameters())
     for p in module.parameters():

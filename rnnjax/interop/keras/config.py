@@ -19,9 +19,8 @@ from rnnjax.interop.model import Call, Functional, Value
 from rnnjax.layers import Bidirectional, Regularized, Stack
 
 _ATTENTION = "AdditiveAttention", "Attention", "MultiHeadAttention"
-
-_WAYS = "layer", "backward_layer"  # of a Bidirectional
 _LEAVE_OUT = "Multiply", "Maximum", "Minimum"  # what is masked, from Keras 3.4 on
+_WAYS = "layer", "backward_layer"  # of a Bidirectional
 _OPS = "keras.src.ops.numpy"
 _KEEP = "write it to .onnx, which has that"
 
@@ -87,7 +86,7 @@ class _Graph:
         # Of inputs and calls, the layer and its node.
         self.at = {one.name: (plain(one.name), 0) for one in network.inputs}
         self.parents: dict[tuple[str, int], list[tuple[str, int]]] = {}  # of nodes, what they read
-        # Of values with a mask the call or the value that it is.
+        # Of values with a mask the call that makes it, or the value that it is.
         self.marks: dict[Value, str | None] = {}
         read = [*network.outputs, *(value for call in network.calls for value in call.reads)]
         ends = {value.source for value in read if value.output}

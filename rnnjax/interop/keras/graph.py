@@ -201,7 +201,7 @@ class _Graph:
             if masked_by and keeps_mask(layer):
                 raise InteropError(
                     f"layer {name[:80]!r} gives both directions apart, which is not read behind "
-                    f"the mask of {masked_by[:80]!r}; set merge_mode='concat', or leave that out"
+                    f"the mask of {masked_by[:80]!r}; set merge_mode='concat', or take no mask"
                 )
             ends = [*self._halves(called, layer, made)]
         return [*ends, *(_Tensor(Value(called, i)) for i in range(1, 1 + begin))]

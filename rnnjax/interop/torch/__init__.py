@@ -191,7 +191,7 @@ def to_state_dict(model: Model) -> dict[str, np.ndarray]:
     >>> [f"{name} {array.shape}" for name, array in state.items()][:2]
     ['lstm.weight_ih_l0 (20, 3)', 'lstm.weight_hh_l0 (20, 5)']
     """
-    layers = [*with_parameters(model, "PyTorch")]
+    layers = with_parameters(model, "PyTorch")
     prefixes, single = (model.origin.get(key, {}) for key in ("prefixes", "single_cells"))
     alone = [name for name in model.layers if model.params.get(name)]
     state: dict[str, np.ndarray] = {}
