@@ -186,6 +186,17 @@ def test_gaps_and_what_is_behind_a_cut_have_no_weight():
     assert (arrays["when"][38 - first[0], 0] > len(values)).tolist() == [False, True, True]
 
 
+def test_the_level_is_read_standardised_and_training_begins_behind_a_season():
+    for length, shift, began in ((100, 0, 11), (100, 1000, 11), (90, 0, 0)):
+        values = wave(length) + shift
+        problem = months(values)
+        known = problem.cuts[0]
+        assert (known >= 4 * 12) == (began > 0)  # of four seasons the first is waited for
+        assert problem.steps.valid[:, 0].argmax() == began
+        level = (values - values[:known].mean()) / values[:known].std()
+        np.testing.assert_allclose(problem.steps.xs[:, 0, 2], level, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.smoke
 def test_what_is_known_beforehand_is_read_at_its_step():
     values = wave(90)
