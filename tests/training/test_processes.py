@@ -21,7 +21,9 @@ SLURM = {"SLURM_JOB_ID": 7, "SLURM_STEP_NODELIST": "127.0.0.1"}
 @pytest.fixture(scope="module")
 def start(begin, free_port):
     def start(folder, scene, number=2):
-        command = [sys.executable, "-W", "error", str(SCRIPT), str(folder), scene]
+        # Orbax names while it is imported what JAX 0.12 deprecates, as pyproject.toml says.
+        orbax = "ignore:jax.sharding.SingleDeviceSharding is deprecated:DeprecationWarning"
+        command = [sys.executable, "-W", "error", "-W", orbax, str(SCRIPT), str(folder), scene]
         launcher = {name: str(value) for name, value in SLURM.items()}
         launcher |= dict.fromkeys(("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"), str(number))
         launcher["JAX_COORDINATOR_PORT"] = str(free_port())
