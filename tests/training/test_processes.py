@@ -21,7 +21,7 @@ SLURM = {"SLURM_JOB_ID": 7, "SLURM_STEP_NODELIST": "127.0.0.1"}
 @pytest.fixture(scope="module")
 def start(begin, free_port):
     def start(folder, scene, number=2):
-        # Orbax names while it is imported what JAX 0.12 deprecates, as pyproject.toml says.
+        # Orbax names while it is imported what JAX 0.12.1 deprecates, as pyproject.toml says.
         orbax = "ignore:jax.sharding.SingleDeviceSharding is deprecated:DeprecationWarning"
         command = [sys.executable, "-W", "error", "-W", orbax, str(SCRIPT), str(folder), scene]
         launcher = {name: str(value) for name, value in SLURM.items()}
