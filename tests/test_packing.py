@@ -227,3 +227,7 @@ def test_sixty_lengths_are_six_programs(draw, compilations):
     assert sorted(set(shapes)) == [(8, 1, 2), (16, 1, 2), (32, 1, 2), (64, 1, 2)]
     assert all(n <= shape[0] <= max(8, 2 * n - 2) for n, shape in enumerate(shapes))
     assert 4 <= len(compilations) - before <= 6
+
+
+def test_a_size_of_one_step_is_a_size():
+    assert pad([np.ones((1, 2))], sizes=[1]).xs.shape == (1, 1, 2)
